@@ -1,0 +1,1 @@
+"""The main node: cluster state, store, sockets and sweeps."""

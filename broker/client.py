@@ -1,0 +1,192 @@
+"""The admin client: how tooling and the REST facade speak to the main node (docs/protocol.md).
+
+Safe to share between threads and across a fork: each thread gets its own DEALER, made when it first
+calls. A call that is not answered in time raises `ClusterUnavailable` and its socket is rebuilt, so
+a late answer can never be taken for a later call's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import zmq
+
+from retire_cluster.schemas import jsontext, wire
+from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
+
+DEFAULT_TIMEOUT_SECONDS = 2.0
+
+
+class Answer(NamedTuple):
+    """An answer with its opaque parts unread."""
+
+    data: dict[str, Any]
+    #: `(dotted path in data, JSON text)` for each opaque part; `data` holds null there.
+    blobs: list[tuple[str, bytes]]
+
+
+class AdminClient:
+    """Calls operations of one main node's admin socket.
+
+    :param host: address or name of the main node
+    :param port: its admin port
+    :param timeout_seconds: how long a call waits unless it says otherwise
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.timeout_seconds = timeout_seconds
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._pid = 0
+        self._sockets: set[zmq.Socket[bytes]] = set()
+        self._ids = itertools.count(1)
+
+    @property
+    def endpoint(self) -> str:
+        """The ZeroMQ address that is dialled."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port}"
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """The operation's `data`, opaque parts read and in place.
+
+        Raises a `ClusterError` of the answer's kind, `ClusterUnavailable` when none comes in time.
+        """
+        answer = self.call_raw(op, args, blobs, timeout_seconds=timeout_seconds)
+        for path, text in answer.blobs:
+            place(answer.data, path, jsontext.loads(text))
+        return answer.data
+
+    def call_raw(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Answer:
+        """As `call`, but opaque parts stay JSON texts, to be passed on without reading them."""
+        wait = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = time.monotonic() + wait
+        socket = self._socket()
+        call_id = next(self._ids)
+        header = {"id": call_id, "op": op, "args": dict(args or {})}
+        try:
+            socket.send_multipart(wire.encode(wire.ADMIN, b"CALL", header, blobs), zmq.NOBLOCK)
+            while True:
+                left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+                if not socket.poll(left_ms):
+                    raise ClusterUnavailable(self._silence(wait), retry_after=1)
+                message = self._receive(socket)
+                if message.header.get("id") == call_id:
+                    return self._answer(message)
+        except zmq.Again:
+            self._drop()
+            raise ClusterUnavailable(self._silence(wait), retry_after=1) from None
+        except ClusterUnavailable:
+            self._drop()
+            raise
+        except BaseException as error:
+            if not getattr(error, "code", None):  # an error answer leaves the socket clean
+                self._drop()
+            raise
+
+    def close(self) -> None:
+        """Close every socket; the client is not used any more by any thread."""
+        with self._lock:
+            if self._pid == os.getpid():
+                for socket in self._sockets:
+                    socket.close(0)
+                if self._context is not None:
+                    self._context.term()
+            self._sockets.clear()
+            self._context = None
+            self._pid = 0
+        self._local = threading.local()
+
+    def _silence(self, wait: float) -> str:
+        return (
+            f"the main node at {self.host}:{self.port} did not answer within {wait:g} s; "
+            "start it with: retire-cluster-main (or everything with: retire-cluster up)"
+        )
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> wire.Message:
+        frames = socket.recv_multipart()
+        try:
+            return wire.decode(wire.ADMIN, frames)
+        except wire.WireError as error:
+            raise ClusterUnavailable(
+                f"{self.host}:{self.port} does not speak the admin protocol: {error}", retry_after=1
+            ) from None
+
+    def _answer(self, message: wire.Message) -> Answer:
+        if message.verb != b"REPLY":
+            raise from_wire(message.header)
+        paths = message.header.get("blobs") or []
+        return Answer(message.header["data"], list(zip(paths, message.blobs, strict=True)))
+
+    def _socket(self) -> zmq.Socket[bytes]:
+        pid = os.getpid()
+        if getattr(self._local, "pid", None) == pid:
+            found: zmq.Socket[bytes] = self._local.socket
+            return found
+        with self._lock:
+            if self._pid != pid:  # first use, or the child of a fork: the parent's is not ours
+                self._context = zmq.Context()
+                self._sockets = set()
+                self._pid = pid
+            context = self._context
+            assert context is not None
+            socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+            self._sockets.add(socket)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if ":" in self.host:
+            socket.setsockopt(zmq.IPV6, 1)
+        socket.connect(self.endpoint)
+        self._local.socket = socket
+        self._local.pid = pid
+        return socket
+
+    def _drop(self) -> None:
+        socket = getattr(self._local, "socket", None)
+        if socket is not None:
+            with self._lock:
+                self._sockets.discard(socket)
+            socket.close(0)
+        self._local.socket = None
+        self._local.pid = None
+
+
+def place(data: Any, path: str, value: Any) -> None:
+    """Put `value` at a dotted path of `data`; list positions are written as numbers."""
+    *parents, last = path.split(".")
+    for step in parents:
+        data = data[int(step)] if isinstance(data, list) else data[step]
+    if isinstance(data, list):
+        data[int(last)] = value
+    else:
+        data[last] = value

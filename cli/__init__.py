@@ -1,0 +1,1 @@
+"""The umbrella command, the supervisor and services."""

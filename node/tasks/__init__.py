@@ -1,0 +1,1 @@
+"""Built-in task types, one file each."""

@@ -1,0 +1,1 @@
+"""What crosses a boundary: vocabulary, messages and request schemas."""

@@ -1,0 +1,202 @@
+"""One tree of errors, each with the contract's code, its HTTP status and its evidence.
+
+Everything that may reach a user derives from `ClusterError`; the admin socket carries
+`code, status, message, details, retry_after`, the REST facade puts the same into the envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class ClusterError(Exception):
+    """Something went wrong that a user can be told."""
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        doc = (self.__doc__ or "").splitlines()[0]
+        super().__init__(message or doc)
+        self.message = message or doc
+        self.details: dict[str, Any] = dict(details or {})
+        #: Seconds after which trying again makes sense, or None.
+        self.retry_after = retry_after
+
+
+class ValidationError(ClusterError):
+    """The request is not valid."""
+
+    code = "VALIDATION_ERROR"
+    status = 400
+
+    def __init__(
+        self,
+        field: str,
+        reason: str,
+        *,
+        errors: Sequence[Mapping[str, str]] | None = None,
+        message: str | None = None,
+    ) -> None:
+        listed = [dict(e) for e in errors] if errors else [{"field": field, "reason": reason}]
+        super().__init__(
+            message or (f"{field}: {reason}" if field else reason),
+            details={"field": field, "reason": reason, "errors": listed},
+        )
+        #: Dotted path of the first offending field.
+        self.field = field
+        self.reason = reason
+
+
+class NotFound(ClusterError):
+    """There is no such resource."""
+
+    code = "NOT_FOUND"
+    status = 404
+
+
+class DeviceNotFound(ClusterError):
+    """There is no such device."""
+
+    code = "DEVICE_NOT_FOUND"
+    status = 404
+
+
+class TaskNotFound(ClusterError):
+    """There is no such task."""
+
+    code = "TASK_NOT_FOUND"
+    status = 404
+
+
+class NoTaskResult(ClusterError):
+    """The task has not finished; it has no result yet."""
+
+    code = "NO_TASK_RESULT"
+    status = 404
+
+
+class CannotCancelTask(ClusterError):
+    """The task has already ended."""
+
+    code = "CANNOT_CANCEL_TASK"
+    status = 400
+
+
+class CannotRetryTask(ClusterError):
+    """Only a failed, timed-out or cancelled task can be retried."""
+
+    code = "CANNOT_RETRY_TASK"
+    status = 400
+
+
+class IdempotencyConflict(ClusterError):
+    """This Idempotency-Key was used with another body."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+    status = 409
+
+
+class Unauthorized(ClusterError):
+    """Authentication required."""
+
+    code = "UNAUTHORIZED"
+    status = 401
+
+
+class Forbidden(ClusterError):
+    """This is not allowed."""
+
+    code = "FORBIDDEN"
+    status = 403
+
+
+class MethodNotAllowed(ClusterError):
+    """This address does not answer that method."""
+
+    code = "METHOD_NOT_ALLOWED"
+    status = 405
+
+
+class PayloadTooLarge(ClusterError):
+    """The body or payload is too large."""
+
+    code = "PAYLOAD_TOO_LARGE"
+    status = 413
+
+
+class UnsupportedMediaType(ClusterError):
+    """Bodies are JSON: send Content-Type: application/json."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    status = 415
+
+
+class RateLimitExceeded(ClusterError):
+    """Too many requests."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    status = 429
+
+
+class QueueFull(ClusterError):
+    """The cluster takes no more tasks now."""
+
+    code = "QUEUE_FULL"
+    status = 503
+
+
+class ClusterUnavailable(ClusterError):
+    """The main node does not answer."""
+
+    code = "CLUSTER_UNAVAILABLE"
+    status = 503
+
+
+class InternalError(ClusterError):
+    """Something unexpected happened; the log has the details."""
+
+
+def _leaves(cls: type[ClusterError]) -> dict[str, type[ClusterError]]:
+    found = {cls.code: cls}
+    for sub in cls.__subclasses__():
+        found.update(_leaves(sub))
+    return found
+
+
+#: The contract's code → the class that stands for it.
+BY_CODE: dict[str, type[ClusterError]] = _leaves(ClusterError)
+
+
+def to_wire(error: ClusterError) -> dict[str, Any]:
+    """The fields of an admin `ERROR` header, without its correlation id."""
+    return {
+        "code": error.code,
+        "status": error.status,
+        "message": error.message,
+        "details": error.details,
+        "retry_after": error.retry_after,
+    }
+
+
+def from_wire(header: Mapping[str, Any]) -> ClusterError:
+    """The error that an `ERROR` header describes; an unknown code becomes `InternalError`."""
+    details = header.get("details") or {}
+    message = str(header.get("message", ""))
+    cls = BY_CODE.get(str(header.get("code")), InternalError)
+    if cls is ValidationError:
+        return ValidationError(
+            str(details.get("field", "")),
+            str(details.get("reason", message)),
+            errors=details.get("errors"),
+            message=message,
+        )
+    retry_after = header.get("retry_after")
+    return cls(message, details=details, retry_after=retry_after)

@@ -1,0 +1,124 @@
+"""The built-in task types: what their payloads may hold (contract.md, Task types).
+
+Devices advertise these very schemas in HELLO; the broker knows them also while no device was ever
+connected. Pure data in Cerberus's dialect, no import of Cerberus: a device has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from retire_cluster.schemas.messages import TypeInfo
+
+MAX_SLEEP_SECONDS: Final = 86_400
+HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+_TEXT_MAP: Final[dict[str, Any]] = {
+    "type": "dict",
+    "keysrules": {"type": "string", "minlength": 1, "maxlength": 1000},
+    "valuesrules": {"type": "string"},
+}
+
+BUILTIN: Final[dict[str, TypeInfo]] = {
+    info.name: info
+    for info in (
+        TypeInfo(
+            name="echo",
+            description="Returns payload as-is",
+            payload_schema=None,
+            repeatable=True,
+            instant=True,
+        ),
+        TypeInfo(
+            name="sleep",
+            description="Sleep for specified duration",
+            payload_schema={
+                "duration": {
+                    "type": "finite",
+                    "min": 0,
+                    "max": MAX_SLEEP_SECONDS,
+                    "default": 1,
+                    "meta": {"description": "Seconds to sleep"},
+                }
+            },
+            repeatable=True,
+        ),
+        TypeInfo(
+            name="system_info",
+            description="Returns device capabilities",
+            payload_schema={},
+            repeatable=True,
+        ),
+        TypeInfo(
+            name="python_eval",
+            description="Evaluate Python expression",
+            payload_schema={
+                "expression": {
+                    "type": "string",
+                    "required": True,
+                    "minlength": 1,
+                    "maxlength": 10_000,
+                    "meta": {"description": "An expression of literals, math and safe functions"},
+                },
+                "variables": {
+                    "type": "dict",
+                    "keysrules": {"type": "string", "minlength": 1, "maxlength": 100},
+                    "meta": {"description": "Names the expression may use"},
+                },
+            },
+            repeatable=True,
+        ),
+        TypeInfo(
+            name="http_request",
+            description="Make HTTP requests",
+            payload_schema={
+                "url": {
+                    "type": "string",
+                    "required": True,
+                    "minlength": 1,
+                    "maxlength": 8_192,
+                    "meta": {"description": "http:// or https:// address"},
+                },
+                "method": {"type": "string", "allowed": list(HTTP_METHODS), "default": "GET"},
+                "headers": _TEXT_MAP,
+                "data": {
+                    "anyof": [{"type": "dict"}, {"type": "string"}],
+                    "meta": {"description": "An object is sent as JSON, a text as it is"},
+                },
+                "timeout": {
+                    "type": "finite",
+                    "min": 0.1,
+                    "max": 3_600,
+                    "default": 30,
+                    "meta": {"description": "Seconds for the whole request"},
+                },
+            },
+        ),
+        TypeInfo(
+            name="command",
+            description="Execute shell commands",
+            payload_schema={
+                "command": {
+                    "required": True,
+                    "anyof": [
+                        {"type": "string", "minlength": 1, "maxlength": 32_768},
+                        {
+                            "type": "list",
+                            "minlength": 1,
+                            "maxlength": 1_000,
+                            "schema": {"type": "string", "maxlength": 32_768},
+                        },
+                    ],
+                    "meta": {
+                        "description": "Program and arguments; a text where the device's owner"
+                        " allows a shell"
+                    },
+                },
+                "timeout": {"type": "finite", "min": 0.1, "max": 86_400},
+                "cwd": {"type": "string", "minlength": 1, "maxlength": 4_096},
+                "env": _TEXT_MAP,
+                "stdin": {"type": "string"},
+            },
+        ),
+    )
+}

@@ -1,0 +1,109 @@
+"""The words of the contract: statuses, priorities, roles, platforms, causes.
+
+Plain string constants grouped in enums; the wire, the store and the REST API all use the same text.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+
+class Text(str, Enum):
+    """A string constant that prints and serialises as its value on every Python from 3.10."""
+
+    def __str__(self) -> str:
+        return str.__str__(self.value)
+
+
+class TaskStatus(Text):
+    """Where a task is. `pending` waits for time, `queued` waits for a device."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+
+
+TERMINAL = frozenset(
+    {TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMEOUT}
+)
+RETRYABLE = frozenset({TaskStatus.FAILED, TaskStatus.TIMEOUT, TaskStatus.CANCELLED})
+
+
+class Priority(IntEnum):
+    """Dispatch order; a larger number goes first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    URGENT = 3
+
+    @property
+    def word(self) -> str:
+        """The contract's word for it: `low`, `normal`, `high` or `urgent`."""
+        return self.name.lower()
+
+
+PRIORITIES = tuple(priority.word for priority in Priority)
+PRIORITY_BY_WORD = {priority.word: priority for priority in Priority}
+
+
+class Role(Text):
+    """What a device is for, as its owner (or detection) says."""
+
+    WORKER = "worker"
+    COMPUTE = "compute"
+    STORAGE = "storage"
+    MOBILE = "mobile"
+
+
+class Platform(Text):
+    """Operating system family; Termux is `android`, never `linux`."""
+
+    LINUX = "linux"
+    WINDOWS = "windows"
+    ANDROID = "android"
+    DARWIN = "darwin"
+
+
+class DeviceStatus(Text):
+    """Whether the broker hears from a device."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class Outcome(Text):
+    """How an attempt ended on its device."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    #: Given back without having been run to an end (drain); costs no retry.
+    RELEASED = "released"
+
+
+class Cause(Text):
+    """Why an attempt did not succeed; the retry policy tells them apart."""
+
+    ERROR = "error"
+    DETERMINISTIC = "deterministic"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker_lost"
+    POLICY_DENIED = "policy_denied"
+
+
+BUILTIN_TASK_TYPES = ("echo", "sleep", "system_info", "python_eval", "http_request", "command")
+#: Types that anyone may submit while authentication is on (contract.md, Authentication).
+HARMLESS_TASK_TYPES = frozenset({"echo", "sleep", "system_info"})
+TASK_TYPE_PATTERN = r"[a-z0-9_.\-]{1,100}"
+DEVICE_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:\-]{0,99}"
+TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:=\-]{0,63}"
+
+#: Instant attempts that may share one slot (docs/protocol.md, HELLO).
+INSTANT_PER_SLOT = 512

@@ -1,0 +1,121 @@
+"""Frames on the wire: tag, verb, header, packed blobs (docs/protocol.md, Framing).
+
+`encode` and `decode` are the only places that know the layout. Blobs stay bytes: who needs the
+content decodes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from retire_cluster.schemas.jsontext import JSONError, dumps, loads
+
+BUS = b"RCW1"
+ADMIN = b"RCA1"
+FEED = b"RCE1"
+PROTOCOL = 1
+
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+MAX_FRAMES = 8
+#: A sender splits batches so that a message stays below this.
+BATCH_BYTES = 8 * 1024 * 1024
+MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_RESULT_BYTES = 1024 * 1024
+MAX_DETAILS_BYTES = 256 * 1024
+
+_UINT32 = next(code for code in "IL" if array(code).itemsize == 4)
+_SWAP = sys.byteorder == "big"
+
+
+class WireError(ValueError):
+    """A message is not of the protocol's form; the text says what is wrong with it."""
+
+
+class Message(NamedTuple):
+    """One decoded message."""
+
+    verb: bytes
+    header: dict[str, Any]
+    blobs: list[bytes]
+
+
+def pack_blobs(blobs: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """The two frames `(lengths, blob)` for some opaque texts."""
+    lengths = array(_UINT32, map(len, blobs))
+    if _SWAP:
+        lengths.byteswap()
+    return lengths.tobytes(), b"".join(blobs)
+
+
+def unpack_blobs(lengths: bytes, blob: bytes) -> list[bytes]:
+    """The texts of two frames.
+
+    Raises `WireError` when the lengths do not add up.
+    """
+    if len(lengths) % 4:
+        raise WireError("the lengths frame is not a row of 32-bit integers")
+    sizes = array(_UINT32)
+    sizes.frombytes(lengths)
+    if _SWAP:
+        sizes.byteswap()
+    if sum(sizes) != len(blob):
+        raise WireError("the lengths do not add up to the blob's size")
+    found = []
+    start = 0
+    for size in sizes:
+        end = start + size
+        found.append(blob[start:end])
+        start = end
+    return found
+
+
+def encode(tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
+    """The frames of a message."""
+    frames = [tag, verb, dumps(header)]
+    if blobs:
+        frames += pack_blobs(blobs)
+    return frames
+
+
+def decode(tag: bytes, frames: Sequence[bytes]) -> Message:
+    """A message from its frames (without routing id).
+
+    Raises `WireError` naming what is wrong: tag, frame count, sizes, header, blobs.
+    """
+    if not 3 <= len(frames) <= MAX_FRAMES:
+        raise WireError(f"a message has 3 to {MAX_FRAMES} frames, not {len(frames)}")
+    if frames[0] != tag:
+        raise WireError(f"expected tag {tag.decode()}, got {bytes(frames[0][:16])!r}")
+    if len(frames[2]) > MAX_HEADER_BYTES:
+        raise WireError("the header is too large")
+    try:
+        header = loads(frames[2])
+    except JSONError as error:
+        raise WireError(f"the header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise WireError("the header is not a JSON object")
+    blobs: list[bytes] = []
+    if len(frames) == 5:
+        blobs = unpack_blobs(frames[3], frames[4])
+    elif len(frames) != 3:
+        raise WireError("a body is two frames: lengths and blob")
+    return Message(bytes(frames[1]), header, blobs)
+
+
+def split_batch(sizes: Iterable[int], limit: int = BATCH_BYTES) -> list[int]:
+    """How many items go into each message so that none passes `limit` bytes (at least one each)."""
+    counts: list[int] = []
+    count = total = 0
+    for size in sizes:
+        if count and total + size > limit:
+            counts.append(count)
+            count = total = 0
+        count += 1
+        total += size
+    if count:
+        counts.append(count)
+    return counts
