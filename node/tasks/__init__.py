@@ -1,1 +1,1 @@
-"""Built-in task types, one file each."""
+"""One file a task type: its payload check and what it does."""

@@ -1,0 +1,535 @@
+#!/usr/bin/env python3
+"""From a bare checkout to a running cluster, or to a tested one. Standard library only.
+
+    python3 bootstrap.py up ARGS...             makes .venv, installs, runs `retire-cluster up ARGS`
+    python3 bootstrap.py test [--fast] ARGS...  everything CI runs; ARGS go to pytest
+    python3 bootstrap.py install                only makes .venv ready for work on the code
+    python3 bootstrap.py typing                 only makes the .typing tree for static tools
+
+Progress goes to stderr. The syntax is that of Python 3.6, so that an old Python can say what to do.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+LEAST_PYTHON = (3, 10)
+WINDOWS = os.name == "nt"
+RUN_EXTRAS = ("api", "worker")
+TEST_EXTRAS = ("api", "worker", "dev")
+#: Import name below `retire_cluster` -> folder, for static tools (and checked by the layout test).
+TYPING_LINKS = {
+    "broker": "broker",
+    "node": "node",
+    "api": "http",
+    "cli": "cli",
+    "sdk": "sdk",
+    "schemas": "schemas",
+    "conf": "conf",
+}
+#: The pure core, which the gate below holds to its branches.
+PURE_CORE = (
+    "broker/state*.py",
+    "broker/task*.py",
+    "broker/device*.py",
+    "broker/matching*.py",
+    "broker/backlog*.py",
+    "broker/retry*.py",
+    "broker/sweeps*.py",
+    "broker/stats*.py",
+    "node/session.py",
+)
+LEAST_PURE_BRANCHES_PERCENT = 95.0
+LOCK_WAIT_SECONDS = 1800
+STOP_SECONDS = 5
+#: Signals that asked this process to end. A handler that raised could do so between the start of
+#: a child and the note of its number, and leave it behind; so handlers only write here.
+_asked_to_stop = []  # type: List[int]
+
+
+class Failure(Exception):
+    """Something a person can mend; the text is the one line they see."""
+
+
+class Stopped(Exception):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Step(NamedTuple):
+    """One finished part of a test run."""
+
+    name: str
+    good: bool
+    seconds: float
+
+
+class Verdict(NamedTuple):
+    """What pytest found."""
+
+    passed: int
+    failed: int
+    #: Test name and reason of each skip.
+    skips: List[Tuple[str, str]]
+
+
+# ---------------------------------------------------------------- what to tell people
+
+
+def say(text: str) -> None:
+    """A progress line."""
+    sys.stderr.write("bootstrap: " + text + "\n")
+    sys.stderr.flush()
+
+
+def package_command(
+    environ: Mapping[str, str], os_release: str, version: Tuple[Any, ...], root: bool
+) -> str:
+    """The command that gives this system a Python with `venv` and `pip`."""
+    if "com.termux" in environ.get("PREFIX", ""):
+        return "pkg install python python-pip python-ensurepip-wheels"
+    family = []  # type: List[str]
+    for line in os_release.splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() in ("ID", "ID_LIKE"):
+            family += value.strip().strip("\"'").lower().split()
+    numbered = "python{}.{}".format(version[0], version[1])
+    for ids, command in (
+        (("debian", "ubuntu"), "apt-get update && {sudo}apt-get install -y " + numbered + "-venv"),
+        (("fedora", "rhel", "centos"), "dnf install -y python3 python3-pip"),
+        (("alpine",), "apk add python3 py3-pip"),
+        (("arch",), "pacman -S --needed python python-pip"),
+        (("suse", "opensuse"), "zypper install -y python3 python3-pip"),
+    ):
+        if any(name in family for name in ids):
+            sudo = "" if root else "sudo "
+            return sudo + command.replace("{sudo}", sudo)
+    return "install Python 3.10 or newer, with venv and pip, from https://www.python.org/downloads/"
+
+
+def old_python_message(version: Tuple[Any, ...], newer: str, args: Sequence[str]) -> str:
+    """What somebody with too old a Python reads."""
+    found = "Retire-Cluster needs Python 3.10 or newer, this is {}.{}. ".format(*version[:2])
+    if newer:
+        return found + "Run: " + " ".join([newer, "bootstrap.py", *args])
+    return found + "Get one from https://www.python.org/downloads/ or your system's packages."
+
+
+def newer_python() -> str:
+    """The name of a recent enough Python that runs here, or the empty text."""
+    for minor in (13, 12, 11, 10, 14):
+        name = "python3.{}".format(minor)
+        if shutil.which(name) and _works(name, "import venv, ensurepip"):
+            return name
+    return ""
+
+
+# ---------------------------------------------------------------- running things
+
+
+def run(command: Sequence[str], quiet: bool = False) -> Tuple[int, str]:
+    """Runs a command to its end, in a process group of its own.
+
+    Returns the exit code and, when quiet, the output. When this process is asked to stop
+    meanwhile, the whole group is ended first.
+    """
+    child = subprocess.Popen(
+        list(command),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        **_own_group(),
+    )
+    while True:
+        try:
+            output, _ = child.communicate(timeout=0.2)
+            return child.returncode, (output or b"").decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            if _asked_to_stop:
+                end_group(child)
+            raise_if_stopped()
+
+
+def raise_if_stopped() -> None:
+    """Raises `Stopped` once a signal has asked for it."""
+    if _asked_to_stop:
+        raise Stopped(_asked_to_stop[0])
+
+
+def _own_group() -> Any:
+    if WINDOWS:
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    return {"start_new_session": True}
+
+
+def end_group(child: "subprocess.Popen[bytes]") -> None:
+    """Interrupts a child and its descendants, then kills what is left of them."""
+    if WINDOWS:
+        subprocess.call(
+            ["taskkill", "/T", "/F", "/PID", str(child.pid)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        child.wait()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Holds a lock that the system gives back however this process ends."""
+    with open(path, "a+b") as handle:
+        until = time.monotonic() + LOCK_WAIT_SECONDS
+        told = False
+        while not _try_lock(handle.fileno()):
+            raise_if_stopped()
+            if time.monotonic() > until:
+                raise Failure("another bootstrap has held {} for too long; end it".format(path))
+            if not told:
+                say("another bootstrap is preparing .venv; waiting for it")
+                told = True
+            time.sleep(0.2)
+        yield
+
+
+def _try_lock(number: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- the virtual environment
+
+
+def venv_python() -> str:
+    """The interpreter inside `.venv`."""
+    return os.path.join(VENV, *(("Scripts", "python.exe") if WINDOWS else ("bin", "python")))
+
+
+def make_stamp(texts: Sequence[bytes], root: str, version: Tuple[Any, ...]) -> Mapping[str, str]:
+    """What an installation depends on: the declared packages, and where it was made by what."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return {"packages": digest.hexdigest(), "place": "{}.{} {}".format(*version[:2], root)}
+
+
+def read_stamp(text: bytes) -> Mapping[str, Any]:
+    """A stamp as it was written, or an empty one."""
+    try:
+        stamp = json.loads(text.decode("utf-8"))
+        return {name: stamp[name] for name in ("place", "packages", "extras")}
+    except (ValueError, KeyError, TypeError):
+        return {"place": "", "packages": "", "extras": []}
+
+
+def prepare(extras: Sequence[str]) -> str:
+    """Makes sure `.venv` holds the project with these extras; returns its Python."""
+    python = venv_python()
+    path = os.path.join(VENV, "retire-cluster.json")
+    with locked(VENV + ".lock"):
+        texts = [_read(os.path.join(ROOT, n)) for n in ("pyproject.toml", "requirements.txt")]
+        wanted = make_stamp(texts, ROOT, sys.version_info)
+        found = read_stamp(_read(path))
+        if (
+            found["place"] == wanted["place"]
+            and found["packages"] == wanted["packages"]
+            and set(extras) <= set(found["extras"])
+            and _works(python, "import zmq, retire_cluster.conf")
+        ):
+            return python
+        began = time.monotonic()
+        # Without its stamp, a .venv was left half made.
+        if found["place"] != wanted["place"] or not _works(python, "import pip"):
+            make_venv()
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        say("installing Retire-Cluster with {} (up to a few minutes)".format(", ".join(extras)))
+        install(python, extras)
+        with open(path, "w") as file:
+            json.dump({**wanted, "extras": sorted(extras)}, file)
+        say(".venv is ready after {:.1f} s".format(time.monotonic() - began))
+    return python
+
+
+def make_venv() -> None:
+    """Makes `.venv` anew with the Python that runs this."""
+    if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
+        command = package_command(
+            os.environ,
+            _read("/etc/os-release").decode("utf-8", "replace"),
+            sys.version_info,
+            hasattr(os, "geteuid") and os.geteuid() == 0,
+        )
+        raise Failure("this Python lacks its venv or pip module. Run: " + command)
+    say("making .venv with Python {}.{}.{}".format(*sys.version_info[:3]))
+    with contextlib.suppress(OSError):
+        if os.path.islink(VENV) or not os.path.isdir(VENV):
+            os.unlink(VENV)
+    code, output = run([sys.executable, "-m", "venv", "--clear", VENV], quiet=True)
+    if code:
+        raise Failure("making .venv failed: " + _last_line(output))
+
+
+def install(python: str, extras: Sequence[str]) -> None:
+    """Installs the checkout, editable, with the versions that requirements.txt pins."""
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    what = ["--constraint", "requirements.txt", "--editable", ".[{}]".format(",".join(extras))]
+    code, output = run([*pip, "--prefer-binary", *what], quiet=True)
+    if code:
+        sys.stderr.write(output)
+        raise Failure("pip could not install (above): check the network, then run this again")
+
+
+def make_typing_tree(root: str = ROOT) -> None:
+    """Gives static tools `.typing/retire_cluster/*`: they cannot follow the import hook."""
+    folder = os.path.join(root, ".typing", "retire_cluster")
+    os.makedirs(folder, exist_ok=True)
+    for name in set(os.listdir(folder)) - set(TYPING_LINKS):
+        os.unlink(os.path.join(folder, name))
+    for name, target in TYPING_LINKS.items():
+        link = os.path.join(folder, name)
+        wanted = os.path.join(root, target)
+        if os.path.isdir(link) and os.path.samefile(link, wanted):
+            continue
+        if os.path.lexists(link):
+            os.unlink(link)
+        if sys.platform == "win32":
+            # A junction, unlike a symbolic link, needs no privilege.
+            import _winapi
+
+            _winapi.CreateJunction(wanted, link)
+        else:
+            os.symlink(os.path.join("..", "..", target), link)
+
+
+def _works(python: str, code: str) -> bool:
+    try:
+        return run([python, "-c", code], quiet=True)[0] == 0
+    except OSError:
+        return False
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
+
+
+# ---------------------------------------------------------------- commands
+
+
+def up(args: Sequence[str]) -> int:
+    """Runs `retire-cluster up` in place of this process (on Windows, below it)."""
+    python = prepare(RUN_EXTRAS)
+    # The folder somebody starts this from must not lend its modules to the cluster.
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    command = [python, *safe, "-m", "retire_cluster.cli.main", "up", *args]
+    if WINDOWS:
+        return _run_on_windows(command)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # From here a signal ends this process by itself; one that came before is seen by the check.
+    for number in _stop_signals():
+        signal.signal(number, signal.SIG_DFL)
+    raise_if_stopped()
+    return os.execv(python, command)
+
+
+def _run_on_windows(command: Sequence[str]) -> int:
+    child = subprocess.Popen(list(command), **_own_group())
+    patience = STOP_SECONDS + 4
+    until = float("inf")
+    while time.monotonic() < until:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(0.2)
+        if _asked_to_stop and until == float("inf"):
+            until = time.monotonic() + patience
+            with contextlib.suppress(OSError):
+                os.kill(child.pid, getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+    end_group(child)
+    return child.returncode
+
+
+def test(args: Sequence[str]) -> int:
+    """Everything CI runs. The last line counts the tests; 0 is returned only if all is well."""
+    began = time.monotonic()
+    fast = "--fast" in args
+    given = [arg for arg in args if arg != "--fast"]
+    python = prepare(TEST_EXTRAS)
+    make_typing_tree()
+    steps = [Step("prepare", True, time.monotonic() - began)]
+
+    def step(name: str, action: Callable[[], bool]) -> None:
+        say(name)
+        start = time.monotonic()
+        good = action()
+        steps.append(Step(name, good, time.monotonic() - start))
+
+    def command(*parts: str) -> Callable[[], bool]:
+        return lambda: run([python, "-m", *parts])[0] == 0
+
+    step("ruff check", command("ruff", "check", "--quiet", "."))
+    step("ruff format", command("ruff", "format", "--quiet", "--check", "."))
+    step("mypy", command("mypy"))
+    folder = tempfile.mkdtemp(prefix="retire-cluster-test-")
+    try:
+        report = os.path.join(folder, "junit.xml")
+        selection = ["--ignore=tests/acceptance", "-m", "not slow"] if fast else []
+        coverage = [] if given else ["--cov", "--cov-report="]
+        pytest = ["pytest", "-q", "--junitxml=" + report, *selection, *coverage, *given]
+        step("pytest", command(*pytest))
+        verdict = read_report(_read(report))
+        if not given:
+            figures = os.path.join(folder, "coverage.json")
+            step("coverage of the pure core", lambda: pure_core_is_covered(python, figures))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    left_out = ["tests/acceptance and tests marked slow (--fast)"] if fast else []
+    left_out += ["the coverage gate (pytest was given arguments)"] if given else []
+    print("\n".join(summary(steps, verdict, left_out)))
+    sys.stdout.flush()
+    return 0 if all(one.good for one in steps) and not verdict.failed else 1
+
+
+def pure_core_is_covered(python: str, figures_path: str) -> bool:
+    """Whether tests take enough of the branches of the pure core; prints those they do not."""
+    include = "--include=" + ",".join(PURE_CORE)
+    run([python, "-m", "coverage", "report", include])
+    run([python, "-m", "coverage", "json", "--quiet", include, "-o", figures_path])
+    percent = branch_percent(_read(figures_path))
+    if percent is None:
+        say("no module of the pure core was measured")
+        return False
+    print(
+        "pure core: {:.1f} % of branches, {:.0f} % wanted".format(
+            percent, LEAST_PURE_BRANCHES_PERCENT
+        )
+    )
+    return percent >= LEAST_PURE_BRANCHES_PERCENT
+
+
+def branch_percent(figures: bytes) -> Optional[float]:
+    """Share of branches taken in a report of `coverage json`, or None when it holds none."""
+    try:
+        totals = json.loads(figures.decode("utf-8"))["totals"]
+        return 100.0 * int(totals["covered_branches"]) / int(totals["num_branches"])
+    except (ValueError, KeyError, ZeroDivisionError):
+        return None
+
+
+def read_report(junit: bytes) -> Verdict:
+    """What a JUnit report says; one that cannot be read is one failure."""
+    try:
+        cases = list(ElementTree.fromstring(junit).iter("testcase"))
+    except ElementTree.ParseError:
+        return Verdict(0, 1, [])
+    skips = []  # type: List[Tuple[str, str]]
+    failed = 0
+    for case in cases:
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif skipped is not None:
+            name = "{}::{}".format(case.get("classname", ""), case.get("name", ""))
+            skips.append((name, " ".join(skipped.get("message", "").split())))
+    return Verdict(len(cases) - failed - len(skips), failed, skips)
+
+
+def summary(steps: Sequence[Step], verdict: Verdict, left_out: Sequence[str]) -> List[str]:
+    """The last lines of a test run."""
+    lines = ["", "steps:"]
+    lines += [
+        "  {:<28}{:>8.1f} s  {}".format(one.name, one.seconds, "ok" if one.good else "FAILED")
+        for one in steps
+    ]
+    lines += ["left out: " + what for what in left_out]
+    lines += ["skipped: {}: {}".format(name, reason) for name, reason in verdict.skips]
+    lines.append(
+        "{} passed, {} failed, {} skipped in {:.2f}s".format(
+            verdict.passed, verdict.failed, len(verdict.skips), sum(one.seconds for one in steps)
+        )
+    )
+    return lines
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs a command of the list above; returns its exit code."""
+    if sys.version_info[:2] < LEAST_PYTHON:
+        say(old_python_message(sys.version_info, newer_python(), args))
+        return 2
+    # SIGINT too: a shell's background job inherits it ignored.
+    for number in _stop_signals():
+        signal.signal(number, lambda received, frame: _asked_to_stop.append(received))
+    word, rest = (args[0], args[1:]) if args else ("", [])
+    try:
+        if word == "up":
+            return up(rest)
+        if word == "test":
+            return test(rest)
+        if word == "install" and not rest:
+            prepare(TEST_EXTRAS)
+            make_typing_tree()
+            return 0
+        if word == "typing" and not rest:
+            make_typing_tree()
+            return 0
+    except Failure as failure:
+        say(str(failure))
+        return 1
+    except OSError as error:
+        say("{}; the checkout must be a folder this user may write".format(error))
+        return 1
+    except Stopped as stopped:
+        say("stopped")
+        return 128 + stopped.number
+    asked = word in ("help", "-h", "--help")
+    (sys.stdout if asked else sys.stderr).write(__doc__ or "")
+    return 0 if asked else 2
+
+
+def _stop_signals() -> List[int]:
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

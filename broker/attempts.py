@@ -1,0 +1,413 @@
+"""Tasks and their attempts: submit, start, finish, lose, cancel, retry, wait for.
+
+A message about an attempt counts only with the exact key of the task's current attempt, from the
+device that has it (`current`); anything else is stale: counted, acknowledged, without effect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.events import Now
+from retire_cluster.broker.instructions import (
+    ReviveTasks,
+    Send,
+    StoreAttempts,
+    StoreOutcomes,
+    StoreTasks,
+    WaitOver,
+)
+from retire_cluster.broker.retry import Decision, decide
+from retire_cluster.broker.rows import AttemptRow, OutcomeRow, SubmissionRow, TaskRow
+from retire_cluster.broker.state import ClusterState, Wait
+from retire_cluster.broker.task import Task
+from retire_cluster.schemas.messages import (
+    Cancel,
+    FinishedAck,
+    FinishedItem,
+    Held,
+    Key,
+    Progress,
+    Reject,
+    Started,
+)
+from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
+
+_FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
+MAX_ERROR_CHARACTERS = 4_096
+#: The outcome word of an attempt whose device was lost.
+LOST = "lost"
+
+
+def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
+    """New tasks: kept, then queued (or waiting for their time)."""
+    first = state.next_task
+    state.next_task += len(event.specs)
+    rows = []
+    delayed: list[Task] = []
+    for offset, (spec, payload) in enumerate(zip(event.specs, event.payloads, strict=True)):
+        number = first + offset
+        delay = event.delays_seconds[offset] if event.delays_seconds else 0.0
+        status = TaskStatus.PENDING if delay > 0 else TaskStatus.QUEUED
+        kept = state.keep_payload(payload)
+        task = Task(number, spec, now.wall_ms, kept, len(payload), status, now.mono)
+        state.tasks[number] = task
+        state.ledger.add(number, status, spec.task_type, spec.priority)
+        data: dict[str, Any] = {"from": None, "attempt": 0}
+        state.log.add("task." + status.value, now.wall_ms, number, now.wall_ms, None, data)
+        rows.append(
+            TaskRow(
+                number,
+                now.wall_ms,
+                spec.task_type,
+                spec.priority,
+                spec.timeout_seconds,
+                spec.max_retries,
+                spec.document,
+                payload,
+            )
+        )
+        if delay > 0:
+            state.wait_until(task, now.mono + delay)
+            delayed.append(task)
+        else:
+            state.enqueue(task, now)
+    record = None
+    if event.idempotency is not None:
+        owner, key, fingerprint = event.idempotency
+        record = SubmissionRow(owner, key, fingerprint, first, len(rows), now.wall_ms)
+        state.submissions[owner, key] = record
+    state.emit(StoreTasks(rows, record))
+    for task in delayed:
+        state.store_deviation(task, now)
+
+
+def current(state: ClusterState, key: Key, device: Device) -> Task | None:
+    """The task whose current attempt, on this device, has this key; None for a stale key."""
+    task = state.tasks.get(key[0])
+    if task is None or task.device is not device or task.dispatch is None or task.key != key:
+        state.stats.dropped["stale_attempt"] += 1
+        return None
+    return task
+
+
+def started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
+    """Attempts began to run."""
+    for key in message.items:
+        task = current(state, key, device)
+        if task is not None and task.status is TaskStatus.ASSIGNED:
+            start(state, task, 0.0, now)
+
+
+def start(state: ClusterState, task: Task, elapsed_seconds: float, now: Now) -> None:
+    """An assigned attempt runs, since `elapsed_seconds`."""
+    task.started_mono = now.mono - elapsed_seconds
+    task.started_ms = now.wall_ms - int(elapsed_seconds * 1000)
+    state.move(task, "start", now)
+    state.running[task.number] = task
+
+
+def progressed(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
+    """Attempts tell how far they are."""
+    for item in message.items:
+        task = current(state, item.key, device)
+        if task is None:
+            continue
+        task.progress = (item.percent, item.message)
+        state.log.add(
+            "task.progress",
+            now.wall_ms,
+            task.number,
+            task.created_ms,
+            device.device_id,
+            {"percent": item.percent, "message": item.message, "attempt": task.attempt},
+        )
+
+
+def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
+    """A batch of results: record the current ones, acknowledge all."""
+    device = state.connections.get(event.routing)
+    message = event.message
+    if device is None or device.session != message.session:
+        state.emit(Send(event.routing, Reject(message.session, "register", "say HELLO again")))
+        return
+    device.last_seen_mono = now.mono
+    outcomes: list[OutcomeRow] = []
+    deviating: list[int] = []
+    for index, item in enumerate(message.items):
+        task = current(state, item.key, device)
+        if task is None:
+            continue
+        result, details = event.blobs[2 * index], event.blobs[2 * index + 1]
+        row = _settle(state, device, task, item, result, details, now)
+        if row is not None:
+            outcomes.append(row)
+            if task.deviates:
+                deviating.append(task.number)
+    if outcomes:
+        state.emit(StoreOutcomes(outcomes, deviating))
+    state.emit(Send(event.routing, FinishedAck(message.session, message.batch)))
+    state.note_room(device)
+
+
+def _settle(
+    state: ClusterState,
+    device: Device,
+    task: Task,
+    item: FinishedItem,
+    result: bytes,
+    details: bytes,
+    now: Now,
+) -> OutcomeRow | None:
+    """What one current result means; the outcome if it ends the task."""
+    denied = item.cause == Cause.POLICY_DENIED
+    if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
+        # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
+        give_back(state, task, Decision(None), "released", None, "given back by its device", now)
+        return None
+    if task.status is TaskStatus.ASSIGNED and not denied:
+        start(state, task, item.execution_seconds, now)
+    if item.outcome == Outcome.SUCCESS:
+        device.succeeded += 1
+        return conclude(
+            state, task, TaskStatus.SUCCESS, "succeed", now,
+            seconds=item.execution_seconds, result=result, details=details,
+        )  # fmt: skip
+    cause = Cause.TIMEOUT if item.outcome == Outcome.TIMEOUT else (item.cause or Cause.ERROR)
+    message = (item.error_message or str(cause))[:MAX_ERROR_CHARACTERS]
+    device.failed += 1
+    device.last_error = message[:500]
+    if denied:
+        task.excluded |= {device.device_id}
+    elif cause == Cause.WORKER_LOST:
+        task.killers |= {device.device_id}
+    decision = _decide(state, task, cause, started=True)
+    if decision.final is None:
+        give_back(
+            state, task, decision, item.outcome, cause, message, now,
+            seconds=item.execution_seconds, result=result, details=details,
+        )  # fmt: skip
+        return None
+    return conclude(
+        state, task, decision.final, _FINAL_EVENT[decision.final], now,
+        seconds=item.execution_seconds, cause=str(cause),
+        message=_noted(message, decision.note), result=result, details=details,
+    )  # fmt: skip
+
+
+def _decide(state: ClusterState, task: Task, cause: str, *, started: bool) -> Decision:
+    scheduler = state.settings.scheduler
+    return decide(
+        task,
+        cause,
+        started=started,
+        rng=state.rng,
+        base_seconds=scheduler.retry_base_seconds,
+        cap_seconds=scheduler.retry_cap_seconds,
+        poison_devices=scheduler.poison_devices,
+    )
+
+
+def _noted(message: str, note: str) -> str:
+    return f"{note} ({message})" if note else message
+
+
+def conclude(
+    state: ClusterState,
+    task: Task,
+    status: TaskStatus,
+    event: str,
+    now: Now,
+    *,
+    seconds: float | None = None,
+    cause: str | None = None,
+    message: str | None = None,
+    result: bytes = b"",
+    details: bytes = b"",
+) -> OutcomeRow:
+    """End a task; its outcome, for the caller to have stored."""
+    data: dict[str, Any] = {} if cause is None else {"cause": cause}
+    state.move(task, event, now, **data)
+    row = OutcomeRow(
+        task.number,
+        status.value,
+        task.device.device_id if task.device is not None else None,
+        task.attempt,
+        task.assigned_ms,
+        task.started_ms,
+        now.wall_ms,
+        seconds,
+        cause,
+        message,
+        task.retry_count,
+        result,
+        details,
+    )
+    state.leave_device(task)
+    state.stats.ended(status, seconds, now.wall_ms)
+    state.end(task)
+    return row
+
+
+def give_back(
+    state: ClusterState,
+    task: Task,
+    decision: Decision,
+    outcome: str,
+    cause: str | None,
+    message: str | None,
+    now: Now,
+    *,
+    seconds: float | None = None,
+    result: bytes = b"",
+    details: bytes = b"",
+) -> None:
+    """An attempt ended but the task goes on: keep its history, wait, queue again."""
+    device = task.device
+    row = AttemptRow(
+        task.number,
+        task.attempt,
+        device.device_id if device is not None else None,
+        outcome,
+        cause,
+        message,
+        task.assigned_ms,
+        task.started_ms,
+        now.wall_ms,
+        seconds,
+        result,
+        details,
+    )
+    state.emit(StoreAttempts((row,)))
+    state.leave_device(task)
+    task.device = None
+    task.assigned_ms = task.started_ms = task.started_mono = None
+    if decision.costs_retry:
+        task.retries += 1
+        state.stats.retries[str(cause)] += 1
+    state.move(task, "wait", now, cause=cause, message=message)
+    if decision.delay_seconds > 0:
+        state.wait_until(task, now.mono + decision.delay_seconds)
+    else:
+        become_due(state, task, now)
+    state.store_deviation(task, now)
+
+
+def become_due(state: ClusterState, task: Task, now: Now) -> None:
+    """A pending task's time has come."""
+    task.not_before_mono = 0.0
+    state.move(task, "due", now)
+    state.enqueue(task, now)
+
+
+def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool = False) -> None:
+    """An attempt's device is gone (or does not have it): run the task again, or give it up.
+
+    `free`: it costs nothing and blames nobody (the device was removed or gave it up).
+    """
+    device = task.device
+    began = task.status is TaskStatus.RUNNING
+    if began and device is not None and not free:
+        task.killers |= {device.device_id}
+    decision = Decision(None) if free else _decide(state, task, Cause.WORKER_LOST, started=began)
+    if decision.final is None:
+        give_back(state, task, decision, LOST, Cause.WORKER_LOST.value, reason, now)
+    else:
+        row = conclude(
+            state, task, decision.final, _FINAL_EVENT[decision.final], now,
+            cause=Cause.WORKER_LOST.value, message=_noted(reason, decision.note),
+        )  # fmt: skip
+        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device is not None:
+        state.note_room(device)
+
+
+def confirm(state: ClusterState, held: Held, task: Task, now: Now) -> None:
+    """Note what a device says of an attempt that it has."""
+    task.confirmed_mono = now.mono
+    if held.started and task.status is TaskStatus.ASSIGNED:
+        start(state, task, held.elapsed_seconds, now)
+
+
+def time_out(state: ClusterState, task: Task, now: Now) -> None:
+    """A running attempt is past its limit and its device did not end it: the broker does."""
+    device, key = task.device, task.key
+    assert device is not None
+    seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)
+    message = f"exceeded its limit of {task.spec.timeout_seconds} s"
+    decision = _decide(state, task, Cause.TIMEOUT, started=True)
+    if decision.final is None:
+        give_back(
+            state, task, decision, Outcome.TIMEOUT, Cause.TIMEOUT.value, message, now,
+            seconds=seconds,
+        )  # fmt: skip
+    else:
+        row = conclude(
+            state, task, decision.final, _FINAL_EVENT[decision.final], now,
+            seconds=seconds, cause=Cause.TIMEOUT.value, message=message,
+        )  # fmt: skip
+        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device.online:
+        state.emit(Send(device.routing, Cancel(device.session, (key,), "timeout")))
+    state.note_room(device)
+
+
+def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
+    """End a task that has not ended; its device is told to kill it. The shell checked it lives."""
+    task = state.tasks[event.task]
+    device = task.device
+    key = task.key if task.dispatch is not None else None
+    if task.status is TaskStatus.QUEUED and task.backlog is not None:
+        task.backlog.lanes.left()
+        task.backlog = None
+    row = conclude(
+        state, task, TaskStatus.CANCELLED, "cancel", now, message="cancelled by request",
+        seconds=None if task.started_mono is None else max(0.0, now.mono - task.started_mono),
+    )  # fmt: skip
+    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device is not None and key is not None:
+        if device.online:
+            state.emit(Send(device.routing, Cancel(device.session, (key,), "cancelled")))
+        state.note_room(device)
+
+
+def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
+    """Run an ended task again as a new generation; its old outcome becomes history."""
+    old = event.outcome
+    payload = state.keep_payload(event.payload)
+    task = Task(
+        event.task, event.spec, event.created_ms, payload, len(event.payload),
+        TaskStatus(old.status), now.mono,
+    )  # fmt: skip
+    task.attempt = old.attempt
+    task.stored_retries = old.retry_count
+    state.tasks[event.task] = task
+    if old.attempt:
+        history = AttemptRow(
+            old.task, old.attempt, old.device_id, old.status, old.cause, old.error_message,
+            old.assigned_ms, old.started_ms, old.completed_ms, old.execution_seconds,
+            old.result, old.details,
+        )  # fmt: skip
+        state.emit(StoreAttempts((history,)))
+    state.emit(ReviveTasks((event.task,)))
+    state.move(task, "retry", now)
+    state.enqueue(task, now)
+    state.store_deviation(task, now)
+
+
+def wait(state: ClusterState, event: ev.WaitAsked, now: Now) -> None:
+    """Park a client until its tasks have ended."""
+    if not event.unfinished or event.timeout_seconds <= 0:
+        state.emit(WaitOver(event.ticket, tuple(event.tasks)))
+        return
+    parked = Wait(
+        event.ticket,
+        tuple(event.tasks),
+        set(event.unfinished),
+        now.mono + event.timeout_seconds,
+    )
+    state.all_waits.append(parked)
+    for number in event.unfinished:
+        state.waits.setdefault(number, []).append(parked)

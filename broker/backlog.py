@@ -1,0 +1,110 @@
+"""Queued tasks of one requirement class: by priority with aging, first in first out inside one.
+
+Aging: a task gains one priority level for each `aging_seconds` it has waited, up to `urgent`, so a
+steady stream of urgent work cannot starve the rest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import NamedTuple
+
+from retire_cluster.broker.task import Task
+from retire_cluster.schemas.vocabulary import Priority, TaskStatus
+
+_QUEUED = TaskStatus.QUEUED
+_TOP = int(Priority.URGENT)
+
+
+class Head(NamedTuple):
+    """The next task of a class, ordered as dispatch wants it (smallest first)."""
+
+    #: Negated effective priority.
+    rank: int
+    #: Task number: older first.
+    number: int
+    lane: int
+
+
+class _Lane:
+    """One priority: fresh tasks in order of arrival, returned ones (retries) merged in by age."""
+
+    __slots__ = ("fresh", "returned")
+
+    def __init__(self) -> None:
+        self.fresh: deque[Task] = deque()
+        self.returned: list[tuple[int, Task]] = []
+
+    def push(self, task: Task) -> None:
+        if not self.fresh or self.fresh[-1].number < task.number:
+            self.fresh.append(task)
+        else:
+            heapq.heappush(self.returned, (task.number, task))
+
+    def head(self) -> Task | None:
+        """The oldest queued task; entries of tasks no longer queued here are dropped on the way."""
+        fresh, returned = self.fresh, self.returned
+        while fresh and fresh[0].status is not _QUEUED:
+            fresh.popleft()
+        while returned and returned[0][1].status is not _QUEUED:
+            heapq.heappop(returned)
+        if returned and (not fresh or returned[0][0] < fresh[0].number):
+            return returned[0][1]
+        return fresh[0] if fresh else None
+
+    def pop(self, task: Task) -> None:
+        """Take out the task that `head` gave."""
+        if self.fresh and self.fresh[0] is task:
+            self.fresh.popleft()
+        else:
+            heapq.heappop(self.returned)
+
+
+class Lanes:
+    """The backlog of one requirement class."""
+
+    __slots__ = ("_lanes", "size")
+
+    def __init__(self) -> None:
+        self._lanes = tuple(_Lane() for _ in Priority)
+        #: Tasks queued in it.
+        self.size = 0
+
+    def push(self, task: Task) -> None:
+        """Queue a task."""
+        self._lanes[task.spec.priority].push(task)
+        self.size += 1
+
+    def left(self) -> None:
+        """A queued task left otherwise than by `take` (cancelled)."""
+        self.size -= 1
+
+    def head(self, now_mono: float, aging_seconds: float) -> Head | None:
+        """Who is next, or None when nothing is queued."""
+        if not self.size:
+            return None
+        best: Head | None = None
+        for index in range(_TOP, -1, -1):
+            task = self._lanes[index].head()
+            if task is None:
+                continue
+            waited = max(0.0, now_mono - task.queued_mono)
+            rank = -min(_TOP, index + int(waited / aging_seconds))
+            found = Head(rank, task.number, index)
+            if best is None or found < best:
+                best = found
+        return best
+
+    def take(self, lane: int, limit: int, before: int | None = None) -> list[Task]:
+        """Up to `limit` tasks of one lane in order, only those numbered below `before`."""
+        found: list[Task] = []
+        row = self._lanes[lane]
+        while len(found) < limit:
+            task = row.head()
+            if task is None or (before is not None and task.number >= before and found):
+                break
+            row.pop(task)
+            found.append(task)
+        self.size -= len(found)
+        return found

@@ -1,0 +1,154 @@
+"""What can happen to the cluster: the inputs of `ClusterState.handle`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from retire_cluster.broker.rows import OutcomeRow
+from retire_cluster.broker.task import TaskSpec
+from retire_cluster.conf.settings import Section
+from retire_cluster.schemas.messages import (
+    ConfigAck,
+    Drain,
+    Finished,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Pong,
+    Progress,
+    Started,
+)
+
+#: Names one admin call: the caller's routing id and its correlation id.
+Ticket = tuple[bytes, Any]
+
+
+class Now(NamedTuple):
+    """The time of an event."""
+
+    #: Monotonic seconds: for deadlines.
+    mono: float
+    #: Epoch milliseconds: for timestamps only.
+    wall_ms: int
+
+
+@dataclass(frozen=True)
+class FromDevice:
+    """A device's message other than HELLO and FINISHED, and the connection it came by."""
+
+    routing: bytes
+    message: Hello | Heartbeat | Started | Progress | ConfigAck | Pong | Drain | Goodbye
+    #: The peer's IP address as the transport says; empty when unknown.
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class ResultsArrived:
+    """A FINISHED batch with its blobs: two an item, `result_data` and `details`."""
+
+    routing: bytes
+    message: Finished
+    blobs: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class TasksSubmitted:
+    """New tasks, one payload each, all or nothing."""
+
+    specs: Sequence[TaskSpec]
+    payloads: Sequence[bytes]
+    #: Seconds to wait before each may run; empty: none waits.
+    delays_seconds: Sequence[float] = ()
+    #: `(owner, key, fingerprint)` of an Idempotency-Key.
+    idempotency: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class CancelAsked:
+    """A client cancels a task that has not ended."""
+
+    task: int
+
+
+@dataclass(frozen=True)
+class RetryAsked:
+    """A client retries an ended task; everything needed is read from the store by the shell."""
+
+    task: int
+    spec: TaskSpec
+    created_ms: int
+    payload: bytes
+    #: The ended attempt's row, kept as history.
+    outcome: OutcomeRow
+
+
+@dataclass(frozen=True)
+class PingAsked:
+    """A client wants a round trip to a device."""
+
+    ticket: Ticket
+    device_id: str
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class DeviceRemoved:
+    """An administrator removes a device."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class DeviceReadmitted:
+    """An administrator lifts a removed device's tombstone."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class DrainAsked:
+    """An administrator drains a device, or resumes it."""
+
+    device_id: str
+    drained: bool
+
+
+@dataclass(frozen=True)
+class ConfigChanged:
+    """New settings sections, already validated as a whole."""
+
+    sections: dict[str, Section]
+    #: The values that outlive this process, by section.
+    persisted: dict[str, dict[str, Any]]
+    #: Dotted names of what changed.
+    updated_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WaitAsked:
+    """A client waits until tasks have ended; the unfinished ones are listed."""
+
+    ticket: Ticket
+    tasks: Sequence[int]
+    unfinished: frozenset[int]
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time for one of the sweeps."""
+
+    sweep: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Give queued tasks to devices with room; the shell asks once a turn."""
+
+
+Event = (
+    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | RetryAsked | PingAsked
+    | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked | Tick | Place
+)  # fmt: skip

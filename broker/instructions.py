@@ -1,0 +1,170 @@
+"""What the shell must do: the outputs of `ClusterState.handle`.
+
+Store instructions are committed together, before any of the others is performed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retire_cluster.broker.events import Ticket
+from retire_cluster.broker.rows import (
+    AttemptRow,
+    DeviceRow,
+    DispatchRow,
+    LiveRow,
+    OutcomeRow,
+    SubmissionRow,
+    TaskRow,
+)
+from retire_cluster.broker.task import Dispatch, Task
+from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.messages import FromBroker
+
+# --- store ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoreTasks:
+    """Insert new tasks."""
+
+    rows: Sequence[TaskRow]
+    submission: SubmissionRow | None = None
+
+
+@dataclass(frozen=True)
+class StoreOutcomes:
+    """Record how tasks ended; `deviating` ones have a live row that goes."""
+
+    rows: Sequence[OutcomeRow]
+    deviating: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class StoreAttempts:
+    """Record attempts that ended without ending their task."""
+
+    rows: Sequence[AttemptRow]
+
+
+@dataclass(frozen=True)
+class StoreLive:
+    """Insert or replace what deviates from a fresh task."""
+
+    rows: Sequence[LiveRow]
+
+
+@dataclass(frozen=True)
+class ReviveTasks:
+    """Ended tasks live again: their outcomes go."""
+
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class StoreDispatch:
+    """Record a batch of assignments before it is sent."""
+
+    row: DispatchRow
+
+
+@dataclass(frozen=True)
+class ForgetDispatches:
+    """Batches whose attempts have all ended."""
+
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class StoreDevices:
+    """Insert or replace devices."""
+
+    rows: Sequence[DeviceRow]
+
+
+@dataclass(frozen=True)
+class ForgetDevices:
+    """Delete devices, tombstones included."""
+
+    device_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Replace persisted settings sections."""
+
+    sections: dict[str, dict[str, Any]]
+    version: int
+
+
+@dataclass(frozen=True)
+class ForgetTasks:
+    """Delete ended tasks with all that belongs to them (retention)."""
+
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class ForgetSubmissions:
+    """Delete idempotency records made before a time."""
+
+    before_ms: int
+
+
+Write = (
+    StoreTasks | StoreOutcomes | StoreAttempts | StoreLive | ReviveTasks | StoreDispatch
+    | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks | ForgetSubmissions
+)  # fmt: skip
+WRITES = (
+    StoreTasks, StoreOutcomes, StoreAttempts, StoreLive, ReviveTasks, StoreDispatch,
+    ForgetDispatches, StoreDevices, ForgetDevices, StoreConfig, ForgetTasks, ForgetSubmissions,
+)  # fmt: skip
+
+# --- after the commit ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to a device's connection."""
+
+    routing: bytes
+    message: FromBroker
+
+
+@dataclass(frozen=True)
+class SendAssign:
+    """Send a batch of assignments; the shell reads payloads not kept in memory."""
+
+    routing: bytes
+    session: str
+    dispatch: Dispatch
+    tasks: Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer a parked admin call."""
+
+    ticket: Ticket
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Answer a parked admin call with an error."""
+
+    ticket: Ticket
+    error: ClusterError
+
+
+@dataclass(frozen=True)
+class WaitOver:
+    """A `task.wait` is over: the shell reads the results and answers."""
+
+    ticket: Ticket
+    tasks: Sequence[int]
+
+
+Instruction = Write | Send | SendAssign | Answer | Refuse | WaitOver

@@ -1,0 +1,273 @@
+"""One line for every retained task: status, type, priority, device. Counts and lists without SQL.
+
+Columns are compact arrays indexed by task number; counts are kept per (status, priority, type,
+device), so no total is ever scanned for. The newest-first listing walks the columns and jumps over
+what a status filter rules out at C speed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
+
+STATUSES = tuple(TaskStatus)
+_CODE = {status: code for code, status in enumerate(STATUSES, 1)}
+#: Column code of a number that has no task (never used, or deleted).
+_ABSENT = 0
+NO_DEVICE = 0
+
+
+class Names:
+    """Texts numbered in order of appearance."""
+
+    __slots__ = ("_numbers", "texts")
+
+    def __init__(self, *texts: str) -> None:
+        self.texts: list[str] = []
+        self._numbers: dict[str, int] = {}
+        for text in texts:
+            self.number(text)
+
+    def number(self, text: str) -> int:
+        """The text's number, given one if it is new."""
+        found = self._numbers.get(text)
+        if found is None:
+            found = self._numbers[text] = len(self.texts)
+            self.texts.append(text)
+        return found
+
+    def known(self, text: str) -> int | None:
+        """The text's number, None when it never appeared."""
+        return self._numbers.get(text)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which tasks a list shows; None means any."""
+
+    status: TaskStatus | None = None
+    task_type: str | None = None
+    priority: int | None = None
+    device_id: str | None = None
+
+
+class Ledger:
+    """The columns and the counts."""
+
+    def __init__(self) -> None:
+        #: Number of the task at position 0 of the columns.
+        self._base = 1
+        self._status = bytearray()
+        self._priority = bytearray()
+        self._type = array("I")
+        self._device = array("I")
+        #: Epoch second when it ended, 0 while it lives.
+        self._ended = array("I")
+        self._types = Names()
+        self._devices = Names("")
+        #: (status code, priority, type, device) → how many.
+        self._cube: Counter[tuple[int, int, int, int]] = Counter()
+        self.total = 0
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def add(
+        self,
+        task: int,
+        status: TaskStatus,
+        task_type: str,
+        priority: int,
+        device_id: str | None = None,
+        ended_s: int = 0,
+    ) -> None:
+        """A new line; numbers only rise."""
+        if not self._status:
+            self._base = task
+        gap = task - self._base - len(self._status)
+        if gap < 0:
+            raise ValueError(f"task {task} is older than the ledger's newest line")
+        if gap:
+            self._status.extend(bytes(gap))
+            self._priority.extend(bytes(gap))
+            self._type.extend([0] * gap)
+            self._device.extend([0] * gap)
+            self._ended.extend([0] * gap)
+        code, kind = _CODE[status], self._types.number(task_type)
+        device = self._devices.number(device_id or "")
+        self._status.append(code)
+        self._priority.append(priority)
+        self._type.append(kind)
+        self._device.append(device)
+        self._ended.append(ended_s)
+        self._cube[code, priority, kind, device] += 1
+        self.total += 1
+
+    def move(
+        self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0
+    ) -> None:
+        """A task changed its status or device; `ended_s`: the epoch second when it ended."""
+        at = task - self._base
+        old = (self._status[at], self._priority[at], self._type[at], self._device[at])
+        device = self._devices.number(device_id or "")
+        new = (_CODE[status], old[1], old[2], device)
+        self._ended[at] = ended_s
+        if new == old:
+            return
+        self._count_down(old)
+        self._cube[new] += 1
+        self._status[at], self._device[at] = new[0], device
+
+    def drop(self, task: int) -> None:
+        """A task is deleted."""
+        at = task - self._base
+        self._count_down(
+            (self._status[at], self._priority[at], self._type[at], self._device[at])
+        )
+        self._status[at] = _ABSENT
+        self.total -= 1
+
+    def compact(self) -> None:
+        """Give back the memory of deleted lines at the old end."""
+        kept = len(self._status) - len(self._status.lstrip(b"\0"))
+        if kept:
+            for column in (self._status, self._priority, self._type, self._device, self._ended):
+                del column[:kept]
+            self._base += kept
+
+    def _count_down(self, line: tuple[int, int, int, int]) -> None:
+        left = self._cube[line] - 1
+        if left:
+            self._cube[line] = left
+        else:
+            del self._cube[line]
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def has(self, task: int) -> bool:
+        """Whether there is such a task."""
+        at = task - self._base
+        return 0 <= at < len(self._status) and self._status[at] != _ABSENT
+
+    def status(self, task: int) -> TaskStatus:
+        """A present task's status."""
+        return STATUSES[self._status[task - self._base] - 1]
+
+    def ended_s(self, task: int) -> int:
+        """Epoch second when a present task ended; 0 while it lives."""
+        return self._ended[task - self._base]
+
+    def count(self, wanted: Filter) -> int:
+        """How many tasks a filter lets through."""
+        if wanted == Filter():
+            return self.total
+        test = self._numbers(wanted)
+        if test is None:
+            return 0
+        return sum(
+            count
+            for line, count in self._cube.items()
+            if all(want is None or want == got for want, got in zip(test, line, strict=True))
+        )
+
+    def by_status(self) -> dict[str, int]:
+        """Count of every status, zeros included."""
+        found = dict.fromkeys((status.value for status in STATUSES), 0)
+        for (code, _, _, _), count in self._cube.items():
+            found[STATUSES[code - 1].value] += count
+        return found
+
+    def by_priority(self, statuses: frozenset[TaskStatus] | None = None) -> dict[str, int]:
+        """Count of every priority, of some statuses only if given."""
+        found = dict.fromkeys(PRIORITIES, 0)
+        for (code, priority, _, _), count in self._cube.items():
+            if statuses is None or STATUSES[code - 1] in statuses:
+                found[PRIORITIES[priority]] += count
+        return found
+
+    def by_type(self) -> dict[str, int]:
+        """Count of every task type that has tasks."""
+        found: Counter[str] = Counter()
+        for (_, _, kind, _), count in self._cube.items():
+            found[self._types.texts[kind]] += count
+        return dict(found)
+
+    def by_device(self) -> dict[str, int]:
+        """Count of every device that has tasks."""
+        found: Counter[str] = Counter()
+        for (_, _, _, device), count in self._cube.items():
+            if device != NO_DEVICE:
+                found[self._devices.texts[device]] += count
+        return dict(found)
+
+    def by_device_and_status(self) -> dict[tuple[str, TaskStatus], int]:
+        """Count of every device and status."""
+        found: Counter[tuple[str, TaskStatus]] = Counter()
+        for (code, _, _, device), count in self._cube.items():
+            if device != NO_DEVICE:
+                found[self._devices.texts[device], STATUSES[code - 1]] += count
+        return dict(found)
+
+    def page(self, wanted: Filter, skip: int, size: int, before: int | None = None) -> list[int]:
+        """Task numbers newest first: those after the first `skip`, older than `before` if given."""
+        found: list[int] = []
+        for task in self._walk(wanted, before):
+            if skip:
+                skip -= 1
+                continue
+            found.append(task)
+            if len(found) == size:
+                break
+        return found
+
+    def oldest(self, limit: int, statuses: frozenset[TaskStatus]) -> Iterator[int]:
+        """Up to `limit` task numbers of some statuses, oldest first."""
+        codes = frozenset(_CODE[status] for status in statuses)
+        for at, code in enumerate(self._status):
+            if limit <= 0:
+                return
+            if code in codes:
+                limit -= 1
+                yield self._base + at
+
+    def _numbers(
+        self, wanted: Filter
+    ) -> tuple[int | None, int | None, int | None, int | None] | None:
+        kind = device = None
+        if wanted.task_type is not None:
+            kind = self._types.known(wanted.task_type)
+            if kind is None:
+                return None
+        if wanted.device_id is not None:
+            device = self._devices.known(wanted.device_id)
+            if device is None or device == NO_DEVICE:
+                return None
+        code = None if wanted.status is None else _CODE[wanted.status]
+        return (code, wanted.priority, kind, device)
+
+    def _walk(self, wanted: Filter, before: int | None) -> Iterator[int]:
+        test = self._numbers(wanted)
+        left = self.count(wanted)
+        if test is None:
+            return
+        code, priority, kind, device = test
+        end = len(self._status)
+        if before is not None:
+            end = max(0, min(end, before - self._base))
+        status, priorities, types, devices = self._status, self._priority, self._type, self._device
+        at = end
+        while left and at > 0:
+            at = status.rfind(code, 0, at) if code is not None else at - 1
+            if at < 0:
+                return
+            if (
+                status[at] != _ABSENT
+                and (priority is None or priorities[at] == priority)
+                and (kind is None or types[at] == kind)
+                and (device is None or devices[at] == device)
+            ):
+                left -= 1
+                yield self._base + at

@@ -1,0 +1,146 @@
+"""Requirements against devices: who is eligible, and why the others are not.
+
+Every task belongs to a *requirement class* (its type, its requirements, the devices it must avoid).
+Eligibility is judged once per class and device, not per task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from retire_cluster.broker.backlog import Lanes
+from retire_cluster.broker.device import Device
+
+NO_GB = 0.0
+
+
+class Requirements(NamedTuple):
+    """What a device must be or have (the REST document's `requirements`, without the limits)."""
+
+    min_cpu_cores: int = 0
+    min_memory_gb: float = NO_GB
+    min_storage_gb: float = NO_GB
+    required_platform: str = ""
+    required_role: str = ""
+    required_tags: frozenset[str] = frozenset()
+    gpu_required: bool = False
+    internet_required: bool = False
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Requirements:
+        """From a validated `requirements` object."""
+        return cls(
+            min_cpu_cores=given.get("min_cpu_cores") or 0,
+            min_memory_gb=float(given.get("min_memory_gb") or NO_GB),
+            min_storage_gb=float(given.get("min_storage_gb") or NO_GB),
+            required_platform=given.get("required_platform") or "",
+            required_role=given.get("required_role") or "",
+            required_tags=frozenset(given.get("required_tags") or ()),
+            gpu_required=bool(given.get("gpu_required")),
+            internet_required=bool(given.get("internet_required")),
+        )
+
+
+class ClassKey(NamedTuple):
+    """What makes two tasks wait for the same devices."""
+
+    task_type: str
+    requirements: Requirements
+    excluded: frozenset[str] = frozenset()
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float:
+    """A capability as a number; a fact left out or odd counts as nothing."""
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return 0.0
+    return float(value)
+
+
+def why_not(key: ClassKey, device: Device) -> list[str]:
+    """Why this device can never run tasks of this class as it is; empty when it can."""
+    need, facts = key.requirements, device.capabilities
+    reasons = []
+    if key.task_type not in device.types:
+        reasons.append(f"does not run {key.task_type}")
+    if need.required_platform and need.required_platform != device.platform:
+        reasons.append(f"platform is not {need.required_platform}")
+    if need.required_role and need.required_role != device.role:
+        reasons.append(f"role is not {need.required_role}")
+    reasons.extend(f"missing tag {tag}" for tag in sorted(need.required_tags - device.tags))
+    if _number(facts, "cpu_count") < need.min_cpu_cores:
+        reasons.append(f"fewer than {need.min_cpu_cores} CPU cores")
+    if _number(facts, "memory_total_gb") < need.min_memory_gb:
+        reasons.append(f"less than {need.min_memory_gb:g} GB memory")
+    if _number(facts, "storage_total_gb") < need.min_storage_gb:
+        reasons.append(f"less than {need.min_storage_gb:g} GB storage")
+    if need.gpu_required and facts.get("has_gpu") is not True:
+        reasons.append("no GPU")
+    if need.internet_required and facts.get("has_internet") is not True:
+        reasons.append("no internet access")
+    if device.device_id in key.excluded:
+        reasons.append("its owner's policy refused this task")
+    return reasons
+
+
+class TaskClass:
+    """One requirement class: its backlog and the reachable devices that may run it."""
+
+    __slots__ = ("_cursor", "blocked", "eligible", "key", "lanes", "ring")
+
+    def __init__(self, key: ClassKey) -> None:
+        self.key = key
+        self.lanes = Lanes()
+        #: Eligible devices that are online.
+        self.eligible: dict[str, Device] = {}
+        #: The same as a list, walked round so that work spreads; rebuilt when `eligible` changes.
+        self.ring: list[Device] = []
+        self._cursor = 0
+        #: No eligible device had room when last looked; set free by a device that gets room.
+        self.blocked = False
+
+    def judge(self, device: Device) -> None:
+        """Note whether a reachable device is eligible."""
+        if why_not(self.key, device):
+            self.forget(device)
+        elif device.device_id not in self.eligible:
+            self.eligible[device.device_id] = device
+            self.ring.append(device)
+            self.blocked = False
+
+    def forget(self, device: Device) -> None:
+        """Note that a device is gone or no longer eligible."""
+        if self.eligible.pop(device.device_id, None) is not None:
+            self.ring = list(self.eligible.values())
+
+    def pick(self, free: Mapping[str, Device], sample: int = 8) -> Device | None:
+        """An eligible device with room for one task, the least loaded of a few; None without one.
+
+        Looks through the shorter of the free devices and the eligible ones.
+        """
+        best: Device | None = None
+        seen = 0
+        task_type = self.key.task_type
+        for device in self._candidates(free):
+            if device.free_units < device.units_of(task_type) or not device.ready:
+                continue
+            if best is None or device.load < best.load:
+                best = device
+            seen += 1
+            if seen >= sample:
+                break
+        return best
+
+    def _candidates(self, free: Mapping[str, Device]) -> Iterable[Device]:
+        if len(free) < len(self.ring):
+            eligible = self.eligible
+            for device_id, device in free.items():
+                if device_id in eligible:
+                    yield device
+            return
+        ring, count = self.ring, len(self.ring)
+        start = self._cursor % count if count else 0
+        self._cursor = start + 1
+        for offset in range(count):
+            yield ring[(start + offset) % count]

@@ -1,0 +1,370 @@
+"""Devices come, beat, change, drain, go and are removed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from retire_cluster.broker import attempts
+from retire_cluster.broker import events as ev
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.events import Now
+from retire_cluster.broker.instructions import (
+    Answer,
+    ForgetDevices,
+    Send,
+    StoreConfig,
+    StoreDevices,
+)
+from retire_cluster.broker.state import Challenge, ClusterState, Ping
+from retire_cluster.broker.timestamps import stamp
+from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas.validation import safe_schema
+from retire_cluster.schemas.vocabulary import (
+    BUILTIN_TASK_TYPES,
+    DEVICE_ID_PATTERN,
+    TAG_PATTERN,
+    TASK_TYPE_PATTERN,
+    Platform,
+    Role,
+)
+from retire_cluster.schemas.wire import PROTOCOL
+
+#: How long a device that seems to live elsewhere may take to answer for itself.
+CHALLENGE_SECONDS = 1.0
+_NONCE_BITS = 48
+
+
+def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
+    """A device's message: HELLO registers, all else counts only within a session."""
+    message, routing = event.message, event.routing
+    if isinstance(message, msg.Hello):
+        _hello(state, event, message, now)
+        return
+    device = state.connections.get(routing)
+    if device is None or device.session != message.session:
+        state.stats.dropped["unknown_session"] += 1
+        state.emit(Send(routing, msg.Reject(message.session, "register", "say HELLO again")))
+        return
+    device.last_seen_mono = now.mono
+    if isinstance(message, msg.Heartbeat):
+        _beat(state, device, message, now)
+    elif isinstance(message, msg.Started):
+        attempts.started(state, device, message, now)
+    elif isinstance(message, msg.Progress):
+        attempts.progressed(state, device, message, now)
+    elif isinstance(message, msg.ConfigAck):
+        if message.version == state.config_version:
+            device.config = state.heartbeat_config()
+    elif isinstance(message, msg.Pong):
+        _pong(state, device, message, now)
+    elif isinstance(message, msg.Drain):
+        device.accepting, device.not_accepting_reason = False, message.reason or "draining"
+        _changed(state, device, now)
+    else:
+        _goodbye(state, device, message, now)
+
+
+# --- HELLO ---------------------------------------------------------------------------------------
+
+
+def _fault(hello: msg.Hello) -> str:
+    """What is wrong with a HELLO beyond its form; empty when nothing is."""
+    if not re.fullmatch(DEVICE_ID_PATTERN, hello.device_id):
+        return f"device_id: {hello.device_id[:100]!r} is not letters, digits or _.:- (up to 100)"
+    if hello.platform not in Platform._value2member_map_:
+        return f"platform: {hello.platform!r} is none of linux, windows, android, darwin"
+    if hello.role not in Role._value2member_map_:
+        return f"role: {hello.role!r} is none of worker, compute, storage, mobile"
+    for tag in hello.tags:
+        if not re.fullmatch(TAG_PATTERN, tag):
+            return f"tags: {tag[:64]!r} is not letters, digits or _.:=- (up to 64)"
+    for info in hello.task_types:
+        if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
+            return f"task_types: {info.name[:100]!r} is not a-z 0-9 _ . - (up to 100)"
+        if info.payload_schema is not None and not safe_schema(info.payload_schema):
+            return f"task_types: the payload schema of {info.name} uses rules that are not allowed"
+        if info.instant and info.name not in BUILTIN_TASK_TYPES:
+            return f"task_types: {info.name} cannot be instant"
+    return ""
+
+
+def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now) -> None:
+    routing = event.routing
+
+    def refuse(code: str, text: str, retry_after_seconds: float | None = None) -> None:
+        state.stats.dropped[f"rejected_{code}"] += 1
+        state.emit(
+            Send(routing, msg.Reject(hello.session, code, text, retry_after_seconds))
+        )
+
+    if hello.protocol != PROTOCOL:
+        refuse("protocol", f"this main node speaks protocol {PROTOCOL}, not {hello.protocol}")
+        return
+    if fault := _fault(hello):
+        refuse("bad_hello", fault)
+        return
+    if hello.device_id in state.tombstones:
+        refuse(
+            "removed",
+            f"{hello.device_id} was removed from this cluster; on the main node: "
+            f"retire-cluster devices readmit {hello.device_id}",
+        )
+        return
+    device = state.devices.get(hello.device_id)
+    if device is not None and device.online:
+        lively = device.silent_for(now.mono) < device.config.interval * device.config.max_missed
+        if device.instance != hello.instance and lively and device.routing != routing:
+            _challenge(state, device, hello, event, now)
+            return
+    elif state.online_count >= state.settings.server.max_connections:
+        refuse(
+            "max_connections",
+            f"{state.online_count} devices are online, as many as server.max_connections allows",
+            10.0,
+        )
+        return
+    register(state, hello, routing, event.address, now)
+
+
+def _challenge(
+    state: ClusterState, device: Device, hello: msg.Hello, event: ev.FromDevice, now: Now
+) -> None:
+    nonce = state.rng.getrandbits(_NONCE_BITS)
+    state.challenges[device.device_id] = Challenge(
+        hello, event.routing, event.address, nonce, now.mono + CHALLENGE_SECONDS
+    )
+    state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
+
+
+def register(
+    state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now
+) -> None:
+    """Welcome a device; what it holds and what we think it holds are settled."""
+    device = state.devices.get(hello.device_id)
+    if device is None:
+        device = Device(hello.device_id, now.wall_ms, state.heartbeat_config())
+        state.devices[hello.device_id] = device
+    was_online = device.online
+    previous = state.connections.get(routing)
+    if previous is not None and previous is not device:
+        take_offline(state, previous, now)  # the connection changed its device id
+    state.connections.pop(device.routing, None)
+    if not was_online:
+        state.online_count += 1
+    device.register(hello, routing, now.mono)
+    device.ip_address = address
+    # WELCOME carries the settings in force; they hold from now on.
+    device.config = state.heartbeat_config()
+    state.connections[routing] = device
+    state.advertised.update(device.types)
+    keep, abandon = _settle(state, device, hello, now)
+    for cls in state.classes.values():
+        cls.judge(device)
+    state.emit(
+        Send(
+            routing,
+            msg.Welcome(hello.session, state.epoch, keep, abandon, state.heartbeat_config()),
+        )
+    )
+    if device.drained:
+        state.emit(Send(routing, msg.Drain(hello.session, "drained by the administrator")))
+    state.emit(StoreDevices((device.row(),)))
+    kind = "device.changed" if was_online else "device.online"
+    state.log.add(kind, now.wall_ms, device_id=device.device_id)
+    state.note_room(device)
+
+
+def _settle(
+    state: ClusterState, device: Device, hello: msg.Hello, now: Now
+) -> tuple[tuple[msg.Key, ...], tuple[msg.Key, ...]]:
+    held = {entry.key: entry for entry in hello.held}
+    unsent = set(hello.unsent)
+    keep: list[msg.Key] = []
+    for task in list(device.attempts.values()):
+        key = task.key
+        if key in held:
+            attempts.confirm(state, held[key], task, now)
+            keep.append(key)
+        elif key in unsent:
+            task.confirmed_mono = now.mono
+            keep.append(key)
+        else:
+            attempts.lose(state, task, "its device started anew without it", now)
+    kept = set(keep)
+    abandon = tuple(key for key in (*held, *unsent) if key not in kept)
+    return tuple(keep), abandon
+
+
+# --- within a session ----------------------------------------------------------------------------
+
+
+def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: Now) -> None:
+    accepted = device.accepting
+    device.beat(heartbeat, now.mono, now.wall_ms)
+    ack = msg.HeartbeatAck(device.session, heartbeat.beat, state.config_version)
+    state.emit(Send(device.routing, ack))
+    if not device.online:
+        come_back(state, device, now)
+    if heartbeat.held is not None:
+        _reconcile(state, device, heartbeat.held, now)
+    if heartbeat.config_version != state.config_version:
+        state.emit(Send(device.routing, msg.Config(device.session, state.heartbeat_config())))
+    if device.accepting != accepted:
+        _changed(state, device, now)
+
+
+def _reconcile(
+    state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now
+) -> None:
+    """Compare what the device has with what we gave it, after lost messages or a lost lease."""
+    strange = []
+    for entry in held:
+        task = state.tasks.get(entry.key[0])
+        if (
+            task is not None
+            and task.device is device
+            and task.dispatch is not None
+            and task.key == entry.key
+        ):
+            attempts.confirm(state, entry, task, now)
+        else:
+            strange.append(entry.key)
+    if strange:
+        state.emit(Send(device.routing, msg.Abandon(device.session, tuple(strange))))
+    patience = device.config.timeout
+    for task in list(device.attempts.values()):
+        if now.mono - task.confirmed_mono > patience:
+            attempts.lose(state, task, "its device does not have it", now)
+
+
+def come_back(state: ClusterState, device: Device, now: Now) -> None:
+    """A device that was silent is heard again in the same session."""
+    device.online = True
+    state.online_count += 1
+    for cls in state.classes.values():
+        cls.judge(device)
+    state.log.add("device.online", now.wall_ms, device_id=device.device_id)
+    state.note_room(device)
+
+
+def take_offline(state: ClusterState, device: Device, now: Now) -> None:
+    """A device is silent or gone; its attempts stay its own until the lease is over."""
+    if not device.online:
+        return
+    device.online = False
+    device.dirty = True
+    state.online_count -= 1
+    state.free.pop(device.device_id, None)
+    for cls in state.classes.values():
+        cls.forget(device)
+    state.log.add("device.offline", now.wall_ms, device_id=device.device_id)
+
+
+def _changed(state: ClusterState, device: Device, now: Now) -> None:
+    state.note_room(device)
+    data = {"accepting": device.ready, "reason": device.not_accepting_reason}
+    state.log.add("device.changed", now.wall_ms, device_id=device.device_id, data=data)
+
+
+def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> None:
+    challenge = state.challenges.get(device.device_id)
+    if challenge is not None and challenge.nonce == message.nonce:
+        del state.challenges[device.device_id]
+        text = f"another worker with the id {device.device_id} is connected and alive"
+        reject = msg.Reject(challenge.hello.session, "duplicate", text, 10.0)
+        state.emit(Send(challenge.routing, reject))
+        return
+    ping = state.pings.get(message.nonce)
+    if ping is not None and ping.device_id == device.device_id:
+        del state.pings[message.nonce]
+        elapsed = 1000 * (now.mono - ping.sent_mono)
+        state.emit(Answer(ping.ticket, ping_view(ping, elapsed, elapsed)))
+
+
+def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now) -> None:
+    take_offline(state, device, now)
+    for task in list(device.attempts.values()):
+        attempts.lose(state, task, message.reason or "its device said goodbye", now, free=True)
+    state.connections.pop(device.routing, None)
+    device.routing, device.session = b"", ""
+    state.emit(StoreDevices((device.row(),)))
+
+
+# --- asked by an administrator -------------------------------------------------------------------
+
+
+def ping(state: ClusterState, event: ev.PingAsked, now: Now) -> None:
+    """A round trip to a device; one that is offline fails at once."""
+    device = state.devices[event.device_id]
+    record = Ping(
+        event.ticket, event.device_id, now.mono, now.wall_ms, now.mono + event.timeout_seconds
+    )
+    if not device.online:
+        state.emit(Answer(event.ticket, ping_view(record, None, 0.0)))
+        return
+    nonce = state.rng.getrandbits(_NONCE_BITS)
+    state.pings[nonce] = record
+    state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
+
+
+def ping_view(record: Ping, response_ms: float | None, duration_ms: float) -> dict[str, object]:
+    """The REST answer to a ping; `response_ms` None: the device did not answer."""
+    return {
+        "device_id": record.device_id,
+        "ping_successful": response_ms is not None,
+        "response_time_ms": None if response_ms is None else round(response_ms, 3),
+        "ping_timestamp": stamp(record.sent_ms),
+        "duration_ms": round(duration_ms, 3),
+    }
+
+
+def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
+    """Take a device out of the cluster; its work goes back to the queue free of charge."""
+    device = state.devices[event.device_id]
+    if device.online:
+        text = f"{device.device_id} was removed from this cluster"
+        state.emit(Send(device.routing, msg.Reject(device.session, "removed", text)))
+    take_offline(state, device, now)
+    for task in list(device.attempts.values()):
+        attempts.lose(state, task, "its device was removed", now, free=True)
+    state.connections.pop(device.routing, None)
+    state.challenges.pop(device.device_id, None)
+    del state.devices[event.device_id]
+    state.tombstones[event.device_id] = now.wall_ms
+    state.emit(StoreDevices((device.row(removed_ms=now.wall_ms),)))
+    state.log.add("device.removed", now.wall_ms, device_id=event.device_id)
+
+
+def readmit(state: ClusterState, event: ev.DeviceReadmitted, now: Now) -> None:
+    """Lift a tombstone: the device may register again, as a new one."""
+    del state.tombstones[event.device_id]
+    state.emit(ForgetDevices((event.device_id,)))
+
+
+def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
+    """Let a device finish what it has and give it nothing new, or end that."""
+    device = state.devices[event.device_id]
+    device.drained = event.drained
+    if device.online:
+        message: msg.Drain | msg.Resume = msg.Resume(device.session)
+        if event.drained:
+            message = msg.Drain(device.session, "drained by the administrator")
+        else:
+            device.accepting, device.not_accepting_reason = True, ""
+        state.emit(Send(device.routing, message))
+    state.emit(StoreDevices((device.row(),)))
+    _changed(state, device, now)
+
+
+def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
+    """Apply settings that were validated as a whole; devices are told their part."""
+    state.settings = replace(state.settings, **event.sections)
+    state.config_version += 1
+    state.emit(StoreConfig(event.persisted, state.config_version))
+    config = state.heartbeat_config()
+    for device in state.devices.values():
+        if device.online:
+            state.emit(Send(device.routing, msg.Config(device.session, config)))
+    fields = list(event.updated_fields)
+    state.log.add("config.changed", now.wall_ms, data={"updated_fields": fields})

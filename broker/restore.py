@@ -1,0 +1,148 @@
+"""A cluster state from what the store kept: a broker that starts where its forerunner stopped."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.events import Now
+from retire_cluster.broker.rows import LiveRow, Snapshot, TaskRow
+from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.task import Dispatch, Task, TaskSpec
+from retire_cluster.conf.settings import Settings, merge_section
+from retire_cluster.schemas.errors import ValidationError
+from retire_cluster.schemas.jsontext import loads
+from retire_cluster.schemas.vocabulary import TaskStatus
+
+
+def restore(
+    snapshot: Snapshot, settings: Settings, rng: random.Random, now: Now
+) -> tuple[ClusterState, list[str]]:
+    """The state of a new epoch, and warnings about what could not be taken over.
+
+    Attempts that were out when the last broker stopped keep their lease, counted from now: their
+    devices claim them in HELLO, or they are lost when it is over.
+    """
+    settings, warnings = _with_persisted(settings, snapshot)
+    state = ClusterState(
+        settings,
+        epoch=snapshot.epoch,
+        salt=snapshot.salt,
+        rng=rng,
+        config_version=snapshot.config_version,
+    )
+    state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
+    _devices(state, snapshot, now)
+    out = _newest_dispatches(snapshot)
+    specs: dict[tuple[object, ...], TaskSpec] = {}
+    rows = {row.number: row for row in snapshot.live}
+    for number, kind, priority, status, device_id, ended_s in snapshot.index:
+        if status is not None:
+            state.ledger.add(number, TaskStatus(status), kind, priority, device_id, ended_s)
+        else:
+            _live(state, rows[number], snapshot, out.get(number), specs, now)
+    held = {task.dispatch.number for task in state.tasks.values() if task.dispatch is not None}
+    state.ended_dispatches = [
+        row.number for row in snapshot.dispatches if row.number not in held
+    ]
+    for (device_id, final), count in state.ledger.by_device_and_status().items():
+        device = state.devices.get(device_id)
+        if device is not None:
+            if final is TaskStatus.SUCCESS:
+                device.succeeded += count
+            elif final in (TaskStatus.FAILED, TaskStatus.TIMEOUT):
+                device.failed += count
+    for completed_ms, word, seconds in snapshot.recent:
+        state.stats.ended(TaskStatus(word), seconds, completed_ms)
+    state.submissions = {(row.owner, row.key): row for row in snapshot.submissions}
+    return state, warnings
+
+
+def _with_persisted(settings: Settings, snapshot: Snapshot) -> tuple[Settings, list[str]]:
+    warnings = []
+    for name, values in snapshot.config.items():
+        try:
+            section = merge_section(getattr(settings, name), values)
+        except (ValidationError, AttributeError) as error:
+            warnings.append(f"the stored configuration of {name} is not used: {error}")
+            continue
+        settings = replace(settings, **{name: section})
+    return settings, warnings
+
+
+def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
+    for row in snapshot.devices:
+        types = loads(row.document)["types"]
+        state.advertised.update(info["name"] for info in types)
+        if row.removed_ms is not None:
+            state.tombstones[row.device_id] = row.removed_ms
+        else:
+            device = Device.restored(row, state.heartbeat_config(), now.mono)
+            state.devices[row.device_id] = device
+
+
+def _newest_dispatches(snapshot: Snapshot) -> dict[int, tuple[Dispatch, int, int]]:
+    """Task → (its newest batch, attempt number, when)."""
+    found: dict[int, tuple[Dispatch, int, int]] = {}
+    for row in snapshot.dispatches:
+        dispatch = Dispatch(row.number, row.epoch, row.token, row.device_id)
+        for number, attempt in row.attempts:
+            found[number] = (dispatch, attempt, row.at_ms)
+    return found
+
+
+def _live(
+    state: ClusterState,
+    row: TaskRow,
+    snapshot: Snapshot,
+    out: tuple[Dispatch, int, int] | None,
+    specs: dict[tuple[object, ...], TaskSpec],
+    now: Now,
+) -> None:
+    form = (row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document)
+    spec = specs.get(form)
+    if spec is None:
+        spec = specs[form] = TaskSpec(
+            row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document
+        )
+    size = snapshot.live_payload_bytes[row.number]
+    payload = state.keep_payload(row.payload) if len(row.payload) == size else None
+    task = Task(row.number, spec, row.created_ms, payload, size, TaskStatus.QUEUED, now.mono)
+    kept = snapshot.deviations.get(row.number)
+    if kept is not None:
+        _deviate(task, kept)
+    state.tasks[row.number] = task
+    device = state.devices.get(out[0].device_id) if out is not None else None
+    if out is not None and device is not None and out[1] > task.attempt:
+        task.dispatch, task.attempt, task.assigned_ms = out
+        task.dispatch.open += 1
+        task.device = device
+        task.confirmed_mono = now.mono
+        task.status = TaskStatus.ASSIGNED
+        device.hold(task)
+        state.ledger.add(
+            row.number, task.status, row.task_type, row.priority, device.device_id
+        )
+        return
+    wait = (kept.not_before_ms - now.wall_ms) / 1000 if kept is not None else 0.0
+    if wait > 0:
+        task.status = TaskStatus.PENDING
+        state.wait_until(task, now.mono + min(wait, _longest_wait(state)))
+    state.ledger.add(row.number, task.status, row.task_type, row.priority)
+    if task.status is TaskStatus.QUEUED:
+        state.enqueue(task, now)
+        waited = max(0, now.wall_ms - row.created_ms) / 1000
+        task.queued_mono = now.mono - waited
+
+
+def _deviate(task: Task, kept: LiveRow) -> None:
+    task.attempt, task.retries, task.stored_retries = kept.attempt, kept.retries, kept.stored_retries
+    task.excluded, task.killers = frozenset(kept.excluded), frozenset(kept.killers)
+    task.deviates = True
+
+
+def _longest_wait(state: ClusterState) -> float:
+    # A clock that jumped back while the broker was down must not keep a task waiting for days;
+    # a delayed start may be long, a retry never is.
+    return max(state.settings.scheduler.retry_cap_seconds, 30 * 86_400.0)

@@ -1,0 +1,126 @@
+"""What the store keeps: one record a table row, and the snapshot a starting broker reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class AttemptRow(NamedTuple):
+    """An attempt that ended without ending its task (the store's history)."""
+
+    task: int
+    number: int
+    device_id: str | None
+    outcome: str
+    cause: str | None
+    error_message: str | None
+    assigned_ms: int | None
+    started_ms: int | None
+    ended_ms: int
+    execution_seconds: float | None
+    result: bytes = b""
+    details: bytes = b""
+
+
+class OutcomeRow(NamedTuple):
+    """How a task ended: exactly one a task."""
+
+    task: int
+    status: str
+    device_id: str | None
+    attempt: int
+    assigned_ms: int | None
+    started_ms: int | None
+    completed_ms: int
+    execution_seconds: float | None
+    cause: str | None
+    error_message: str | None
+    retry_count: int
+    result: bytes = b""
+    details: bytes = b""
+
+
+class TaskRow(NamedTuple):
+    """A submitted task as the store keeps it."""
+
+    number: int
+    created_ms: int
+    task_type: str
+    priority: int
+    timeout_seconds: int
+    max_retries: int
+    document: bytes
+    payload: bytes
+
+
+class LiveRow(NamedTuple):
+    """What differs from a freshly queued task for one that has not ended."""
+
+    task: int
+    attempt: int
+    retries: int
+    stored_retries: int
+    #: Epoch ms before which it must not run; 0: none.
+    not_before_ms: int
+    excluded: tuple[str, ...]
+    killers: tuple[str, ...]
+
+
+class DispatchRow(NamedTuple):
+    """A batch of assignments: who may be running what after a restart."""
+
+    number: int
+    epoch: int
+    token: int
+    device_id: str
+    at_ms: int
+    #: `(task, attempt)` pairs.
+    attempts: tuple[tuple[int, int], ...]
+
+
+class DeviceRow(NamedTuple):
+    """A registered device; `removed_ms` marks a tombstone."""
+
+    device_id: str
+    registered_ms: int
+    removed_ms: int | None
+    #: JSON object of everything else.
+    document: bytes
+
+
+class SubmissionRow(NamedTuple):
+    """An answered submission with an Idempotency-Key."""
+
+    owner: str
+    key: str
+    fingerprint: str
+    first: int
+    count: int
+    at_ms: int
+
+
+@dataclass
+class Snapshot:
+    """Everything the store gives a starting broker."""
+
+    salt: int
+    epoch: int
+    next_task: int
+    next_dispatch: int
+    #: Tasks that have not ended, payload empty when larger than asked for, in order.
+    live: list[TaskRow] = field(default_factory=list)
+    live_payload_bytes: dict[int, int] = field(default_factory=dict)
+    deviations: dict[int, LiveRow] = field(default_factory=dict)
+    dispatches: list[DispatchRow] = field(default_factory=list)
+    devices: list[DeviceRow] = field(default_factory=list)
+    #: `(task, type, priority, status, device or None, ended second)` of every task, in order;
+    #: status None: live.
+    index: Iterable[tuple[int, str, int, str | None, str | None, int]] = ()
+    #: `(completed_ms, status, execution_seconds or None)` of the last hour, oldest first.
+    recent: list[tuple[int, str, float | None]] = field(default_factory=list)
+    submissions: list[SubmissionRow] = field(default_factory=list)
+    #: Persisted settings by section.
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config_version: int = 1

@@ -1,0 +1,335 @@
+"""The cluster: every task that has not ended, every device, and the one way to change them.
+
+Rules that hold here and are checked by `check_invariants`:
+
+- `ClusterState.handle(event, now)` is the only mutator. It returns instructions; it does no I/O,
+  reads no clock, draws randomness only from the generator it was given.
+- Store instructions of a turn are committed before any other instruction of it is performed.
+- A task changes its status only through `TRANSITIONS`. One that has ended leaves memory; it comes
+  back only by `RetryAsked`.
+- A message about an attempt counts only with the attempt's exact key, from the device that has it.
+
+The rules for attempts, devices, placement and sweeps live in `attempts`, `membership`, `placing`
+and `sweeps`; all of them work on this state through the verbs at its end.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.feed import EventLog
+from retire_cluster.broker.ids import TaskIds
+from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
+from retire_cluster.broker.ledger import Ledger
+from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
+from retire_cluster.broker.rows import LiveRow, SubmissionRow
+from retire_cluster.broker.stats import Stats
+from retire_cluster.broker.task import Task, TaskSpec, after
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.jsontext import loads
+from retire_cluster.schemas.messages import HeartbeatConfig, Hello
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+
+#: Payloads up to this size stay in memory while their task lives …
+INLINE_PAYLOAD_BYTES = 4_096
+#: … until all of them together reach this.
+INLINE_BUDGET_BYTES = 256 * 1024 * 1024
+#: Idle requirement classes kept for reuse.
+CLASSES_KEPT = 2_000
+
+
+@dataclass
+class Wait:
+    """A parked `task.wait`."""
+
+    ticket: ev.Ticket
+    tasks: tuple[int, ...]
+    unfinished: set[int]
+    deadline_mono: float
+
+
+@dataclass
+class Ping:
+    """A parked `device.ping`."""
+
+    ticket: ev.Ticket
+    device_id: str
+    sent_mono: float
+    sent_ms: int
+    deadline_mono: float
+
+
+@dataclass
+class Challenge:
+    """A HELLO for a device id that seems to be alive elsewhere: the old one was asked."""
+
+    hello: Hello
+    routing: bytes
+    address: str
+    nonce: int
+    deadline_mono: float
+
+
+class ClusterState:
+    """See the module's text. Attributes are for reading; change only through `handle`."""
+
+    def __init__(
+        self, settings: Settings, *, epoch: int, salt: int, rng: random.Random, config_version: int = 1
+    ) -> None:
+        self.settings = settings
+        self.config_version = config_version
+        self.epoch = epoch
+        self.ids = TaskIds(salt)
+        self.rng = rng
+        self.next_task = 1
+        self.next_dispatch = 1
+        self.tasks: dict[int, Task] = {}
+        self.devices: dict[str, Device] = {}
+        #: Removed device ids and when (epoch ms).
+        self.tombstones: dict[str, int] = {}
+        #: Connection → the device that is registered on it.
+        self.connections: dict[bytes, Device] = {}
+        self.classes: dict[ClassKey, TaskClass] = {}
+        #: Classes with queued tasks.
+        self.waiting: dict[ClassKey, TaskClass] = {}
+        #: Devices that may be given work now.
+        self.free: dict[str, Device] = {}
+        #: `(not_before_mono, task)` of pending tasks; entries may be stale.
+        self.pending: list[tuple[float, int]] = []
+        self.running: dict[int, Task] = {}
+        self.submissions: dict[tuple[str, str], SubmissionRow] = {}
+        #: Dispatch batches whose attempts have all ended, to be forgotten by the next sweep.
+        self.ended_dispatches: list[int] = []
+        self.pings: dict[int, Ping] = {}
+        self.challenges: dict[str, Challenge] = {}
+        self.waits: dict[int, list[Wait]] = {}
+        self.all_waits: list[Wait] = []
+        self.online_count = 0
+        self.inline_bytes = 0
+        self.ledger = Ledger()
+        self.log = EventLog(epoch, settings.retention.event_rows)
+        self.stats = Stats()
+        #: When the sweep of device liveness last ran.
+        self.last_sweep_mono: float | None = None
+        #: Task types ever advertised by a device: they may be submitted while it is away.
+        self.advertised: set[str] = set()
+        self._requirements: dict[bytes, Requirements] = {}
+        self._out: list[Instruction] = []
+
+    def handle(self, event: ev.Event, now: ev.Now) -> list[Instruction]:
+        """Apply one event; the instructions it leads to, in order.
+
+        Raises `IllegalTransition` for an event that a task's state does not allow.
+        """
+        _handlers()[type(event)](self, event, now)
+        out, self._out = self._out, []
+        return out
+
+    def next_deadline(self) -> float | None:
+        """The monotonic time of the next thing that should not wait for a sweep, or None."""
+        times = [ping.deadline_mono for ping in self.pings.values()]
+        times += [challenge.deadline_mono for challenge in self.challenges.values()]
+        times += [wait.deadline_mono for wait in self.all_waits]
+        if self.pending:
+            times.append(self.pending[0][0])
+        return min(times, default=None)
+
+    # --- what the rules are made of --------------------------------------------------------------
+
+    def emit(self, instruction: Instruction) -> None:
+        """Add to the instructions of the event being handled."""
+        self._out.append(instruction)
+
+    def heartbeat_config(self) -> HeartbeatConfig:
+        """The liveness settings now in force."""
+        heartbeat = self.settings.heartbeat
+        return HeartbeatConfig(
+            self.config_version, heartbeat.interval, heartbeat.timeout, heartbeat.max_missed
+        )
+
+    def move(self, task: Task, event: str, now: ev.Now, **data: Any) -> TaskStatus:
+        """Let the table change a task's status; the ledger and the event log follow.
+
+        Raises `IllegalTransition` and changes nothing.
+        """
+        before = task.status
+        status = after(before, event)
+        task.status = status
+        device_id = task.device.device_id if task.device is not None else None
+        ended_s = now.wall_ms // 1000 if status in TERMINAL else 0
+        self.ledger.move(task.number, status, device_id, ended_s)
+        data["from"] = before.value
+        data["attempt"] = task.attempt
+        self.log.add(
+            "task." + status.value, now.wall_ms, task.number, task.created_ms, device_id, data
+        )
+        if before is TaskStatus.RUNNING:
+            self.running.pop(task.number, None)
+        return status
+
+    def enqueue(self, task: Task, now: ev.Now) -> None:
+        """Put a task that just became queued into its class's backlog."""
+        task.queued_mono = now.mono
+        cls = self.class_of(task.spec, task.excluded)
+        task.backlog = cls
+        cls.lanes.push(task)
+        self.waiting[cls.key] = cls
+
+    def class_of(self, spec: TaskSpec, excluded: frozenset[str]) -> TaskClass:
+        """The requirement class of a task, made when it is the first of its kind."""
+        need = self._requirements.get(spec.document)
+        if need is None:
+            need = Requirements.read(loads(spec.document).get("requirements") or {})
+            if len(self._requirements) > CLASSES_KEPT:
+                self._requirements.clear()
+            self._requirements[spec.document] = need
+        key = ClassKey(spec.task_type, need, excluded)
+        cls = self.classes.get(key)
+        if cls is None:
+            if len(self.classes) > CLASSES_KEPT:
+                self._drop_idle_classes()
+            cls = self.classes[key] = TaskClass(key)
+            for device in self.devices.values():
+                if device.online:
+                    cls.judge(device)
+        return cls
+
+    def _drop_idle_classes(self) -> None:
+        self.classes = {key: cls for key, cls in self.classes.items() if cls.lanes.size}
+
+    def note_room(self, device: Device) -> None:
+        """A device may have got room (or lost it): keep `free` and the blocked classes right."""
+        if device.ready and device.free_units > 0:
+            self.free[device.device_id] = device
+            for cls in self.waiting.values():
+                if cls.blocked and device.device_id in cls.eligible:
+                    cls.blocked = False
+        else:
+            self.free.pop(device.device_id, None)
+
+    def leave_device(self, task: Task) -> Device | None:
+        """Take a task's current attempt off its device; the device, if it had one."""
+        device, dispatch = task.device, task.dispatch
+        if device is not None:
+            device.release(task)
+        if dispatch is not None:
+            dispatch.open -= 1
+            if dispatch.open == 0:
+                self.ended_dispatches.append(dispatch.number)
+        task.dispatch = None
+        task.progress = None
+        return device
+
+    def end(self, task: Task) -> None:
+        """Forget a task that has just ended; who waits for it is told."""
+        del self.tasks[task.number]
+        if task.payload is not None:
+            self.inline_bytes -= len(task.payload)
+        for wait in self.waits.pop(task.number, ()):
+            wait.unfinished.discard(task.number)
+            if not wait.unfinished:
+                self.all_waits.remove(wait)
+                self.emit(WaitOver(wait.ticket, wait.tasks))
+
+    def keep_payload(self, payload: bytes) -> bytes | None:
+        """The payload if it may stay in memory, else None."""
+        if (
+            len(payload) > INLINE_PAYLOAD_BYTES
+            or self.inline_bytes + len(payload) > INLINE_BUDGET_BYTES
+        ):
+            return None
+        self.inline_bytes += len(payload)
+        return payload
+
+    def wait_until(self, task: Task, not_before_mono: float) -> None:
+        """Note when a pending task is due."""
+        task.not_before_mono = not_before_mono
+        heapq.heappush(self.pending, (not_before_mono, task.number))
+
+    def store_deviation(self, task: Task, now: ev.Now) -> None:
+        """Have the store keep what differs from a fresh task."""
+        task.deviates = True
+        wait = max(0.0, task.not_before_mono - now.mono)
+        due = task.status is TaskStatus.PENDING and wait > 0
+        row = LiveRow(
+            task.number,
+            task.attempt,
+            task.retries,
+            task.stored_retries,
+            now.wall_ms + int(wait * 1000) if due else 0,
+            tuple(sorted(task.excluded)),
+            tuple(sorted(task.killers)),
+        )
+        self.emit(StoreLive((row,)))
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` naming the first rule that does not hold."""
+        queued = 0
+        for number, task in self.tasks.items():
+            name = f"task {number} ({task.status.value})"
+            assert task.number == number, f"{name} is filed under another number"
+            assert task.status not in TERMINAL, f"{name} has ended and is still in memory"
+            assert self.ledger.status(number) is task.status, f"{name} differs in the ledger"
+            held = task.status in (TaskStatus.ASSIGNED, TaskStatus.RUNNING)
+            assert held == (task.dispatch is not None), f"{name} and its lease disagree"
+            if held:
+                device = task.device
+                assert device is not None, f"{name} has no device"
+                assert device.attempts.get(number) is task, f"{name} is not on its device"
+                assert self.devices.get(device.device_id) is device, f"{name} is on a stranger"
+            running = task.status is TaskStatus.RUNNING
+            assert running == (number in self.running), f"{name} and `running` disagree"
+            queued += task.status is TaskStatus.QUEUED
+        sizes = sum(cls.lanes.size for cls in self.classes.values())
+        assert sizes == queued, f"{queued} tasks are queued, the backlogs count {sizes}"
+        for cls in self.classes.values():
+            waits = cls.lanes.size > 0
+            assert not waits or cls.key in self.waiting, f"{cls.key} is not looked at"
+        for device in self.devices.values():
+            name = f"device {device.device_id}"
+            used = sum(device.units_of(task.spec.task_type) for task in device.attempts.values())
+            assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
+            for number, task in device.attempts.items():
+                assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
+            if device.ready and device.free_units > 0:
+                assert device.device_id in self.free, f"{name} has room and is not free"
+            assert not device.online or self.connections.get(device.routing) is device, (
+                f"{name} is online without a connection"
+            )
+        online = sum(device.online for device in self.devices.values())
+        assert online == self.online_count, f"{online} are online, counted {self.online_count}"
+        ended = sum(self.ledger.by_status()[status.value] for status in TERMINAL)
+        assert self.ledger.total - ended == len(self.tasks), "the ledger and memory disagree"
+
+
+Handler = Callable[[ClusterState, Any, ev.Now], None]
+
+
+@functools.cache
+def _handlers() -> dict[type, Handler]:
+    # Imported at first use: the rules import this module.
+    from retire_cluster.broker import attempts, membership, placing, sweeps
+
+    return {
+        ev.FromDevice: membership.heard,
+        ev.ResultsArrived: attempts.finished,
+        ev.TasksSubmitted: attempts.submitted,
+        ev.CancelAsked: attempts.cancel,
+        ev.RetryAsked: attempts.retry,
+        ev.PingAsked: membership.ping,
+        ev.DeviceRemoved: membership.remove,
+        ev.DeviceReadmitted: membership.readmit,
+        ev.DrainAsked: membership.drain,
+        ev.ConfigChanged: membership.reconfigure,
+        ev.WaitAsked: attempts.wait,
+        ev.Tick: sweeps.tick,
+        ev.Place: placing.place,
+    }
+

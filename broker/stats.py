@@ -1,0 +1,149 @@
+"""Measured figures: completions, execution times, placement latency, slot use, HTTP reports."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from retire_cluster.schemas.vocabulary import TaskStatus
+
+HOUR_MS = 3_600_000
+_MINUTE_MS = 60_000
+#: Upper bounds, in seconds, of the execution time histogram.
+DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
+#: Seconds that HTTP figures look back.
+HTTP_WINDOW_SECONDS = 300.0
+_UTILIZATION_WINDOW_SECONDS = 300.0
+
+
+def percentile(values: Iterable[float], share: float) -> float | None:
+    """The value below which `share` (0–1) of the values lie (nearest rank); None without any."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+@dataclass
+class Completions:
+    """Tasks that ended in one minute."""
+
+    minute: int
+    count: int = 0
+
+
+class Stats:
+    """What has been measured since this broker started (completions: the last hour, kept)."""
+
+    def __init__(self) -> None:
+        self._minutes: deque[Completions] = deque(maxlen=61)
+        #: Execution times of the newest 1,000 ended tasks, in seconds.
+        self.durations: deque[float] = deque(maxlen=1_000)
+        #: Seconds from queued to assigned of the newest 1,000 placements.
+        self.waits: deque[float] = deque(maxlen=1_000)
+        #: Completion times (ms) of the newest tasks, for tasks per second.
+        self._recent: deque[tuple[int, int]] = deque()
+        self.duration_buckets: Counter[int] = Counter()
+        self.duration_sum = 0.0
+        self.duration_count = 0
+        #: (mono, used units, all units) samples.
+        self._slots: deque[tuple[float, int, int]] = deque()
+        self.http = HttpReports()
+        #: Things that went wrong on the wire, by kind.
+        self.dropped: Counter[str] = Counter()
+        #: Retries by cause.
+        self.retries: Counter[str] = Counter()
+
+    def ended(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
+        """A task ended."""
+        minute = wall_ms // _MINUTE_MS
+        if not self._minutes or self._minutes[-1].minute < minute:
+            self._minutes.append(Completions(minute))
+        self._minutes[-1].count += 1
+        if self._recent and self._recent[-1][0] == wall_ms:
+            self._recent[-1] = (wall_ms, self._recent[-1][1] + 1)
+        else:
+            self._recent.append((wall_ms, 1))
+            while self._recent[0][0] < wall_ms - _MINUTE_MS:
+                self._recent.popleft()
+        if seconds is not None and status is not TaskStatus.CANCELLED:
+            self.durations.append(seconds)
+            self.duration_sum += seconds
+            self.duration_count += 1
+            for index, bound in enumerate(DURATION_BOUNDS):
+                if seconds <= bound:
+                    self.duration_buckets[index] += 1
+                    break
+
+    def placed(self, waited_seconds: float) -> None:
+        """A task got its device."""
+        self.waits.append(waited_seconds)
+
+    def sample_slots(self, now_mono: float, used: int, total: int) -> None:
+        """Note how much of the online devices' slots is in use."""
+        self._slots.append((now_mono, used, total))
+        while self._slots[0][0] < now_mono - _UTILIZATION_WINDOW_SECONDS:
+            self._slots.popleft()
+
+    def tasks_per_hour(self, wall_ms: int) -> int:
+        """Tasks that ended in the last 60 minutes."""
+        first = wall_ms // _MINUTE_MS - 59
+        return sum(entry.count for entry in self._minutes if entry.minute >= first)
+
+    def tasks_per_second(self, wall_ms: int) -> float:
+        """Tasks that ended in the last minute, per second."""
+        since = wall_ms - _MINUTE_MS
+        return round(sum(count for at, count in self._recent if at >= since) / 60.0, 3)
+
+    def slot_utilization(self) -> float:
+        """Mean used share of the online slots over the last five minutes, in percent."""
+        total = sum(sample[2] for sample in self._slots)
+        return round(100.0 * sum(sample[1] for sample in self._slots) / total, 2) if total else 0.0
+
+    def average_duration(self) -> float:
+        """Mean execution time of the newest ended tasks, in seconds; 0 before the first."""
+        return round(sum(self.durations) / len(self.durations), 6) if self.durations else 0.0
+
+    def p95_duration(self) -> float:
+        """95th percentile of the same; 0 before the first."""
+        return round(percentile(self.durations, 0.95) or 0.0, 6)
+
+    def dispatch_latency_ms(self) -> dict[str, float]:
+        """Queued to assigned, newest placements; zeros before the first."""
+        shares: Sequence[tuple[str, float]] = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+        waits = list(self.waits)
+        return {name: round(1000 * (percentile(waits, share) or 0.0), 3) for name, share in shares}
+
+
+@dataclass
+class HttpReports:
+    """What the facade's processes report of the requests they served."""
+
+    #: (mono, requests, errors, total ms)
+    _rows: deque[tuple[float, int, int, float]] = field(default_factory=deque)
+    _first_mono: float | None = None
+    requests: int = 0
+    errors: int = 0
+
+    def add(self, now_mono: float, requests: int, errors: int, total_ms: float) -> None:
+        """One report: figures since that process's last one."""
+        if self._first_mono is None:
+            self._first_mono = now_mono
+        self.requests += requests
+        self.errors += errors
+        if requests:
+            self._rows.append((now_mono, requests, errors, total_ms))
+
+    def figures(self, now_mono: float) -> tuple[float, float, float]:
+        """`(average response ms, requests per second, error share)` of the last five minutes."""
+        while self._rows and self._rows[0][0] < now_mono - HTTP_WINDOW_SECONDS:
+            self._rows.popleft()
+        requests = sum(row[1] for row in self._rows)
+        if not requests or self._first_mono is None:
+            return 0.0, 0.0, 0.0
+        span = min(HTTP_WINDOW_SECONDS, max(1.0, now_mono - self._first_mono))
+        errors = sum(row[2] for row in self._rows)
+        average = sum(row[3] for row in self._rows) / requests
+        return round(average, 3), round(requests / span, 3), round(errors / requests, 4)

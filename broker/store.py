@@ -1,0 +1,208 @@
+"""Where tasks outlive the process: the interface, and a store that keeps everything in memory.
+
+A turn's writes are committed together or not at all. Reads serve details and results of tasks;
+counting and listing never come here (see `ledger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.rows import (
+    AttemptRow,
+    DeviceRow,
+    DispatchRow,
+    LiveRow,
+    OutcomeRow,
+    Snapshot,
+    SubmissionRow,
+    TaskRow,
+)
+
+HOUR_MS = 3_600_000
+
+
+class StoreError(RuntimeError):
+    """The store cannot be opened or used; the text is one line with cause and cure."""
+
+
+class StoreFull(StoreError):
+    """A commit failed for want of space; nothing of it was written."""
+
+
+class Store(Protocol):
+    """What the broker needs of a store. Used from one thread only."""
+
+    #: For people: where it keeps things.
+    name: str
+    #: Commits done since it was opened.
+    commits: int
+
+    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+        """Everything a starting broker needs; begins a new epoch.
+
+        Payloads of live tasks above `inline_bytes` are left out. Raises `StoreError`.
+        """
+
+    def commit(self, writes: Sequence[ins.Write]) -> None:
+        """Write all of it durably or none of it. Raises `StoreFull`, `StoreError`."""
+
+    def task(self, number: int) -> TaskRow | None:
+        """One task."""
+
+    def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
+        """Tasks without document and payload, for lists."""
+
+    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Payloads of tasks."""
+
+    def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
+        """How tasks ended, with or without results and details."""
+
+    def attempts(self, number: int) -> list[AttemptRow]:
+        """A task's attempts that did not end it, oldest first."""
+
+    def free_percent(self) -> float:
+        """Free space where it writes, in percent."""
+
+    def close(self) -> None:
+        """Give up files; everything committed stays."""
+
+
+class MemoryStore:
+    """Forgets everything at exit; for tests and for those who want no disk."""
+
+    def __init__(self) -> None:
+        self.name = "memory"
+        self.commits = 0
+        self._epoch = 0
+        self._salt = 0x155555555
+        self._next_task = 1
+        self._next_dispatch = 1
+        self._tasks: dict[int, TaskRow] = {}
+        self._outcomes: dict[int, OutcomeRow] = {}
+        self._attempts: dict[int, list[AttemptRow]] = {}
+        self._live: dict[int, LiveRow] = {}
+        self._dispatches: dict[int, DispatchRow] = {}
+        self._devices: dict[str, DeviceRow] = {}
+        self._submissions: dict[tuple[str, str], SubmissionRow] = {}
+        self._config: dict[str, dict[str, object]] = {}
+        self._config_version = 1
+
+    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+        """See `Store.load`."""
+        self._epoch += 1
+        live = [row for number, row in self._tasks.items() if number not in self._outcomes]
+        index = []
+        for row in self._tasks.values():
+            outcome = self._outcomes.get(row.number)
+            index.append(
+                (row.number, row.task_type, row.priority)
+                + ((None, None, 0) if outcome is None else
+                   (outcome.status, outcome.device_id, outcome.completed_ms // 1000))
+            )  # fmt: skip
+        recent = sorted(
+            (row.completed_ms, row.status, row.execution_seconds)
+            for row in self._outcomes.values()
+            if row.completed_ms > wall_ms - HOUR_MS
+        )
+        return Snapshot(
+            salt=self._salt,
+            epoch=self._epoch,
+            next_task=self._next_task,
+            next_dispatch=self._next_dispatch,
+            live=[
+                row if len(row.payload) <= inline_bytes else row._replace(payload=b"")
+                for row in live
+            ],
+            live_payload_bytes={row.number: len(row.payload) for row in live},
+            deviations=dict(self._live),
+            dispatches=list(self._dispatches.values()),
+            devices=list(self._devices.values()),
+            index=index,
+            recent=recent,
+            submissions=list(self._submissions.values()),
+            config={name: dict(values) for name, values in self._config.items()},
+            config_version=self._config_version,
+        )
+
+    def commit(self, writes: Sequence[ins.Write]) -> None:
+        """See `Store.commit`."""
+        for write in writes:
+            self._apply(write)
+        self.commits += 1
+
+    def _apply(self, write: ins.Write) -> None:
+        match write:
+            case ins.StoreTasks(rows, submission):
+                for row in rows:
+                    self._tasks[row.number] = row
+                    self._next_task = row.number + 1
+                if submission is not None:
+                    self._submissions[submission.owner, submission.key] = submission
+            case ins.StoreOutcomes(outcomes, deviating):
+                for outcome in outcomes:
+                    self._outcomes.setdefault(outcome.task, outcome)
+                for number in deviating:
+                    self._live.pop(number, None)
+            case ins.StoreAttempts(attempts):
+                for attempt in attempts:
+                    self._attempts.setdefault(attempt.task, []).append(attempt)
+            case ins.StoreLive(live):
+                for entry in live:
+                    self._live[entry.task] = entry
+            case ins.ReviveTasks(numbers):
+                for number in numbers:
+                    self._outcomes.pop(number, None)
+            case ins.StoreDispatch(dispatch):
+                self._dispatches[dispatch.number] = dispatch
+                self._next_dispatch = dispatch.number + 1
+            case ins.ForgetDispatches(numbers):
+                for number in numbers:
+                    self._dispatches.pop(number, None)
+            case ins.StoreDevices(devices):
+                for device in devices:
+                    self._devices[device.device_id] = device
+            case ins.ForgetDevices(device_ids):
+                for device_id in device_ids:
+                    self._devices.pop(device_id, None)
+            case ins.StoreConfig(sections, version):
+                self._config.update(sections)
+                self._config_version = version
+            case ins.ForgetTasks(numbers):
+                for number in numbers:
+                    self._tasks.pop(number, None)
+                    self._outcomes.pop(number, None)
+                    self._attempts.pop(number, None)
+            case ins.ForgetSubmissions(before_ms):
+                kept = {k: row for k, row in self._submissions.items() if row.at_ms >= before_ms}
+                self._submissions = kept
+
+    def task(self, number: int) -> TaskRow | None:
+        """See `Store.task`."""
+        return self._tasks.get(number)
+
+    def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
+        """See `Store.heads`."""
+        return {n: self._tasks[n] for n in numbers if n in self._tasks}
+
+    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """See `Store.payloads`."""
+        return {n: self._tasks[n].payload for n in numbers if n in self._tasks}
+
+    def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
+        """See `Store.outcomes`."""
+        return {n: self._outcomes[n] for n in numbers if n in self._outcomes}
+
+    def attempts(self, number: int) -> list[AttemptRow]:
+        """See `Store.attempts`."""
+        return list(self._attempts.get(number, ()))
+
+    def free_percent(self) -> float:
+        """Memory is not measured: always plenty."""
+        return 100.0
+
+    def close(self) -> None:
+        """Nothing to give up."""

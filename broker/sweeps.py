@@ -1,0 +1,159 @@
+"""Sweeps: passes over the state that only time asks for. `SWEEPS` is the table of them.
+
+Deadlines are judged here on the monotonic time of the tick, never by the clock that made the tick.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from retire_cluster.broker import attempts, membership
+from retire_cluster.broker.device import SLOT_UNITS
+from retire_cluster.broker.events import Now, Tick
+from retire_cluster.broker.instructions import (
+    Answer,
+    ForgetDispatches,
+    ForgetSubmissions,
+    ForgetTasks,
+    StoreDevices,
+    WaitOver,
+)
+from retire_cluster.broker.state import ClusterState
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+
+#: Seconds a device gets beyond a task's limit to end it itself.
+TIMEOUT_GRACE_SECONDS = 5.0
+#: A gap between two sweeps that means: this process slept, the devices did not.
+SLEPT_SECONDS = 10.0
+#: Ended tasks deleted by one retention sweep at most, so that a turn stays short.
+RETENTION_BATCH = 2_000
+
+
+def tick(state: ClusterState, event: Tick, now: Now) -> None:
+    """Run one sweep."""
+    SWEEPS[event.sweep].run(state, now)
+
+
+def deadlines(state: ClusterState, now: Now) -> None:
+    """Pending tasks whose time has come, calls parked too long, unanswered challenges."""
+    while state.pending and state.pending[0][0] <= now.mono:
+        due_mono, number = heapq.heappop(state.pending)
+        task = state.tasks.get(number)
+        if task is None or task.status is not TaskStatus.PENDING:
+            continue
+        if task.not_before_mono == due_mono:
+            attempts.become_due(state, task, now)
+    for nonce, ping in list(state.pings.items()):
+        if ping.deadline_mono <= now.mono:
+            del state.pings[nonce]
+            elapsed = 1000 * (now.mono - ping.sent_mono)
+            state.emit(Answer(ping.ticket, membership.ping_view(ping, None, elapsed)))
+    for device_id, challenge in list(state.challenges.items()):
+        if challenge.deadline_mono <= now.mono:
+            del state.challenges[device_id]
+            membership.register(state, challenge.hello, challenge.routing, challenge.address, now)
+    for wait in [wait for wait in state.all_waits if wait.deadline_mono <= now.mono]:
+        state.all_waits.remove(wait)
+        for number in wait.unfinished:
+            left = [other for other in state.waits[number] if other is not wait]
+            if left:
+                state.waits[number] = left
+            else:
+                del state.waits[number]
+        state.emit(WaitOver(wait.ticket, wait.tasks))
+
+
+def liveness(state: ClusterState, now: Now) -> None:
+    """Silent devices go offline; after their lease their attempts go to others."""
+    last, state.last_sweep_mono = state.last_sweep_mono, now.mono
+    if last is not None and now.mono - last > SLEPT_SECONDS:
+        for device in state.devices.values():
+            device.last_seen_mono = now.mono
+        for task in state.tasks.values():
+            task.confirmed_mono = now.mono
+        return
+    for device in state.devices.values():
+        silent = device.silent_for(now.mono)
+        config = device.config
+        if device.online and silent > config.interval * config.max_missed:
+            membership.take_offline(state, device, now)
+        if device.attempts and silent > config.timeout:
+            for task in list(device.attempts.values()):
+                attempts.lose(state, task, f"its device was silent for {silent:.1f} s", now)
+
+
+def limits(state: ClusterState, now: Now) -> None:
+    """Running attempts far past their limit, which their device should have ended."""
+    late = [
+        task
+        for task in state.running.values()
+        if task.started_mono is not None
+        and now.mono - task.started_mono > task.spec.timeout_seconds + TIMEOUT_GRACE_SECONDS
+    ]
+    for task in late:
+        attempts.time_out(state, task, now)
+
+
+def upkeep(state: ClusterState, now: Now) -> None:
+    """Forget ended dispatch batches, measure slot use."""
+    if state.ended_dispatches:
+        state.emit(ForgetDispatches(tuple(state.ended_dispatches)))
+        state.ended_dispatches.clear()
+    used = total = 0
+    for device in state.devices.values():
+        if device.online:
+            used += device.used_units
+            total += device.slots * SLOT_UNITS
+    state.stats.sample_slots(now.mono, used, total)
+
+
+def devices(state: ClusterState, now: Now) -> None:
+    """Store what changed about devices (counters, last metrics)."""
+    changed = tuple(device.row() for device in state.devices.values() if device.dirty)
+    if changed:
+        state.emit(StoreDevices(changed))
+
+
+def retention(state: ClusterState, now: Now) -> None:
+    """Delete ended tasks that are too old or too many, and old idempotency records."""
+    settings = state.settings.retention
+    ended = state.ledger.total - len(state.tasks)
+    surplus = ended - settings.finished_rows
+    before_s = now.wall_ms // 1000 - int(settings.finished_days * 86_400)
+    gone: list[int] = []
+    for number in state.ledger.oldest(RETENTION_BATCH, TERMINAL):
+        if surplus <= 0 and state.ledger.ended_s(number) >= before_s:
+            break
+        surplus -= 1
+        gone.append(number)
+    for number in gone:
+        state.ledger.drop(number)
+    if gone:
+        state.ledger.compact()
+        state.emit(ForgetTasks(tuple(gone)))
+    limit_ms = now.wall_ms - int(settings.idempotency_hours * 3_600_000)
+    old = [name for name, row in state.submissions.items() if row.at_ms < limit_ms]
+    for name in old:
+        del state.submissions[name]
+    if old:
+        state.emit(ForgetSubmissions(limit_ms))
+
+
+class Sweep(NamedTuple):
+    """A pass over the state and how often it runs."""
+
+    run: Callable[[ClusterState, Now], None]
+    #: In sweep intervals (`scheduler.sweep_interval_seconds`, default 1 s).
+    every: int
+
+
+SWEEPS: Final[dict[str, Sweep]] = {
+    "deadlines": Sweep(deadlines, 1),
+    "liveness": Sweep(liveness, 1),
+    "limits": Sweep(limits, 1),
+    "upkeep": Sweep(upkeep, 1),
+    "devices": Sweep(devices, 30),
+    "retention": Sweep(retention, 60),
+}

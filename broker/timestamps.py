@@ -1,0 +1,27 @@
+"""Times as people and programs read them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+
+def stamp(epoch_ms: int) -> str:
+    """UTC, ISO 8601, milliseconds when there are any, ending in `Z`."""
+    moment = datetime.fromtimestamp(epoch_ms // 1000, timezone.utc)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    millis = epoch_ms % 1000
+    return f"{text}.{millis:03d}Z" if millis else f"{text}Z"
+
+
+def optional_stamp(epoch_ms: int | None) -> str | None:
+    """The same for a time that may not have come yet."""
+    return None if epoch_ms is None else stamp(epoch_ms)
+
+
+def duration(seconds: float) -> str:
+    """`2d 4h 30m` style; parts that are zero are left out, under a minute is `0m`."""
+    minutes = int(seconds // 60)
+    days, minutes = divmod(minutes, 1440)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m")]
+    return " ".join(f"{count}{unit}" for count, unit in parts if count) or "0m"

@@ -1,0 +1,108 @@
+"""What `up` tells a newcomer once the cluster works: where it is, what to paste, how to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """The facts of a running cluster."""
+
+    #: Where the REST facade is bound.
+    api_host: str
+    api_port: int
+    worker_port: int
+    #: Where the worker bus is bound.
+    worker_host: str
+    #: Address of this machine on its network, or None without one.
+    lan_address: str | None
+    #: The data folder is not the usual one, so tooling has to be told.
+    data_dir_flag: str = ""
+
+    @property
+    def url(self) -> str:
+        """The facade's address as this machine reaches it."""
+        return f"http://{bracketed(dial_host(self.api_host))}:{self.api_port}"
+
+    def text(self, *, windows: bool = sys.platform == "win32") -> str:
+        """The block that is printed."""
+        body = '{"task_type": "echo", "payload": {"message": "Hello World"}}'
+        quoted = '"' + body.replace('"', '\\"') + '"' if windows else f"'{body}'"
+        lines = [
+            "",
+            "Retire-Cluster is running.",
+            "",
+            f"  Dashboard    {self.url}/ui/",
+            f"  REST API     {self.url}/api/v1",
+        ]
+        if not is_loopback(self.api_host) and self.lan_address:
+            lan = f"http://{bracketed(self.lan_address)}:{self.api_port}"
+            lines.append(f"  On your LAN  {lan}/ui/")
+        lines += [
+            "",
+            "Run a task:",
+            f'  curl -X POST {self.url}/api/v1/tasks -H "Content-Type: application/json"'
+            f" -d {quoted}",
+            "or without REST:",
+            f"  retire-cluster submit echo message=Hello --wait{self.data_dir_flag}",
+            "",
+            *self._join_lines(),
+            "",
+            "Stop everything: Ctrl-C here, or end this process.",
+            "",
+        ]
+        return "\n".join(lines)
+
+    def _join_lines(self) -> list[str]:
+        if not is_loopback(self.worker_host):
+            address = self.lan_address or "ADDRESS-OF-THIS-MACHINE"
+            return [
+                "Add another device (Python >= 3.10), paste there:",
+                "  pip install retire-cluster",
+                f"  retire-cluster-worker --join {bracketed(address)}:{self.worker_port}",
+                "This worker bus is not encrypted (--insecure): only on a network you trust.",
+            ]
+        return [
+            "Add another worker on this machine:",
+            f"  retire-cluster-worker --join {bracketed(dial_host(self.worker_host))}"
+            f":{self.worker_port} --data-dir FOLDER",
+            "Other devices cannot join yet: the worker bus listens on this machine only. On a",
+            "network you trust, start with `retire-cluster up --insecure`; it then prints the line",
+            "to paste there.",
+        ]
+
+
+def dial_host(bound: str) -> str:
+    """The address by which this machine reaches what is bound to `bound`."""
+    if bound in ("", "0.0.0.0", "*"):
+        return "127.0.0.1"
+    return "::1" if bound == "::" else bound
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands before `:PORT`."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is bound there can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def lan_address() -> str | None:
+    """This machine's address on its network, by asking the system for a route; sends nothing."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # RFC 5737: documentation addresses, nobody is there
+        address: str = probe.getsockname()[0]
+        return None if is_loopback(address) or address == "0.0.0.0" else address
+    return None

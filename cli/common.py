@@ -1,0 +1,109 @@
+"""What the verbs that ask the cluster share: flags, the connection, errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from retire_cluster.broker.client import AdminClient
+from retire_cluster.cli import exits
+from retire_cluster.cli.output import Output
+from retire_cluster.cli.target import Target, find_target
+from retire_cluster.conf.settings import SettingsError
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
+from retire_cluster.schemas.jsontext import JSONError
+
+PAGE_SIZE = 100
+
+
+class Caller(Protocol):
+    """What verbs need of an admin client."""
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of a verb: whom it asks and where it prints."""
+
+    client: Caller
+    output: Output
+    target: Target
+    args: argparse.Namespace
+
+
+Command = Callable[[Session], int]
+
+
+def connection_flags() -> argparse.ArgumentParser:
+    """The flags of every verb that asks the cluster, as an argparse parent."""
+    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    group = found.add_argument_group("the cluster")
+    group.add_argument("--cluster-host", metavar="HOST", help="where the main node is")
+    group.add_argument("--cluster-port", type=int, metavar="N", help="its admin port (8080)")
+    group.add_argument("--data-dir", metavar="FOLDER", help="find the cluster by its data folder")
+    group.add_argument("--config", metavar="FILE", help="TOML file of settings")
+    group.add_argument("--json", action="store_true", help="print the envelope of the REST API")
+    return found
+
+
+def verb_parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser for `retire-cluster PROG`."""
+    return argparse.ArgumentParser(
+        prog=f"retire-cluster {prog}", description=description, allow_abbrev=False, **options
+    )
+
+
+def run(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 5.0) -> int:
+    """Connect, run the command, turn what goes wrong into a message and an exit code."""
+    output = Output.standard(as_json=args.json)
+    try:
+        target = find_target(
+            host=args.cluster_host,
+            port=args.cluster_port,
+            data_dir=args.data_dir,
+            config=args.config,
+        )
+    except SettingsError as error:
+        output.hint(f"retire-cluster: {error}")
+        return exits.USAGE
+    client = AdminClient(target.host, target.port, timeout_seconds=timeout_seconds)
+    try:
+        return command(Session(client, output, target, args))
+    except ClusterUnavailable as error:
+        shown = target.unreachable(error)
+        output.error(shown)
+        return exits.for_error(shown)
+    except ClusterError as error:
+        output.error(error)
+        return exits.for_error(error)
+    except JSONError as error:  # a number beyond 64 bits, bytes that are no text
+        output.error(ValidationError("", f"this cannot be sent as JSON: {error}"))
+        return exits.INVALID
+    finally:
+        client.close()
+
+
+def pages(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every item of a list operation, page by page."""
+    page = 1
+    while True:
+        data = client.call(op, {**filters, "page": page, "page_size": PAGE_SIZE})
+        yield from data["items"]
+        if not data["pagination"]["has_next"]:
+            return
+        page += 1
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The filters that were given: neither None nor empty."""
+    return {name: value for name, value in values.items() if value not in (None, [], "")}

@@ -1,0 +1,117 @@
+"""`retire-cluster completion SHELL`: a script that completes verbs and flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from retire_cluster.cli import exits
+from retire_cluster.cli.common import verb_parser
+from retire_cluster.cli.main import VERBS
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
+
+_CONNECTION = ("--cluster-host", "--cluster-port", "--data-dir", "--config", "--json", "--help")
+#: Words that may follow each verb.
+WORDS: dict[str, tuple[str, ...]] = {
+    "up": (
+        "--host", "--port", "--cluster-port", "--worker-port", "--event-port", "--data-dir",
+        "--workers", "--slots", "--allow", "--auth", "--api-key", "--no-rate-limit", "--no-cors",
+        "--cors-origin", "--insecure", "--debug", "--config", "--help",
+    ),
+    "main": (
+        "--host", "--port", "--worker-host", "--worker-port", "--event-port", "--data-dir",
+        "--store", "--config", "--insecure", "--debug", "--help",
+    ),
+    "api": (
+        "--host", "--port", "--cluster-host", "--cluster-port", "--auth", "--api-key", "--no-cors",
+        "--cors-origin", "--no-rate-limit", "--data-dir", "--config", "--cluster-key",
+        "--log-format", "--threads", "--debug", "--help",
+    ),
+    "worker": (
+        "--join", "--device-id", "--role", "--tag", "--slots", "--allow", "--data-dir", "--config",
+        "--test", "--debug", "--help",
+    ),
+    "status": ("--devices", "--device", "--role", "--timeout", *_CONNECTION),
+    "devices": (
+        "ls", "show", "ping", "drain", "resume", "rm", "readmit", "--status", "--role",
+        "--platform", "--tag", *_CONNECTION,
+    ),
+    "submit": (
+        *BUILTIN_TASK_TYPES, "--priority", "--requirement", "--require", "--metadata", "--wait",
+        "--timeout", *_CONNECTION,
+    ),
+    "tasks": (
+        "ls", "show", "result", "logs", "cancel", "retry", "wait", "--status", "--type",
+        "--priority", "--device", "--limit", "--timeout", *_CONNECTION,
+    ),
+    "explain": _CONNECTION,
+    "config": ("get", "set", "reset", *_CONNECTION),
+    "doctor": _CONNECTION,
+    "completion": ("bash", "zsh", "fish"),
+}  # fmt: skip
+
+_HELP = """\
+how to use it:
+  bash   eval "$(retire-cluster completion bash)"     in ~/.bashrc
+  zsh    eval "$(retire-cluster completion zsh)"      in ~/.zshrc, after compinit
+  fish   retire-cluster completion fish > ~/.config/fish/completions/retire-cluster.fish
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb."""
+    import argparse
+
+    parser = verb_parser(
+        "completion",
+        "Print a script that completes verbs and flags.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    shell = parser.parse_args(argv).shell
+    print({"bash": bash, "zsh": zsh, "fish": fish}[shell](), file=sys.stdout)
+    return exits.OK
+
+
+def bash() -> str:
+    """The script for bash."""
+    cases = "\n".join(f'    {verb}) words="{" ".join(WORDS[verb])}";;' for verb in WORDS)
+    return f"""\
+_retire_cluster() {{
+  local words="{" ".join(VERBS)}" here="${{COMP_WORDS[COMP_CWORD]}}"
+  if [ "$COMP_CWORD" -gt 1 ]; then
+    words=""
+    case "${{COMP_WORDS[1]}}" in
+{cases}
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$here"))
+}}
+complete -o default -F _retire_cluster retire-cluster"""
+
+
+def zsh() -> str:
+    """The script for zsh, which reads bash's."""
+    return f"autoload -U +X bashcompinit && bashcompinit\n{bash()}"
+
+
+def fish() -> str:
+    """The script for fish."""
+    lines = ["complete -c retire-cluster -f"]
+    for verb, entry in VERBS.items():
+        text = entry.help.replace("'", "")
+        lines.append(
+            f"complete -c retire-cluster -n __fish_use_subcommand -a {verb} -d '{text}'"
+        )
+    for verb, words in WORDS.items():
+        condition = f"'__fish_seen_subcommand_from {verb}'"
+        plain = " ".join(word for word in words if not word.startswith("--"))
+        if plain:
+            lines.append(f"complete -c retire-cluster -n {condition} -a '{plain}'")
+        lines += [
+            f"complete -c retire-cluster -n {condition} -l {word[2:]}"
+            for word in words
+            if word.startswith("--")
+        ]
+    return "\n".join(lines)

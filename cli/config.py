@@ -1,0 +1,90 @@
+"""`retire-cluster config`: settings of the running cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retire_cluster.cli import common, exits
+from retire_cluster.cli.common import Session
+from retire_cluster.cli.output import Style, facts
+from retire_cluster.cli.payloads import read_pair, read_value
+from retire_cluster.schemas.errors import NotFound, ValidationError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb."""
+    parser = common.verb_parser("config", "Settings of the running cluster.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parents = [common.connection_flags()]
+    getter = verbs.add_parser("get", help="show them", parents=parents, allow_abbrev=False)
+    getter.add_argument("name", nargs="?", metavar="SECTION[.NAME]")
+    getter.set_defaults(command=get)
+    setter = verbs.add_parser(
+        "set", help="change them at once, kept over restarts", parents=parents, allow_abbrev=False
+    )
+    setter.add_argument("changes", nargs="+", metavar="SECTION.NAME=VALUE")
+    setter.set_defaults(command=change)
+    resetter = verbs.add_parser(
+        "reset", help="back to defaults", parents=parents, allow_abbrev=False
+    )
+    resetter.set_defaults(command=reset)
+    args = parser.parse_args(argv)
+    return common.run(args, args.command)
+
+
+def get(session: Session) -> int:
+    """Show settings."""
+    name = session.args.name or ""
+    section, dot, field = name.partition(".")
+    data: Any = session.client.call("config.get", common.given(section=section))
+    if dot:
+        if field not in data:
+            raise NotFound(f"{section} has no setting {field!r}; it has {', '.join(sorted(data))}")
+        text = facts([(name, data[field])], session.output.style)
+        session.output.data({field: data[field]}, text)
+        return exits.OK
+    session.output.data(data, config_text(data, session.output.style, section))
+    return exits.OK
+
+
+def change(session: Session) -> int:
+    """Change settings, one atomic update a section."""
+    answers = [
+        session.client.call("config.update", {"section": section, "values": values})
+        for section, values in changes_by_section(session.args.changes).items()
+    ]
+    names = [str(name) for answer in answers for name in answer["updated_fields"]]
+    text = f"updated: {', '.join(names)}" if names else "nothing changed"
+    session.output.data(answers[0] if len(answers) == 1 else answers, text)
+    return exits.OK
+
+
+def reset(session: Session) -> int:
+    """Back to defaults."""
+    data = session.client.call("config.reset")
+    session.output.data(data, f"reset at {data['reset_at']}")
+    return exits.OK
+
+
+def changes_by_section(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`section.name=value` words as values by section. Raises `ValidationError`."""
+    found: dict[str, dict[str, Any]] = {}
+    for word in words:
+        dotted, text = read_pair(word, "config")
+        section, dot, name = dotted.partition(".")
+        if not dot or not section or not name:
+            raise ValidationError("config", f"{word!r} is not of the form section.name=value")
+        found.setdefault(section, {})[name] = read_value(text)
+    return found
+
+
+def config_text(data: Mapping[str, Any], style: Style, section: str = "") -> str:
+    """Settings for people, as dotted names."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in data.items():
+        if isinstance(value, Mapping) and not section:
+            rows += [(f"{name}.{key}", item) for key, item in value.items()]
+        else:
+            rows.append((f"{section}.{name}" if section else name, value))
+    return facts(rows, style)

@@ -1,0 +1,170 @@
+"""Where the processes of this machine's cluster are: `endpoints.json` and the `run` files.
+
+The broker and the facade each write `DATA_DIR/run/*.json` once they are bound; `up` reads those and
+writes `DATA_DIR/endpoints.json`, which scripts and tooling read. A file whose process has gone
+tells nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MainEndpoints:
+    """The broker's process and ports."""
+
+    pid: int
+    admin_port: int
+    worker_port: int
+    event_port: int
+
+
+@dataclass(frozen=True)
+class ApiEndpoint:
+    """The facade's process and address."""
+
+    pid: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class WorkerEntry:
+    """A local worker."""
+
+    device_id: str
+    pid: int
+    data_dir: str
+
+
+def endpoints_path(data_dir: Path) -> Path:
+    """The file that says where everything listens."""
+    return data_dir / "endpoints.json"
+
+
+def run_path(data_dir: Path, name: str) -> Path:
+    """The file that process `name` (`main` or `api`) writes when it is bound."""
+    return data_dir / "run" / f"{name}.json"
+
+
+def read_main(document: Mapping[str, Any] | None) -> MainEndpoints | None:
+    """The broker's entry, or None when it is not well-formed."""
+    numbers = _numbers(document, ("pid", "admin_port", "worker_port", "event_port"))
+    return MainEndpoints(*numbers) if numbers else None
+
+
+def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
+    """The facade's entry, or None when it is not well-formed."""
+    numbers = _numbers(document, ("pid", "port"))
+    host = document.get("host") if document else None
+    if not numbers or not isinstance(host, str):
+        return None
+    return ApiEndpoint(numbers[0], host, numbers[1])
+
+
+def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
+    """The broker that runs with this data folder, and the file that says so."""
+    for path, key in ((run_path(data_dir, "main"), None), (endpoints_path(data_dir), "main")):
+        document = read_json(path)
+        main = read_main(document.get(key) if document and key else document)
+        if main is not None and pid_alive(main.pid):
+            return main, path
+    return None
+
+
+def endpoints_document(
+    main: MainEndpoints | None, api: ApiEndpoint | None, workers: Sequence[WorkerEntry]
+) -> dict[str, Any]:
+    """The content of `endpoints.json`."""
+    return {
+        "main": asdict(main) if main else None,
+        "api": asdict(api) if api else None,
+        "workers": [asdict(worker) for worker in workers],
+    }
+
+
+def recorded_pids(document: Mapping[str, Any] | None) -> list[int]:
+    """Every process that an `endpoints.json` names."""
+    if not document:
+        return []
+    entries = [document.get("main"), document.get("api"), *(document.get("workers") or [])]
+    pids = [entry.get("pid") for entry in entries if isinstance(entry, dict)]
+    return [pid for pid in pids if type(pid) is int and pid > 0]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, or None where there is none."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a file in one step: a reader sees the old text or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    try:
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def pid_alive(pid: int) -> bool:
+    """Whether a process with this id exists."""
+    if pid <= 0:
+        return False
+    if sys.platform == "win32":
+        return _alive_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a live process looks like one of this product's; True where that cannot be seen."""
+    if not pid_alive(pid):
+        return False
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+    return b"retire" in command
+
+
+def _alive_on_windows(pid: int) -> bool:  # pragma: no cover - Windows only
+    if sys.platform != "win32":
+        return False
+    import ctypes
+
+    query_limited, still_active = 0x1000, 259
+    kernel = ctypes.windll.kernel32
+    handle = kernel.OpenProcess(query_limited, False, pid)
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return code.value == still_active
+
+
+def _numbers(document: Mapping[str, Any] | None, names: Sequence[str]) -> list[int] | None:
+    values = [document.get(name) for name in names] if document else []
+    found = [value for value in values if type(value) is int and value > 0]
+    return found if len(found) == len(names) else None

@@ -1,0 +1,242 @@
+"""What commands print: the envelope for programs, tables for people, hints for nobody's pipe.
+
+Data goes to standard output, progress and hints to standard error. Colour and Unicode are used only
+where the terminal says that it can show them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TextIO
+
+from retire_cluster.schemas.errors import ClusterError
+
+_MISSING = "-"
+_COLOURS = {"green": "32", "red": "31", "yellow": "33", "dim": "2", "bold": "1"}
+_STATUS_COLOURS = {
+    "online": "green",
+    "success": "green",
+    "healthy": "green",
+    "ok": "green",
+    "offline": "red",
+    "failed": "red",
+    "timeout": "red",
+    "unhealthy": "red",
+    "warn": "yellow",
+    "running": "yellow",
+    "assigned": "yellow",
+    "degraded": "yellow",
+    "cancelled": "dim",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a stream can show."""
+
+    #: Escape sequences for colour may be sent.
+    colour: bool = False
+    #: Characters beyond ASCII can be written.
+    unicode: bool = False
+
+    @classmethod
+    def of(cls, stream: TextIO, environ: Mapping[str, str] = os.environ) -> Style:
+        """Judged from the stream and the environment (`NO_COLOR`, `TERM=dumb`, its encoding)."""
+        dumb = environ.get("TERM", "") == "dumb"
+        terminal = bool(getattr(stream, "isatty", lambda: False)())
+        if terminal and sys.platform == "win32" and not environ.get("WT_SESSION"):
+            terminal = "ANSICON" in environ or "TERM" in environ
+        encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+        return cls(
+            colour=terminal and not dumb and not environ.get("NO_COLOR"),
+            unicode=not dumb and encoding.startswith("utf"),
+        )
+
+    def paint(self, text: str, colour: str) -> str:
+        """The text in a colour, or as it is."""
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
+
+    @property
+    def ellipsis(self) -> str:
+        return "…" if self.unicode else "~"
+
+
+def now_text() -> str:
+    """The present moment as the contract writes it: UTC, ISO 8601, ending in `Z`."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def success_envelope(
+    data: Any, *, message: str | None = None, pagination: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The contract's envelope around an answer."""
+    envelope: dict[str, Any] = {"status": "success", "data": data}
+    if pagination is not None:
+        envelope["pagination"] = dict(pagination)
+    if message:
+        envelope["message"] = message
+    return {**envelope, "timestamp": now_text(), "request_id": str(uuid.uuid4())}
+
+
+def error_envelope(error: ClusterError) -> dict[str, Any]:
+    """The contract's envelope around an error."""
+    return {
+        "status": "error",
+        "message": error.message,
+        "error_code": error.code,
+        "error_details": error.details,
+        "timestamp": now_text(),
+        "request_id": str(uuid.uuid4()),
+    }
+
+
+def clean(text: str) -> str:
+    """The text with control characters shown, so that a name cannot steer the terminal."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def cell(value: Any, style: Style) -> str:
+    """One value as a table shows it."""
+    if value is None or value == "":
+        return _MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(item, style) for item in value) or _MISSING
+    if isinstance(value, Mapping):
+        parts = (f"{clean(str(key))}={cell(item, style)}" for key, item in value.items())
+        return " ".join(parts) or _MISSING
+    return clean(str(value))
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[Any]], style: Style, *, width: int = 0
+) -> str:
+    """Columns aligned, status words coloured.
+
+    :param width: the columns of the terminal, 0 for no limit; the last column is cut to fit
+    """
+    texts = [[cell(value, style) for value in row] for row in rows]
+    sizes = [
+        max([len(header), *(len(row[index]) for row in texts)])
+        for index, header in enumerate(headers)
+    ]
+    if width and sizes:
+        room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
+        sizes[-1] = min(sizes[-1], max(room, len(headers[-1]), 8))
+    lines = [style.paint(_line(headers, sizes), "bold")]
+    lines += [_painted(row, sizes, style) for row in texts]
+    return "\n".join(lines)
+
+
+def _line(row: Sequence[str], sizes: Sequence[int]) -> str:
+    return "  ".join(text.ljust(size) for text, size in zip(row, sizes, strict=True)).rstrip()
+
+
+def _painted(row: Sequence[str], sizes: Sequence[int], style: Style) -> str:
+    shown = []
+    for position, (text, size) in enumerate(zip(row, sizes, strict=True)):
+        short = text if len(text) <= size else text[: size - 1] + style.ellipsis
+        padded = short if position == len(row) - 1 else short.ljust(size)
+        colour = _STATUS_COLOURS.get(text)
+        shown.append(style.paint(padded, colour) if colour else padded)
+    return "  ".join(shown).rstrip()
+
+
+def facts(pairs: Iterable[tuple[str, Any]], style: Style) -> str:
+    """`name  value` lines, values aligned."""
+    rows = [(name, cell(value, style)) for name, value in pairs]
+    size = max((len(name) for name, _ in rows), default=0)
+    lines = []
+    for name, text in rows:
+        colour = _STATUS_COLOURS.get(text)
+        lines.append(f"{name.ljust(size)}  {style.paint(text, colour) if colour else text}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command prints."""
+
+    out: TextIO
+    err: TextIO
+    #: Print the envelope instead of tables.
+    as_json: bool = False
+
+    @classmethod
+    def standard(cls, *, as_json: bool = False) -> Output:
+        """The process's own streams."""
+        return cls(sys.stdout, sys.stderr, as_json)
+
+    @property
+    def style(self) -> Style:
+        return Style.of(self.out)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, 0 when the output is no terminal."""
+        if not self.out.isatty():
+            return 0
+        try:
+            return os.get_terminal_size(self.out.fileno()).columns
+        except (OSError, ValueError):
+            return 80
+
+    def data(
+        self,
+        data: Any,
+        text: str,
+        *,
+        message: str | None = None,
+        pagination: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Print an answer: `data` in the envelope for programs, `text` for people."""
+        if self.as_json:
+            envelope = success_envelope(data, message=message, pagination=pagination)
+            self._write(pretty(envelope, self.style))
+        elif text:
+            self._write(text)
+
+    def error(self, error: ClusterError) -> None:
+        """Print an error: the envelope for programs, one line on standard error for people."""
+        if self.as_json:
+            self._write(pretty(error_envelope(error), self.style))
+            return
+        self.hint(f"{Style.of(self.err).paint('error:', 'red')} {clean(error.message)}")
+        listed = error.details.get("errors") or []
+        if len(listed) > 1:
+            for entry in listed[1:]:
+                reason = clean(str(entry.get("reason", "")))
+                self.hint(f"       {clean(str(entry.get('field', '')))}: {reason}")
+
+    def hint(self, text: str) -> None:
+        """Say something to the person at the terminal, never into the data."""
+        _write_line(self.err, text)
+
+    def _write(self, text: str) -> None:
+        _write_line(self.out, text)
+
+
+def pretty(value: Any, style: Style) -> str:
+    """Indented JSON; beyond ASCII only where the stream can show it."""
+    return json.dumps(value, indent=2, ensure_ascii=not style.unicode)
+
+
+def _write_line(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text + "\n")
+    except UnicodeEncodeError:
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()

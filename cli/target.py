@@ -1,0 +1,111 @@
+"""Which main node the tooling speaks to, and how it came to that address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from retire_cluster.cli.announce import bracketed, is_loopback
+from retire_cluster.cli.endpoints import running_main
+from retire_cluster.conf.loading import COMMAND_LINE, read_settings
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.errors import ClusterUnavailable
+
+DEFAULT_PORT = 8080
+
+
+@dataclass(frozen=True)
+class Target:
+    """A main node's admin socket."""
+
+    host: str
+    port: int
+    #: Where the address came from, for people.
+    source: str
+    data_dir: Path
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT`."""
+        return f"{bracketed(self.host)}:{self.port}"
+
+    @property
+    def next_command(self) -> str:
+        """What to try when nobody answers there."""
+        if is_loopback(self.host):
+            return "retire-cluster up"
+        return f"retire-cluster doctor --cluster-host {self.host} --cluster-port {self.port}"
+
+    def unreachable(self, error: ClusterUnavailable) -> ClusterUnavailable:
+        """The error with what helps: the address, where it came from, the next command."""
+        silent = error.message.startswith("the main node at ")
+        what = f"the main node at {self.address} does not answer" if silent else error.message
+        return ClusterUnavailable(
+            f"{what} (address from {self.source}); try: {self.next_command}",
+            details={
+                **error.details,
+                "address": self.address,
+                "address_source": self.source,
+                "next_command": self.next_command,
+            },
+            retry_after=error.retry_after,
+        )
+
+
+def find_target(
+    *,
+    host: str | None,
+    port: int | None,
+    data_dir: str | None,
+    config: str | None,
+    environ: Mapping[str, str] | None = None,
+) -> Target:
+    """The main node by flag, environment, TOML file, this machine's endpoints, or default.
+
+    Raises `SettingsError` for a setting that is wrong.
+    """
+    flags = {"api.cluster_host": host, "api.cluster_port": port, "data_dir": data_dir}
+    settings = read_settings(flags, config, environ)
+    host_source = _source(settings, "api.cluster_host", "--cluster-host")
+    port_source = _source(settings, "api.cluster_port", "--cluster-port")
+    chosen = [source for source in (host_source, port_source) if source]
+    if not chosen:
+        found = running_main(settings.data_dir)
+        if found is not None:
+            main, path = found
+            return Target("127.0.0.1", main.admin_port, str(path), settings.data_dir)
+        source = f"the default; no cluster runs with the data folder {settings.data_dir}"
+    else:
+        source = " and ".join(dict.fromkeys(chosen))
+    api = settings.api
+    return Target(api.cluster_host, api.cluster_port, source, settings.data_dir)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT` or `[IPv6]:PORT` as host and port (8080 when left out).
+
+    Raises `ValueError` saying what is wrong.
+    """
+    host, colon, port_text = text.rpartition(":")
+    if text.startswith("["):
+        inner, _, rest = text[1:].partition("]")
+        host, colon, port_text = inner, rest[:1], rest[1:]
+        if rest and not rest.startswith(":"):
+            raise ValueError(f"{text!r} is no HOST[:PORT]")
+    elif text.count(":") > 1 or not colon:
+        host, colon, port_text = text, "", ""
+    if not host:
+        raise ValueError(f"{text!r} has no host")
+    if not colon:
+        return host, DEFAULT_PORT
+    if not (port_text.isascii() and port_text.isdigit()) or not 1 <= int(port_text) <= 65535:
+        raise ValueError(f"{port_text!r} is no port from 1 to 65535")
+    return host, int(port_text)
+
+
+def _source(settings: Settings, dotted: str, flag: str) -> str:
+    source = settings.source_of(dotted)
+    if source == "default":
+        return ""
+    return f"flag {flag}" if source == COMMAND_LINE else source

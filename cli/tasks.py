@@ -1,0 +1,177 @@
+"""`retire-cluster tasks`: what was asked of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from retire_cluster.cli import common, exits
+from retire_cluster.cli.common import Session
+from retire_cluster.cli.output import Style, facts, pretty, table
+from retire_cluster.cli.waiting import print_result, wait_and_print
+from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
+
+HEADERS = ("TASK", "STATUS", "TYPE", "PRIORITY", "CREATED", "SECONDS", "RETRIES", "DEVICE")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb."""
+    parser = common.verb_parser("tasks", "What was asked of the cluster.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parents = [common.connection_flags()]
+
+    def add(name: str, text: str, command: Callable[[Session], int]) -> Any:
+        found = verbs.add_parser(name, help=text, parents=parents, allow_abbrev=False)
+        found.set_defaults(command=command)
+        return found
+
+    listing = add("ls", "list them, newest first", ls)
+    listing.add_argument("--status", choices=[status.value for status in TaskStatus])
+    listing.add_argument("--type", metavar="TYPE")
+    listing.add_argument("--priority", choices=PRIORITIES)
+    listing.add_argument("--device", metavar="ID", help="assigned to this device")
+    listing.add_argument(
+        "--limit", type=_limit, default=20, metavar="N", help="how many (20); 0 for all"
+    )
+    for name, text, command in (
+        ("show", "all about one", show),
+        ("result", "its result; exit 1 if it did not succeed", result),
+        ("logs", "what it wrote, and its traceback", logs),
+    ):
+        add(name, text, command).add_argument("task_ids", nargs=1, metavar="ID")
+    add("cancel", "cancel them", cancel).add_argument("task_ids", nargs="+", metavar="ID")
+    add("retry", "run ended ones again", retry).add_argument("task_ids", nargs="+", metavar="ID")
+    waiting = add("wait", "wait until they have ended", wait)
+    waiting.add_argument("task_ids", nargs="+", metavar="ID")
+    waiting.add_argument("--timeout", type=float, metavar="SECONDS", help="give up (exit 7)")
+    args = parser.parse_args(argv)
+    return common.run(args, args.command)
+
+
+def ls(session: Session) -> int:
+    """List tasks."""
+    args, output = session.args, session.output
+    filters = common.given(
+        status=args.status, task_type=args.type, priority=args.priority, device_id=args.device
+    )
+    rows: list[dict[str, Any]] = []
+    cursor: str | None = None
+    more = True
+    while more:
+        left = args.limit - len(rows) if args.limit else common.PAGE_SIZE
+        asked = {**filters, "page_size": min(common.PAGE_SIZE, left)}
+        data = session.client.call("task.list", asked | common.given(after=cursor))
+        rows += data["items"]
+        cursor = data["pagination"].get("next_cursor")
+        more = bool(cursor and data["items"]) and (not args.limit or len(rows) < args.limit)
+    output.data(rows, tasks_table(rows, output.style, output.width) if rows else "")
+    if not rows:
+        output.hint("no task" + (" matches" if filters else " was submitted yet"))
+    elif cursor and output.err.isatty():
+        output.hint(f"the newest {len(rows)}; all with --limit 0")
+    return exits.OK
+
+
+def show(session: Session) -> int:
+    """Show one task."""
+    task = session.client.call("task.get", {"task_id": session.args.task_ids[0]})
+    session.output.data(task, task_text(task, session.output.style))
+    return exits.OK
+
+
+def result(session: Session) -> int:
+    """Print a task's result."""
+    found = session.client.call("task.result", {"task_id": session.args.task_ids[0]})
+    if session.output.as_json:
+        session.output.data(found, "")
+    else:
+        print_result(session, found)
+    return exits.for_task_status(found["status"])
+
+
+def logs(session: Session) -> int:
+    """Print what a task wrote."""
+    found = session.client.call("task.result", {"task_id": session.args.task_ids[0]})
+    fields = ("task_id", "logs", "error_message", "error_traceback")
+    parts = (_lines(found.get("logs")), found.get("error_traceback"))
+    text = "\n".join(part for part in parts if part)
+    session.output.data({name: found.get(name) for name in fields}, text)
+    if not text:
+        session.output.hint("it wrote nothing")
+    return exits.OK
+
+
+def cancel(session: Session) -> int:
+    """Cancel tasks."""
+    return _each(session, "task.cancel")
+
+
+def retry(session: Session) -> int:
+    """Run ended tasks again."""
+    return _each(session, "task.retry")
+
+
+def wait(session: Session) -> int:
+    """Wait for tasks."""
+    return wait_and_print(session, session.args.task_ids, session.args.timeout)
+
+
+def _each(session: Session, op: str) -> int:
+    task_ids = session.args.task_ids
+    if len(task_ids) == 1:
+        data = session.client.call(op, {"task_id": task_ids[0]})
+        session.output.data(data, f"{data['task_id']}: {data['status']}")
+        return exits.OK
+    answers = []
+    code = exits.OK
+    for task_id in task_ids:
+        try:
+            answers.append(session.client.call(op, {"task_id": task_id}))
+        except ClusterError as error:
+            if error.status >= 500:
+                raise
+            session.output.hint(f"{task_id}: {error.message}")
+            code = code or exits.for_error(error)
+    session.output.data(answers, "\n".join(f"{a['task_id']}: {a['status']}" for a in answers))
+    return code
+
+
+def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0) -> str:
+    """Tasks for people."""
+    names = (
+        "task_id", "status", "task_type", "priority", "created_at", "execution_time_seconds",
+        "retry_count", "assigned_device_id",
+    )  # fmt: skip
+    return table(HEADERS, ([task.get(name) for name in names] for task in rows), style, width=width)
+
+
+def task_text(task: Mapping[str, Any], style: Style) -> str:
+    """All about one task, for people."""
+    nested = ("payload", "result", "attempts", "error_history")
+    plain = [(name, value) for name, value in task.items() if name not in nested]
+    parts = [facts(plain, style)]
+    attempts = task.get("attempts") or []
+    if attempts:
+        headers = list(dict.fromkeys(name for attempt in attempts for name in attempt))
+        rows = [[attempt.get(name) for name in headers] for attempt in attempts]
+        parts.append(table([name.upper() for name in headers], rows, style))
+    parts += [
+        f"{name}:\n{pretty(task[name], style)}"
+        for name in ("payload", "result")
+        if task.get(name) is not None
+    ]
+    return "\n\n".join(parts)
+
+
+def _lines(logs_of_task: Any) -> str:
+    if isinstance(logs_of_task, (list, tuple)):
+        return "\n".join(str(line) for line in logs_of_task)
+    return str(logs_of_task or "").rstrip("\n")
+
+
+def _limit(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number

@@ -1,0 +1,198 @@
+"""Flags over environment over TOML over defaults: from texts to `Settings`.
+
+`load` is pure. `read_settings` is the one function that looks at the process's environment and
+the disk; every command calls it once, at its edge.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from retire_cluster.conf.fields import (
+    ENVIRONMENT_PREFIX,
+    Spec,
+    from_document,
+    from_text,
+    wrong_with,
+)
+from retire_cluster.conf.settings import SECTIONS, Settings, SettingsError, all_specs, specs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DATA_DIR_VARIABLE = "RETIRE_CLUSTER_DATA_DIR"
+#: Names the TOML file when `--config` does not.
+CONFIG_VARIABLE = "RETIRE_CLUSTER_CONFIG"
+#: Variables of test suites; no setting.
+_FREE_PREFIX = "RETIRE_CLUSTER_TEST_"
+COMMAND_LINE = "command line"
+MAX_FILE_BYTES = 1 << 20
+
+_Taken = dict[str, tuple[Any, str]]
+
+
+def load(
+    text: str | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    *,
+    source: str = "configuration file",
+    platform: str = sys.platform,
+) -> Settings:
+    """Settings from a TOML text, environment variables and flags, the last one winning.
+
+    `overrides` maps dotted names (`api.port`, `data_dir`) to values; None means the flag was not
+    given. An empty environment variable counts as unset. `source` is what messages call the file.
+
+    Raises `SettingsError`, one line naming the setting, its source and the cure, for TOML that
+    does not parse, an unknown name anywhere, or a value that is out of bounds.
+    """
+    known = {spec.dotted: spec for spec in all_specs()}
+    taken: _Taken = {}
+    taken.update(_from_toml(text or "", source, known))
+    taken.update(_from_environment(environ, known.values()))
+    taken.update(_from_overrides(overrides, known))
+
+    data_dir, data_dir_source = taken.pop("data_dir", (None, ""))
+    if data_dir is None:
+        folder = default_data_dir(platform, environ)
+    elif not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir):
+        raise SettingsError("data_dir", "must be the path of a folder", data_dir_source)
+    else:
+        folder = Path(data_dir).expanduser()
+
+    for dotted, (value, origin) in taken.items():
+        reason = wrong_with(known[dotted], value)
+        if reason:
+            raise SettingsError(dotted, reason, origin)
+    sections: dict[str, Any] = {}
+    for name, kind in SECTIONS.items():
+        values = {s.name: taken[s.dotted][0] for s in specs(kind) if s.dotted in taken}
+        try:
+            sections[name] = kind(**values)
+        except SettingsError as error:
+            origins = sorted({taken[s.dotted][1] for s in specs(kind) if s.dotted in taken})
+            raise SettingsError(error.field, error.reason, " and ".join(origins)) from None
+    origins_by_name = {dotted: origin for dotted, (_, origin) in taken.items()}
+    if data_dir is not None:
+        origins_by_name["data_dir"] = data_dir_source
+    return Settings(data_dir=folder, sources=MappingProxyType(origins_by_name), **sections)
+
+
+def read_settings(
+    overrides: Mapping[str, Any],
+    config: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings of this process: reads the environment and, where one is named, the TOML file.
+
+    Raises `SettingsError` also for a file that is missing, unreadable or not UTF-8.
+    """
+    environ = os.environ if environ is None else environ
+    path = config or environ.get(CONFIG_VARIABLE) or None
+    text, source = (None, "") if path is None else (_read_text(Path(path)), os.fspath(path))
+    return load(text, environ, overrides, source=source or "configuration file")
+
+
+def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path:
+    """The folder this platform keeps a program's data in."""
+    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or os.path.expanduser("~"))
+    if platform == "win32":
+        local = environ.get("LOCALAPPDATA")
+        return (Path(local) if local else home / "AppData" / "Local") / "retire-cluster"
+    if platform == "darwin":
+        return home / "Library" / "Application Support" / "retire-cluster"
+    shared = environ.get("XDG_DATA_HOME")
+    return (Path(shared) if shared else home / ".local" / "share") / "retire-cluster"
+
+
+def _from_toml(text: str, source: str, known: Mapping[str, Spec]) -> _Taken:
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(source, f"is not valid TOML: {_one_line(error)}") from None
+    taken: _Taken = {}
+    for key, value in document.items():
+        if key == "data_dir":
+            taken[key] = (value, source)
+            continue
+        if key not in SECTIONS:
+            raise SettingsError(key, f"is no section{_nearest(key, SECTIONS)}", source)
+        if not isinstance(value, dict):
+            raise SettingsError(key, f"must be a section: write [{key}] above its settings", source)
+        for name, item in value.items():
+            dotted = f"{key}.{name}"
+            if dotted not in known:
+                names = [spec.dotted for spec in specs(SECTIONS[key])]
+                raise SettingsError(dotted, f"is no setting{_nearest(dotted, names)}", source)
+            taken[dotted] = (from_document(known[dotted], item), source)
+    return taken
+
+
+def _from_environment(environ: Mapping[str, str], known: Iterable[Spec]) -> _Taken:
+    by_variable = {spec.env: spec for spec in known}
+    taken: _Taken = {}
+    for variable in sorted(environ):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(_FREE_PREFIX):
+            continue
+        text = environ[variable]
+        if variable == CONFIG_VARIABLE or not text.strip():
+            continue
+        if variable == DATA_DIR_VARIABLE:
+            taken["data_dir"] = (text, variable)
+        elif variable in by_variable:
+            spec = by_variable[variable]
+            taken[spec.dotted] = (from_text(spec, text), variable)
+        else:
+            names = [*by_variable, DATA_DIR_VARIABLE, CONFIG_VARIABLE]
+            raise SettingsError(
+                variable, f"is no setting{_nearest(variable, names)}; unset it", "environment"
+            )
+    return taken
+
+
+def _from_overrides(overrides: Mapping[str, Any], known: Mapping[str, Spec]) -> _Taken:
+    taken: _Taken = {}
+    for dotted, value in overrides.items():
+        if value is None:
+            continue
+        if dotted == "data_dir":
+            taken[dotted] = (value, COMMAND_LINE)
+        elif dotted in known:
+            taken[dotted] = (from_document(known[dotted], value), COMMAND_LINE)
+        else:
+            raise SettingsError(dotted, f"is no setting{_nearest(dotted, known)}", COMMAND_LINE)
+    return taken
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(
+            os.fspath(path), f"cannot be read: {error.strerror or error}; name another by --config"
+        ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise SettingsError(os.fspath(path), "is larger than 1 MiB; this is no settings file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SettingsError(os.fspath(path), "is not UTF-8; save it as UTF-8") from None

@@ -1,0 +1,186 @@
+"""Logging to stderr: the REST document's JSON, or one readable line on a terminal.
+
+Whatever reaches a log line may come from a stranger. Control characters are escaped in both
+formats, so that no text can forge a second line or move a terminal's cursor, and known secrets
+are replaced before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from retire_cluster.conf.settings import Logging
+
+#: The document's fields of a request, in its order; other extras follow them.
+REQUEST_FIELDS = ("request_id", "method", "path", "status_code", "duration_ms")
+REDACTED = "[redacted]"
+
+_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# C0, DEL, C1, line and paragraph separators, direction overrides, lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+class Redaction:
+    """Replaces known secrets in a text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: tuple[str, ...] = ()
+        self.add(*secrets)
+
+    def add(self, *secrets: str) -> None:
+        """Secrets to hide from now on; longer ones first, as one may contain another."""
+        known = {secret for secret in (*self._secrets, *secrets) if secret}
+        self._secrets = tuple(sorted(known, key=len, reverse=True))
+
+    def __call__(self, text: str) -> str:
+        """`text` without the secrets."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, REDACTED)
+        return text
+
+
+def escape(text: str) -> str:
+    """`text` on one line: control characters, CR and LF among them, become escapes."""
+    return _UNSAFE.sub(lambda found: _SHORT.get(found[0]) or _code(found[0]), text)
+
+
+class _Formatter(logging.Formatter):
+    """What both formats share: the message, the extra fields, the trace, all redacted."""
+
+    def __init__(self, redaction: Redaction, *, traces: bool) -> None:
+        super().__init__()
+        self.redaction = redaction
+        self.traces = traces
+
+    def message(self, record: logging.LogRecord) -> str:
+        """The message with its arguments; a broken format never loses the line."""
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            text = f"{record.msg} {record.args}"
+        return self.redaction(text)
+
+    def extras(self, record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+        """Fields given by `extra=`, the document's first, then the others by name."""
+        given = {k: v for k, v in vars(record).items() if k not in _OWN_ATTRIBUTES}
+        names = [name for name in REQUEST_FIELDS if name in given]
+        names += sorted(given.keys() - set(names))
+        for name in names:
+            value = given[name]
+            if isinstance(value, str):
+                value = self.redaction(str(value))
+            elif value is not None and not isinstance(value, (bool, int, float)):
+                value = self.redaction(repr(value))
+            yield name, value
+
+    def error(self, record: logging.LogRecord) -> str:
+        """The exception on one line, or the empty text."""
+        kind, value = (record.exc_info or (None, None, None))[:2]
+        return self.redaction(f"{kind.__name__}: {value}") if kind else ""
+
+    def trace(self, record: logging.LogRecord) -> str:
+        """The exception's trace, where traces are on."""
+        if not self.traces or not record.exc_info or record.exc_info[0] is None:
+            return ""
+        return self.redaction("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line, with the REST document's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line of ASCII JSON."""
+        line: dict[str, Any] = {
+            "timestamp": _timestamp(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": escape(self.message(record)),
+        }
+        for name, value in self.extras(record):
+            line.setdefault(name, escape(value) if isinstance(value, str) else value)
+        if error := self.error(record):
+            line.setdefault("error", escape(error))
+        if trace := self.trace(record):
+            line.setdefault("traceback", trace)
+        try:
+            return json.dumps(line, allow_nan=False)
+        except ValueError:
+            return json.dumps({k: v if isinstance(v, str) else repr(v) for k, v in line.items()})
+
+
+class TextFormatter(_Formatter):
+    """`time level logger message field=value …` for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, and below it the trace, every line of it marked."""
+        parts = [
+            time.strftime("%H:%M:%S", time.localtime(record.created)),
+            f"{record.levelname:<7}",
+            f"{record.name}:",
+            escape(self.message(record)),
+        ]
+        parts += [f"{name}={escape(str(value))}" for name, value in self.extras(record)]
+        if error := self.error(record):
+            parts.append(f"[{escape(error)}]")
+        trace = self.trace(record)
+        # A forged line inside a trace still starts with the mark.
+        return "\n".join([" ".join(parts), *(f"  | {escape(row)}" for row in trace.splitlines())])
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """A closed or full stderr loses a line, never the process."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing: the one place to say it is what failed."""
+
+
+def configure(
+    settings: Logging, secrets: Iterable[str] = (), *, stream: TextIO | None = None
+) -> Redaction:
+    """Sends this process's log to `stream` (stderr) as `settings` say.
+
+    Replaces what an earlier call set up. Returns the redaction, so that secrets made later can
+    be added to it.
+    """
+    stream = sys.stderr if stream is None else stream
+    redaction = Redaction(secrets)
+    kind = settings.format
+    if kind == "auto":
+        kind = "text" if _is_terminal(stream) else "json"
+    handler = _Handler(stream)
+    formatter = TextFormatter if kind == "text" else JsonFormatter
+    handler.setFormatter(formatter(redaction, traces=settings.debug))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if settings.debug else settings.level)
+    # It tells of every tick at INFO.
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    return redaction
+
+
+def _timestamp(epoch_seconds: float) -> str:
+    whole, milliseconds = divmod(int(epoch_seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+def _code(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -1,0 +1,408 @@
+"""Every setting of the product: one frozen dataclass a section, one field a setting.
+
+To add a setting, add a field here and a line to `retire-cluster.example.toml`; the environment
+variable, the check, the REST view and the documentation follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+from retire_cluster.conf.fields import (
+    Problem,
+    Section,
+    SettingsError,
+    Spec,
+    from_document,
+    setting,
+    specs,
+    wrong_with,
+)
+from retire_cluster.schemas.errors import NotFound, ValidationError
+
+__all__ = [
+    "PUBLIC_SECTIONS",
+    "SECTIONS",
+    "Api",
+    "Database",
+    "Heartbeat",
+    "Logging",
+    "Policy",
+    "Retention",
+    "Scheduler",
+    "Section",
+    "Server",
+    "Settings",
+    "SettingsError",
+    "Worker",
+    "all_specs",
+    "merge_section",
+    "public_view",
+    "specs",
+]
+
+ROLES = ("worker", "compute", "storage", "mobile")
+
+
+def _port(default: int, what: str) -> Any:
+    return setting(default, f"{what}; 0 lets the system pick one.", low=0, high=65535)
+
+
+@dataclass(frozen=True, slots=True)
+class Server(Section):
+    """The main node's sockets."""
+
+    section: ClassVar[str] = "server"
+
+    host: str = setting("127.0.0.1", "Address of the admin socket; elsewhere only with CURVE.")
+    port: int = _port(8080, "Port of the admin socket")
+    worker_host: str = setting(
+        "", "Address of the worker bus; empty: 0.0.0.0 with CURVE, 127.0.0.1 without."
+    )
+    worker_port: int = _port(8082, "Port of the worker bus")
+    event_host: str = setting("127.0.0.1", "Address of the event feed; elsewhere only with CURVE.")
+    event_port: int = _port(8083, "Port of the event feed")
+    insecure: bool = setting(
+        False, "Lets the worker bus listen beyond loopback without CURVE. Not for real networks."
+    )
+    max_connections: int = setting(
+        1000, "How many devices may be online at once.", low=1, high=100_000, mutable=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Section):
+    """How the broker notices that a device has gone."""
+
+    section: ClassVar[str] = "heartbeat"
+
+    interval: float = setting(
+        5, "Seconds between a device's heartbeats.", low=1, high=3600, mutable=True
+    )
+    timeout: float = setting(
+        30,
+        "Seconds of silence after which a device's running work goes to others (the lease).",
+        low=1,
+        high=86_400,
+        mutable=True,
+    )
+    max_missed: int = setting(
+        3, "Heartbeats missed in a row before a device is offline.", low=1, high=100, mutable=True
+    )
+
+    def conflicts(self) -> Iterator[Problem]:
+        """The lease must outlast the silence that makes a device offline."""
+        least = self.interval * self.max_missed
+        if self.timeout < least:
+            yield Problem(
+                "timeout",
+                f"must be at least interval x max_missed = {least:.15g} s, not {self.timeout:.15g}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler(Section):
+    """Placement, retries and the periodic sweeps."""
+
+    section: ClassVar[str] = "scheduler"
+
+    backlog_limit: int = setting(
+        1_000_000,
+        "Unfinished tasks the cluster keeps before it answers QUEUE_FULL.",
+        low=1,
+        high=100_000_000,
+        mutable=True,
+    )
+    aging_seconds: float = setting(
+        60, "Seconds of waiting that lift a task by one priority.", low=1, high=86_400, mutable=True
+    )
+    retry_base_seconds: float = setting(
+        2, "A first retry waits up to this long; doubles each time.", low=0, high=3600, mutable=True
+    )
+    retry_cap_seconds: float = setting(
+        300, "No retry waits longer than this.", low=0, high=86_400, mutable=True
+    )
+    poison_devices: int = setting(
+        3,
+        "Devices that may die on one task before it fails as POISON.",
+        low=1,
+        high=100,
+        mutable=True,
+    )
+    sweep_interval_seconds: float = setting(
+        1, "Seconds between passes over deadlines.", low=0.05, high=60
+    )
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A cap below the base would contradict it."""
+        if self.retry_cap_seconds < self.retry_base_seconds:
+            yield Problem(
+                "retry_cap_seconds",
+                f"must be at least retry_base_seconds = {self.retry_base_seconds}",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Retention(Section):
+    """How long finished things are kept."""
+
+    section: ClassVar[str] = "retention"
+
+    finished_days: float = setting(
+        7, "Days a finished task is kept.", low=0.001, high=3650, mutable=True
+    )
+    finished_rows: int = setting(
+        1_000_000, "Finished tasks kept at most.", low=1, high=100_000_000, mutable=True
+    )
+    event_rows: int = setting(
+        100_000, "Events kept for clients that resume.", low=100, high=10_000_000, mutable=True
+    )
+    idempotency_hours: float = setting(
+        24, "Hours an Idempotency-Key is remembered.", low=0.01, high=720, mutable=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Database(Section):
+    """Where the main node keeps its tasks."""
+
+    section: ClassVar[str] = "database"
+
+    url: str = setting(
+        "", "sqlite:///FILE or memory:// (forgets); empty: a SQLite file in the data folder."
+    )
+    min_free_percent: float = setting(
+        5, "Free disk space below which no new task is taken.", low=0, high=50, mutable=True
+    )
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Only the shape is judged here; the store knows its own addresses."""
+        if self.url and "://" not in self.url:
+            yield Problem("url", f"must be sqlite:///FILE or memory://, not {self.url!r:.80}")
+
+
+@dataclass(frozen=True, slots=True)
+class Logging(Section):
+    """What is written to stderr."""
+
+    section: ClassVar[str] = "logging"
+
+    level: str = setting(
+        "INFO", "Least serious level written.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+    format: str = setting(
+        "auto", "auto: text on a terminal, JSON elsewhere.", choices=("auto", "json", "text")
+    )
+    debug: bool = setting(False, "Level DEBUG, and traces in the log; never in answers.")
+
+
+@dataclass(frozen=True, slots=True)
+class Api(Section):
+    """The REST facade and how it, and the tools, reach the main node."""
+
+    section: ClassVar[str] = "api"
+
+    host: str = setting("127.0.0.1", "Address the REST API listens on.")
+    port: int = _port(8081, "Port of the REST API")
+    cluster_host: str = setting(
+        "127.0.0.1", "Where the main node is.", env="RETIRE_CLUSTER_CLUSTER_HOST"
+    )
+    cluster_port: int = setting(
+        8080,
+        "The main node's admin port.",
+        env="RETIRE_CLUSTER_CLUSTER_PORT",
+        low=1,
+        high=65535,
+    )
+    cluster_key_file: str = setting("", "File with the CURVE key for a main node elsewhere.")
+    cluster_timeout_seconds: float = setting(
+        2, "Wait for the main node before CLUSTER_UNAVAILABLE.", low=0.1, high=60
+    )
+    auth: bool = setting(False, "Asks for an API key; a key given turns this on.")
+    auth_reads: bool = setting(False, "Asks for a key for everything but /health.")
+    keys: tuple[str, ...] = setting(
+        (),
+        "API keys; several in the environment go one a line.",
+        env="RETIRE_CLUSTER_API_KEY",
+        secret=True,
+        separator="\n",
+    )
+    cors: bool = setting(True, "Sends CORS headers to the origins below.")
+    cors_origins: tuple[str, ...] = setting((), "Foreign origins whose pages may use the API.")
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "Names this API is called by, beside localhost and addresses (DNS rebinding)."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (), "Addresses or networks whose X-Forwarded-For counts."
+    )
+    rate_limit: bool = setting(True, "Limits requests a client.")
+    rate_limit_per_minute: int = setting(60, "Requests a minute.", low=1, high=1_000_000)
+    rate_limit_per_hour: int = setting(1000, "Requests an hour.", low=1, high=100_000_000)
+    rate_limit_burst: int = setting(10, "Headroom on top of a minute's.", low=0, high=1_000_000)
+    threads: int = setting(16, "Requests worked on at once.", low=1, high=256)
+
+    def conflicts(self) -> Iterator[Problem]:
+        """An origin is a scheme and an authority; anything else never matches a browser's."""
+        for origin in self.cors_origins:
+            scheme, _, authority = origin.partition("://")
+            if origin != "*" and (not scheme or not authority or "/" in authority):
+                yield Problem(
+                    "cors_origins", f"must look like https://name:port, not {origin!r:.80}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Worker(Section):
+    """What a device says of itself."""
+
+    section: ClassVar[str] = "worker"
+
+    join: str = setting("", "HOST[:PORT] of the main node, or a join string.", secret=True)
+    device_id: str = setting("", "Name in the cluster; empty: made once, kept in the data folder.")
+    role: str = setting("worker", "What the device is for.", choices=ROLES)
+    tags: tuple[str, ...] = setting((), "The owner's own tags.")
+    slots: int = setting(0, "Tasks run at once; 0: one a core.", low=0, high=1024)
+    on_lease_loss: str = setting(
+        "kill",
+        "What happens to work that may not run twice when the main node is out of reach.",
+        choices=("kill", "finish"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(Section):
+    """What this device's owner allows; decided here, never from remote."""
+
+    section: ClassVar[str] = "policy"
+
+    allow: tuple[str, ...] = setting((), "Task types allowed beside the harmless ones: command.")
+    deny: tuple[str, ...] = setting((), "Task types never run here.")
+    shell: bool = setting(False, "Lets `command` take one text for a shell.")
+    private_addresses: bool = setting(False, "Lets `http_request` reach private addresses.")
+    allow_root: bool = setting(
+        False,
+        "Lets a worker run by root run `command` and own types as root.",
+        env="RETIRE_CLUSTER_ALLOW_ROOT",
+    )
+    pass_environment: tuple[str, ...] = setting(
+        (), "Names of the worker's environment variables that tasks may see."
+    )
+    memory_limit_mb: int = setting(
+        0, "Memory one task may use; 0: three quarters of what the device has.", low=0, high=1 << 24
+    )
+
+
+#: Every section by name, in the order of the example file.
+SECTIONS: Mapping[str, type[Section]] = MappingProxyType(
+    {
+        kind.section: kind
+        for kind in (
+            Server,
+            Heartbeat,
+            Scheduler,
+            Retention,
+            Database,
+            Logging,
+            Api,
+            Worker,
+            Policy,
+        )
+    }
+)
+#: The sections that `GET /config` shows.
+PUBLIC_SECTIONS = ("server", "heartbeat", "scheduler", "retention", "database", "logging", "api")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one process, and where each of them came from."""
+
+    #: Folder for the store, keys, identity and `endpoints.json`.
+    data_dir: Path
+    server: Server = field(default_factory=Server)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    retention: Retention = field(default_factory=Retention)
+    database: Database = field(default_factory=Database)
+    logging: Logging = field(default_factory=Logging)
+    api: Api = field(default_factory=Api)
+    worker: Worker = field(default_factory=Worker)
+    policy: Policy = field(default_factory=Policy)
+    #: Dotted name → source, of the settings that are not defaults.
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section as JSON shows it, without its secrets. Raises `NotFound` for another name."""
+        if name not in PUBLIC_SECTIONS:
+            raise NotFound(f"There is no section {name!r}; there are {', '.join(PUBLIC_SECTIONS)}.")
+        return public_view(getattr(self, name))
+
+    def public(self) -> dict[str, dict[str, Any]]:
+        """Every section that `GET /config` shows."""
+        return {name: self.section(name) for name in PUBLIC_SECTIONS}
+
+    @property
+    def store_url(self) -> str:
+        """Address of the store: `database.url`, or a SQLite file in the data folder."""
+        return self.database.url or f"sqlite:///{(self.data_dir / 'cluster.db').as_posix()}"
+
+    def source_of(self, dotted: str) -> str:
+        """Where a setting's value came from: `default`, a variable, a file, `command line`."""
+        return self.sources.get(dotted, "default")
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def all_specs() -> Iterator[Spec]:
+    """Every setting of every section."""
+    for kind in SECTIONS.values():
+        yield from specs(kind)
+
+
+def public_view(section: Section) -> dict[str, Any]:
+    """A section's values as JSON shows them: lists for tuples, secrets left out."""
+    values = asdict(section)  # type: ignore[call-overload]  # every section is a dataclass
+    return {
+        spec.name: list(values[spec.name]) if spec.kind.startswith("tuple") else values[spec.name]
+        for spec in specs(type(section))
+        if not spec.secret
+    }
+
+
+def merge_section(current: SectionT, partial: Mapping[str, Any]) -> SectionT:
+    """`current` with the values of `partial`: all of them or, when one is wrong, none.
+
+    Only settings that may change at run time are taken, and the rules between fields are
+    judged on the merged values. Raises `ValidationError` that lists every wrong field by its
+    name in `partial`.
+    """
+    known = {spec.name: spec for spec in specs(type(current))}
+    problems: list[Problem] = []
+    changes: dict[str, Any] = {}
+    for name, value in partial.items():
+        spec = known.get(name)
+        if spec is None:
+            allowed = ", ".join(s.name for s in known.values() if s.mutable) or "nothing"
+            problems.append(Problem(name, f"is no setting of {current.section}; try {allowed}"))
+        elif not spec.mutable:
+            problems.append(Problem(name, "cannot be changed while the cluster runs"))
+        else:
+            changes[name] = from_document(spec, value)
+            reason = wrong_with(spec, changes[name])
+            if reason:
+                problems.append(Problem(name, reason))
+    if not problems:
+        try:
+            return replace(current, **changes)  # type: ignore[type-var]  # a dataclass, as above
+        except SettingsError as error:
+            problems.append(Problem(error.field.partition(".")[2], error.reason))
+    raise ValidationError(
+        problems[0].field,
+        problems[0].reason,
+        errors=[problem._asdict() for problem in problems],
+    )

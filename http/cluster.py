@@ -1,0 +1,121 @@
+"""The facade's way to the main node: an admin client behind a circuit breaker.
+
+While the main node is silent every call would hold its thread for the full timeout; sixteen such
+calls and not even `/health` is answered. So after silence only one call at a time is let through to
+try again, the others are told at once. The first answer closes the circuit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from retire_cluster.broker.client import Answer
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
+
+#: A main node that answered within this many seconds is trusted to be only slow.
+_RECENTLY_SECONDS = 5.0
+_PATIENT_SECONDS = 15.0
+
+
+class Cluster(Protocol):
+    """What the facade needs of an admin client (`broker.client.AdminClient` is one)."""
+
+    timeout_seconds: float
+
+    def call_raw(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Answer:
+        """The answer of operation `op`, its opaque parts unread; raises a `ClusterError`."""
+
+    def close(self) -> None:
+        """Give back all sockets."""
+
+
+class GuardedCluster:
+    """`Cluster` that fails fast while the main node is known to be silent.
+
+    :param cluster: the admin client
+    :param monotonic: clock in seconds
+    """
+
+    def __init__(self, cluster: Cluster, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._silent: ClusterUnavailable | None = None
+        self._trying = False
+        self._answered_at = float("-inf")
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        extra_seconds: float = 0.0,
+        patient: bool = False,
+    ) -> Answer:
+        """The operation's answer with its opaque parts unread.
+
+        `extra_seconds` is what the operation itself may wait. A `patient` call gives a main node
+        that answered a moment ago more time: a large commit on a slow disk is not silence. Raises
+        the `ClusterError` of the answer, or `ClusterUnavailable`.
+        """
+        trying = self._enter()
+        wait = self._cluster.timeout_seconds
+        if patient and self._monotonic() - self._answered_at < _RECENTLY_SECONDS:
+            wait = max(wait, _PATIENT_SECONDS)
+        try:
+            answer = self._cluster.call_raw(op, args, blobs, timeout_seconds=wait + extra_seconds)
+        except ClusterUnavailable as error:
+            with self._lock:
+                self._silent = error
+            raise
+        except ClusterError:
+            self._answered()
+            raise
+        else:
+            self._answered()
+            return answer
+        finally:
+            if trying:
+                with self._lock:
+                    self._trying = False
+
+    def data(
+        self, op: str, args: Mapping[str, Any] | None = None, *, extra_seconds: float = 0.0
+    ) -> dict[str, Any]:
+        """The data of an operation that has no opaque parts."""
+        return self.call(op, args, extra_seconds=extra_seconds).data
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last call was answered."""
+        return self._silent is None
+
+    def close(self) -> None:
+        """Give back all sockets."""
+        self._cluster.close()
+
+    def _enter(self) -> bool:
+        with self._lock:
+            if self._silent is None:
+                return False
+            if self._trying:
+                raise ClusterUnavailable(self._silent.message, retry_after=1)
+            self._trying = True
+            return True
+
+    def _answered(self) -> None:
+        self._answered_at = self._monotonic()
+        if self._silent is not None:
+            with self._lock:
+                self._silent = None

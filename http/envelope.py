@@ -1,0 +1,103 @@
+"""The envelope that every JSON answer wears, and the JSON writing of the facade."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from retire_cluster.broker.client import Answer, place
+from retire_cluster.schemas.errors import ClusterError, InternalError
+
+JSON = "application/json"
+_log = logging.getLogger("api")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def utc(epoch_seconds: float) -> str:
+    """`2023-01-01T12:00:00.123Z`."""
+    whole, milliseconds = divmod(int(epoch_seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+
+
+def request_id(sent: str | None) -> str:
+    """The client's own id when it is a UUID, else a new one."""
+    return sent if sent and _UUID.fullmatch(sent) else str(uuid.uuid4())
+
+
+def dump(document: Any) -> bytes:
+    """JSON bytes; a text with lone surrogates is written with U+FFFD in their place."""
+    try:
+        return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError):
+        return orjson.dumps(_writable(document), option=orjson.OPT_NON_STR_KEYS)
+
+
+def success(
+    data: Any,
+    *,
+    now: float,
+    request_id: str,
+    message: str = "OK",
+    pagination: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The envelope of an answer. `now` is epoch seconds."""
+    document: dict[str, Any] = {"status": "success", "data": data}
+    if pagination is not None:
+        document["pagination"] = pagination
+    document["message"] = message
+    document["timestamp"] = utc(now)
+    document["request_id"] = request_id
+    return dump(document)
+
+
+def failure(error: ClusterError, *, now: float, request_id: str) -> bytes:
+    """The envelope of an error."""
+    return dump(
+        {
+            "status": "error",
+            "message": error.message,
+            "error_code": error.code,
+            "error_details": error.details,
+            "timestamp": utc(now),
+            "request_id": request_id,
+        }
+    )
+
+
+def spliced(answer: Answer) -> dict[str, Any]:
+    """The answer's data with its opaque JSON texts in place, unread but proved to be JSON.
+
+    They come from strangers' devices: one that is not JSON would break the envelope around it, so
+    null stands in its place. Reading them for good would round whole numbers beyond 64 bits.
+    """
+    for path, text in answer.blobs:
+        value: Any = None
+        if text:
+            try:
+                orjson.loads(text)
+                value = orjson.Fragment(text)
+            except orjson.JSONDecodeError:
+                _log.warning("an opaque part of an answer is not JSON", extra={"part": path})
+        try:
+            place(answer.data, path, value)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise InternalError("the main node's answer does not fit the protocol") from None
+    return answer.data
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_writable(str(name)): _writable(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(each) for each in value]
+    if value is None or isinstance(value, (bool, float, orjson.Fragment)):
+        return value
+    return value if isinstance(value, int) and -(2**63) <= value < 2**64 else str(value)

@@ -1,0 +1,128 @@
+"""API keys: those of this start, and those kept as hashes in the data folder.
+
+Only SHA-256 digests are held and compared (in constant time), so neither memory dumps of the table
+nor the file give a key away. Keys are long and random; a slow hash would add nothing but cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retire_cluster.schemas.operations import SCOPES
+
+FILE_NAME = "api-keys.json"
+#: A key given at start, and a generated one, may do everything.
+ALL_SCOPES = ("admin",)
+
+
+class KeyFileError(ValueError):
+    """The key file cannot be used; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One API key, without the key."""
+
+    #: First 16 characters of the digest: names the key in logs, limits and idempotency.
+    key_id: str
+    #: SHA-256 of the key, hexadecimal.
+    digest: str
+    #: What it may do: some of `schemas.operations.SCOPES`.
+    scopes: tuple[str, ...] = ALL_SCOPES
+    #: The owner's words.
+    note: str = ""
+    #: When it was made, UTC; empty for a key given at start.
+    created_at: str = ""
+
+    def may(self, scope: str) -> bool:
+        """Whether it may do what needs `scope`."""
+        return not scope or "admin" in self.scopes or scope in self.scopes
+
+
+def digest_of(key: str) -> str:
+    """The digest that stands for a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def key_of(text: str, *, scopes: Iterable[str] = ALL_SCOPES, note: str = "", at: str = "") -> Key:
+    """The record of a key."""
+    digest = digest_of(text)
+    return Key(digest[:16], digest, tuple(scopes), note, at)
+
+
+def generate() -> str:
+    """A new key: 256 random bits that survive shells, URLs and headers."""
+    return "rc_" + secrets.token_urlsafe(32)
+
+
+class KeyRing:
+    """The keys that are accepted."""
+
+    def __init__(self, keys: Iterable[Key] = ()) -> None:
+        self.keys = tuple(keys)
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+    def find(self, presented: str) -> Key | None:
+        """The key that was presented, or None. Takes the same time whichever it is."""
+        digest = digest_of(presented)
+        found = None
+        for key in self.keys:
+            if hmac.compare_digest(digest, key.digest):
+                found = key
+        return found
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys kept in a file; none when there is no file. Raises `KeyFileError`."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return [_read_key(row) for row in json.loads(raw)["keys"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise KeyFileError(
+            f"{path} is not a key file ({error}); move it away to start without it"
+        ) from None
+
+
+def _read_key(row: Any) -> Key:
+    digest = row["digest"]
+    if not isinstance(digest, str) or len(bytes.fromhex(digest)) != 32:
+        raise ValueError("a digest is not SHA-256")
+    scopes = tuple(row.get("scopes", ALL_SCOPES))
+    if not set(scopes) <= set(SCOPES):
+        raise ValueError(f"scopes are {', '.join(SCOPES)}")
+    return Key(
+        digest[:16], digest, scopes, str(row.get("note", "")), str(row.get("created_at", ""))
+    )
+
+
+def write_keys(path: Path, keys: Iterable[Key]) -> None:
+    """Replace the file by these keys, at once and readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(key) for key in keys]
+    # mkstemp makes the file 0600 from the start; there is no moment in which others could read it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"keys": rows}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,154 @@
+"""Who a request comes from: the client's address, whether it is this machine, and its origin.
+
+A same-host proxy passes strangers off as loopback, and any client can write `X-Forwarded-For`. So
+forwarded addresses count only from configured proxies, and a request that shows signs of having been
+forwarded by anything else is never taken for one of this machine (contract.md, Authentication).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The client of a request."""
+
+    #: Its address as text; empty where the server has none to tell (a local socket file).
+    address: str
+    #: It is a process of this machine.
+    loopback: bool
+    #: The connection comes from a configured proxy.
+    through_proxy: bool = False
+
+
+def _address(text: str) -> _Address | None:
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(found, "ipv4_mapped", None)
+    return mapped or found
+
+
+class Peers:
+    """Tells who a request comes from.
+
+    :param trusted_proxies: addresses or networks whose `X-Forwarded-For` counts
+    """
+
+    def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
+        self._trusted: list[_Network] = []
+        for text in trusted_proxies:
+            self._trusted.append(ipaddress.ip_network(text, strict=False))
+        self._direct: dict[str, Peer] = {}
+
+    def of(self, environ: Mapping[str, Any]) -> Peer:
+        """The peer of a WSGI request."""
+        remote = str(environ.get("REMOTE_ADDR") or "")
+        forwarded = any(
+            name in _FORWARDED or name.startswith("HTTP_X_FORWARDED_") for name in environ
+        )
+        if not forwarded:
+            return self._peer(remote)
+        direct = _address(remote)
+        if direct is None or not self._is_trusted(direct):
+            return Peer(self._peer(remote).address, loopback=False)
+        return self._through_proxies(environ, direct)
+
+    def _peer(self, remote: str) -> Peer:
+        known = self._direct.get(remote)
+        if known is None:
+            found = _address(remote)
+            known = Peer(str(found or ""), bool(found and found.is_loopback))
+            if len(self._direct) > 10_000:
+                self._direct.clear()
+            self._direct[remote] = known
+        return known
+
+    def _through_proxies(self, environ: Mapping[str, Any], direct: _Address) -> Peer:
+        """From right to left: each proxy wrote whom it saw; the first one not ours is the client."""
+        seen = direct
+        for text in reversed(str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")):
+            hop = _address(_without_port(text.strip()))
+            if hop is None:
+                break
+            seen = hop
+            if not self._is_trusted(hop):
+                break
+        return Peer(str(seen), seen.is_loopback, through_proxy=True)
+
+    def _is_trusted(self, address: _Address) -> bool:
+        return any(
+            address.version == network.version and address in network for network in self._trusted
+        )
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    host, colon, port = text.rpartition(":")
+    return host if colon and port.isdigit() and ":" not in host else text
+
+
+class Origins:
+    """Which pages may use this API from a browser.
+
+    :param allowed: origins such as `https://panel.example`, or `*`
+    :param enabled: whether any CORS header is sent at all; when not, nothing foreign is allowed
+    """
+
+    def __init__(self, allowed: Iterable[str] = (), *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._allowed = frozenset(_normal(origin) for origin in allowed) if enabled else frozenset()
+        self._any = enabled and "*" in self._allowed
+
+    @property
+    def varies(self) -> bool:
+        """Whether answers differ by origin."""
+        return bool(self._allowed) and not self._any
+
+    def cors_value(self, origin: str | None) -> str | None:
+        """What `Access-Control-Allow-Origin` says to this origin; None: nothing."""
+        if not origin:
+            return None
+        if self._any:
+            return "*"
+        return origin if _normal(origin) in self._allowed else None
+
+    def is_foreign(self, environ: Mapping[str, Any], *, through_proxy: bool = False) -> bool:
+        """Whether a browser says that a page of another, not allowed, site makes this request."""
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None and self.cors_value(origin) is not None:
+            return False
+        if environ.get("HTTP_SEC_FETCH_SITE", "").strip().lower() == "cross-site":
+            return True
+        return origin is not None and not _is_own(origin, environ, through_proxy)
+
+
+def _normal(origin: str) -> str:
+    origin = origin.strip().lower()
+    scheme, _, authority = origin.partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    return origin.removesuffix(f":{port}") if port and authority else origin
+
+
+def _is_own(origin: str, environ: Mapping[str, Any], through_proxy: bool) -> bool:
+    """The page was served by us: its authority is the one this request was sent to."""
+    scheme, _, authority = _normal(origin).partition("://")
+    if scheme not in _DEFAULT_PORTS:
+        return False
+    hosts = [environ.get("HTTP_HOST", "")]
+    if through_proxy:
+        hosts.append(environ.get("HTTP_X_FORWARDED_HOST", ""))
+    return authority in {
+        _normal(f"{scheme}://{host}").partition("://")[2] for host in hosts if host
+    }

@@ -1,0 +1,109 @@
+"""From what a task returned to the JSON text of `result_data`, with nothing rounded or guessed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES
+
+MAX_DEPTH = 64
+MAX_ITEMS = 500_000
+_LOWEST = -(2**63)
+_HIGHEST = 2**64 - 1
+
+
+class NotJson(ValueError):
+    """A value cannot be sent as a result; the text says where and why."""
+
+
+def to_json(value: Any) -> bytes:
+    """The JSON text of a result.
+
+    Tuples, sets and other plain iterables become lists. Raises `NotJson` for numbers that readers
+    would round (NaN, infinities, integers outside 64 bits), for other types, and for what is too
+    large or too deep.
+    """
+    plain = _Plain().convert(value, "result", 0)
+    try:
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise NotJson("the result holds text that is no Unicode (a lone surrogate)") from None
+    if len(text) > MAX_RESULT_BYTES:
+        raise NotJson(
+            f"the result has {len(text)} bytes; the limit is {MAX_RESULT_BYTES} (1 MiB)."
+            " Store it elsewhere and return where it is"
+        )
+    return text
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self._count = 0
+
+    def convert(self, value: Any, where: str, depth: int) -> Any:
+        self._count += 1
+        if self._count > MAX_ITEMS:
+            raise NotJson(f"the result has more than {MAX_ITEMS} items")
+        if value is None or isinstance(value, (bool, str)):
+            return str(value) if isinstance(value, str) else value
+        if isinstance(value, int):
+            if not _LOWEST <= value <= _HIGHEST:
+                raise NotJson(
+                    f"{where} is an integer outside -2**63...2**64-1, which JSON readers would"
+                    " round; return it as text, by str(...)"
+                )
+            return int(value)
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise NotJson(f"{where} is {value}, which JSON does not have")
+            return float(value)
+        if depth >= MAX_DEPTH:
+            raise NotJson(f"the result is nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            return self._convert_dict(value, where, depth)
+        if isinstance(value, (list, tuple, set, frozenset, range, zip, enumerate, map, filter)):
+            return [
+                self.convert(item, f"{where}[{index}]", depth + 1)
+                for index, item in enumerate(_ordered(value))
+            ]
+        raise NotJson(f"{where} is of type {type(value).__name__}, which JSON does not have")
+
+    def _convert_dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            if isinstance(key, bool) or not isinstance(key, (str, int, float)):
+                raise NotJson(f"{where} has a key of type {type(key).__name__}; keys are texts")
+            name = str(key)
+            if name in found:
+                raise NotJson(f"{where} has the key {name!r} twice, as text and as number")
+            found[name] = self.convert(item, f"{where}.{name}"[:200], depth + 1)
+        return found
+
+
+def _ordered(value: Any) -> Any:
+    if not isinstance(value, (set, frozenset)):
+        return value
+    try:
+        return sorted(value)
+    except TypeError:
+        return list(value)
+
+
+def fit_texts(result: dict[str, Any], names: tuple[str, ...]) -> tuple[bytes, bool]:
+    """A result's JSON text, its long texts halved until it fits; and whether any were cut.
+
+    Escapes make a text up to six times longer in JSON, so that two capped outputs may not fit.
+    """
+    cut = False
+    while True:
+        text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+        encoded = text.encode("utf-8", "replace")
+        if len(encoded) <= MAX_RESULT_BYTES:
+            return encoded, cut
+        longest = max(names, key=lambda name: len(result[name]))
+        if not result[longest]:
+            raise NotJson(f"the result has more than {MAX_RESULT_BYTES} bytes")
+        result = {**result, longest: result[longest][: len(result[longest]) // 2]}
+        cut = True

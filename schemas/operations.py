@@ -1,0 +1,298 @@
+"""The REST API as a table: one row an endpoint, with its query, body, answer, access and errors.
+
+The facade enforces these very rows (queries, bodies, keys, limits) and `schemas/openapi.py` prints
+them, so the two cannot differ. To add an endpoint: a row here, a responder in `http/resources`, a
+line in `http/app.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from retire_cluster.schemas import requests
+from retire_cluster.schemas.strict import Schema
+
+API: Final = "/api/v1"
+
+#: What a key may do; each of these includes nothing of the others but `admin`, which has all.
+SCOPES: Final = ("read", "submit", "submit:dangerous", "admin")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    #: Name in clients generated from the OpenAPI document.
+    operation_id: str
+    tag: str
+    summary: str
+    #: Name of the schema of `data` in `schemas/responses.py`; empty: not JSON.
+    answer: str
+    #: Scope of the key that is needed (none needed: empty).
+    scope: str = ""
+    #: Cerberus schema of the query.
+    query: Schema = field(default_factory=lambda: requests.NO_QUERY)
+    #: Cerberus schema of the body, or None where the method takes none.
+    body: Schema | None = None
+    #: A body of nothing at all stands for `{}`.
+    body_optional: bool = False
+    #: `data` is a list of the answer, with `pagination` beside it.
+    paged: bool = False
+    status: int = 200
+    #: Error codes beside those that any request may meet.
+    errors: tuple[str, ...] = ()
+    #: Costs no rate limit.
+    unlimited: bool = False
+    #: Open even with `auth_reads`.
+    always_open: bool = False
+    #: Needs the main node to be answered.
+    needs_cluster: bool = True
+    #: The answer is in no envelope.
+    bare: bool = False
+    #: Content type of the answer.
+    media_type: str = "application/json"
+    description: str = ""
+    #: An example of `data` (or of the bare answer), and of the body.
+    example: Any = None
+    body_example: Any = None
+
+
+_DEVICE: Final = ("DEVICE_NOT_FOUND",)
+_TASK: Final = ("TASK_NOT_FOUND",)
+_SUBMIT: Final = ("IDEMPOTENCY_CONFLICT", "QUEUE_FULL", "FORBIDDEN")
+
+_TASK_UUID: Final = "550e8400-e29b-41d4-a716-446655440000"
+_TIME: Final = "2023-01-01T12:00:00Z"
+_HEALTH_EXAMPLE: Final = {
+    "status": "healthy",
+    "timestamp": _TIME,
+    "components": {"api": "healthy", "cluster_server": "healthy", "task_scheduler": "healthy"},
+}
+_SUBMISSION_EXAMPLE: Final = {
+    "task_type": "echo",
+    "payload": {"message": "Hello World"},
+    "priority": "normal",
+    "requirements": {
+        "min_cpu_cores": 2,
+        "min_memory_gb": 4,
+        "required_platform": "linux",
+        "timeout_seconds": 300,
+    },
+    "metadata": {"created_by": "api_user"},
+}
+
+_ROWS: Final = (
+    # --- the API itself ---
+    Operation(
+        "GET", "/health", "getHealth", "Cluster", "Simple health check for monitoring",
+        "Health", unlimited=True, always_open=True, bare=True, example=_HEALTH_EXAMPLE,
+    ),
+    Operation(
+        "GET", "/api/health", "getHealthAlias", "Cluster", "The same as /health",
+        "Health", unlimited=True, always_open=True, bare=True, example=_HEALTH_EXAMPLE,
+    ),
+    Operation(
+        "GET", "/metrics", "getPrometheusMetrics", "Cluster", "Metrics for Prometheus",
+        "", unlimited=True, bare=True, media_type="text/plain",
+    ),
+    Operation(
+        "GET", "/", "getRoot", "API", "Links for a browser, the API's index for a program",
+        "ApiInfo",
+    ),
+    Operation("GET", API, "getApi", "API", "What this API offers", "ApiInfo"),
+    Operation(
+        "GET", f"{API}/openapi.json", "getOpenApi", "API", "This API as an OpenAPI 3.1 document",
+        "", needs_cluster=False, bare=True,
+    ),
+    Operation(
+        "GET", f"{API}/docs", "getDocs", "API", "This API as a page to read",
+        "", needs_cluster=False, bare=True, media_type="text/html",
+    ),
+    # --- cluster ---
+    Operation(
+        "GET", f"{API}/cluster/status", "getClusterStatus", "Cluster",
+        "Devices, health percentage, resource totals and task counts", "ClusterStatus",
+        example={
+            "cluster_stats": {
+                "total_devices": 5, "online_devices": 4, "offline_devices": 1,
+                "health_percentage": 80.0,
+                "total_resources": {"cpu_cores": 32, "memory_gb": 128, "storage_gb": 2000},
+                "by_role": {"compute": 2, "mobile": 2, "storage": 1},
+                "by_platform": {"linux": 2, "android": 2, "windows": 1},
+                "by_status": {"online": 4, "offline": 1},
+            },
+            "server_info": {
+                "version": "1.0.0", "uptime": "2d 4h 30m", "host": "0.0.0.0", "port": 8080,
+            },
+            "tasks": {"by_status": {"queued": 3, "running": 2}, "queued": 3, "running": 2},
+        },
+    ),
+    Operation(
+        "GET", f"{API}/cluster/health", "getClusterHealth", "Cluster",
+        "Health in the envelope; 503 when not healthy", "ClusterHealth",
+    ),
+    Operation(
+        "GET", f"{API}/cluster/metrics", "getClusterMetrics", "Cluster",
+        "Performance and utilization, measured", "ClusterMetrics",
+    ),
+    Operation(
+        "GET", f"{API}/cluster/config", "getClusterConfig", "Cluster",
+        "Cluster configuration settings", "ClusterConfig", scope="read",
+    ),
+    # --- devices ---
+    Operation(
+        "GET", f"{API}/devices", "listDevices", "Devices", "Devices, by device id", "Device",
+        query=requests.DEVICE_LIST_QUERY, paged=True,
+        example=[
+            {
+                "device_id": "laptop-001", "role": "compute", "platform": "linux",
+                "status": "online", "ip_address": "192.168.1.101", "last_heartbeat": _TIME,
+                "uptime": "2h 30m",
+                "capabilities": {
+                    "cpu_count": 8, "memory_total_gb": 16, "storage_total_gb": 500,
+                    "has_gpu": True,
+                },
+                "tags": ["development", "gpu-capable"],
+            }
+        ],
+    ),
+    Operation(
+        "GET", f"{API}/devices/summary", "getDeviceSummary", "Devices",
+        "Summary statistics of all devices", "DeviceSummary",
+    ),
+    Operation(
+        "GET", f"{API}/devices/{{device_id}}", "getDevice", "Devices",
+        "Everything about one device", "DeviceDetails", errors=_DEVICE,
+    ),
+    Operation(
+        "GET", f"{API}/devices/{{device_id}}/status", "getDeviceStatus", "Devices",
+        "Current status and load of a device", "DeviceState", errors=_DEVICE,
+    ),
+    Operation(
+        "POST", f"{API}/devices/{{device_id}}/ping", "pingDevice", "Devices",
+        "A real round trip to the device; 200 even when it does not answer", "Ping",
+        scope="read", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+    ),
+    Operation(
+        "DELETE", f"{API}/devices/{{device_id}}", "removeDevice", "Devices",
+        "Remove a device; its running tasks go back to the queue", "DeviceRemoval",
+        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+    ),
+    # --- tasks ---
+    Operation(
+        "POST", f"{API}/tasks", "submitTask", "Tasks", "Submit a task", "TaskSubmitted",
+        body=requests.TASK_SUBMISSION, status=201, errors=_SUBMIT,
+        description="Types other than `echo`, `sleep` and `system_info` need a key (or, while"
+        " authentication is off, a client on this machine). With an `Idempotency-Key` header the"
+        " same body gives the first answer again for 24 hours; another body is 409.",
+        body_example=_SUBMISSION_EXAMPLE,
+        example={
+            "task_id": _TASK_UUID,
+            "task": {
+                "task_id": _TASK_UUID, "task_type": "echo", "status": "queued",
+                "priority": "normal", "created_at": _TIME, "assigned_device_id": None,
+                "assigned_at": None, "started_at": None, "completed_at": None,
+                "execution_time_seconds": None, "retry_count": 0,
+            },
+            "submitted_at": _TIME,
+        },
+    ),
+    Operation(
+        "POST", f"{API}/tasks/batch", "submitTasks", "Tasks",
+        "Submit up to 1000 tasks: all or none", "BatchSubmitted",
+        body=requests.TASK_BATCH, status=201, errors=_SUBMIT,
+        body_example={"tasks": [{"task_type": "echo", "payload": {"n": 1}}]},
+        example={"task_ids": [_TASK_UUID], "submitted_at": _TIME},
+    ),
+    Operation(
+        "GET", f"{API}/tasks", "listTasks", "Tasks", "Tasks, newest first", "Task",
+        query=requests.TASK_LIST_QUERY, paged=True,
+    ),
+    Operation(
+        "GET", f"{API}/tasks/statistics", "getTaskStatistics", "Tasks",
+        "Execution statistics and performance, measured", "TaskStatistics",
+    ),
+    Operation(
+        "GET", f"{API}/tasks/types", "getTaskTypes", "Tasks",
+        "Task types, built in and of all devices", "TaskTypes",
+    ),
+    Operation(
+        "GET", f"{API}/tasks/{{task_id}}", "getTask", "Tasks",
+        "A task with payload, requirements, attempts and result", "TaskDetails", errors=_TASK,
+    ),
+    Operation(
+        "GET", f"{API}/tasks/{{task_id}}/status", "getTaskStatus", "Tasks",
+        "Current status, progress and, while it waits, why", "TaskState", errors=_TASK,
+    ),
+    Operation(
+        "GET", f"{API}/tasks/{{task_id}}/result", "getTaskResult", "Tasks",
+        "The result of a finished task", "TaskResult", errors=(*_TASK, "NO_TASK_RESULT"),
+        example={
+            "task_id": _TASK_UUID, "status": "success",
+            "result_data": {"echo": {"message": "Hello World"}},
+            "execution_time_seconds": 0.05, "worker_device_id": "laptop-001",
+            "started_at": _TIME, "completed_at": _TIME, "error_message": None,
+            "error_traceback": None, "logs": None,
+        },
+    ),
+    Operation(
+        "POST", f"{API}/tasks/{{task_id}}/cancel", "cancelTask", "Tasks",
+        "Cancel a waiting or running task; a running one is killed", "TaskCancelled",
+        scope="submit", body=requests.NO_BODY, body_optional=True,
+        errors=(*_TASK, "CANNOT_CANCEL_TASK"),
+    ),
+    Operation(
+        "POST", f"{API}/tasks/{{task_id}}/retry", "retryTask", "Tasks",
+        "Run a failed, timed-out or cancelled task again", "TaskRetried",
+        scope="submit", body=requests.NO_BODY, body_optional=True,
+        errors=(*_TASK, "CANNOT_RETRY_TASK"),
+    ),
+    # --- events ---
+    Operation(
+        "GET", f"{API}/events", "pollEvents", "Events", "Events after a cursor, as a long poll",
+        "Events", query=requests.EVENTS_QUERY, unlimited=True,
+        description="Pass the `next` of one answer as `since` of the next request. `gap: true`"
+        " says that some events between are no longer kept. `/ws` streams the same events.",
+    ),
+    Operation(
+        "POST", f"{API}/events/ticket", "makeEventTicket", "Events",
+        "A short-lived ticket for /ws?ticket=, for pages that cannot send headers",
+        "EventTicket", scope="read", body=requests.NO_BODY, body_optional=True,
+        needs_cluster=False,
+    ),
+    # --- configuration ---
+    Operation(
+        "GET", f"{API}/config", "getConfig", "Configuration", "The complete configuration",
+        "Configuration", scope="read",
+    ),
+    Operation(
+        "GET", f"{API}/config/server", "getServerConfig", "Configuration",
+        "Server configuration", "ServerConfig", scope="read",
+    ),
+    Operation(
+        "PUT", f"{API}/config/server", "updateServerConfig", "Configuration",
+        "Change some of it; applied at once", "ConfigUpdated", scope="admin",
+        body=requests.SERVER_CONFIG, body_example={"max_connections": 100},
+    ),
+    Operation(
+        "GET", f"{API}/config/heartbeat", "getHeartbeatConfig", "Configuration",
+        "Heartbeat configuration", "HeartbeatConfig", scope="read",
+    ),
+    Operation(
+        "PUT", f"{API}/config/heartbeat", "updateHeartbeatConfig", "Configuration",
+        "Change some of it; pushed to the devices at once", "ConfigUpdated", scope="admin",
+        body=requests.HEARTBEAT_CONFIG,
+        body_example={"interval": 60, "timeout": 300, "max_missed": 3},
+    ),
+    Operation(
+        "POST", f"{API}/config/reset", "resetConfig", "Configuration",
+        "Reset all configuration to defaults", "ConfigReset", scope="admin",
+        body=requests.NO_BODY, body_optional=True,
+    ),
+)  # fmt: skip
+
+#: `(method, path template)` → its row; HEAD is not listed, it works wherever GET does.
+OPERATIONS: Final[dict[tuple[str, str], Operation]] = {(row.method, row.path): row for row in _ROWS}

@@ -1,0 +1,36 @@
+"""Shared by every test: the checkout's place, and `wait_until` in place of sleeping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+
+class WaitUntil(Protocol):
+    """Waits for a condition; fails the test when it stays false."""
+
+    def __call__(self, condition: Callable[[], object], timeout_seconds: float = 10) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """Looks at a condition every 10 ms until it holds."""
+
+    def wait(condition: Callable[[], object], timeout_seconds: float = 10) -> None:
+        until = time.monotonic() + timeout_seconds
+        while not condition():
+            if time.monotonic() > until:
+                pytest.fail(f"still waiting after {timeout_seconds} s")
+            time.sleep(0.01)
+
+    return wait
