@@ -373,6 +373,21 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
         state.note_room(device)
 
 
+def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
+    """Fail an assigned task whose payload is gone; no retry would help."""
+    task = state.tasks.get(event.task)
+    if task is None or task.status is not TaskStatus.ASSIGNED:
+        return
+    device = task.device
+    row = conclude(
+        state, task, TaskStatus.FAILED, "fail", now, cause=Cause.DETERMINISTIC.value,
+        message="its payload is damaged in the main node's store",
+    )  # fmt: skip
+    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device is not None:
+        state.note_room(device)
+
+
 def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
     """Run an ended task again as a new generation; its old outcome becomes history."""
     old = event.outcome

@@ -73,6 +73,13 @@ class CancelAsked:
 
 
 @dataclass(frozen=True)
+class TaskDamaged:
+    """A task's payload can no longer be read from the store: it cannot be run."""
+
+    task: int
+
+
+@dataclass(frozen=True)
 class RetryAsked:
     """A client retries an ended task; everything needed is read from the store by the shell."""
 
@@ -149,6 +156,7 @@ class Place:
 
 
 Event = (
-    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | RetryAsked | PingAsked
-    | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked | Tick | Place
+    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | RetryAsked
+    | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked
+    | Tick | Place
 )  # fmt: skip

@@ -6,8 +6,9 @@ part. Events are compact tuples until somebody reads them.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 #: Events one epoch may number; 2⁵³ (JavaScript's whole numbers) leaves room for 2 million epochs.
@@ -60,11 +61,18 @@ class EventLog:
             return ()
         skip = max(0, since + 1 - entries[0].id)
         if skip > len(entries) // 2:  # walking from the near end is cheaper
-            return reversed(tuple(_take(reversed(entries), len(entries) - skip)))
-        return _skip(entries, skip)
+            newest = list(itertools.islice(reversed(entries), len(entries) - skip))
+            newest.reverse()
+            return newest
+        return itertools.islice(entries, skip, None)
 
     def gap(self, since: int) -> bool:
-        """Whether events between a cursor and the oldest kept one are gone."""
+        """Whether events between a cursor and the oldest kept one are gone.
+
+        Cursor 0 asks for whatever is kept, so nothing is missing to it.
+        """
+        if since == 0:
+            return False
         if since >= self.last:
             return since > self.last
         return not self._entries or since + 1 < self._entries[0].id
@@ -84,15 +92,3 @@ class EventLog:
         else:
             cursor = max(cursor, self.last) if since <= self.last else self.last
         return found, cursor
-
-
-def _take(entries: Iterable[Entry], count: int) -> Iterator[Entry]:
-    for _, entry in zip(range(count), entries, strict=False):
-        yield entry
-
-
-def _skip(entries: Iterable[Entry], count: int) -> Iterator[Entry]:
-    rows = iter(entries)
-    for _ in range(count):
-        next(rows, None)
-    return rows

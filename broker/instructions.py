@@ -115,7 +115,8 @@ class ForgetSubmissions:
 
 Write = (
     StoreTasks | StoreOutcomes | StoreAttempts | StoreLive | ReviveTasks | StoreDispatch
-    | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks | ForgetSubmissions
+    | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks
+    | ForgetSubmissions
 )  # fmt: skip
 WRITES = (
     StoreTasks, StoreOutcomes, StoreAttempts, StoreLive, ReviveTasks, StoreDispatch,

@@ -106,9 +106,7 @@ class Ledger:
         self._cube[code, priority, kind, device] += 1
         self.total += 1
 
-    def move(
-        self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0
-    ) -> None:
+    def move(self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0) -> None:
         """A task changed its status or device; `ended_s`: the epoch second when it ended."""
         at = task - self._base
         old = (self._status[at], self._priority[at], self._type[at], self._device[at])
@@ -124,9 +122,7 @@ class Ledger:
     def drop(self, task: int) -> None:
         """A task is deleted."""
         at = task - self._base
-        self._count_down(
-            (self._status[at], self._priority[at], self._type[at], self._device[at])
-        )
+        self._count_down((self._status[at], self._priority[at], self._type[at], self._device[at]))
         self._status[at] = _ABSENT
         self.total -= 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from retire_cluster.broker import attempts
 from retire_cluster.broker import events as ev
@@ -94,9 +93,7 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
 
     def refuse(code: str, text: str, retry_after_seconds: float | None = None) -> None:
         state.stats.dropped[f"rejected_{code}"] += 1
-        state.emit(
-            Send(routing, msg.Reject(hello.session, code, text, retry_after_seconds))
-        )
+        state.emit(Send(routing, msg.Reject(hello.session, code, text, retry_after_seconds)))
 
     if hello.protocol != PROTOCOL:
         refuse("protocol", f"this main node speaks protocol {PROTOCOL}, not {hello.protocol}")
@@ -137,9 +134,7 @@ def _challenge(
     state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
 
 
-def register(
-    state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now
-) -> None:
+def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now) -> None:
     """Welcome a device; what it holds and what we think it holds are settled."""
     device = state.devices.get(hello.device_id)
     if device is None:
@@ -214,9 +209,7 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
         _changed(state, device, now)
 
 
-def _reconcile(
-    state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now
-) -> None:
+def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now) -> None:
     """Compare what the device has with what we gave it, after lost messages or a lost lease."""
     strange = []
     for entry in held:
@@ -359,7 +352,7 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
 
 def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
     """Apply settings that were validated as a whole; devices are told their part."""
-    state.settings = replace(state.settings, **event.sections)
+    state.settings = state.settings.with_sections(event.sections)
     state.config_version += 1
     state.emit(StoreConfig(event.persisted, state.config_version))
     config = state.heartbeat_config()

@@ -94,8 +94,6 @@ def _dispatch(state: ClusterState, device: Device, tasks: list[Task], now: Now) 
         state.stats.placed(now.mono - task.queued_mono)
         state.move(task, "assign", now)
     attempts = tuple((task.number, task.attempt) for task in tasks)
-    row = DispatchRow(
-        dispatch.number, state.epoch, token, device.device_id, now.wall_ms, attempts
-    )
+    row = DispatchRow(dispatch.number, state.epoch, token, device.device_id, now.wall_ms, attempts)
     state.emit(StoreDispatch(row))
     state.emit(SendAssign(device.routing, device.session, dispatch, tuple(tasks)))

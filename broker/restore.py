@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -43,9 +42,7 @@ def restore(
         else:
             _live(state, rows[number], snapshot, out.get(number), specs, now)
     held = {task.dispatch.number for task in state.tasks.values() if task.dispatch is not None}
-    state.ended_dispatches = [
-        row.number for row in snapshot.dispatches if row.number not in held
-    ]
+    state.ended_dispatches = [row.number for row in snapshot.dispatches if row.number not in held]
     for (device_id, final), count in state.ledger.by_device_and_status().items():
         device = state.devices.get(device_id)
         if device is not None:
@@ -67,7 +64,7 @@ def _with_persisted(settings: Settings, snapshot: Snapshot) -> tuple[Settings, l
         except (ValidationError, AttributeError) as error:
             warnings.append(f"the stored configuration of {name} is not used: {error}")
             continue
-        settings = replace(settings, **{name: section})
+        settings = settings.with_sections({name: section})
     return settings, warnings
 
 
@@ -121,9 +118,7 @@ def _live(
         task.confirmed_mono = now.mono
         task.status = TaskStatus.ASSIGNED
         device.hold(task)
-        state.ledger.add(
-            row.number, task.status, row.task_type, row.priority, device.device_id
-        )
+        state.ledger.add(row.number, task.status, row.task_type, row.priority, device.device_id)
         return
     wait = (kept.not_before_ms - now.wall_ms) / 1000 if kept is not None else 0.0
     if wait > 0:
@@ -137,7 +132,11 @@ def _live(
 
 
 def _deviate(task: Task, kept: LiveRow) -> None:
-    task.attempt, task.retries, task.stored_retries = kept.attempt, kept.retries, kept.stored_retries
+    task.attempt, task.retries, task.stored_retries = (
+        kept.attempt,
+        kept.retries,
+        kept.stored_retries,
+    )
     task.excluded, task.killers = frozenset(kept.excluded), frozenset(kept.killers)
     task.deviates = True
 

@@ -97,7 +97,8 @@ class SubmissionRow(NamedTuple):
     key: str
     fingerprint: str
     first: int
-    count: int
+    #: How many tasks, numbered from `first`.
+    size: int
     at_ms: int
 
 

@@ -81,7 +81,13 @@ class ClusterState:
     """See the module's text. Attributes are for reading; change only through `handle`."""
 
     def __init__(
-        self, settings: Settings, *, epoch: int, salt: int, rng: random.Random, config_version: int = 1
+        self,
+        settings: Settings,
+        *,
+        epoch: int,
+        salt: int,
+        rng: random.Random,
+        config_version: int = 1,
     ) -> None:
         self.settings = settings
         self.config_version = config_version
@@ -322,6 +328,7 @@ def _handlers() -> dict[type, Handler]:
         ev.ResultsArrived: attempts.finished,
         ev.TasksSubmitted: attempts.submitted,
         ev.CancelAsked: attempts.cancel,
+        ev.TaskDamaged: attempts.damaged,
         ev.RetryAsked: attempts.retry,
         ev.PingAsked: membership.ping,
         ev.DeviceRemoved: membership.remove,
@@ -332,4 +339,3 @@ def _handlers() -> dict[type, Handler]:
         ev.Tick: sweeps.tick,
         ev.Place: placing.place,
     }
-

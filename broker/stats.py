@@ -19,7 +19,7 @@ _UTILIZATION_WINDOW_SECONDS = 300.0
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """The value below which `share` (0–1) of the values lie (nearest rank); None without any."""
+    """The value below which `share` (0 to 1) of the values lie (nearest rank); None without any."""
     ordered = sorted(values)
     if not ordered:
         return None

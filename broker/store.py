@@ -95,14 +95,13 @@ class MemoryStore:
         """See `Store.load`."""
         self._epoch += 1
         live = [row for number, row in self._tasks.items() if number not in self._outcomes]
-        index = []
+        index: list[tuple[int, str, int, str | None, str | None, int]] = []
         for row in self._tasks.values():
             outcome = self._outcomes.get(row.number)
-            index.append(
-                (row.number, row.task_type, row.priority)
-                + ((None, None, 0) if outcome is None else
-                   (outcome.status, outcome.device_id, outcome.completed_ms // 1000))
-            )  # fmt: skip
+            status = None if outcome is None else outcome.status
+            device_id = None if outcome is None else outcome.device_id
+            ended_s = 0 if outcome is None else outcome.completed_ms // 1000
+            index.append((row.number, row.task_type, row.priority, status, device_id, ended_s))
         recent = sorted(
             (row.completed_ms, row.status, row.execution_seconds)
             for row in self._outcomes.values()

@@ -78,6 +78,11 @@ def _chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
         yield part, ",".join("?" * len(part))
 
 
+def _live_row(row: Sequence[Any]) -> LiveRow:
+    excluded, killers = tuple(json.loads(row[5])), tuple(json.loads(row[6]))
+    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers)
+
+
 class SQLiteStore:
     """See `store.Store` and the module's text.
 
@@ -105,8 +110,8 @@ class SQLiteStore:
             self._migrate()
         except sqlite3.Error as error:
             raise StoreError(
-                f"the store {path} cannot be used: {error}; check the folder's permissions and free "
-                "space, or start with another --data-dir"
+                f"the store {path} cannot be used: {error}; check the folder's permissions and "
+                "free space, or start with another --data-dir"
             ) from None
 
     def _migrate(self) -> None:
@@ -117,7 +122,9 @@ class SQLiteStore:
                 f"knows {len(MIGRATIONS)}): update retire-cluster or use another --data-dir"
             )
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+            self._db.executescript(
+                f"begin immediate; {script}; pragma user_version={number}; commit;"
+            )
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -239,7 +246,7 @@ class SQLiteStore:
             numbers = array("q")
             numbers.frombytes(row[5])
             pairs = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-            dispatches.append(DispatchRow(*row[:5], pairs))
+            dispatches.append(DispatchRow(row[0], row[1], row[2], row[3], row[4], pairs))
         return Snapshot(
             salt=salt,
             epoch=epoch,
@@ -247,10 +254,7 @@ class SQLiteStore:
             next_dispatch=dispatch + 1,
             live=live,
             live_payload_bytes=sizes,
-            deviations={
-                row[0]: LiveRow(*row[:5], tuple(json.loads(row[5])), tuple(json.loads(row[6])))
-                for row in db.execute("select * from live")
-            },
+            deviations={row[0]: _live_row(row) for row in db.execute("select * from live")},
             dispatches=dispatches,
             devices=[DeviceRow(*row) for row in db.execute("select * from devices")],
             index=db.execute(
@@ -302,7 +306,7 @@ class SQLiteStore:
                 f"select number, document, payload, crc from tasks where number in ({marks})", part
             ):
                 if _crc(document, payload) == crc:
-                    found[number] = payload
+                    found[number] = payload  # noqa: PERF403 - the check reads better here
         return found
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:

@@ -101,9 +101,7 @@ def fish() -> str:
     lines = ["complete -c retire-cluster -f"]
     for verb, entry in VERBS.items():
         text = entry.help.replace("'", "")
-        lines.append(
-            f"complete -c retire-cluster -n __fish_use_subcommand -a {verb} -d '{text}'"
-        )
+        lines.append(f"complete -c retire-cluster -n __fish_use_subcommand -a {verb} -d '{text}'")
     for verb, words in WORDS.items():
         condition = f"'__fish_seen_subcommand_from {verb}'"
         plain = " ".join(word for word in words if not word.startswith("--"))

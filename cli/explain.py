@@ -8,6 +8,7 @@ from typing import Any
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import Style, facts, table
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,8 @@ def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> s
         rows += [(f"{count} rejected", why) for why, count in rejected.items()]
     text = facts(rows, style)
     devices = data.get("devices") or []
+    if TaskStatus(data["status"]) in TERMINAL:
+        return f"{text}\n\nit has ended and does not wait"
     if not devices:
         return f"{text}\n\nno device has joined the cluster"
     lines = [

@@ -82,8 +82,8 @@ def requirements_from_words(words: Sequence[str]) -> dict[str, Any]:
 
 def _is_text(task_type: str, name: str) -> bool:
     info = BUILTIN.get(task_type)
-    rule = ((info.payload_schema or {}) if info else {}).get(name)
-    return bool(rule) and rule.get("type") == "string"
+    schema = (info.payload_schema if info else None) or {}
+    return bool(schema.get(name, {}).get("type") == "string")
 
 
 def _no_constant(name: str) -> float:

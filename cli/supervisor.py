@@ -22,6 +22,7 @@ from enum import Enum
 from typing import Any
 
 from retire_cluster.cli import lifeline
+from retire_cluster.node import proctree
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
@@ -103,8 +104,8 @@ class Supervisor:
 
     :param output: file descriptor that takes what children print to standard output; None to
         leave it to them
-    :param adopting: this process became its children's orphans' parent by `adopt_orphans` and has
-        no children but these; what a child leaves behind is killed
+    :param adopting: this process inherits its children's orphans (`proctree.become_subreaper`)
+        and has no other children; what a child leaves behind is killed
     """
 
     def __init__(self, *, output: int | None = None, adopting: bool = False) -> None:
@@ -253,49 +254,15 @@ def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def adopt_orphans() -> bool:
-    """Make this process the parent of what its children leave behind (Linux); True if it is.
-
-    A task that moved to a session of its own survives its worker's death otherwise.
-    """
-    if sys.platform != "linux":
-        return False
-    import ctypes
-
-    pr_set_child_subreaper = 36
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        return bool(libc.prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0)
-    except (OSError, AttributeError):  # a libc without it, as on old Androids
-        return False
-
-
 def kill_adopted(own: Sequence[int]) -> None:
-    """Kill and collect every child process of this one but `own` (Linux)."""
-    if sys.platform != "linux":
-        return
+    """Kill and collect every child process of this one but `own`, and theirs in turn."""
     for _ in range(20):  # a killed one's own children are adopted in turn
-        found = [pid for pid in _children_of(os.getpid()) if pid not in own]
+        table = proctree.table().values()
+        found = [p.pid for p in table if p.parent == os.getpid() and p.pid not in own]
         if not found:
             return
+        proctree.kill_all(found)
         for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         time.sleep(0.02)
-
-
-def _children_of(parent: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                after_name = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if int(after_name[1]) == parent:
-            found.append(int(entry))
-    return found

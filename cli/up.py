@@ -35,11 +35,12 @@ from retire_cluster.cli.endpoints import (
     run_path,
     write_json,
 )
-from retire_cluster.cli.locks import FolderLock, FolderLocked
+from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.cli.readiness import Readiness
-from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor, adopt_orphans
+from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.node.proctree import become_subreaper
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
@@ -131,7 +132,7 @@ class Up:
         self._signals = 0
         self._readiness: Readiness | None = None
         self._announced = False
-        self._supervisor = Supervisor(output=err.fileno(), adopting=adopt_orphans())
+        self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
         host = local_host_id(socket.gethostname())
         self._device_ids = {
             f"worker-{number}": f"{host}-local-{number}" for number in range(1, args.workers + 1)
@@ -207,12 +208,13 @@ class Up:
             *("--cluster-host", dial_host(self._settings.server.host)),
             *("--cluster-port", str(self._main.admin_port)),
         ]
-        for flag in ("auth", "no_rate_limit", "no_cors"):
-            if getattr(args, flag):
-                command.append("--" + flag.replace("_", "-"))
-        for origin in args.cors_origin:
-            command += ["--cors-origin", origin]
-        return command
+        switches = (
+            ("--auth", args.auth),
+            ("--no-rate-limit", args.no_rate_limit),
+            ("--no-cors", args.no_cors),
+        )
+        command += [flag for flag, on in switches if on]
+        return command + [f"--cors-origin={origin}" for origin in args.cors_origin]
 
     def _worker_command(self, number: int, device_id: str) -> Any:
         def command() -> list[str]:
@@ -224,9 +226,7 @@ class Up:
             ]
             if self._args.slots is not None:
                 made += ["--slots", str(self._args.slots)]
-            for task_type in self._args.allow:
-                made += ["--allow", task_type]
-            return made
+            return made + [f"--allow={task_type}" for task_type in self._args.allow]
 
         return command
 

@@ -49,9 +49,7 @@ def wait_for(
             return list(data["results"]), unfinished
 
 
-def wait_and_print(
-    session: Session, task_ids: Sequence[str], timeout_seconds: float | None
-) -> int:
+def wait_and_print(session: Session, task_ids: Sequence[str], timeout_seconds: float | None) -> int:
     """Wait, print results, return the exit code; Ctrl-C leaves the tasks running."""
     output = session.output
     try:

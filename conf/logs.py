@@ -14,9 +14,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from retire_cluster.conf.settings import Logging
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # takes no type argument before Python 3.11
 
 #: The document's fields of a request, in its order; other extras follow them.
 REQUEST_FIELDS = ("request_id", "method", "path", "status_code", "duration_ms")
@@ -136,7 +141,7 @@ class TextFormatter(_Formatter):
         return "\n".join([" ".join(parts), *(f"  | {escape(row)}" for row in trace.splitlines())])
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _Handler(_StreamHandler):
     """A closed or full stderr loses a line, never the process."""
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -70,14 +70,17 @@ class GuardedCluster:
         the `ClusterError` of the answer, or `ClusterUnavailable`.
         """
         trying = self._enter()
+        started_at = self._monotonic()
         wait = self._cluster.timeout_seconds
-        if patient and self._monotonic() - self._answered_at < _RECENTLY_SECONDS:
+        if patient and started_at - self._answered_at < _RECENTLY_SECONDS:
             wait = max(wait, _PATIENT_SECONDS)
         try:
             answer = self._cluster.call_raw(op, args, blobs, timeout_seconds=wait + extra_seconds)
         except ClusterUnavailable as error:
-            with self._lock:
-                self._silent = error
+            # Others were answered meanwhile: this operation is slow, the main node is not silent.
+            if self._answered_at < started_at:
+                with self._lock:
+                    self._silent = error
             raise
         except ClusterError:
             self._answered()

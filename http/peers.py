@@ -1,8 +1,9 @@
 """Who a request comes from: the client's address, whether it is this machine, and its origin.
 
 A same-host proxy passes strangers off as loopback, and any client can write `X-Forwarded-For`. So
-forwarded addresses count only from configured proxies, and a request that shows signs of having been
-forwarded by anything else is never taken for one of this machine (contract.md, Authentication).
+forwarded addresses count only from configured proxies, and a request that shows signs of having
+been forwarded by anything else is never taken for one of this machine (contract.md,
+Authentication, origin, limits).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Peers:
         return known
 
     def _through_proxies(self, environ: Mapping[str, Any], direct: _Address) -> Peer:
-        """From right to left: each proxy wrote whom it saw; the first one not ours is the client."""
+        """From right to left, as each proxy wrote whom it saw: the first not ours is the client."""
         seen = direct
         for text in reversed(str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")):
             hop = _address(_without_port(text.strip()))

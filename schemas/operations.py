@@ -96,7 +96,7 @@ _ROWS: Final = (
     ),
     Operation(
         "GET", "/metrics", "getPrometheusMetrics", "Cluster", "Metrics for Prometheus",
-        "", unlimited=True, bare=True, media_type="text/plain",
+        "", unlimited=True, needs_cluster=False, bare=True, media_type="text/plain",
     ),
     Operation(
         "GET", "/", "getRoot", "API", "Links for a browser, the API's index for a program",

@@ -73,7 +73,9 @@ def unpack_blobs(lengths: bytes, blob: bytes) -> list[bytes]:
     return found
 
 
-def encode(tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
+def encode(
+    tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()
+) -> list[bytes]:
     """The frames of a message."""
     frames = [tag, verb, dumps(header)]
     if blobs:

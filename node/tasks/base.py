@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 #: Bytes a text result may have before it is cut and marked `truncated`.
 MAX_OUTPUT_BYTES: Final = 256 * 1024
+
+
+class Answer(NamedTuple):
+    """What a task that succeeded returns."""
+
+    result: Any
+    #: Part of it was cut off.
+    truncated: bool = False
 
 
 class TaskFailed(Exception):

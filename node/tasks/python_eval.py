@@ -14,7 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from retire_cluster.node.tasks.base import BadPayload, Context, Hopeless, as_text, no_strangers
+from retire_cluster.node.tasks.base import (
+    Answer,
+    BadPayload,
+    Context,
+    Hopeless,
+    as_text,
+    no_strangers,
+)
 from retire_cluster.node.tasks.jsonresult import NotJson, to_json
 from retire_cluster.schemas.task_types import BUILTIN
 
@@ -51,7 +58,7 @@ def check(payload: Mapping[str, Any]) -> None:
             raise BadPayload(f"variables.{name}", "must be a free name that does not start with _")
 
 
-def run(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
+def run(payload: Mapping[str, Any], context: Context) -> Answer:
     """Evaluates the expression; raises `Hopeless` naming what is wrong with it."""
     check(payload)
     expression = payload["expression"]
@@ -63,7 +70,7 @@ def run(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
             raise Hopeless(f"payload.expression: {error}") from None
         except MemoryError:
             raise Hopeless("payload.expression: its result needs too much memory") from None
-    return {"result": value, "expression": expression}
+    return Answer({"result": value, "expression": expression})
 
 
 def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
@@ -80,8 +87,7 @@ def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
             operators=_operators(simpleeval), functions=dict(FUNCTIONS), names=dict(variables)
         )
         evaluator.functions.update(FUNCTIONS)  # it adds its own list, tuple, dict and set
-        evaluator.nodes[ast.Attribute] = _math_attribute
-        evaluator.nodes[ast.Name] = _names(evaluator.nodes[ast.Name], evaluator.functions)
+        evaluator.nodes[ast.Attribute] = _math_function
         return evaluator.eval(expression, previously_parsed=tree.body)
     except Hopeless:
         raise
@@ -96,24 +102,23 @@ def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
 
 
 def _inspect(tree: ast.AST) -> None:
-    called = set()
+    roots = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
-        if not isinstance(node, _NODES) or isinstance(node, ast.MatMult):
+        if not isinstance(node, _NODES):
             raise Hopeless(f"payload.expression: {_word(node)} is not allowed")
         if isinstance(node, ast.Constant) and not isinstance(node.value, _CONSTANTS):
             raise Hopeless(f"payload.expression: {type(node.value).__name__} is not allowed")
-        if isinstance(node, ast.Name) and node.id.startswith("_"):
-            raise Hopeless(f"payload.expression: the name {node.id} is not allowed")
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Name):
+            if node.id.startswith("_"):
+                raise Hopeless(f"payload.expression: the name {node.id} is not allowed")
+            if node.id == "math" and id(node) not in roots:
+                raise Hopeless("payload.expression: math is used as math.name")
+        elif isinstance(node, ast.Call):
             _inspect_call(node)
-            called.add(node.func)
-        if isinstance(node, ast.Attribute):
+        elif isinstance(node, ast.Attribute):
             _math_function(node)
-        if isinstance(node, ast.comprehension) and node.is_async:
+        elif isinstance(node, ast.comprehension) and node.is_async:
             raise Hopeless("payload.expression: async is not allowed")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id == "math" and not _is_math_root(node, tree):
-            raise Hopeless("payload.expression: math is used as math.name")
 
 
 def _inspect_call(node: ast.Call) -> None:
@@ -127,10 +132,6 @@ def _inspect_call(node: ast.Call) -> None:
         raise Hopeless("payload.expression: only named functions can be called")
     if any(keyword.arg is None for keyword in node.keywords):
         raise Hopeless("payload.expression: ** is not allowed in a call")
-
-
-def _is_math_root(name: ast.Name, tree: ast.AST) -> bool:
-    return any(isinstance(node, ast.Attribute) and node.value is name for node in ast.walk(tree))
 
 
 def _word(node: ast.AST) -> str:
@@ -155,20 +156,6 @@ def _math_function(node: ast.Attribute) -> Any:
     if found is None:
         raise Hopeless(f"payload.expression: there is no math.{node.attr}")
     return found
-
-
-def _math_attribute(node: ast.Attribute) -> Any:
-    return _math_function(node)
-
-
-def _names(
-    look_up: Callable[[ast.Name], Any], functions: Mapping[str, Any]
-) -> Callable[[ast.Name], Any]:
-    def name(node: ast.Name) -> Any:
-        found = look_up(node)
-        return functions.get(node.id, found) if callable(found) else found
-
-    return name
 
 
 # --- bounded functions ------------------------------------------------------------------------

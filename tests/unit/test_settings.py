@@ -149,6 +149,12 @@ def test_the_store_is_in_the_data_folder_unless_said_otherwise() -> None:
     assert made.store_url == "memory://"
 
 
+def test_sections_are_replaced_by_name() -> None:
+    made = settings().with_sections({"heartbeat": Heartbeat(interval=2)})
+    assert made.heartbeat.interval == 2
+    assert made.server == settings().server
+
+
 def test_merging_changes_only_what_was_given() -> None:
     merged = merge_section(Heartbeat(), {"interval": 60, "timeout": 300})
     assert merged == Heartbeat(interval=60, timeout=300, max_missed=3)

@@ -1,0 +1,195 @@
+"""The admin socket's operations: name → argument schema and function.
+
+Changing operations run before a turn's commit and are answered after it; reading ones run after the
+commit, so what they see in memory and in the store is the same. An operation answers with a
+`Reply`, raises a `ClusterError`, or returns None when it parked the call to be answered later.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from retire_cluster.broker.events import Event, Now, Ticket
+from retire_cluster.broker.instructions import Instruction
+from retire_cluster.broker.ratelimit import RateLimiter
+from retire_cluster.broker.rows import OutcomeRow, TaskRow
+from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.store import Store
+from retire_cluster.broker.task import Task
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.errors import DeviceNotFound, NotFound, TaskNotFound
+from retire_cluster.schemas.validation import validate
+from retire_cluster.schemas.vocabulary import TERMINAL
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a broker process knows of itself."""
+
+    version: str
+    pid: int
+    host: str
+    admin_port: int
+    worker_port: int
+    event_port: int
+    started: Now
+
+
+@dataclass(frozen=True)
+class Call:
+    """One admin call."""
+
+    ticket: Ticket
+    op: str
+    args: dict[str, Any]
+    blobs: Sequence[bytes]
+    now: Now
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: JSON data and the opaque texts that belong at paths of it."""
+
+    data: dict[str, Any]
+    blobs: Sequence[tuple[str, bytes]] = ()
+
+
+@dataclass(frozen=True)
+class Poll:
+    """A parked `events.poll`."""
+
+    ticket: Ticket
+    args: dict[str, Any]
+    since: int
+    deadline_mono: float
+
+
+@dataclass
+class Admin:
+    """What operations work on."""
+
+    state: ClusterState
+    store: Store
+    #: The settings this process was started with; `config.reset` goes back to them.
+    base: Settings
+    facts: Facts
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+    polls: list[Poll] = field(default_factory=list)
+    #: Instructions of the turn under way.
+    turn: list[Instruction] = field(default_factory=list)
+    #: Monotonic time of the last tick: the scheduler lives while this moves.
+    ticked_mono: float = 0.0
+    #: Why new tasks are refused (no disk space left), or empty.
+    refusing: str = ""
+
+    def apply(self, event: Event, now: Now) -> list[Instruction]:
+        """Let an event happen in this turn; its instructions."""
+        found = self.state.handle(event, now)
+        self.turn.extend(found)
+        return found
+
+    def run(self, call: Call) -> Reply | None:
+        """Perform a call. Raises a `ClusterError` for what cannot be done."""
+        operation = find(call.op)
+        args = call.args
+        if operation.schema is not None:
+            args = validate(operation.schema, args)
+        return operation.run(self, Call(call.ticket, call.op, args, call.blobs, call.now))
+
+    # --- finding things --------------------------------------------------------------------------
+
+    def number(self, task_id: str) -> int:
+        """A present task's number. Raises `TaskNotFound`."""
+        read = self.state.ids.read(task_id)
+        if read is None or not self.state.ledger.has(read[0]):
+            raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
+        number, created_ms = read
+        task = self.state.tasks.get(number)
+        if task is not None:
+            known_ms = task.created_ms
+        else:
+            head = self.store.heads((number,)).get(number)
+            known_ms = head.created_ms if head is not None else -1
+        if known_ms != created_ms:
+            raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
+        return number
+
+    def live(self, number: int) -> Task | None:
+        """The task if it has not ended."""
+        return self.state.tasks.get(number)
+
+    def ended(self, number: int, *, results: bool = False) -> OutcomeRow | None:
+        """How a task ended; None while it lives."""
+        if number in self.state.tasks:
+            return None
+        return self.store.outcomes((number,), results=results).get(number)
+
+    def row(self, number: int) -> TaskRow:
+        """A present task's stored row. Raises `TaskNotFound`."""
+        row = self.store.task(number)
+        if row is None:
+            raise TaskNotFound
+        return row
+
+    def device_id(self, call: Call) -> str:
+        """The call's registered device. Raises `DeviceNotFound`."""
+        device_id: str = call.args["device_id"]
+        if device_id not in self.state.devices:
+            raise DeviceNotFound(f"There is no device {device_id[:100]!r}.")
+        return device_id
+
+    def is_terminal(self, number: int) -> bool:
+        """Whether a present task has ended."""
+        return self.state.ledger.status(number) in TERMINAL
+
+
+Run = Callable[[Admin, Call], Reply | None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One entry of the table."""
+
+    name: str
+    #: Cerberus schema of the arguments; None: the function checks them itself.
+    schema: Mapping[str, Any] | None
+    run: Run
+    #: Whether it changes the cluster (and so runs before the commit).
+    changes: bool
+
+
+_TABLE: dict[str, Operation] = {}
+
+
+def operation(
+    name: str, schema: Mapping[str, Any] | None = None, *, changes: bool = False
+) -> Callable[[Run], Run]:
+    """Enter a function into `OPERATIONS`."""
+
+    def enter(run: Run) -> Run:
+        _TABLE[name] = Operation(name, schema, run, changes)
+        return run
+
+    return enter
+
+
+@functools.cache
+def operations() -> Mapping[str, Operation]:
+    """The whole table."""
+    # The modules enter themselves when imported; they import this one.
+    from retire_cluster.broker import admin_cluster, admin_devices, admin_tasks
+
+    assert all((admin_cluster, admin_devices, admin_tasks))
+    return _TABLE
+
+
+def find(name: str) -> Operation:
+    """An operation by name. Raises `NotFound` naming a few that exist."""
+    try:
+        return operations()[name]
+    except KeyError:
+        known = ", ".join(sorted(operations()))
+        raise NotFound(f"There is no operation {name[:64]!r}; there are {known}.") from None

@@ -1,0 +1,278 @@
+"""The broker's sockets: frames in, events and calls out; answers and messages back.
+
+Malformed input is counted, logged once a peer and dropped (bus) or answered with an error (admin).
+A peer that is gone or does not read is never waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import zmq
+
+from retire_cluster.broker.admin import Call, Facts, Reply
+from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
+from retire_cluster.broker.feed import EventLog
+from retire_cluster.broker.ids import TaskIds
+from retire_cluster.broker.views import error_header, event
+from retire_cluster.schemas import wire
+from retire_cluster.schemas.errors import ClusterError, ValidationError
+from retire_cluster.schemas.jsontext import JSONError, dumps
+from retire_cluster.schemas.messages import Finished, Reject, read_from_device
+from retire_cluster.schemas.wire import WireError
+
+log = logging.getLogger("broker")
+
+_PEERS_LOGGED = 1_000
+_MAX_FRAMES_READ = 64
+Socket = zmq.Socket[bytes]
+
+
+class BindError(RuntimeError):
+    """A socket cannot listen where it should; the text names the address and the cure."""
+
+
+def bind(socket: Socket, host: str, port: int) -> None:
+    """Listen on `tcp://host:port` (0: any free port). Raises `BindError`."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 10_000)
+    socket.setsockopt(zmq.RCVHWM, 10_000)
+    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.BACKLOG, 1_024)
+    if socket.type == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    # Half-open connections are noticed by ZeroMQ; liveness itself is the heartbeats' business.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+    name = host
+    if ":" in host:
+        socket.setsockopt(zmq.IPV6, 1)
+        name = f"[{host}]"
+    try:
+        socket.bind(f"tcp://{name}:{port or '*'}")
+    except zmq.ZMQError as error:
+        if error.errno == zmq.EADDRINUSE:
+            cure = "another program uses that port: stop it or choose another port (0: any)"
+        else:
+            cure = f"{error}: choose an address of this machine"
+        raise BindError(f"cannot listen on {host}:{port}: {cure}") from None
+
+
+def _receive(socket: Socket) -> tuple[bytes, str, list[bytes]] | None:
+    """`(routing id, peer's address, frames)`, None when there is nothing to read.
+
+    A message with far too many frames is read to its end, but not kept.
+    """
+    try:
+        first = socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    address = ""
+    frames: list[bytes] = []
+    more = first.more
+    while more:
+        frame = socket.recv(copy=False)
+        if not frames:
+            try:
+                address = str(frame.get("Peer-Address"))
+            except zmq.ZMQError:
+                address = ""
+        if len(frames) <= _MAX_FRAMES_READ:
+            frames.append(frame.bytes)
+        more = frame.more
+    return first.bytes, _plain(address), frames
+
+
+def _plain(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return str(mapped or parsed)
+
+
+class _Channel:
+    def __init__(self, socket: Socket, facts: Facts) -> None:
+        self.socket = socket
+        self.facts = facts
+        self._told: set[bytes] = set()
+
+    def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
+        dropped["malformed"] += 1
+        if routing not in self._told:
+            if len(self._told) >= _PEERS_LOGGED:
+                self._told.clear()
+            self._told.add(routing)
+            log.warning("dropped a malformed message of %s: %s", address or "a peer", what)
+
+    def put(self, frames: Sequence[bytes]) -> bool:
+        """Send without waiting; whether the peer was there and had room."""
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
+
+
+class Bus(_Channel):
+    """The worker bus."""
+
+    def read(self, limit: int, dropped: Counter[str]) -> Iterator[FromDevice | ResultsArrived]:
+        """Events of at most `limit` messages; what is malformed is counted and skipped."""
+        for _ in range(limit):
+            got = _receive(self.socket)
+            if got is None:
+                return
+            routing, address, frames = got
+            if frames and frames[0] == wire.ADMIN:
+                self._wrong_port(routing, frames, dropped)
+                continue
+            try:
+                found = wire.decode(wire.BUS, frames)
+                message = read_from_device(found.verb, found.header)
+                if isinstance(message, Finished):
+                    if len(found.blobs) != 2 * len(message.items):
+                        raise WireError("FINISHED has two blobs an item")
+                    yield ResultsArrived(routing, message, found.blobs)
+                else:
+                    yield FromDevice(routing, message, address)
+            except WireError as error:
+                self._drop(routing, address, str(error), dropped)
+
+    def discard(self, limit: int) -> None:
+        """Read and forget: the devices will say it again."""
+        for _ in range(limit):
+            if _receive(self.socket) is None:
+                return
+
+    def send(
+        self,
+        routing: bytes,
+        verb: bytes,
+        header: dict[str, Any],
+        blobs: Sequence[bytes],
+        dropped: Counter[str],
+    ) -> None:
+        """Send a message; one that cannot be sent is counted (leases make up for it)."""
+        if not self.put([routing, *wire.encode(wire.BUS, verb, header, blobs)]):
+            dropped["unsendable"] += 1
+
+    def _wrong_port(self, routing: bytes, frames: list[bytes], dropped: Counter[str]) -> None:
+        dropped["wrong_port"] += 1
+        call_id = None
+        with contextlib.suppress(WireError):
+            call_id = wire.decode(wire.ADMIN, frames).header.get("id")
+        header = {
+            "id": call_id,
+            "code": "WRONG_PORT",
+            "status": 400,
+            "message": f"this is the worker bus; the admin socket is port {self.facts.admin_port}",
+            "details": {"admin_port": self.facts.admin_port},
+            "retry_after": None,
+        }
+        self.put([routing, *wire.encode(wire.ADMIN, b"ERROR", header)])
+
+
+class Clients(_Channel):
+    """The admin socket."""
+
+    def read(self, limit: int, now: Now, dropped: Counter[str]) -> Iterator[Call]:
+        """Calls of at most `limit` messages; what cannot be read is answered with an error."""
+        for _ in range(limit):
+            got = _receive(self.socket)
+            if got is None:
+                return
+            routing, address, frames = got
+            if frames and frames[0] == wire.BUS:
+                dropped["wrong_port"] += 1
+                text = f"this is the admin socket; workers join port {self.facts.worker_port}"
+                verb, header = Reject("", "wrong_port", text).write()
+                self.put([routing, *wire.encode(wire.BUS, verb, header)])
+                continue
+            try:
+                message = wire.decode(wire.ADMIN, frames)
+            except WireError as error:
+                self._drop(routing, address, str(error), dropped)
+                self.refuse((routing, None), ValidationError("", str(error)))
+                continue
+            call = self._call(routing, message, now)
+            if call is not None:
+                yield call
+
+    def _call(self, routing: bytes, message: wire.Message, now: Now) -> Call | None:
+        header = message.header
+        call_id, op, args = header.get("id"), header.get("op"), header.get("args", {})
+        ticket = (routing, call_id)
+        problem = None
+        if message.verb != b"CALL":
+            problem = ValidationError("", f"unknown verb {message.verb[:32]!r}: say CALL")
+        elif isinstance(call_id, bool) or not isinstance(call_id, (int, str)):
+            problem = ValidationError("id", "must be a whole number or a text")
+        elif not isinstance(op, str):
+            problem = ValidationError("op", "must be the name of an operation")
+        elif not isinstance(args, dict):
+            problem = ValidationError("args", "must be an object")
+        if problem is not None:
+            self.refuse(ticket, problem)
+            return None
+        assert isinstance(op, str)
+        return Call(ticket, op, args, message.blobs, now)
+
+    def answer(self, ticket: Ticket, reply: Reply) -> None:
+        """Answer a call; a client that has gone is no matter."""
+        routing, call_id = ticket
+        header = {
+            "id": call_id,
+            "data": reply.data,
+            "blobs": [path for path, _ in reply.blobs],
+        }
+        texts = [text for _, text in reply.blobs]
+        try:
+            frames = wire.encode(wire.ADMIN, b"REPLY", header, texts)
+        except JSONError as error:
+            log.error("an answer could not be written as JSON: %s", error)
+            self.refuse(ticket, ClusterError("The answer could not be written as JSON."))
+            return
+        self.put([routing, *frames])
+
+    def refuse(self, ticket: Ticket, error: ClusterError) -> None:
+        """Answer a call with an error."""
+        routing, call_id = ticket
+        self.put([routing, *wire.encode(wire.ADMIN, b"ERROR", error_header(call_id, error))])
+
+
+class Feed:
+    """The event feed: costs nothing while nobody has subscribed."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self._subscriptions = 0
+        self._published = 0
+
+    def publish(self, log_: EventLog, ids: TaskIds) -> None:
+        """Send what happened since the last call to those who listen."""
+        while True:
+            try:
+                told = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._subscriptions += {1: 1, 0: -1}.get(told[0] if told else 2, 0)
+        since, self._published = self._published, log_.last
+        if self._subscriptions <= 0 or since == log_.last:
+            return
+        if since == 0:
+            since = log_.last - 1  # the first listener came just now
+        rows = [event(ids, entry) for entry in log_.after(since)]
+        for type_, group in groupby(rows, key=lambda row: row["type"]):
+            frames = [wire.FEED, type_.encode(), dumps(list(group))]
+            try:
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+            except zmq.ZMQError:
+                return

@@ -1,0 +1,196 @@
+"""`retire-cluster-main`: the main node as a process."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+import zmq
+
+from retire_cluster.broker.channel import BindError
+from retire_cluster.broker.open_store import open_store
+from retire_cluster.broker.server import TICKS_ENDPOINT, Broker
+from retire_cluster.broker.store import StoreError
+from retire_cluster.broker.sweeper import Sweeper
+from retire_cluster.conf import logs
+from retire_cluster.conf.loading import read_settings
+from retire_cluster.conf.locks import FolderLock, FolderLocked
+from retire_cluster.conf.settings import Settings, SettingsError
+
+log = logging.getLogger("broker")
+
+_USAGE = 2
+_OLDEST_LIBZMQ = (4, 3, 5)
+
+
+class StartError(Exception):
+    """The main node cannot start; the text is one line with cause and cure."""
+
+
+def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(
+        prog=program, description="The main node: tracks devices, keeps tasks, hands them out."
+    )
+    add = found.add_argument
+    add("--host", help="address of the admin socket (default 127.0.0.1)")
+    add("--port", type=int, help="port of the admin socket (default 8080; 0: any)")
+    add("--worker-host", help="address of the worker bus (default 127.0.0.1)")
+    add("--worker-port", type=int, help="port of the worker bus (default 8082; 0: any)")
+    add("--event-port", type=int, help="port of the event feed (default 8083; 0: any)")
+    add("--data-dir", help="folder for everything that outlives the process")
+    add("--store", metavar="URL", help="sqlite:///FILE or memory:// (default: in the data folder)")
+    add("--config", metavar="FILE", help="settings in TOML")
+    add(
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="let the worker bus listen beyond this machine unencrypted: anyone who reaches it"
+        " can join and see the work",
+    )
+    add("--debug", action="store_true", default=None, help="log more, with traces")
+    return found
+
+
+def main(argv: Sequence[str] | None = None, program: str = "retire-cluster-main") -> int:
+    """Run the main node until it is told to stop; the exit code (2: it could not start)."""
+    args = parser(program).parse_args(argv)
+    try:
+        settings = _settings(args)
+        logs.configure(settings.logging)
+        with ExitStack() as stack:
+            _run(settings, program, stack)
+    except (SettingsError, StartError, StoreError, BindError, FolderLocked) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return _USAGE
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    settings = read_settings(
+        {
+            "server.host": args.host,
+            "server.port": args.port,
+            "server.worker_host": args.worker_host,
+            "server.worker_port": args.worker_port,
+            "server.event_port": args.event_port,
+            "server.insecure": args.insecure,
+            "database.url": args.store,
+            "logging.debug": args.debug,
+            "data_dir": args.data_dir,
+        },
+        args.config,
+    )
+    server = settings.server
+    for name, host in (("server.host", server.host), ("server.event_host", server.event_host)):
+        if not is_loopback(host):
+            raise StartError(
+                f"{name}: {host} is beyond this machine; the admin socket and the event feed are"
+                " not encrypted, so they listen on 127.0.0.1 only"
+            )
+    if server.worker_host and not is_loopback(server.worker_host) and not server.insecure:
+        raise StartError(
+            f"server.worker_host: {server.worker_host} is beyond this machine; the worker bus is"
+            " not encrypted there. On a network you trust, add --insecure"
+        )
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _run(settings: Settings, program: str, stack: ExitStack) -> None:
+    if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
+        raise StartError(
+            f"libzmq {zmq.zmq_version()} is too old: pip install --upgrade pyzmq (4.3.5 or newer)"
+        )
+    folder = _folder(settings.data_dir)
+    try:
+        stack.enter_context(FolderLock(folder / "main.lock", program))
+    except OSError as error:
+        raise StartError(_unusable(folder, error)) from None
+    if settings.server.insecure and not is_loopback(settings.server.worker_host or "127.0.0.1"):
+        log.warning(
+            "--insecure: the worker bus listens on %s unencrypted; anyone who reaches it can join",
+            settings.server.worker_host,
+        )
+    broker = Broker(settings, open_store(settings.store_url))
+    stack.callback(broker.context.term)
+    stack.callback(broker.close)
+    sweeper = Sweeper(broker.context, TICKS_ENDPOINT, settings.scheduler.sweep_interval_seconds)
+    _stop_on_signals(broker)
+    run_file = _announce(folder, broker)
+    stack.callback(run_file.unlink, missing_ok=True)
+    facts = broker.facts
+    log.info(
+        "%s %s: admin socket %s:%d, worker bus %s:%d, event feed %d, store %s, %d tasks waiting",
+        program, facts.version, facts.host, facts.admin_port,
+        settings.server.worker_host or "127.0.0.1", facts.worker_port, facts.event_port,
+        settings.store_url.partition(":")[0], len(broker.state.tasks),
+    )  # fmt: skip
+    sweeper.start()
+    stack.callback(sweeper.stop)
+    broker.run()
+    log.info("stopped; everything acknowledged is kept")
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (path / "run").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StartError(_unusable(path, error)) from None
+    return path
+
+
+def _unusable(path: Path, error: OSError) -> str:
+    return (
+        f"the data folder {path} cannot be used: {error.strerror or error}; check its permissions"
+        " or choose another with --data-dir"
+    )
+
+
+def _announce(folder: Path, broker: Broker) -> Path:
+    """Tell other processes of this machine where the sockets are."""
+    facts = broker.facts
+    path = folder / "run" / "main.json"
+    document = {
+        "pid": facts.pid,
+        "admin_port": facts.admin_port,
+        "worker_port": facts.worker_port,
+        "event_port": facts.event_port,
+    }
+    draft = path.with_suffix(f".{facts.pid}.tmp")
+    draft.write_text(json.dumps(document), "utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def _stop_on_signals(broker: Broker) -> None:
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        broker.stopping = True
+
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""The main node's loop: one thread, all sockets, one commit a turn.
+
+A turn: wait → read what is readable (ticks, devices, then clients) → change the state → place →
+**commit** → send → answer reads → publish events. Nothing is answered or dispatched before the
+commit. When the store refuses a commit the state in memory is thrown away and read anew from
+the store, so memory never runs ahead of what is durable; devices keep their results and send them
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import zmq
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, find
+from retire_cluster.broker.admin_cluster import polled
+from retire_cluster.broker.admin_tasks import waited
+from retire_cluster.broker.channel import Bus, Clients, Feed, bind
+from retire_cluster.broker.restore import restore
+from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
+from retire_cluster.broker.store import Store, StoreError
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas import wire
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
+from retire_cluster.schemas.messages import Assign, AssignItem
+
+log = logging.getLogger("broker")
+
+#: Ctrl-C on Windows is seen only between polls, so none is longer.
+MAX_POLL_SECONDS = 0.5
+#: Messages read from one socket in one turn.
+MESSAGES_PER_TURN = 500
+_FREE_SPACE_SECONDS = 5.0
+_RELOAD_SECONDS = 1.0
+#: Where the scheduler posts its ticks.
+TICKS_ENDPOINT = "inproc://ticks"
+
+
+def system_now() -> ev.Now:
+    """The time of this machine."""
+    return ev.Now(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+class Broker:
+    """One main node.
+
+    :param settings: what it was started with
+    :param store: opened, not yet loaded; it is closed by `close`
+    :raises StoreError: when the store cannot be loaded
+    :raises zmq.ZMQError: when a port cannot be bound; its text names the address
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        rng: random.Random | None = None,
+        now: Callable[[], ev.Now] = system_now,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._rng = rng or random.SystemRandom()
+        self._now = now
+        self.context = context or zmq.Context()
+        server = settings.server
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self.stopping = False
+        self._stalled = ""
+        self._reload_mono = 0.0
+        self._space_mono = 0.0
+        self._later: list[ev.Event] = []
+        self.state, self._started = self._restore()
+        try:
+            admin = self._bind(zmq.ROUTER, server.host, server.port)
+            bus = self._bind(zmq.ROUTER, server.worker_host or "127.0.0.1", server.worker_port)
+            feed = self._bind(zmq.XPUB, server.event_host, server.event_port)
+            self._ticks = self.context.socket(zmq.PULL)
+            self._sockets.append(self._ticks)
+            self._ticks.bind(TICKS_ENDPOINT)
+        except BaseException:
+            self.close()
+            raise
+        self.facts = Facts(
+            version("retire-cluster"), os.getpid(), server.host, *_ports(admin, bus, feed),
+            self._started,
+        )  # fmt: skip
+        self._bus, self._clients = Bus(bus, self.facts), Clients(admin, self.facts)
+        self._feed = Feed(feed)
+        self._admin = Admin(self.state, store, settings, self.facts)
+        self._admin.ticked_mono = self._started.mono
+        self._poller = zmq.Poller()
+        for socket in (self._ticks, bus, admin, feed):
+            self._poller.register(socket, zmq.POLLIN)
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until `stopping` is set (by a signal handler or another thread's tick)."""
+        while not self.stopping:
+            self.turn()
+        self._store_devices()
+
+    def close(self) -> None:
+        """Close sockets and store; everything committed stays."""
+        for socket in self._sockets:
+            socket.close(0)
+        self._sockets.clear()
+        self._store.close()
+
+    def turn(self, longest_seconds: float = MAX_POLL_SECONDS) -> None:
+        """One pass of the loop; waits for something to do at most so long."""
+        ready = dict(self._poller.poll(self._wait_ms(longest_seconds)))
+        now = self._now()
+        if self._stalled:
+            self._stalled_turn(now)
+            return
+        self._admin.turn = []
+        answers: list[tuple[ev.Ticket, Reply]] = []
+        reads: list[tuple[Operation, Call]] = []
+        self._tick(self._ticks in ready, now)
+        self._hear_devices(now)
+        self._hear_clients(now, answers, reads)
+        self._admin.apply(ev.Place(), now)
+        if not self._commit():
+            for ticket, _ in answers:
+                self._clients.refuse(ticket, ClusterUnavailable(self._stalled, retry_after=5))
+            for _, call in reads:
+                self._clients.refuse(call.ticket, ClusterUnavailable(self._stalled, retry_after=1))
+            return
+        self._perform(self._admin.turn)
+        for ticket, reply in answers:
+            self._clients.answer(ticket, reply)
+        for operation, call in reads:
+            self._attempt(operation, call, self._clients.answer)
+        self._publish(now)
+
+    def _wait_ms(self, longest_seconds: float) -> int:
+        if self._later:
+            return 0
+        times = [poll.deadline_mono for poll in self._admin.polls]
+        deadline = self.state.next_deadline()
+        if deadline is not None:
+            times.append(deadline)
+        if not times:
+            return int(longest_seconds * 1000)
+        left = min(times) - self._now().mono
+        # Rounded up: waking a fraction early would spin until the deadline.
+        return max(0, int(min(left, longest_seconds) * 1000) + (1 if left > 0 else 0))
+
+    # --- steps of a turn -------------------------------------------------------------------------
+
+    def _tick(self, posted: bool, now: ev.Now) -> None:
+        for event in self._later:
+            self._admin.apply(event, now)
+        self._later.clear()
+        names = []
+        while posted:
+            try:
+                names.append(self._ticks.recv(zmq.NOBLOCK).decode())
+            except zmq.Again:
+                break
+        for name in dict.fromkeys(names):
+            if name == "stop":
+                self.stopping = True
+                continue
+            self._admin.ticked_mono = now.mono
+            self._admin.apply(ev.Tick(name), now)
+        deadline = self.state.next_deadline()
+        if deadline is not None and deadline <= now.mono:
+            self._admin.apply(ev.Tick("deadlines"), now)
+        if names and now.mono >= self._space_mono:
+            self._space_mono = now.mono + _FREE_SPACE_SECONDS
+            self._watch_space()
+
+    def _watch_space(self) -> None:
+        least = self.state.settings.database.min_free_percent
+        free = self._store.free_percent()
+        reason = ""
+        if free < least:
+            reason = (
+                f"{free:.1f} % of the main node's disk is free, less than the {least:g} % of "
+                "database.min_free_percent: no new tasks until there is room"
+            )
+        if reason and not self._admin.refusing:
+            log.warning(reason)
+        elif self._admin.refusing and not reason:
+            log.info("disk space is back: new tasks are taken again")
+        self._admin.refusing = reason
+
+    def _hear_devices(self, now: ev.Now) -> None:
+        for event in self._bus.read(MESSAGES_PER_TURN, self.state.stats.dropped):
+            try:
+                self._admin.apply(event, now)
+            except Exception:  # a bug in a rule must not take the other devices down
+                log.exception("a device's message could not be handled")
+                raise
+
+    def _hear_clients(
+        self,
+        now: ev.Now,
+        answers: list[tuple[ev.Ticket, Reply]],
+        reads: list[tuple[Operation, Call]],
+    ) -> None:
+        def later(ticket: ev.Ticket, reply: Reply) -> None:
+            answers.append((ticket, reply))
+
+        for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped):
+            try:
+                operation = find(call.op)
+            except ClusterError as error:
+                self._clients.refuse(call.ticket, error)
+                continue
+            if operation.changes:
+                self._attempt(operation, call, later)
+            else:
+                reads.append((operation, call))
+
+    def _attempt(
+        self, operation: Operation, call: Call, answer: Callable[[ev.Ticket, Reply], None]
+    ) -> None:
+        try:
+            reply = self._admin.run(call)
+        except ClusterError as error:
+            self._clients.refuse(call.ticket, error)
+        except StoreError as error:
+            log.error("%s: %s", operation.name, error)
+            self._clients.refuse(call.ticket, InternalError(str(error)))
+        except Exception:
+            log.exception("the operation %s failed", operation.name)
+            self._clients.refuse(call.ticket, InternalError())
+            if operation.changes:
+                raise
+        else:
+            if reply is not None:
+                answer(call.ticket, reply)
+
+    def _commit(self) -> bool:
+        writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
+        if not writes:
+            return True
+        try:
+            self._store.commit(writes)
+        except StoreError as error:
+            log.error("%s; nothing of this turn counts, the state is read anew", error)
+            self._stall(str(error))
+            return False
+        return True
+
+    def _perform(self, turn: Sequence[ins.Instruction]) -> None:
+        for instruction in turn:
+            if isinstance(instruction, ins.Send):
+                verb, header = instruction.message.write()
+                self._bus.send(instruction.routing, verb, header, (), self.state.stats.dropped)
+            elif isinstance(instruction, ins.SendAssign):
+                self._assign(instruction)
+            elif isinstance(instruction, ins.Answer):
+                self._clients.answer(instruction.ticket, Reply(instruction.data))
+            elif isinstance(instruction, ins.WaitOver):
+                numbers = list(instruction.tasks)
+                self._clients.answer(instruction.ticket, waited(self._admin, numbers))
+
+    def _assign(self, order: ins.SendAssign) -> None:
+        missing = [task.number for task in order.tasks if task.payload is None]
+        read = self._store.payloads(missing) if missing else {}
+        items: list[AssignItem] = []
+        payloads: list[bytes] = []
+        for task in order.tasks:
+            if task.dispatch is not order.dispatch:
+                continue  # cancelled in the same turn
+            payload = task.payload if task.payload is not None else read.get(task.number)
+            if payload is None:
+                self._later.append(ev.TaskDamaged(task.number))
+                continue
+            task_id = self.state.ids.public(task.number, task.created_ms)
+            spec = task.spec
+            items.append(AssignItem(task.key, task_id, spec.task_type, spec.timeout_seconds))
+            payloads.append(payload)
+        start = 0
+        for count in wire.split_batch(map(len, payloads)):
+            end = start + count
+            verb, header = Assign(order.session, tuple(items[start:end])).write()
+            self._bus.send(
+                order.routing, verb, header, payloads[start:end], self.state.stats.dropped
+            )
+            start = end
+
+    def _publish(self, now: ev.Now) -> None:
+        if self._admin.polls:
+            self._answer_polls(now)
+        self._feed.publish(self.state.log, self.state.ids)
+
+    def _answer_polls(self, now: ev.Now) -> None:
+        kept = []
+        for poll in self._admin.polls:
+            over = poll.deadline_mono <= now.mono
+            if not over and self.state.log.last <= poll.since:
+                kept.append(poll)
+                continue
+            reply = polled(self._admin, poll)
+            if over or reply.data["events"] or reply.data["gap"]:
+                self._clients.answer(poll.ticket, reply)
+            else:
+                # Nothing of it was wanted: go on from here.
+                kept.append(replace(poll, since=reply.data["next"]))
+        self._admin.polls = kept
+
+    # --- the store's trouble ---------------------------------------------------------------------
+
+    def _restore(self) -> tuple[ClusterState, ev.Now]:
+        now = self._now()
+        snapshot = self._store.load(now.wall_ms, INLINE_PAYLOAD_BYTES)
+        state, warnings = restore(snapshot, self._settings, self._rng, now)
+        for warning in warnings:
+            log.warning(warning)
+        return state, now
+
+    def _stall(self, reason: str) -> None:
+        self._stalled = reason
+        self._reload_mono = self._now().mono
+        for poll in self._admin.polls:
+            self._clients.refuse(poll.ticket, ClusterUnavailable(reason, retry_after=5))
+        for wait in self.state.all_waits:
+            self._clients.refuse(wait.ticket, ClusterUnavailable(reason, retry_after=5))
+        for ping in self.state.pings.values():
+            self._clients.refuse(ping.ticket, ClusterUnavailable(reason, retry_after=5))
+        self._admin.polls = []
+
+    def _stalled_turn(self, now: ev.Now) -> None:
+        """Refuse clients and let devices wait until the store can be read and written again."""
+        while True:
+            try:
+                self._ticks.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+        self._bus.discard(MESSAGES_PER_TURN)
+        if now.mono >= self._reload_mono:
+            self._reload_mono = now.mono + _RELOAD_SECONDS
+            try:
+                self.state, _ = self._restore()
+            except StoreError as error:
+                self._stalled = str(error)
+            else:
+                log.info("the store works again")
+                self._stalled = ""
+                self._admin = Admin(self.state, self._store, self._settings, self.facts)
+                self._admin.ticked_mono = now.mono
+                return
+        for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped):
+            self._clients.refuse(call.ticket, ClusterUnavailable(self._stalled, retry_after=5))
+
+    def _store_devices(self) -> None:
+        """Keep the counters of devices at a clean stop."""
+        if not self._stalled:
+            self._admin.turn = []
+            self._admin.apply(ev.Tick("devices"), self._now())
+            self._admin.apply(ev.Tick("upkeep"), self._now())
+            self._commit()
+
+    def _bind(self, kind: int, host: str, port: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self.context.socket(kind)
+        self._sockets.append(socket)
+        bind(socket, host, port)
+        return socket
+
+
+def _ports(*sockets: zmq.Socket[bytes]) -> tuple[int, int, int]:
+    found: list[Any] = []
+    for socket in sockets:
+        endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        found.append(int(endpoint.rstrip(b"\0").rpartition(b":")[2]))
+    return found[0], found[1], found[2]

@@ -1,0 +1,191 @@
+"""All wiring of the REST facade: `create_app` puts the parts together, the whole route table in view.
+
+`assemble` makes the parts from settings; the commands and `wsgi.py` call it at their edge.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import falcon
+
+from retire_cluster.api import keys as api_keys
+from retire_cluster.api import middleware
+from retire_cluster.api.auth import Access
+from retire_cluster.api.cluster import Cluster, GuardedCluster
+from retire_cluster.api.middleware import Drain, Gate
+from retire_cluster.api.peers import Origins, Peers
+from retire_cluster.api.ratelimit import RateLimiter
+from retire_cluster.api.resources.cluster import Cluster as ClusterResource
+from retire_cluster.api.resources.cluster import ClusterHealth, Health, HealthProbe
+from retire_cluster.api.resources.config import Config, ConfigSection
+from retire_cluster.api.resources.devices import Device, Devices
+from retire_cluster.api.resources.events import Events, EventTicket
+from retire_cluster.api.resources.meta import Docs, Index, OpenApi, Root
+from retire_cluster.api.resources.prometheus import Prometheus
+from retire_cluster.api.resources.tasks import Task, Tasks
+from retire_cluster.api.stats import HttpStats, Reporter
+from retire_cluster.api.submission import SubmissionReader
+from retire_cluster.api.tickets import Tickets
+from retire_cluster.broker.client import AdminClient
+from retire_cluster.conf.settings import Settings, SettingsError, public_view
+from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.openapi import openapi_document
+from retire_cluster.schemas.operations import API
+
+
+@dataclass(frozen=True)
+class Facade:
+    """A facade put together, and the parts that its server needs to start and stop it."""
+
+    app: falcon.App[falcon.Request, falcon.Response]
+    cluster: GuardedCluster
+    access: Access
+    origins: Origins
+    peers: Peers
+    tickets: Tickets
+    reporter: Reporter
+    drain: Drain
+
+    def close(self) -> None:
+        """End the background thread and the connections to the main node."""
+        self.reporter.stop()
+        self.cluster.close()
+
+
+def product_version() -> str:
+    """The installed version; `unknown` when run from a folder that is not installed."""
+    try:
+        return version("retire-cluster")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def create_app(
+    cluster: Cluster,
+    settings: Settings,
+    *,
+    keys: api_keys.KeyRing | None = None,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Facade:
+    """The facade over `cluster`.
+
+    :param settings: `settings.api` is what is looked at; authentication is on when it says so or
+        when there are keys
+    :param keys: accepted keys beside those in `settings.api.keys`
+    :param clock: epoch seconds
+    :param monotonic: seconds, for deadlines
+    """
+    api = settings.api
+    ring = api_keys.KeyRing(
+        [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())]
+    )
+    guarded = GuardedCluster(cluster, monotonic)
+    access = Access(
+        ring, required=api.auth or bool(ring), reads=api.auth_reads, monotonic=monotonic
+    )
+    peers = _peers(settings)
+    origins = Origins(api.cors_origins, enabled=api.cors)
+    stats = HttpStats()
+    reporter = Reporter(guarded, stats)
+    drain = Drain()
+    tickets = Tickets(clock)
+    gate = Gate(
+        access=access,
+        peers=peers,
+        origins=origins,
+        limiter=RateLimiter(
+            guarded,
+            enabled=api.rate_limit,
+            per_minute=api.rate_limit_per_minute,
+            per_hour=api.rate_limit_per_hour,
+            burst=api.rate_limit_burst,
+        ),
+        stats=stats,
+        drain=drain,
+        reporter=reporter,
+        clock=clock,
+    )
+    app: falcon.App[falcon.Request, falcon.Response] = falcon.App(middleware=[gate])
+    app.req_options.strip_url_path_trailing_slash = True
+    app.add_error_handler(Exception, middleware.on_exception)
+    app.add_error_handler(falcon.HTTPError, middleware.on_http_error)
+    app.add_error_handler(ClusterError, middleware.on_cluster_error)
+
+    document = openapi_document(
+        product_version(), auth_required=access.required, auth_reads=access.reads
+    )
+    features = {
+        "auth_required": access.required,
+        "rate_limiting": api.rate_limit,
+        "cors": origins.enabled,
+        "events": True,
+        "websocket": True,
+        "batch_submission": True,
+        "prometheus_metrics": True,
+    }
+    probe = HealthProbe(guarded, drain)
+    index = Index(guarded, features)
+    whole = ClusterResource(guarded, auth_required=access.required)
+    devices, device = Devices(guarded), Device(guarded)
+    tasks, task = Tasks(guarded, access, SubmissionReader()), Task(guarded)
+    config = Config(guarded, public_view(api))
+
+    route = app.add_route
+    route("/", Root(index, product_version()))
+    route("/health", Health(probe))
+    route("/api/health", Health(probe))
+    route("/metrics", Prometheus(guarded, stats))
+    route(API, index)
+    route(f"{API}/openapi.json", OpenApi(document))
+    route(f"{API}/docs", Docs(document))
+    route(f"{API}/cluster/status", whole, suffix="status")
+    route(f"{API}/cluster/health", ClusterHealth(probe))
+    route(f"{API}/cluster/metrics", whole, suffix="metrics")
+    route(f"{API}/cluster/config", whole, suffix="config")
+    route(f"{API}/devices", devices)
+    route(f"{API}/devices/summary", devices, suffix="summary")
+    route(f"{API}/devices/{{device_id}}", device)
+    route(f"{API}/devices/{{device_id}}/status", device, suffix="status")
+    route(f"{API}/devices/{{device_id}}/ping", device, suffix="ping")
+    route(f"{API}/tasks", tasks)
+    route(f"{API}/tasks/batch", tasks, suffix="batch")
+    route(f"{API}/tasks/statistics", tasks, suffix="statistics")
+    route(f"{API}/tasks/types", tasks, suffix="types")
+    route(f"{API}/tasks/{{task_id}}", task)
+    route(f"{API}/tasks/{{task_id}}/status", task, suffix="status")
+    route(f"{API}/tasks/{{task_id}}/result", task, suffix="result")
+    route(f"{API}/tasks/{{task_id}}/cancel", task, suffix="cancel")
+    route(f"{API}/tasks/{{task_id}}/retry", task, suffix="retry")
+    route(f"{API}/events", Events(guarded, drain, threads=api.threads, monotonic=monotonic))
+    route(f"{API}/events/ticket", EventTicket(tickets))
+    route(f"{API}/config", config)
+    route(f"{API}/config/server", ConfigSection(guarded, "server"))
+    route(f"{API}/config/heartbeat", ConfigSection(guarded, "heartbeat"))
+    route(f"{API}/config/reset", config, suffix="reset")
+    return Facade(app, guarded, access, origins, peers, tickets, reporter, drain)
+
+
+def _peers(settings: Settings) -> Peers:
+    try:
+        return Peers(settings.api.trusted_proxies)
+    except ValueError as error:
+        source = settings.source_of("api.trusted_proxies")
+        raise SettingsError("api.trusted_proxies", str(error), source) from None
+
+
+def assemble(settings: Settings) -> Facade:
+    """The facade that `settings` describe: dials the main node, reads the key file.
+
+    Raises `SettingsError` or `keys.KeyFileError`.
+    """
+    api = settings.api
+    kept = api_keys.read_keys(settings.data_dir / api_keys.FILE_NAME)
+    client = AdminClient(
+        api.cluster_host, api.cluster_port, timeout_seconds=api.cluster_timeout_seconds
+    )
+    return create_app(client, settings, keys=api_keys.KeyRing(kept))

@@ -1,0 +1,154 @@
+"""Who may do what: keys, the loopback rule while authentication is off, and guessing made slow."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from retire_cluster.api.keys import Key, KeyRing
+from retire_cluster.api.peers import Peer
+from retire_cluster.schemas.errors import Forbidden, RateLimitExceeded, Unauthorized
+from retire_cluster.schemas.operations import Operation
+from retire_cluster.schemas.vocabulary import HARMLESS_TASK_TYPES
+
+WRONG_KEYS_PER_MINUTE = 10
+_REMEMBERED_ADDRESSES = 10_000
+_HOW_TO_SEND = "send it as X-API-Key: KEY or Authorization: Bearer KEY"
+CHALLENGE = 'Bearer realm="retire-cluster"'
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The client of one request, as far as it is known."""
+
+    peer: Peer
+    #: The valid key it presented, or None.
+    key: Key | None
+    #: It presented a key that is not valid.
+    wrong_key: bool = False
+
+    @property
+    def client(self) -> str:
+        """What rate limits count by: the key, else the address (an IPv6 network of 64 bits)."""
+        return f"key:{self.key.key_id}" if self.key else f"address:{network_of(self.peer.address)}"
+
+    @property
+    def owner(self) -> str:
+        """Whose idempotency keys these are."""
+        return self.key.key_id if self.key else f"anonymous:{self.peer.address}"
+
+
+def network_of(address: str) -> str:
+    """The address, or for IPv6 its /64: one subscriber has that many addresses to himself."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network(f"{address}/64", strict=False))
+
+
+def presented_key(environ: Mapping[str, Any]) -> str | None:
+    """The key that a WSGI request carries, if any."""
+    key = str(environ.get("HTTP_X_API_KEY", "")).strip()
+    if key:
+        return key
+    scheme, _, value = str(environ.get("HTTP_AUTHORIZATION", "")).strip().partition(" ")
+    return value.strip() or None if scheme.lower() == "bearer" else None
+
+
+class Access:
+    """Decides on every request who its client is and whether it may do what it asks.
+
+    :param keys: the accepted keys
+    :param required: authentication is on
+    :param reads: with authentication on, reading needs a key too
+    :param monotonic: clock in seconds, for the count of wrong keys
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        required: bool,
+        reads: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.keys = keys
+        self.required = required
+        self.reads = required and reads
+        self._wrong = _WrongKeys(monotonic)
+
+    def identify(self, peer: Peer, presented: str | None) -> Identity:
+        """The client of a request from `peer` that carries this key (None: carries none).
+
+        Raises `RateLimitExceeded` when wrong keys came from that address too often; valid keys are
+        never locked out.
+        """
+        if presented is None or not self.required:
+            return Identity(peer, None)
+        key = self.keys.find(presented)
+        if key is None:
+            self._wrong.count(network_of(peer.address))
+        return Identity(peer, key, wrong_key=key is None)
+
+    def check(self, identity: Identity, operation: Operation) -> None:
+        """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`."""
+        if operation.scope:
+            self._need(identity, operation.scope)
+        elif self.reads and not operation.always_open:
+            self._need(identity, "read" if operation.method == "GET" else "submit")
+
+    def check_submission(self, identity: Identity, task_types: set[str]) -> None:
+        """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
+
+        Types beside the harmless ones run code or reach out, so they need what the document's
+        protected endpoints need (contract.md, Authentication).
+        """
+        dangerous = sorted(task_types - HARMLESS_TASK_TYPES)
+        if dangerous:
+            self._need(identity, "submit:dangerous", f"Submitting {', '.join(dangerous[:5])}")
+
+    def _need(self, identity: Identity, scope: str, what: str = "This") -> None:
+        if not self.required:
+            if not identity.peer.loopback:
+                raise Unauthorized(
+                    f"{what} is open to this machine only while authentication is off; start the"
+                    " API with --auth (or --api-key KEY) and send the key"
+                )
+        elif identity.key is None:
+            reason = "the API key is not valid" if identity.wrong_key else "it needs an API key"
+            raise Unauthorized(f"{what} was refused: {reason}; {_HOW_TO_SEND}")
+        elif not identity.key.may(scope):
+            raise Forbidden(
+                f"{what} needs a key with the scope {scope}",
+                details={"scope": scope, "scopes": list(identity.key.scopes)},
+            )
+
+
+class _WrongKeys:
+    """When wrong keys came, by address, over the last minute."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = Lock()
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def count(self, address: str) -> None:
+        """Count one more; raises `RateLimitExceeded` from the one after the tenth on."""
+        now = self._monotonic()
+        with self._lock:
+            times = self._times.setdefault(address, deque())
+            self._times.move_to_end(address)
+            while times and times[0] <= now - 60:
+                times.popleft()
+            if len(times) >= WRONG_KEYS_PER_MINUTE:
+                raise RateLimitExceeded(
+                    "Too many wrong API keys from this address",
+                    retry_after=max(1.0, times[0] + 60 - now),
+                )
+            times.append(now)
+            if len(self._times) > _REMEMBERED_ADDRESSES:
+                self._times.popitem(last=False)

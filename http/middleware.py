@@ -1,0 +1,278 @@
+"""What every request meets: id, origin, key, limit, access, query; then headers, stats, log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from threading import Condition
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import envelope
+from retire_cluster.api.auth import CHALLENGE, Access, Identity, presented_key
+from retire_cluster.api.peers import Origins, Peers
+from retire_cluster.api.ratelimit import RateLimiter, Standing
+from retire_cluster.api.stats import HttpStats, Reporter
+from retire_cluster.schemas.errors import (
+    ClusterError,
+    ClusterUnavailable,
+    Forbidden,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationError,
+)
+from retire_cluster.schemas.operations import OPERATIONS, Operation
+from retire_cluster.schemas.requests import parse_query, split_query
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+_CHANGING = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+_UNLIMITED = frozenset({row.path for row in OPERATIONS.values() if row.unlimited} | {"/ws"})
+_LOCAL = frozenset(row.path for row in OPERATIONS.values() if not row.needs_cluster)
+_REQUEST_HEADERS = "Content-Type, X-API-Key, Authorization, X-Request-ID, Idempotency-Key"
+_EXPOSED = (
+    "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After,"
+    " Idempotent-Replayed"
+)
+_log = logging.getLogger("api")
+_requests_log = logging.getLogger("api.requests")
+
+
+class Drain:
+    """Counts running requests, and lets a server that is told to stop wait for them."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._running = 0
+        #: Set once the server was told to stop: health says so, long polls end.
+        self.begun = False
+
+    def enter(self) -> None:
+        """A request begins."""
+        with self._changed:
+            self._running += 1
+
+    def leave(self) -> None:
+        """A request has been answered."""
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def begin(self) -> None:
+        """From now on the server is about to stop."""
+        self.begun = True
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until nothing runs; False when it took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._running == 0, timeout_seconds)
+
+
+class Gate:
+    """Falcon middleware: everything that is the same for all endpoints.
+
+    :param clock: epoch seconds, for timestamps
+    :param monotonic: seconds, for durations
+    """
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        peers: Peers,
+        origins: Origins,
+        limiter: RateLimiter,
+        stats: HttpStats,
+        drain: Drain,
+        reporter: Reporter | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._access = access
+        self._peers = peers
+        self._origins = origins
+        self._limiter = limiter
+        self._stats = stats
+        self._drain = drain
+        self._reporter = reporter
+        self._clock = clock
+        self._monotonic = monotonic
+
+    # --- before the responder ---
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Who is it, from where, and has it any requests left."""
+        context = req.context
+        context.started = self._monotonic()
+        context.clock = self._clock
+        context.request_id = envelope.request_id(req.env.get("HTTP_X_REQUEST_ID"))
+        context.operation = None
+        context.standing = None
+        self._drain.enter()
+        if self._reporter is not None:
+            self._reporter.ensure_running()
+        peer = self._peers.of(req.env)
+        if req.method not in METHODS:
+            raise MethodNotAllowed(f"There is no method {req.method[:20]} here")
+        if req.method in _CHANGING and self._origins.is_foreign(
+            req.env, through_proxy=peer.through_proxy
+        ):
+            raise Forbidden(
+                "Pages of other sites may not change anything here; allow theirs by --cors-origin"
+            )
+        if req.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in req.env:
+            self._preflight(req, resp)
+            return
+        context.identity = self._access.identify(peer, presented_key(req.env))
+        if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req.path):
+            self._count(req, context.identity)
+
+    def process_resource(
+        self, req: falcon.Request, _resp: falcon.Response, _resource: object, _params: Any
+    ) -> None:
+        """May it do this, and is its query one of this endpoint."""
+        method = "GET" if req.method == "HEAD" else req.method
+        operation: Operation | None = OPERATIONS.get((method, req.uri_template or ""))
+        req.context.operation = operation
+        if operation is None:
+            return
+        self._access.check(req.context.identity, operation)
+        req.context.query = parse_query(operation.query, split_query(req.query_string))
+
+    # --- after it ---
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, _resource: object, _succeeded: bool
+    ) -> None:
+        """Headers, statistics and the log line."""
+        context = req.context
+        resp.set_header("X-Request-ID", context.request_id)
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        if "cache-control" not in resp.headers:
+            resp.set_header("Cache-Control", "no-store")
+        standing: Standing | None = context.standing
+        if standing is not None:
+            resp.set_headers(standing.headers())
+        self._add_cors(req, resp)
+        status = resp.status_code
+        seconds = self._monotonic() - context.started
+        self._stats.observe(
+            req.method if req.method in METHODS else "other",
+            req.uri_template or "unmatched",
+            status,
+            seconds,
+        )
+        _requests_log.info(
+            "Request processed",
+            extra={
+                "request_id": context.request_id,
+                "method": req.method[:20],
+                "path": req.path[:500],
+                "status_code": status,
+                "duration_ms": round(seconds * 1000, 1),
+            },
+        )
+        self._drain.leave()
+
+    def _count(self, req: falcon.Request, identity: Identity) -> None:
+        try:
+            standing, over = self._limiter.hit(identity.client)
+        except ClusterUnavailable:
+            if _plain(req.path) in _LOCAL:
+                return
+            raise
+        req.context.standing = standing
+        if over is not None:
+            raise over
+
+    def _preflight(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.status = falcon.HTTP_204
+        if self._origins.cors_value(req.env.get("HTTP_ORIGIN")) is not None:
+            resp.set_header("Access-Control-Allow-Methods", ", ".join(METHODS))
+            resp.set_header("Access-Control-Allow-Headers", _REQUEST_HEADERS)
+            resp.set_header("Access-Control-Max-Age", "600")
+        resp.complete = True
+
+    def _add_cors(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if self._origins.varies:
+            resp.append_header("Vary", "Origin")
+        allowed = self._origins.cors_value(req.env.get("HTTP_ORIGIN"))
+        if allowed is not None:
+            resp.set_header("Access-Control-Allow-Origin", allowed)
+            resp.set_header("Access-Control-Expose-Headers", _EXPOSED)
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") or "/"
+
+
+def _is_limited(path: str) -> bool:
+    plain = _plain(path)
+    return plain not in _UNLIMITED and plain != "/ui" and not plain.startswith("/ui/")
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+_BY_STATUS: dict[int, type[ClusterError]] = {
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: PayloadTooLarge,
+    415: UnsupportedMediaType,
+    503: ClusterUnavailable,
+}
+
+
+def answer_error(req: falcon.Request, resp: falcon.Response, error: ClusterError) -> None:
+    """Make `error` the answer."""
+    resp.status = falcon.code_to_http_status(error.status)
+    resp.content_type = envelope.JSON
+    resp.text = None
+    resp.data = envelope.failure(error, now=req.context.clock(), request_id=req.context.request_id)
+    if error.retry_after is not None or error.status == 503:
+        resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))
+    if error.status == 401:
+        resp.set_header("WWW-Authenticate", CHALLENGE)
+
+
+def on_cluster_error(
+    req: falcon.Request, resp: falcon.Response, error: ClusterError, _params: Any
+) -> None:
+    """Falcon's handler for the errors that a user can be told."""
+    answer_error(req, resp, error)
+
+
+def on_http_error(
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: Any
+) -> None:
+    """Falcon's own errors (no route, no such method, unreadable header) in our words."""
+    cls = _BY_STATUS.get(error.status_code)
+    if isinstance(error, falcon.HTTPRouteNotFound):
+        answer_error(req, resp, NotFound("There is nothing at this address"))
+    elif isinstance(error, falcon.HTTPMethodNotAllowed):
+        answer_error(req, resp, MethodNotAllowed(f"{req.method} is not possible here"))
+        resp.set_headers(error.headers or {})
+    elif cls is not None:
+        answer_error(req, resp, cls(error.description or error.title))
+    elif error.status_code < 500:
+        answer_error(req, resp, ValidationError("", error.description or error.title or "invalid"))
+    else:
+        on_exception(req, resp, error, _params)
+
+
+def on_exception(
+    req: falcon.Request, resp: falcon.Response, error: Exception, _params: Any
+) -> None:
+    """A fault of ours: the log has the trace, the answer only the id to find it by."""
+    _log.error(
+        "Request failed: %s",
+        type(error).__name__,
+        exc_info=error,
+        extra={"request_id": req.context.request_id, "path": req.path[:500]},
+    )
+    answer_error(req, resp, InternalError())

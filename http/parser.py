@@ -1,0 +1,155 @@
+"""waitress's request parser made strict, and its own errors in the envelope.
+
+What waitress 3.0 lets through and this refuses (reproduced): Content-Length together with
+Transfer-Encoding (two servers in a row may read two different requests from it), a missing or
+doubled Host, a start line that makes the standard library raise. What it answers in plain text by
+itself (400, 413, 431) goes out in the envelope.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, ClassVar
+
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.task import ErrorTask
+from waitress.utilities import RequestEntityTooLarge
+
+from retire_cluster.api import envelope
+from retire_cluster.api.validation import body_limit, too_large
+from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError
+
+MAX_HEADER_BYTES = 16 * 1024
+#: A body too large for its path is read to its end up to here, so that the client sees the 413
+#: instead of a reset connection.
+MAX_SWALLOWED_BYTES = 64 * 1024 * 1024
+_requests_log = logging.getLogger("api.requests")
+
+
+class _Nowhere:
+    """A body buffer that keeps nothing."""
+
+    def __init__(self, length: int = 0) -> None:
+        self._length = length
+
+    def append(self, data: bytes) -> None:
+        """Forget it."""
+        self._length += len(data)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class StrictParser(HTTPRequestParser):  # type: ignore[misc]
+    """Reads one request; knows when it began and what its path's body may weigh."""
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        #: Monotonic seconds of the first byte.
+        self.born = time.monotonic()
+        #: The body is above its limit and thrown away.
+        self.swallowing = False
+        self._body_limit = 0
+
+    def received(self, data: bytes) -> int:
+        """Take in bytes; see waitress."""
+        consumed: int = super().received(data)
+        if self.error is None and self.body_rcv is not None and self.headers_finished:
+            self._weigh()
+        if self.swallowing and self.completed and self.error is None:
+            self.error = RequestEntityTooLarge(str(too_large(self._body_limit)))
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read start line and headers. Raises `ParsingError` for what two readers could differ on."""
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:  # the standard library's URL parser
+            raise ParsingError(f"Bad URI: {error}") from None
+        self._body_limit = body_limit(self.path)
+        if self.version == "1.0" and "TRANSFER_ENCODING" in self.headers:
+            raise ParsingError("Transfer-Encoding needs HTTP/1.1")
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("Content-Length and Transfer-Encoding must not come together")
+        host = self.headers.get("HOST")
+        if host is None and self.version == "1.1":
+            raise ParsingError("The Host header is missing")
+        if host is not None and any(character in host for character in ", /\\?#@"):
+            raise ParsingError("The Host header is not one host")
+        if self.content_length > self._body_limit and self._may_swallow():
+            # waitress would answer at once and close with the body unread.
+            self.content_length = 0
+
+    def _may_swallow(self) -> bool:
+        if self.expect_continue:  # it has not sent the body yet and never will
+            self.expect_continue = False
+            return False
+        self.swallowing = self.content_length <= MAX_SWALLOWED_BYTES
+        if self.swallowing:
+            self._swallow()
+        return self.swallowing
+
+    def _weigh(self) -> None:
+        if not self.swallowing and len(self.body_rcv) > self._body_limit:
+            self.swallowing = True
+            self._swallow()
+
+    def _swallow(self) -> None:
+        kept = self.body_rcv.buf
+        self.body_rcv.buf = _Nowhere(len(self.body_rcv))
+        kept.close()
+
+
+class EnvelopeErrorTask(ErrorTask):  # type: ignore[misc]
+    """Answers what never reached the application, in the words of everything else."""
+
+    #: Statuses that keep their number; all others are told as 400, or 500 for our own faults.
+    kept_statuses: ClassVar[frozenset[int]] = frozenset({400, 413, 431, 500})
+
+    def execute(self) -> None:
+        """Write the answer and close: the rest of the stream cannot be trusted."""
+        problem = self.request.error
+        status = problem.code if problem.code in self.kept_statuses else 400
+        reason = problem.reason if problem.code == status else "Bad Request"
+        sent_id = self.request.headers.get("X_REQUEST_ID")
+        request_id = envelope.request_id(sent_id)
+        body = envelope.failure(
+            self._error(status, str(problem.body)), now=time.time(), request_id=request_id
+        )
+        self.status = f"{status} {reason}"
+        self.response_headers.extend(
+            [
+                ("Content-Type", envelope.JSON),
+                ("X-Request-ID", request_id),
+                ("X-Content-Type-Options", "nosniff"),
+                ("Cache-Control", "no-store"),
+            ]
+        )
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+        _requests_log.info(
+            "Request refused",
+            extra={
+                "request_id": request_id,
+                "method": str(getattr(self.request, "command", ""))[:20],
+                "path": str(getattr(self.request, "path", ""))[:500],
+                "status_code": status,
+                "duration_ms": round((time.monotonic() - self.request.born) * 1000, 1),
+            },
+        )
+
+    def _error(self, status: int, text: str) -> ClusterError:
+        if status == 500:
+            return InternalError()
+        if status == 413:
+            return too_large(body_limit(getattr(self.request, "path", "")))
+        if status == 431:
+            return ValidationError(
+                "headers", f"the headers must not be larger than {MAX_HEADER_BYTES} bytes"
+            )
+        return ValidationError("", f"this is not a valid HTTP request: {text}")

@@ -1,0 +1,117 @@
+"""The cluster as a whole: health, status, metrics, configuration summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import envelope
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.middleware import Drain
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
+
+_HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"
+
+
+class HealthProbe:
+    """Asks the main node how it is and adds how this facade is."""
+
+    def __init__(self, cluster: GuardedCluster, drain: Drain) -> None:
+        self._cluster = cluster
+        self._drain = drain
+
+    def look(self) -> tuple[str, dict[str, str], bool]:
+        """`(word for the whole, word a component, whether it can serve)`."""
+        try:
+            found: dict[str, Any] = dict(self._cluster.data("health")["components"])
+            serves = True
+        except ClusterUnavailable:
+            found = {"cluster_server": _UNHEALTHY, "task_scheduler": _UNHEALTHY}
+            serves = False
+        except (ClusterError, KeyError, TypeError, ValueError):
+            found = {"cluster_server": _DEGRADED, "task_scheduler": _DEGRADED}
+            serves = True
+        components = {"api": _DEGRADED if self._drain.begun else _HEALTHY, **found}
+        if not serves or self._drain.begun:
+            return _UNHEALTHY, components, False
+        words = set(components.values())
+        if words == {_HEALTHY}:
+            return _HEALTHY, components, True
+        return _UNHEALTHY if words == {_UNHEALTHY} else _DEGRADED, components, True
+
+
+class Health(Resource):
+    """`/health`: the one answer without an envelope, made for monitors."""
+
+    def __init__(self, probe: HealthProbe) -> None:
+        self._probe = probe
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """200 while requests can be served, else 503."""
+        word, components, serves = self._probe.look()
+        if not serves:
+            resp.status = falcon.HTTP_503
+            resp.set_header("Retry-After", "1")
+        resp.content_type = envelope.JSON
+        resp.data = envelope.dump(
+            {
+                "status": word,
+                "timestamp": envelope.utc(req.context.clock()),
+                "components": components,
+            }
+        )
+
+
+class ClusterHealth(Resource):
+    """The same in the envelope; 503 when not healthy."""
+
+    def __init__(self, probe: HealthProbe) -> None:
+        self._probe = probe
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """An error envelope that still has `data.components` when something is wrong."""
+        word, components, _ = self._probe.look()
+        data = {"status": word, "components": components}
+        if word == _HEALTHY:
+            answer(req, resp, data)
+            return
+        ill = sorted(name for name, state in components.items() if state != _HEALTHY)
+        resp.status = falcon.HTTP_503
+        resp.set_header("Retry-After", "1")
+        resp.content_type = envelope.JSON
+        resp.data = envelope.dump(
+            {
+                "status": "error",
+                "data": data,
+                "message": f"The cluster is {word}: {', '.join(ill)}",
+                "error_code": ClusterUnavailable.code,
+                "error_details": {"components": components},
+                "timestamp": envelope.utc(req.context.clock()),
+                "request_id": req.context.request_id,
+            }
+        )
+
+
+class Cluster(Resource):
+    """Status, metrics and configuration of the cluster."""
+
+    def __init__(self, cluster: GuardedCluster, *, auth_required: bool) -> None:
+        self._cluster = cluster
+        self._auth_required = auth_required
+
+    def on_get_status(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Devices, resources, tasks, and the main node itself."""
+        answer(req, resp, self._cluster.data("cluster.status"))
+
+    def on_get_metrics(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Performance and utilization."""
+        answer(req, resp, self._cluster.data("cluster.metrics"))
+
+    def on_get_config(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The settings that matter to a client."""
+        data = self._cluster.data("cluster.config")
+        features = {**data.get("features", {}), "api_enabled": True}
+        data["features"] = {**features, "auth_required": self._auth_required}
+        answer(req, resp, data)

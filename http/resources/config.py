@@ -1,0 +1,54 @@
+"""Configuration: read, change, reset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import validation
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.schemas.errors import ValidationError
+
+
+class Config(Resource):
+    """The complete configuration.
+
+    :param api_section: this facade's own settings, without secrets; the main node only knows what
+        it was started with itself
+    """
+
+    def __init__(self, cluster: GuardedCluster, api_section: Mapping[str, Any]) -> None:
+        self._cluster = cluster
+        self._api_section = dict(api_section)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """All sections."""
+        answer(req, resp, {**self._cluster.data("config.get"), "api": self._api_section})
+
+    def on_post_reset(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Back to the defaults."""
+        validation.checked_body(req)
+        answer(req, resp, self._cluster.data("config.reset"), message="Configuration reset")
+
+
+class ConfigSection(Resource):
+    """One section that may be changed."""
+
+    def __init__(self, cluster: GuardedCluster, section: str) -> None:
+        self._cluster = cluster
+        self._section = section
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Its settings, flat."""
+        answer(req, resp, self._cluster.data("config.get", {"section": self._section}))
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Change those that are given; the others stay."""
+        values = validation.checked_body(req)
+        if not values:
+            raise ValidationError("", "the body names no setting to change")
+        data = self._cluster.data("config.update", {"section": self._section, "values": values})
+        answer(req, resp, data, message="Configuration updated")

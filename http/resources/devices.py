@@ -1,0 +1,63 @@
+"""Devices: list, look at, ping, remove."""
+
+from __future__ import annotations
+
+import falcon
+
+from retire_cluster.api import validation
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.resources.base import Resource, answer
+
+PING_SECONDS = 1.5
+
+
+class Devices(Resource):
+    """All devices."""
+
+    def __init__(self, cluster: GuardedCluster) -> None:
+        self._cluster = cluster
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """One page of the devices that match, by device id."""
+        data = self._cluster.data("device.list", req.context.query)
+        answer(req, resp, data["items"], pagination=data["pagination"])
+
+    def on_get_summary(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Counts and totals."""
+        answer(req, resp, self._cluster.data("device.summary"))
+
+
+class Device(Resource):
+    """One device."""
+
+    def __init__(self, cluster: GuardedCluster) -> None:
+        self._cluster = cluster
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """Everything known of it."""
+        device_id = validation.device_id(device_id)
+        answer(req, resp, self._cluster.data("device.get", {"device_id": device_id}))
+
+    def on_get_status(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """Its status and load."""
+        device_id = validation.device_id(device_id)
+        answer(req, resp, self._cluster.data("device.status", {"device_id": device_id}))
+
+    def on_post_ping(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """A round trip to it; that it did not answer is an answer too."""
+        device_id = validation.device_id(device_id)
+        validation.checked_body(req)
+        data = self._cluster.data(
+            "device.ping",
+            {"device_id": device_id, "timeout_seconds": PING_SECONDS},
+            extra_seconds=PING_SECONDS,
+        )
+        reached = "The device answered" if data["ping_successful"] else "The device did not answer"
+        answer(req, resp, data, message=reached)
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """Remove it; its running tasks go back to the queue."""
+        device_id = validation.device_id(device_id)
+        validation.checked_body(req)
+        data = self._cluster.data("device.remove", {"device_id": device_id})
+        answer(req, resp, data, message="Device removed")

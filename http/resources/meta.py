@@ -1,0 +1,90 @@
+"""The API about itself: its index, its OpenAPI document, its documentation page, `/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import envelope, pages
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.schemas.operations import OPERATIONS
+
+API_VERSION = "v1"
+
+
+class Index(Resource):
+    """`/api/v1`: what there is.
+
+    :param features: feature name → whether this facade has it on
+    """
+
+    def __init__(self, cluster: GuardedCluster, features: Mapping[str, bool]) -> None:
+        self._cluster = cluster
+        self._features = dict(features)
+        self._endpoints = [
+            {"method": row.method, "path": row.path, "description": row.summary}
+            for row in OPERATIONS.values()
+            if row.path != "/"
+        ]
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Version, features and endpoints."""
+        answer(
+            req,
+            resp,
+            {
+                "api_version": API_VERSION,
+                "server_info": self._cluster.data("cluster.status")["server_info"],
+                "features": self._features,
+                "endpoints": self._endpoints,
+            },
+        )
+
+
+class Root(Resource):
+    """`/`: links for a browser, the index for a program."""
+
+    def __init__(self, index: Index, version: str) -> None:
+        self._index = index
+        self._page = pages.index_page(version)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """HTML when the client asks for HTML, else as `/api/v1`."""
+        if "text/html" in req.get_header("Accept", default=""):
+            _html(resp, self._page)
+        else:
+            self._index.on_get(req, resp)
+        resp.append_header("Vary", "Accept")
+
+
+class OpenApi(Resource):
+    """`/api/v1/openapi.json`."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._text = envelope.dump(document)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The document."""
+        resp.content_type = envelope.JSON
+        resp.data = self._text
+
+
+class Docs(Resource):
+    """`/api/v1/docs`."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._page = pages.docs_page(document)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The document as a page."""
+        _html(resp, self._page)
+
+
+def _html(resp: falcon.Response, text: str) -> None:
+    resp.content_type = "text/html; charset=utf-8"
+    resp.set_header("Content-Security-Policy", pages.POLICY)
+    resp.set_header("Referrer-Policy", "no-referrer")
+    resp.text = text

@@ -1,0 +1,130 @@
+"""Tasks: submit, list, look at, cancel, retry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import validation
+from retire_cluster.api.auth import Access
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.envelope import spliced
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.api.submission import (
+    Submission,
+    SubmissionReader,
+    fingerprint,
+    submit_args,
+)
+
+
+class Tasks(Resource):
+    """All tasks."""
+
+    def __init__(self, cluster: GuardedCluster, access: Access, reader: SubmissionReader) -> None:
+        self._cluster = cluster
+        self._access = access
+        self._reader = reader
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """One page of the tasks that match, newest first."""
+        data = self._cluster.data("task.list", req.context.query)
+        answer(req, resp, data["items"], pagination=data["pagination"])
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Submit one task."""
+        document = validation.json_body(req)
+        submission = self._reader.one(document)
+        data = self._submit(req, resp, document, [submission], {"task": submission.fields})
+        answer(
+            req,
+            resp,
+            {
+                "task_id": data["task_ids"][0],
+                "task": data["tasks"][0],
+                "submitted_at": data["submitted_at"],
+            },
+            message="Task submitted",
+            status=201,
+        )
+
+    def on_post_batch(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Submit many tasks, all or none."""
+        document = validation.json_body(req)
+        submissions = self._reader.many(document)
+        args = {**submit_args(submissions), "brief": True}
+        data = self._submit(req, resp, document, submissions, args)
+        answer(
+            req,
+            resp,
+            {"task_ids": data["task_ids"], "submitted_at": data["submitted_at"]},
+            message=f"{len(data['task_ids'])} tasks submitted",
+            status=201,
+        )
+
+    def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Counts, durations and load."""
+        answer(req, resp, self._cluster.data("task.statistics"))
+
+    def on_get_types(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Built-in and advertised task types."""
+        answer(req, resp, self._cluster.data("task.types"))
+
+    def _submit(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        document: dict[str, Any],
+        submissions: list[Submission],
+        args: dict[str, Any],
+    ) -> dict[str, Any]:
+        identity = req.context.identity
+        self._access.check_submission(identity, {each.fields["task_type"] for each in submissions})
+        key = validation.idempotency_key(req)
+        if key is not None:
+            args["owner"] = identity.owner
+            args["idempotency_key"] = key
+            args["fingerprint"] = fingerprint(document)
+        payloads = [each.payload for each in submissions]
+        data = self._cluster.call("task.submit", args, payloads, patient=len(payloads) > 1).data
+        if data.get("replayed"):
+            resp.set_header("Idempotent-Replayed", "true")
+        return data
+
+
+class Task(Resource):
+    """One task."""
+
+    def __init__(self, cluster: GuardedCluster) -> None:
+        self._cluster = cluster
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Everything known of it."""
+        self._show(req, resp, "task.get", task_id)
+
+    def on_get_status(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Its status and progress."""
+        self._show(req, resp, "task.status", task_id)
+
+    def on_get_result(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Its result, once it has one."""
+        self._show(req, resp, "task.result", task_id)
+
+    def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Cancel it."""
+        task_id = validation.task_id(task_id)
+        validation.checked_body(req)
+        data = self._cluster.data("task.cancel", {"task_id": task_id})
+        answer(req, resp, data, message="Task cancelled")
+
+    def on_post_retry(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Run it again."""
+        task_id = validation.task_id(task_id)
+        validation.checked_body(req)
+        data = self._cluster.data("task.retry", {"task_id": task_id})
+        answer(req, resp, data, message="Task queued again")
+
+    def _show(self, req: falcon.Request, resp: falcon.Response, op: str, task_id: str) -> None:
+        found = self._cluster.call(op, {"task_id": validation.task_id(task_id)})
+        answer(req, resp, spliced(found))

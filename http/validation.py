@@ -1,0 +1,119 @@
+"""Requests read strictly: bodies by size, media type and schema, ids by pattern.
+
+The pitfalls this closes: Falcon's own JSON handler answers 500 to deep nesting and lone surrogates,
+its parameters take `1_0` and full-width digits, and any bytes reach an id.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import falcon
+
+from retire_cluster.schemas.errors import (
+    DeviceNotFound,
+    PayloadTooLarge,
+    TaskNotFound,
+    UnsupportedMediaType,
+    ValidationError,
+)
+from retire_cluster.schemas.operations import API, Operation
+from retire_cluster.schemas.payload import parse_json_object
+from retire_cluster.schemas.requests import TASK_ID_PATTERN
+from retire_cluster.schemas.validation import validate
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+BATCH_PATH = f"{API}/tasks/batch"
+#: Deeper than any payload inside its body may be; each payload is then measured by itself.
+MAX_BODY_DEPTH = 200
+IDEMPOTENCY_PATTERN = r"[\x21-\x7e]{1,200}"
+
+_DEVICE_ID = re.compile(DEVICE_ID_PATTERN)
+_TASK_ID = re.compile(TASK_ID_PATTERN)
+_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_PATTERN)
+
+
+def body_limit(path: str) -> int:
+    """Bytes that a body sent to `path` may have."""
+    return MAX_BATCH_BYTES if path.rstrip("/") == BATCH_PATH else MAX_BODY_BYTES
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    """The error for a body above its limit."""
+    return PayloadTooLarge(
+        f"The body must not be larger than {limit} bytes", details={"limit_bytes": limit}
+    )
+
+
+def read_body(req: falcon.Request) -> bytes:
+    """The raw body, empty when there is none. Raises `PayloadTooLarge`."""
+    limit = body_limit(req.path)
+    length = req.content_length
+    if length is not None:
+        if length > limit:
+            raise too_large(limit)
+        return bytes(req.bounded_stream.read())
+    # Without a length only a server that ends the input itself can be read from.
+    if not req.env.get("wsgi.input_terminated"):
+        return b""
+    raw = bytes(req.stream.read(limit + 1))
+    if len(raw) > limit:
+        raise too_large(limit)
+    return raw
+
+
+def json_body(req: falcon.Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body as an object. With `optional`, no body stands for `{}`.
+
+    Raises `PayloadTooLarge`, `UnsupportedMediaType` or `ValidationError`.
+    """
+    raw = read_body(req)
+    if optional and not raw.strip():
+        return {}
+    if not _is_json(req.content_type):
+        raise UnsupportedMediaType()
+    if req.get_header("Content-Encoding", default="identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("Bodies are taken without Content-Encoding only")
+    if not raw.strip():
+        raise ValidationError("", "the body must be a JSON object; it is empty")
+    return parse_json_object(raw, max_depth=MAX_BODY_DEPTH)
+
+
+def checked_body(req: falcon.Request) -> dict[str, Any]:
+    """The body as the request's row in `schemas/operations.py` wants it, defaults filled in."""
+    operation: Operation = req.context.operation
+    document = json_body(req, optional=operation.body_optional)
+    return validate(operation.body or {}, document)
+
+
+def _is_json(content_type: str | None) -> bool:
+    media_type, *parameters = (part.strip().lower() for part in (content_type or "").split(";"))
+    if media_type != "application/json":
+        return False
+    charsets = [text[8:].strip('"') for text in parameters if text.startswith("charset=")]
+    return all(charset in ("utf-8", "utf8", "us-ascii") for charset in charsets)
+
+
+def device_id(text: str) -> str:
+    """A device id of a path; raises `DeviceNotFound` for what cannot be one."""
+    if not _DEVICE_ID.fullmatch(text):
+        raise DeviceNotFound()
+    return text
+
+
+def task_id(text: str) -> str:
+    """A task id of a path in its canonical form; raises `TaskNotFound` for what cannot be one."""
+    if not _TASK_ID.fullmatch(text):
+        raise TaskNotFound()
+    return text.lower()
+
+
+def idempotency_key(req: falcon.Request) -> str | None:
+    """The `Idempotency-Key` header; raises `ValidationError` for one that cannot be kept."""
+    key = req.get_header("Idempotency-Key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ValidationError("Idempotency-Key", "must be 1 to 200 visible ASCII characters")
+    return key

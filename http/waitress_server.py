@@ -1,0 +1,286 @@
+"""waitress, hardened: slow clients are closed, no address takes all connections, SIGTERM drains.
+
+waitress 3.0 never closes a slow reader and lets a client take for ever over its headers; a dozen of
+either took it down in an experiment. The cure: look at every connection each second, mark what is
+too slow and shut its socket down, and let waitress's own loop do the closing (closing from
+`maintenance` kills the loop with EBADF).
+
+It leans on private parts of waitress, hence the pin `waitress>=3.0.2,<3.1`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher
+
+from retire_cluster.api.middleware import Drain
+from retire_cluster.api.parser import (
+    MAX_HEADER_BYTES,
+    MAX_SWALLOWED_BYTES,
+    EnvelopeErrorTask,
+    StrictParser,
+)
+
+_log = logging.getLogger("api")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long, and how many, clients are borne with."""
+
+    #: Seconds for a request's headers to be complete.
+    header_seconds: float = 10.0
+    #: Seconds for a body to begin with; it also has to come at `bytes_per_second`.
+    body_seconds: float = 20.0
+    #: Seconds for an answer to be taken to begin with; also at `bytes_per_second`.
+    reader_seconds: float = 20.0
+    #: The slowest pace of bodies and answers.
+    bytes_per_second: float = 8192.0
+    #: Seconds an idle connection is kept.
+    idle_seconds: int = 75
+    #: Connections of one address; loopback and trusted proxies speak for many.
+    connections_per_address: int = 128
+    #: Connections in all.
+    connections: int = 2000
+    #: Seconds that running requests get after the signal to stop.
+    drain_seconds: float = 8.0
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection."""
+
+    parser_class = StrictParser
+    error_task_class = EnvelopeErrorTask
+    #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.
+    sending_since: tuple[float, int] | None = None
+
+    def is_waiting(self) -> bool:
+        """Whether it only waits for its client: idle, or a request not complete yet."""
+        return not self.requests and not self.total_outbufs_len
+
+    def is_too_slow(self, now_mono: float, patience: Patience) -> bool:
+        """Whether its client has taken longer than anyone needs."""
+        request = self.request
+        if request is not None:
+            elapsed = now_mono - request.born
+            if not request.headers_finished:
+                return elapsed > patience.header_seconds
+            earned = request.body_bytes_received / patience.bytes_per_second
+            return elapsed > patience.body_seconds + earned
+        pending = self.total_outbufs_len
+        if not pending:
+            self.sending_since = None
+            return False
+        if self.sending_since is None or pending > self.sending_since[1]:
+            self.sending_since = (now_mono, pending)
+        since, most = self.sending_since
+        sent = most - pending
+        return now_mono - since > patience.reader_seconds + sent / patience.bytes_per_second
+
+    def shut(self) -> None:
+        """Have the loop close it; callable on the loop thread only."""
+        self.will_close = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
+    """Serves one application on one address.
+
+    :param host: address to listen on, or a name that stands for one
+    :param port: 0 lets the system pick
+    :param drain: tells requests that the server is about to stop, and counts those running
+    :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
+
+    Raises `OSError` when the address cannot be bound.
+    """
+
+    channel_class: type[Channel] = Channel
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        host: str,
+        port: int,
+        *,
+        drain: Drain,
+        threads: int = 16,
+        patience: Patience | None = None,
+        speaks_for_many: Iterable[str] = (),
+    ) -> None:
+        self.patience = patience or Patience()
+        self.drain = drain
+        self._speaks_for_many = [
+            ipaddress.ip_network(text, strict=False) for text in speaks_for_many
+        ]
+        self._stopping = False
+        use_poll = hasattr(select, "poll")
+        # Windows' select takes 512 sockets.
+        limit = self.patience.connections if use_poll else min(400, self.patience.connections)
+        self._use_poll = use_poll
+        self._connection_limit = _within_file_limit(limit)
+        adjustments = Adjustments(
+            host="127.0.0.1",
+            port=0,
+            threads=threads,
+            ident="retire-cluster",
+            connection_limit=self._connection_limit + 16,
+            channel_timeout=self.patience.idle_seconds,
+            cleanup_interval=1,
+            channel_request_lookahead=0,
+            max_request_header_size=MAX_HEADER_BYTES + 1,
+            max_request_body_size=MAX_SWALLOWED_BYTES + 1,
+            # Forwarded headers decide who counts as loopback; waitress would hide them from us.
+            clear_untrusted_proxy_headers=False,
+            log_socket_errors=False,
+            asyncore_use_poll=use_poll,
+            backlog=1024,
+        )
+        dispatcher = ThreadedTaskDispatcher()
+        super().__init__(
+            application,
+            map={},
+            dispatcher=dispatcher,
+            adj=adjustments,
+            sockinfo=_resolve(host, port),
+        )
+        dispatcher.set_thread_count(threads)
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+    @property
+    def host(self) -> str:
+        """The address that is listened on."""
+        return str(self.effective_host)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self.effective_port)
+
+    @property
+    def url(self) -> str:
+        """Where it is reached from this machine or, when bound to one address, at that."""
+        host = self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    # --- connections ---
+
+    def set_reuse_addr(self) -> None:
+        """On Windows SO_REUSEADDR would let a second server take the port without a word."""
+        if sys.platform == "win32":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            super().set_reuse_addr()
+
+    def handle_accept(self) -> None:
+        """Take a connection, and where there are too many give up one that only waits."""
+        super().handle_accept()
+        channels = list(self.active_channels.values())
+        if not channels:
+            return
+        if len(channels) > self._connection_limit:
+            self._give_up_one(channels)
+        newest = channels[-1]
+        address = newest.addr[0]
+        if len(channels) > self.patience.connections_per_address and not self._is_free(address):
+            same = [channel for channel in channels if channel.addr[0] == address]
+            if len(same) > self.patience.connections_per_address:
+                self._give_up_one(same)
+
+    def maintenance(self, now: float) -> None:
+        """Each second: close what is idle for long or slower than anyone needs to be."""
+        super().maintenance(now)
+        now_mono = time.monotonic()
+        for channel in list(self.active_channels.values()):
+            if channel.is_too_slow(now_mono, self.patience):
+                channel.shut()
+
+    def _give_up_one(self, channels: list[Channel]) -> None:
+        """Of those that only wait, the one that has for longest; else the newest."""
+        waiting = [channel for channel in channels[:-1] if channel.is_waiting()]
+        victim = min(waiting, key=lambda each: each.last_activity, default=channels[-1])
+        victim.shut()
+
+    def _is_free(self, address: str) -> bool:
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return found.is_loopback or any(
+            found.version == network.version and found in network
+            for network in self._speaks_for_many
+        )
+
+    # --- running and stopping ---
+
+    def serve(self) -> None:
+        """Serve until `stop`, then let running requests finish."""
+        while not self._stopping:
+            self._turn(1.0)
+        self.drain.begin()
+        deadline = time.monotonic() + self.patience.drain_seconds
+        while self._is_busy() and time.monotonic() < deadline:
+            self._turn(0.05)
+        self.close()
+
+    def stop(self) -> None:
+        """End `serve`; callable from any thread and from a signal handler."""
+        self._stopping = True
+        self.drain.begin()
+        self.pull_trigger()
+
+    def close(self) -> None:
+        """Close all connections and end the threads."""
+        self.task_dispatcher.shutdown(timeout=1)
+        wasyncore.close_all(self._map, ignore_all=True)
+
+    def _turn(self, timeout_seconds: float) -> None:
+        poll = wasyncore.poll2 if self._use_poll else wasyncore.poll
+        poll(timeout_seconds, self._map)
+
+    def _is_busy(self) -> bool:
+        return any(
+            channel.requests or channel.total_outbufs_len
+            for channel in self.active_channels.values()
+        )
+
+
+def _resolve(host: str, port: int) -> tuple[Any, ...]:
+    """`(family, type, protocol, address)` to listen on; IPv4 where a name has both."""
+    found = socket.getaddrinfo(
+        host or None, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
+    )
+    family, kind, protocol, _, address = min(found, key=lambda row: row[0] != socket.AF_INET)
+    return family, kind, protocol, address
+
+
+def _within_file_limit(connections: int) -> int:
+    """As many connections as this process may have files, having asked for more where it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
+            soft = ceiling
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return max(16, min(connections, soft - 128))

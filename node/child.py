@@ -1,0 +1,74 @@
+"""A task process: `python -m retire_cluster.node.child LIFE_FD`.
+
+On POSIX it is two processes. The *keeper* does nothing but wait, so nothing a task does can keep
+it from its duty: when the worker closes the life pipe, or dies and so closes it, the keeper kills
+everything below it, also what called setsid, and goes. The *executor* runs the tasks. On Windows
+there is only the executor; the Job Object around it does the keeper's work.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from retire_cluster.node import proctree
+
+#: Added to the number of the signal that ended the executor, as shells do.
+SIGNAL_BASE = 128
+
+
+def main() -> int:
+    """Runs until stdin or the life pipe is closed."""
+    if sys.platform == "win32":
+        from retire_cluster.node.executor import serve
+
+        return serve()
+    return _keep(int(sys.argv[1]))
+
+
+def _keep(life_fd: int) -> int:
+    proctree.become_subreaper()
+    # Forked before there is any thread, and before the task's modules are loaded.
+    pid = os.fork()
+    if pid == 0:
+        os.close(life_fd)
+        os._exit(_execute())
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    threading.Thread(target=_watch, args=(life_fd,), daemon=True).start()
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            break
+    proctree.kill_descendants(os.getpid(), reap=True)
+    if os.WIFSIGNALED(status):
+        return SIGNAL_BASE + os.WTERMSIG(status)
+    return os.WEXITSTATUS(status)
+
+
+def _watch(life_fd: int) -> None:
+    while os.read(life_fd, 1):
+        pass
+    proctree.kill_descendants(os.getpid())
+    os._exit(SIGNAL_BASE + signal.SIGKILL)
+
+
+def _execute() -> int:
+    proctree.die_with_parent()
+    proctree.become_subreaper()
+    os.setpgid(0, 0)
+    try:
+        from retire_cluster.node.executor import serve
+
+        return serve()
+    except BaseException as error:  # a forked process must not run its parent's code
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What an earlier worker may have left running, and how a new one ends it.
+
+Task processes end with their worker; this is for the case that both were killed at the same
+moment. A file names the processes by number and start time, so that a number that now belongs to
+someone else is left alone, and a mark in their environment finds what had left the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from retire_cluster.node import proctree
+
+
+class Leftovers:
+    """The record of this worker's task processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._started: dict[int, str] = {}
+        #: Random text in the environment of every task process of this worker.
+        self.mark = secrets.token_hex(16)
+
+    def end_earlier(self) -> int:
+        """Ends what the record of an earlier worker names; how many processes that were."""
+        try:
+            record = json.loads(self._path.read_bytes())
+            boot, mark, rows = record["boot"], record["mark"], record["processes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        ended = 0
+        if boot == proctree.boot_mark() and isinstance(rows, list):
+            for row in rows:
+                pid, started = int(row[0]), str(row[1])
+                process = proctree.find(pid)
+                if process is not None and process.started == started:
+                    proctree.kill_tree(pid)
+                    ended += 1
+        if isinstance(mark, str) and len(mark) == len(self.mark):
+            strays = proctree.marked(f"RC_WORKER={mark}")
+            proctree.kill_all(strays)
+            ended += len(strays)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        return ended
+
+    def add(self, pid: int) -> None:
+        """A task process began."""
+        process = None if sys.platform == "win32" else proctree.find(pid)
+        with self._lock:
+            self._started[pid] = "" if process is None else process.started
+            self._write()
+
+    def remove(self, pid: int) -> None:
+        """A task process and all below it are gone."""
+        with self._lock:
+            self._started.pop(pid, None)
+            self._write()
+
+    def sweep_group(self, pid: int) -> None:
+        """Ends what is left of a task process whose keeper was killed."""
+        if sys.platform == "win32":
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+        with self._lock:
+            others = [other for other in self._started if other != pid]
+        processes = proctree.table()
+        spared = set(others)
+        for other in others:
+            spared.update(p.pid for p in proctree.descendants(other, processes))
+        proctree.kill_all(
+            stray for stray in proctree.marked(f"RC_WORKER={self.mark}") if stray not in spared
+        )
+
+    def _write(self) -> None:
+        record = {
+            "boot": proctree.boot_mark(),
+            "mark": self.mark,
+            "processes": list(self._started.items()),
+        }
+        temporary = self._path.with_suffix(".new")
+        # Without it a worker still ends its tasks; only the second line of defence is gone.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            os.replace(temporary, self._path)

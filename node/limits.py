@@ -1,0 +1,59 @@
+"""Bounds for a task process, so that one task cannot take the device down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+#: Processes and threads that one user's tasks may add.
+MAX_NEW_PROCESSES = 512
+
+
+def apply(memory_bytes: int) -> None:
+    """Bounds this process and what it starts: memory, processes, no core files.
+
+    Each bound is tried on its own; a system without one goes without. 0 bytes: no memory bound.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _bound(resource.RLIMIT_CORE, 0)
+    if memory_bytes:
+        # On Linux it counts private writable pages, so a reserved address space costs nothing.
+        _bound(resource.RLIMIT_DATA, memory_bytes)
+    if hasattr(resource, "RLIMIT_NPROC") and os.geteuid() != 0:
+        tasks = _tasks_of_user()
+        if tasks:
+            _bound(resource.RLIMIT_NPROC, tasks + MAX_NEW_PROCESSES)
+    # When memory runs out, the system should end a task and not the worker.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("800")
+
+
+def _bound(kind: int, value: int) -> None:
+    import resource
+
+    with contextlib.suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(kind, (value, hard))
+
+
+def _tasks_of_user() -> int:
+    """Threads of this user in /proc; 0 where that cannot be counted."""
+    count = 0
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return 0
+    for name in names:
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if os.stat(f"/proc/{name}").st_uid == os.getuid():
+                    with open(f"/proc/{name}/stat", "rb") as file:
+                        text = file.read()
+                    count += int(text[text.rfind(b")") + 2 :].split()[17])
+    return count

@@ -1,0 +1,198 @@
+"""Results on disk until the main node has them, for tasks that may not run twice.
+
+One append-only file. A record is `RCS1`, a kind (`R` result, `F` forget), the sizes of its three
+parts and a CRC-32 of all of it. Results of one turn share one fsync (SD cards wear). A record that
+does not check out, such as a torn last one after a power cut, is skipped by looking for the next
+`RCS1`. When nothing is left to keep, the file is emptied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from retire_cluster.node.records import Result
+from retire_cluster.schemas.messages import Key
+
+_MAGIC = b"RCS1"
+_HEAD = struct.Struct("<cIIII")
+_RESULT, _FORGET = b"R", b"F"
+_MAX_PART = 64 * 1024 * 1024
+#: The file is rewritten without what is forgotten once it is this large.
+COMPACT_BYTES = 16 * 1024 * 1024
+
+
+class SpoolError(OSError):
+    """A result could not be stored: disk full, read-only, broken."""
+
+
+class Spool:
+    """The results that this device still owes, and that must outlive it."""
+
+    def __init__(self, path: Path, *, compact_bytes: int = COMPACT_BYTES) -> None:
+        """Opens or makes the file. Raises `OSError`."""
+        self._path = path
+        self._compact_bytes = compact_bytes
+        self._live: dict[Key, Result] = {}
+        #: Damaged places met while reading.
+        self.damaged = 0
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        self._read()
+        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        if not self._live and self._size:
+            self._empty()
+
+    def results(self) -> list[Result]:
+        """What is kept, in the order it was stored."""
+        return list(self._live.values())
+
+    def store(self, results: Iterable[Result]) -> None:
+        """Keeps results; they are on the disk when this returns.
+
+        Raises `SpoolError`; the results are then kept in memory only.
+        """
+        rows = list(results)
+        for result in rows:
+            self._live[result.key] = result
+        try:
+            self._append(b"".join(_result_record(result) for result in rows))
+            _sync(self._fd)
+        except OSError as error:
+            raise SpoolError(error.errno, f"cannot store results: {error.strerror}") from None
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Drops results. Not synced: forgetting one twice does no harm. Raises `SpoolError`."""
+        gone = [key for key in keys if self._live.pop(key, None) is not None]
+        if not gone:
+            return
+        try:
+            if not self._live:
+                self._empty()
+                return
+            self._append(_record(_FORGET, json.dumps(gone).encode()))
+            if self._size > self._compact_bytes:
+                self._compact()
+        except OSError as error:
+            raise SpoolError(error.errno, f"cannot tidy results: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Gives the file back; what is kept stays in it."""
+        os.close(self._fd)
+
+    # --- the file -----------------------------------------------------------------------------
+
+    def _append(self, data: bytes) -> None:
+        os.lseek(self._fd, self._size, os.SEEK_SET)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._size += len(data)
+
+    def _empty(self) -> None:
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+
+    def _compact(self) -> None:
+        temporary = self._path.with_suffix(".new")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        fd = os.open(temporary, flags, 0o600)
+        data = b"".join(_result_record(result) for result in self._live.values())
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            _sync(fd)
+            if os.name == "nt":
+                os.close(self._fd)  # an open file cannot be replaced there
+            os.replace(temporary, self._path)
+        except OSError:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        if os.name != "nt":
+            os.close(self._fd)
+        self._fd, self._size = fd, len(data)
+
+    def _read(self) -> None:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        parts = []
+        while part := os.read(self._fd, 1 << 20):
+            parts.append(part)
+        for kind, head, data, details in self._records(b"".join(parts)):
+            try:
+                content = json.loads(head)
+                if kind == _FORGET:
+                    for row in content:
+                        self._live.pop(_key(row), None)
+                else:
+                    row, outcome, seconds, cause, message = content
+                    key = _key(row)
+                    self._live[key] = Result(
+                        key, str(outcome), float(seconds), cause, message, data, details
+                    )
+            except (ValueError, TypeError):
+                self.damaged += 1
+
+    def _records(self, text: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+        at = 0
+        while (found := text.find(_MAGIC, at)) >= 0:
+            if found != at:
+                self.damaged += 1
+            record, end = _parse(text, found)
+            if record is None:
+                self.damaged += 1
+                at = found + len(_MAGIC)
+                # What follows the torn record up to the next magic is part of the same damage.
+                following = text.find(_MAGIC, at)
+                at = following if following >= 0 else len(text)
+                continue
+            yield record
+            at = end
+        if at != len(text) and self.damaged == 0:
+            self.damaged += 1
+
+
+def _parse(text: bytes, at: int) -> tuple[tuple[bytes, bytes, bytes, bytes] | None, int]:
+    start = at + len(_MAGIC)
+    body = start + _HEAD.size
+    if body > len(text):
+        return None, at
+    kind, head_size, data_size, details_size, checksum = _HEAD.unpack_from(text, start)
+    end = body + head_size + data_size + details_size
+    if max(head_size, data_size, details_size) > _MAX_PART or end > len(text):
+        return None, at
+    if kind not in (_RESULT, _FORGET) or _checksum(kind, text[body:end]) != checksum:
+        return None, at
+    middle, last = body + head_size, body + head_size + data_size
+    return (kind, text[body:middle], text[middle:last], text[last:end]), end
+
+
+def _record(kind: bytes, head: bytes, data: bytes = b"", details: bytes = b"") -> bytes:
+    body = head + data + details
+    sizes = (len(head), len(data), len(details))
+    return _MAGIC + _HEAD.pack(kind, *sizes, _checksum(kind, body)) + body
+
+
+def _result_record(result: Result) -> bytes:
+    head = json.dumps([list(result.key), *result[1:5]]).encode()
+    return _record(_RESULT, head, result.data, result.details)
+
+
+def _checksum(kind: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(kind))
+
+
+def _key(row: object) -> Key:
+    if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int for n in row):
+        raise ValueError("no key")
+    return (row[0], row[1], row[2], row[3])
+
+
+def _sync(fd: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(fd)

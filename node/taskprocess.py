@@ -1,0 +1,159 @@
+"""Task processes seen from the worker: starting one, talking to it, ending its whole tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retire_cluster.node import proctree
+from retire_cluster.node.frames import Frame, read_frame, write_frame
+from retire_cluster.node.leftovers import Leftovers
+
+_MODULE = "retire_cluster.node.child"
+#: A keeper ends its tree within its own patience; then the worker does it for it.
+KEEPER_PATIENCE_SECONDS = proctree.PATIENCE_SECONDS + 1.0
+_MAX_STDERR = 2_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How task processes of this worker are started."""
+
+    #: Empty folder to start in: Python looks for modules there.
+    folder: Path
+    #: Folder in which tasks get their own.
+    scratch: Path
+    environment: Mapping[str, str]
+    leftovers: Leftovers
+    #: Bytes of memory of one process; 0: no limit.
+    memory_bytes: int = 0
+    python: str = sys.executable
+
+
+class TaskProcess:
+    """One running task process."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Starts it. Raises `OSError` when the system has no room for another process."""
+        environment = dict(plan.environment)
+        environment["RC_WORKER"] = plan.leftovers.mark
+        environment["RC_SCRATCH"] = str(plan.scratch)
+        environment["RC_MEMORY_BYTES"] = str(plan.memory_bytes)
+        self._leftovers = plan.leftovers
+        self._lock = threading.Lock()
+        self._life_fd: int | None = None
+        self._job: Any = None
+        self.tasks_done = 0
+        flags: dict[str, Any] = {}
+        arguments = [plan.python, "-m", _MODULE]
+        read_fd = -1
+        if sys.platform == "win32":
+            flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        else:
+            read_fd, self._life_fd = os.pipe()
+            arguments.append(str(read_fd))
+            flags.update(pass_fds=(read_fd,), start_new_session=True)
+        try:
+            self._process = subprocess.Popen(
+                arguments,
+                cwd=plan.folder,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                **flags,
+            )
+        except BaseException:
+            self._close_life()
+            raise
+        finally:
+            if read_fd >= 0:
+                os.close(read_fd)
+        if sys.platform == "win32":
+            from retire_cluster.node.winjob import Job
+
+            with contextlib.suppress(OSError):
+                self._job = Job()
+                self._job.add(int(self._process._handle))  # type: ignore[attr-defined,unused-ignore]
+        plan.leftovers.add(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process's number; the keeper's on POSIX."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
+        """Hands it a request. Raises `OSError` when it is gone."""
+        stdin = self._process.stdin
+        if stdin is None or stdin.closed:
+            raise BrokenPipeError("the task process was told to end")
+        write_frame(stdin.fileno(), header, blob)
+
+    def receive(self) -> Frame | None:
+        """Its next message, or None when it is gone. Raises `FrameError`."""
+        assert self._process.stdout is not None
+        return read_frame(self._process.stdout.fileno())
+
+    def kill(self) -> None:
+        """Begins to end the whole tree; returns at once. From any thread, any number of times."""
+        with self._lock:
+            self._close_life()
+            if self._job is not None:
+                self._job.kill()
+            elif os.name == "nt":
+                with contextlib.suppress(OSError):
+                    self._process.kill()
+
+    def retire(self) -> None:
+        """Lets it end by itself: there is no further request."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def wait(self) -> tuple[int, str]:
+        """Waits until the tree is gone, and sees to it; exit code and the last words.
+
+        A keeper that does not manage is killed from here, with what is left below it.
+        """
+        self.retire()
+        try:
+            code = self._process.wait(KEEPER_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            proctree.kill_tree(self.pid)
+            with contextlib.suppress(OSError):
+                self._process.kill()
+            code = self._process.wait()
+        if code < 0:
+            # The keeper itself was killed, so nobody looked after what is below it.
+            self._leftovers.sweep_group(self.pid)
+        with self._lock:
+            self._close_life()
+            if self._job is not None:
+                self._job.close()
+                self._job = None
+        words = b""
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    if stream is self._process.stderr:
+                        words = stream.read(65_536) or b""
+                    stream.close()
+        self._leftovers.remove(self.pid)
+        return code, words[-_MAX_STDERR:].decode("utf-8", "replace").strip()
+
+    def _close_life(self) -> None:
+        if self._life_fd is not None:
+            os.close(self._life_fd)
+            self._life_fd = None

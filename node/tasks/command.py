@@ -1,0 +1,231 @@
+"""`command`: a program, its output, its exit code. Off until the device's owner allows it.
+
+A list is run as it is, without a shell, so that no argument is ever interpreted. The program gets
+an own session and nothing of the worker's environment but what policy.py lists. Whatever it
+started ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+from retire_cluster.node import proctree
+from retire_cluster.node.tasks.base import (
+    Answer,
+    BadPayload,
+    Context,
+    Denied,
+    Hopeless,
+    TaskFailed,
+    TimedOut,
+    as_number,
+    as_text,
+    as_text_map,
+    no_strangers,
+)
+from retire_cluster.schemas.task_types import BUILTIN
+
+INFO = BUILTIN["command"]
+MAX_TIMEOUT_SECONDS = 86_400
+
+
+def check(payload: Mapping[str, Any], *, shell: bool = False) -> None:
+    """Raises `BadPayload` for a payload that cannot be used, `Denied` for a refused shell."""
+    no_strangers(payload, INFO.payload_schema or {})
+    command = payload.get("command")
+    if isinstance(command, str):
+        if not command.strip() or "\0" in command:
+            raise BadPayload("command", "must not be empty or hold a NUL")
+        if not shell:
+            raise Denied(
+                "this device runs no shell: send a list of program and arguments, or let its owner"
+                " allow it by --allow command:shell"
+            )
+    elif not isinstance(command, list) or not command:
+        raise BadPayload("command", "must be a list of program and arguments")
+    elif not all(isinstance(word, str) and "\0" not in word for word in command):
+        raise BadPayload("command", "must be a list of texts without NUL")
+    elif not command[0]:
+        raise BadPayload("command", "must start with the program's name")
+    as_number(payload, "timeout", 0.1, MAX_TIMEOUT_SECONDS)
+    if "\0" in (as_text(payload, "cwd") or ""):
+        raise BadPayload("cwd", "must not hold a NUL")
+    as_text(payload, "stdin")
+    for name, value in as_text_map(payload, "env").items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise BadPayload("env", f"{name!r:.80} cannot be set")
+
+
+def run(payload: Mapping[str, Any], context: Context) -> Answer:
+    """`{"return_code", "stdout", "stderr", "command"}` of a program that ended with 0.
+
+    Raises `TaskFailed` with that result for another exit code, `TimedOut` with what there was,
+    `Hopeless` when the program cannot be started.
+    """
+    check(payload, shell=context.limits.shell)
+    command = payload["command"]
+    folder = payload.get("cwd")
+    if folder is not None and not os.path.isdir(folder):
+        raise BadPayload("cwd", f"there is no folder {folder!r:.200} on this device")
+    environment = {**context.limits.environment, **(payload.get("env") or {})}
+    environment["RC_TASK_ID"] = context.task_id
+    environment["RC_ATTEMPT"] = str(context.attempt)
+    text = payload.get("stdin")
+    process = _start(command, folder, environment, text is not None)
+    job = _job_of(process)
+    outputs = [_Output(stream, context.limits.output_bytes) for stream in _streams(process)]
+    if text is not None:
+        _feed(process, text)
+    seconds = min(float(payload.get("timeout", MAX_TIMEOUT_SECONDS)), context.timeout_seconds)
+    end = time.monotonic() + seconds
+    try:
+        process.wait(max(0.0, end - time.monotonic()))
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    finally:
+        _end_tree(process, job)
+    for output in outputs:
+        output.join(2.0)
+    truncated = any(output.truncated for output in outputs)
+    result = {
+        "return_code": None if timed_out else process.returncode,
+        "stdout": outputs[0].text(),
+        "stderr": outputs[1].text(),
+        "command": command,
+    }
+    if timed_out:
+        raise TimedOut(
+            f"the command did not end within {seconds:g} s", result=result, truncated=truncated
+        )
+    code = process.returncode
+    if code:
+        words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        raise TaskFailed(f"command {words}", result=result, truncated=truncated)
+    return Answer(result, truncated)
+
+
+def _start(
+    command: str | list[str], folder: str | None, environment: Mapping[str, str], feed: bool
+) -> subprocess.Popen[bytes]:
+    shell = isinstance(command, str)
+    flags: dict[str, Any] = {}
+    if sys.platform == "win32":
+        flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        flags["start_new_session"] = True
+    try:
+        return subprocess.Popen(
+            command,
+            shell=shell,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            **flags,
+        )
+    except FileNotFoundError:
+        raise Hopeless(f"there is no program {command[0]!r:.200} on this device") from None
+    except PermissionError:
+        raise Hopeless(f"{command[0]!r:.200} may not be run on this device") from None
+    except (ValueError, UnicodeError) as error:
+        raise Hopeless(f"the command cannot be started: {error}") from None
+    except OSError as error:
+        if error.errno in _HOPELESS_ERRNOS:
+            raise Hopeless(f"the command cannot be started: {error}") from None
+        raise TaskFailed(f"the command cannot be started: {error}") from None
+
+
+def _errnos() -> frozenset[int]:
+    import errno
+
+    return frozenset({errno.ENOEXEC, errno.E2BIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP})
+
+
+_HOPELESS_ERRNOS = _errnos()
+
+
+def _streams(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process.stdout, process.stderr
+
+
+def _feed(process: subprocess.Popen[bytes], text: str) -> None:
+    def write() -> None:
+        assert process.stdin is not None
+        # A program may end, or close its input, before it has read everything.
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.write(text.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.close()
+
+    threading.Thread(target=write, name="stdin", daemon=True).start()
+
+
+def _job_of(process: subprocess.Popen[bytes]) -> Any:
+    if sys.platform != "win32":
+        return None
+    from retire_cluster.node.winjob import Job
+
+    try:
+        job = Job()
+        job.add(int(process._handle))  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return None
+    return job
+
+
+def _end_tree(process: subprocess.Popen[bytes], job: Any) -> None:
+    """Ends the program and all it started; a program's background helpers go with it."""
+    if job is not None:
+        job.close()
+    elif os.name == "nt":
+        if process.poll() is None:
+            proctree.kill_tree(process.pid)
+    else:
+        if process.poll() is None or not proctree.IS_LINUX:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+        proctree.kill_descendants(os.getpid())
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2.0)
+
+
+class _Output(threading.Thread):
+    """Reads a stream to its end and keeps the beginning."""
+
+    def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
+        super().__init__(name="output", daemon=True)
+        self._stream = stream
+        self._room = limit_bytes
+        self._parts: list[bytes] = []
+        self.truncated = False
+        self.start()
+
+    def run(self) -> None:
+        """Until nobody holds the other end."""
+        with contextlib.suppress(OSError, ValueError):
+            while part := self._stream.read(65_536):
+                if len(part) > self._room:
+                    self.truncated = True
+                    part = part[: self._room]
+                self._room -= len(part)
+                if part:
+                    self._parts.append(part)
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.close()
+
+    def text(self) -> str:
+        """What was kept; bytes that are no UTF-8 are replaced."""
+        return b"".join(self._parts).decode("utf-8", "replace")

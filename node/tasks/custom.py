@@ -1,0 +1,146 @@
+"""Own task types: Python functions that a package offers in `retire_cluster.task_types`.
+
+    [project.entry-points."retire_cluster.task_types"]
+    resize_image = "my_package.images:resize"
+
+The target is a function `resize(payload, context)` that returns a JSON value, or an object with a
+method `run` of that form. Either may carry attributes: `name` (else the entry point's),
+`description` (else the docstring's first line), `payload_schema` (docs/protocol.md),
+`repeatable` (running it twice does no harm; no by default) and `deterministic_errors`, the
+exception classes after which trying again makes no sense.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from retire_cluster.node.tasks.base import Answer, Context, Hopeless, TaskFailed
+from retire_cluster.schemas.messages import TypeInfo
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
+
+GROUP = "retire_cluster.task_types"
+_NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
+_MAX_TRACEBACK = 16_000
+
+
+class CustomType(NamedTuple):
+    """A task type found on this device."""
+
+    info: TypeInfo
+    #: `module:attribute`, from which the task process loads it.
+    entry_point: str
+
+
+def installed() -> dict[str, str]:
+    """The entry points of the group: name → `module:attribute`. Imports none of them."""
+    found = importlib.metadata.entry_points(group=GROUP)
+    return {entry.name: entry.value for entry in found}
+
+
+def describe(entry_points: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Loads each and says what it is, or what is wrong with it; for a task process.
+
+    Rows are `{"info": {…}, "entry_point": …}` or `{"problem": …}`.
+    """
+    for name, value in entry_points.items():
+        try:
+            target = load(value)
+            info = _info(name, target)
+        except BaseException as error:  # a stranger's module may do anything at import
+            yield {"problem": f"task type {name} ({value}): {type(error).__name__}: {error}"[:500]}
+            continue
+        yield {"info": vars(info), "entry_point": value}
+
+
+def read_description(row: Mapping[str, Any]) -> CustomType:
+    """A row of `describe` as a record; raises `WireError`."""
+    return CustomType(TypeInfo.read(row.get("info")), str(row.get("entry_point", "")))
+
+
+def load(entry_point: str) -> Any:
+    """The object an entry point names; raises whatever importing it raises."""
+    module, _, attribute = entry_point.partition(":")
+    target: Any = importlib.import_module(module.strip())
+    for part in attribute.split("[")[0].strip().split("."):
+        target = getattr(target, part)
+    return target() if inspect.isclass(target) else target
+
+
+def _info(entry_name: str, target: Any) -> TypeInfo:
+    name = getattr(target, "name", None) or entry_name
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ValueError(f"the name {name!r:.80} may have only a-z 0-9 _ . - (1 to 100)")
+    if name in BUILTIN_TASK_TYPES:
+        raise ValueError(f"{name} is a built-in type")
+    _callable(target)
+    schema = getattr(target, "payload_schema", None)
+    if schema is not None and not isinstance(schema, dict):
+        raise TypeError("payload_schema is an object or None")
+    json.dumps(schema, allow_nan=False)
+    doc = inspect.getdoc(target) or ""
+    description = getattr(target, "description", None) or doc.partition("\n")[0]
+    return TypeInfo(
+        name=name,
+        description=str(description)[:1000],
+        payload_schema=schema,
+        repeatable=getattr(target, "repeatable", False) is True,
+    )
+
+
+def _callable(target: Any) -> Callable[[Mapping[str, Any], Context], Any]:
+    run = getattr(target, "run", None)
+    found = run if callable(run) else target
+    if not callable(found):
+        raise TypeError("is neither a function nor an object with a method run")
+    return found  # type: ignore[no-any-return]  # whatever it is, it is called as documented
+
+
+def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answer:
+    """Runs one task of an own type.
+
+    Raises `TaskFailed` with the trace for what it raises, `Hopeless` for its own
+    `deterministic_errors`.
+    """
+    target = load(entry_point)
+    function = _callable(target)
+    hopeless = getattr(target, "deterministic_errors", ())
+    try:
+        return Answer(function(payload, context))
+    except TaskFailed:
+        raise
+    except (Exception, SystemExit) as error:
+        words = f"{type(error).__name__}: {error}"[:2000]
+        trace = _trace(error)
+        if _is_one_of(error, hopeless):
+            raise Traced(Hopeless(words), trace) from None
+        raise Traced(TaskFailed(words), trace) from None
+
+
+def _is_one_of(error: BaseException, kinds: Any) -> bool:
+    try:
+        return isinstance(error, tuple(kinds))
+    except TypeError:
+        return False
+
+
+class Traced(Exception):
+    """A failure together with the trace to show."""
+
+    def __init__(self, failure: TaskFailed, trace: str) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.trace = trace
+
+
+def _trace(error: BaseException) -> str:
+    # Without our own frame on top, which says nothing to the type's author.
+    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return text if len(text) <= _MAX_TRACEBACK else "…" + text[-_MAX_TRACEBACK:]

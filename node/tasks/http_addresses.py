@@ -1,0 +1,111 @@
+"""Which addresses a task may reach: the guard against requests into the owner's own network.
+
+A name is resolved once, every address it gives is judged, and the connection goes to an address
+that was judged, so that a name which resolves differently a moment later gains nothing. Forms that
+carry an IPv4 address inside an IPv6 one are judged by the address inside. The ranges are those of
+IANA's special-purpose registries (RFC 6890 and its updates), written out because the standard
+library's idea of "global" changes between Python versions.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from retire_cluster.node.tasks.base import Denied, TaskFailed
+
+IPv4 = ipaddress.IPv4Address
+IPv6 = ipaddress.IPv6Address
+
+_NOT_PUBLIC_4 = tuple(
+    ipaddress.IPv4Network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    )
+)  # fmt: skip
+#: The only block of IPv6 that is routed publicly; all else is refused.
+_PUBLIC_6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC_6 = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2001:db8::/32", "3fff::/20",  # documentation
+        "2620:4f:8000::/48",  # AS112
+    )
+)  # fmt: skip
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
+
+Resolve = Callable[[str, int], list[str]]
+
+
+class Endpoint(NamedTuple):
+    """Where to connect for one request."""
+
+    #: The name as the URL has it, for the Host header and the certificate.
+    host: str
+    #: The address that was judged.
+    address: str
+    port: int
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address, written in the usual form, may be reached by strangers' tasks."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return _is_public_6(address) if isinstance(address, IPv6) else _is_public_4(address)
+
+
+def _is_public_4(address: IPv4) -> bool:
+    return not any(address in network for network in _NOT_PUBLIC_4)
+
+
+def _is_public_6(address: IPv6) -> bool:
+    if address.ipv4_mapped is not None:
+        return _is_public_4(address.ipv4_mapped)
+    if address in _NAT64:
+        return _is_public_4(IPv4(int(address) & 0xFFFF_FFFF))
+    if address in _SIX_TO_FOUR:
+        return _is_public_4(IPv4((int(address) >> 80) & 0xFFFF_FFFF))
+    return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a name, by the system's resolver. Raises `OSError`."""
+    rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(row[4][0]) for row in rows))
+
+
+def choose(
+    host: str, port: int, *, private_allowed: bool, look_up: Resolve = resolve
+) -> list[Endpoint]:
+    """Where to connect for `host`, best first.
+
+    Raises `Denied` when any of its addresses is not public and the owner did not allow those,
+    `TaskFailed` when it has none.
+    """
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        found = look_up(bare, port)
+    except (OSError, UnicodeError) as error:
+        raise TaskFailed(f"cannot find the address of {host}: {error}") from None
+    if not found:
+        raise TaskFailed(f"{host} has no address")
+    if not private_allowed:
+        _refuse_private(host, found)
+    return [Endpoint(host, address, port) for address in found]
+
+
+def _refuse_private(host: str, addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if not is_public(address):
+            raise Denied(
+                f"{host} is at {address}, which is not a public address; this device's owner can"
+                " allow those by policy.private_addresses"
+            )

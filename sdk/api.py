@@ -1,0 +1,193 @@
+"""`RetireClusterAPI`: the REST document's client, with the rest of the endpoints beside its two.
+
+Every method returns the answer's envelope, an error's too, exactly as the document's class does.
+Answers 429 and 503 are waited out as their `Retry-After` asks; submissions carry an
+`Idempotency-Key`, so that trying again never submits twice.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from retire_cluster.schemas.vocabulary import TERMINAL
+from retire_cluster.sdk.transport import Transport
+
+_POLL_SECONDS = 25
+#: Where long polls are answered at once (too many are parked), ask no more often than this.
+_BETWEEN_POLLS_SECONDS = 1.0
+_ENDED = frozenset(status.value for status in TERMINAL)
+
+
+class RetireClusterAPI:
+    """A client of one cluster's REST interface.
+
+    :param base_url: the interface's address with its version, as `http://localhost:8081/api/v1`
+    :param api_key: sent as `X-API-Key`
+    :param timeout_seconds: longest silence of the facade
+    :param retry_seconds: longest time spent on waiting out 429 and 503; 0 for none
+
+    Methods raise `retire_cluster.schemas.errors.ClusterUnavailable` when nobody answers. An
+    instance may be shared between threads.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeout_seconds: float = 30.0,
+        retry_seconds: float = 90.0,
+    ) -> None:
+        self._transport = Transport(
+            base_url, timeout_seconds=timeout_seconds, retry_seconds=retry_seconds
+        )
+        self.base_url = self._transport.base_url
+        self.headers = {"Content-Type": "application/json"}
+        if api_key:
+            self.headers["X-API-Key"] = api_key
+
+    def get_cluster_status(self) -> dict[str, Any]:
+        """Devices, resources and tasks at a glance."""
+        return self._get("/cluster/status")
+
+    def get_cluster_metrics(self) -> dict[str, Any]:
+        """Measured utilization and performance."""
+        return self._get("/cluster/metrics")
+
+    def list_devices(self, **filters: Any) -> dict[str, Any]:
+        """A page of devices: `page, page_size, status, role, platform, tags`."""
+        return self._get("/devices", **filters)
+
+    def get_device(self, device_id: str) -> dict[str, Any]:
+        """All about one device."""
+        return self._get(f"/devices/{quote(device_id, safe='')}")
+
+    def ping_device(self, device_id: str) -> dict[str, Any]:
+        """A round trip to a device."""
+        return self._post(f"/devices/{quote(device_id, safe='')}/ping", repeatable=True)
+
+    def remove_device(self, device_id: str) -> dict[str, Any]:
+        """Remove a device from the cluster."""
+        return self._send("DELETE", f"/devices/{quote(device_id, safe='')}")
+
+    def submit_task(
+        self, task_type: str, payload: Mapping[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        """Submit a task; `priority`, `requirements`, `metadata` as keywords.
+
+        `idempotency_key` chooses the key that makes a repetition harmless; by default each call
+        has one of its own.
+        """
+        key = kwargs.pop("idempotency_key", None)
+        body = {"task_type": task_type, "payload": dict(payload), **kwargs}
+        return self._submit("/tasks", body, key)
+
+    def submit_tasks(
+        self, tasks: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Submit up to 1000 tasks, all or nothing; the answer has `task_ids`."""
+        return self._submit("/tasks/batch", {"tasks": [dict(t) for t in tasks]}, idempotency_key)
+
+    def list_tasks(self, **filters: Any) -> dict[str, Any]:
+        """A page of tasks: `page, page_size, after, status, task_type, priority, device_id`."""
+        return self._get("/tasks", **filters)
+
+    def get_task(self, task_id: str) -> dict[str, Any]:
+        """All about one task."""
+        return self._get(f"/tasks/{quote(task_id, safe='')}")
+
+    def get_task_status(self, task_id: str) -> dict[str, Any]:
+        """Where a task is."""
+        return self._get(f"/tasks/{quote(task_id, safe='')}/status")
+
+    def get_task_result(self, task_id: str) -> dict[str, Any]:
+        """A finished task's result; an error envelope `NO_TASK_RESULT` before."""
+        return self._get(f"/tasks/{quote(task_id, safe='')}/result")
+
+    def cancel_task(self, task_id: str) -> dict[str, Any]:
+        """Cancel a task."""
+        return self._post(f"/tasks/{quote(task_id, safe='')}/cancel")
+
+    def retry_task(self, task_id: str) -> dict[str, Any]:
+        """Run an ended task again."""
+        return self._post(f"/tasks/{quote(task_id, safe='')}/retry")
+
+    def get_task_types(self) -> dict[str, Any]:
+        """The task types of all devices."""
+        return self._get("/tasks/types")
+
+    def get_task_statistics(self) -> dict[str, Any]:
+        """Measured statistics of tasks."""
+        return self._get("/tasks/statistics")
+
+    def get_config(self, section: str | None = None) -> dict[str, Any]:
+        """All settings, or those of `server` or `heartbeat`."""
+        return self._get(f"/config/{quote(section, safe='')}" if section else "/config")
+
+    def update_config(self, section: str, **values: Any) -> dict[str, Any]:
+        """Change settings of a section, all or none."""
+        return self._send("PUT", f"/config/{quote(section, safe='')}", body=values, repeatable=True)
+
+    def get_events(
+        self, since: int | None = None, *, wait_seconds: float = 0, **filters: Any
+    ) -> dict[str, Any]:
+        """Events after a cursor: `type, task_id, device_id`; `data.next` is the next cursor."""
+        return self._send(
+            "GET",
+            "/events",
+            query={"since": since, "wait": wait_seconds, **filters},
+            timeout_seconds=wait_seconds + self._transport.timeout_seconds,
+        )
+
+    def wait(self, task_id: str, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """Wait for a task's end and return its result's envelope, or the first error's.
+
+        Waits on events, which cost no rate limit. Raises `TimeoutError` when the time is over.
+        """
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        cursor: int | None = None
+        look = True
+        while True:
+            if cursor is None:  # before looking, or an end in between would be missed
+                events = self.get_events()
+                if events.get("status") != "success":
+                    return events
+                cursor = events["data"]["next"]
+            if look:
+                status = self.get_task_status(task_id)
+                if status.get("status") != "success":
+                    return status
+                if status["data"]["status"] in _ENDED:
+                    return self.get_task_result(task_id)
+            left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"task {task_id} has not ended within {timeout_seconds:g} s")
+            asked = time.monotonic()
+            events = self.get_events(cursor, wait_seconds=min(_POLL_SECONDS, left), task_id=task_id)
+            if events.get("status") != "success":
+                return events
+            data = events["data"]
+            cursor = data["next"]
+            look = bool(data["events"] or data.get("gap"))
+            if not look and time.monotonic() - asked < _BETWEEN_POLLS_SECONDS:
+                time.sleep(min(_BETWEEN_POLLS_SECONDS, max(left, 0.0)))
+
+    def _submit(self, path: str, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        return self._send("POST", path, body=body, headers=headers, repeatable=True)
+
+    def _get(self, path: str, **query: Any) -> dict[str, Any]:
+        return self._send("GET", path, query=query)
+
+    def _post(self, path: str, *, repeatable: bool = False) -> dict[str, Any]:
+        return self._send("POST", path, body={}, repeatable=repeatable)
+
+    def _send(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        sent = {**self.headers, **(headers or {})}
+        return self._transport.send(method, path, headers=sent, **options).body

@@ -1,0 +1,215 @@
+"""The Python SDK against a small real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.sdk import RetireClusterAPI
+from retire_cluster.sdk.transport import Transport
+
+#: Status, headers, body (a text is sent as it is).
+Answer = tuple[int, dict[str, str], Any]
+
+
+class Facade(ThreadingHTTPServer):
+    """Answers from a list, or by a function of the request; remembers what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Answer] = []
+        self.asked: list[dict[str, Any]] = []
+        self.decide: Callable[[str, str], Answer] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/api/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Facade
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked.append(
+            {
+                "method": self.command,
+                "path": self.path,
+                "headers": {name.lower(): value for name, value in self.headers.items()},
+                "body": json.loads(body) if body else None,
+            }
+        )
+        if self.server.decide is not None:
+            status, headers, answer = self.server.decide(self.command, self.path)
+        else:
+            status, headers, answer = self.server.answers.pop(0)
+        text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(text)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PUT = do_DELETE = handle_any
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+@pytest.fixture
+def facade() -> Iterator[Facade]:
+    server = Facade()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ok(data: Any) -> Answer:
+    return (200, {}, {"status": "success", "data": data})
+
+
+BUSY: Answer = (429, {"Retry-After": "0"}, {"status": "error", "error_code": "RATE_LIMIT_EXCEEDED"})
+AWAY: Answer = (503, {"Retry-After": "0"}, {"status": "error", "error_code": "CLUSTER_UNAVAILABLE"})
+
+
+def test_the_documents_lines_work_as_printed(facade: Facade) -> None:
+    facade.answers = [ok({"cluster_stats": {}}), (201, {}, {"status": "success"})]
+    api = RetireClusterAPI(facade.url)
+    status = api.get_cluster_status()
+    task = api.submit_task("echo", {"message": "Hello"})
+    assert status["data"] == {"cluster_stats": {}}
+    assert task["status"] == "success"
+    assert facade.asked[0]["path"] == "/api/v1/cluster/status"
+    assert facade.asked[1]["body"] == {"task_type": "echo", "payload": {"message": "Hello"}}
+    assert facade.asked[1]["headers"]["content-type"] == "application/json"
+    assert "x-api-key" not in facade.asked[1]["headers"]
+
+
+def test_the_key_and_further_fields_are_sent(facade: Facade) -> None:
+    facade.answers = [ok({})]
+    RetireClusterAPI(facade.url + "/", "secret").submit_task(
+        "echo", {}, priority="high", metadata={"a": 1}, idempotency_key="k1"
+    )
+    asked = facade.asked[0]
+    assert asked["headers"]["x-api-key"] == "secret"
+    assert asked["headers"]["idempotency-key"] == "k1"
+    assert asked["path"] == "/api/v1/tasks"
+    assert asked["body"]["priority"] == "high"
+    assert "idempotency_key" not in asked["body"]
+
+
+@pytest.mark.parametrize("answer", [BUSY, AWAY])
+def test_a_refused_submission_is_sent_again_under_the_same_key(
+    facade: Facade, answer: Answer
+) -> None:
+    facade.answers = [answer, answer, ok({"task_id": "t"})]
+    assert RetireClusterAPI(facade.url).submit_task("echo", {})["data"] == {"task_id": "t"}
+    keys = {asked["headers"]["idempotency-key"] for asked in facade.asked}
+    assert len(facade.asked) == 3
+    assert len(keys) == 1
+
+
+def test_two_submissions_have_two_keys(facade: Facade) -> None:
+    facade.answers = [ok({}), ok({})]
+    api = RetireClusterAPI(facade.url)
+    api.submit_task("echo", {})
+    api.submit_task("echo", {})
+    assert len({asked["headers"]["idempotency-key"] for asked in facade.asked}) == 2
+
+
+def test_a_cancel_is_not_sent_again_after_503_but_after_429(facade: Facade) -> None:
+    facade.answers = [BUSY, AWAY]
+    answer = RetireClusterAPI(facade.url).cancel_task("t")
+    assert answer["error_code"] == "CLUSTER_UNAVAILABLE"
+    assert len(facade.asked) == 2
+
+
+def test_waiting_out_ends_and_returns_the_last_answer(facade: Facade) -> None:
+    facade.answers = [(429, {"Retry-After": "3600"}, BUSY[2])]
+    answer = RetireClusterAPI(facade.url).get_cluster_status()
+    assert answer["error_code"] == "RATE_LIMIT_EXCEEDED"
+    assert len(facade.asked) == 1
+
+
+def test_an_errors_envelope_is_returned_not_raised(facade: Facade) -> None:
+    facade.answers = [(404, {}, {"status": "error", "error_code": "TASK_NOT_FOUND"})]
+    assert RetireClusterAPI(facade.url).get_task("x")["error_code"] == "TASK_NOT_FOUND"
+
+
+def test_an_answer_that_is_no_json_becomes_an_error_envelope(facade: Facade) -> None:
+    facade.answers = [(502, {}, "<html>bad gateway</html>")]
+    answer = RetireClusterAPI(facade.url).get_cluster_status()
+    assert answer["status"] == "error"
+    assert "502" in answer["message"]
+
+
+def test_ids_cannot_leave_their_place_in_the_path(facade: Facade) -> None:
+    facade.answers = [ok({})]
+    RetireClusterAPI(facade.url).get_device("../config?x=1")
+    assert facade.asked[0]["path"] == "/api/v1/devices/..%2Fconfig%3Fx%3D1"
+
+
+def test_nobody_listening_raises_with_a_hint() -> None:
+    pauses: list[float] = []
+    transport = Transport("http://127.0.0.1:9/api/v1", pause=pauses.append)
+    with pytest.raises(ClusterUnavailable, match=r"127\.0\.0\.1:9.*retire-cluster up"):
+        transport.send("GET", "/cluster/status", headers={})
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8081", "ftp://x/api", "/api/v1"])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        RetireClusterAPI(url)
+
+
+def test_waiting_follows_the_events_to_the_result(facade: Facade) -> None:
+    states = iter(["running", "success"])
+
+    def decide(method: str, path: str) -> Answer:
+        if path.endswith("/status"):
+            return ok({"status": next(states)})
+        if path.endswith("/result"):
+            return ok({"result_data": 42})
+        if "since=5" in path:
+            return ok({"events": [{"type": "task.success"}], "next": 6, "gap": False})
+        return ok({"events": [], "next": 5, "gap": False})
+
+    facade.decide = decide
+    answer = RetireClusterAPI(facade.url).wait("t1", 20)
+    assert answer["data"] == {"result_data": 42}
+    polls = [asked["path"] for asked in facade.asked if "since=5" in asked["path"]]
+    assert len(polls) == 1
+    assert "task_id=t1" in polls[0]
+
+
+def test_waiting_gives_up_in_time(facade: Facade) -> None:
+    def decide(method: str, path: str) -> Answer:
+        if path.endswith("/status"):
+            return ok({"status": "running"})
+        return ok({"events": [], "next": 5, "gap": False})
+
+    facade.decide = decide
+    with pytest.raises(TimeoutError, match="t1"):
+        RetireClusterAPI(facade.url).wait("t1", 0.2)
+
+
+def test_waiting_for_an_unknown_task_returns_its_error(facade: Facade) -> None:
+    def decide(method: str, path: str) -> Answer:
+        if "/tasks/" in path:
+            return (404, {}, {"status": "error", "error_code": "TASK_NOT_FOUND"})
+        return ok({"events": [], "next": 5})
+
+    facade.decide = decide
+    assert RetireClusterAPI(facade.url).wait("t1", 5)["error_code"] == "TASK_NOT_FOUND"

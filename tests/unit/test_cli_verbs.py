@@ -1,0 +1,362 @@
+"""What the verbs make of words and answers, without a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retire_cluster.cli import config, devices, submit, tasks, up, waiting
+from retire_cluster.cli.announce import Announcement, is_loopback
+from retire_cluster.cli.common import Session
+from retire_cluster.cli.explain import explanation_text
+from retire_cluster.cli.output import Output, Style
+from retire_cluster.cli.payloads import payload_from_words, requirements_from_words
+from retire_cluster.cli.status import status_text
+from retire_cluster.cli.target import Target
+from retire_cluster.schemas.errors import (
+    ClusterUnavailable,
+    DeviceNotFound,
+    TaskNotFound,
+    ValidationError,
+)
+
+PLAIN = Style()
+TASK = "0190a0a0-0000-7000-8000-000000000001"
+
+
+class Script:
+    """Answers calls in order; an exception is raised."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.blobs: list[bytes] = []
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]:
+        self.calls.append((op, dict(args or {})))
+        self.blobs += blobs
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        found: dict[str, Any] = answer
+        return found
+
+
+class Run:
+    """A session around a script, with what it printed."""
+
+    def __init__(self, script: Script, *, as_json: bool = False, **args: Any) -> None:
+        self.out, self.err = io.StringIO(), io.StringIO()
+        target = Target("127.0.0.1", 8080, "the default", Path())
+        output = Output(self.out, self.err, as_json)
+        self.session = Session(script, output, target, argparse.Namespace(**args))
+
+    def __call__(self, command: Callable[[Session], int]) -> int:
+        return command(self.session)
+
+
+def result(status: str = "success", **more: Any) -> dict[str, Any]:
+    return {
+        "task_id": TASK,
+        "status": status,
+        "result_data": {"echo": {"a": 1}},
+        "execution_time_seconds": 0.05,
+        "worker_device_id": "pi",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "payload"),
+    [
+        (["message=Hello World"], {"message": "Hello World"}),
+        (["n=3", "f=1.5", "b=true", "z=null"], {"n": 3, "f": 1.5, "b": True, "z": None}),
+        (["list=[1, 2]", 'o={"a": 1}'], {"list": [1, 2], "o": {"a": 1}}),
+        (['quoted="3"'], {"quoted": "3"}),
+        (["a=b=c", "empty="], {"a": "b=c", "empty": ""}),
+        (["forced:=[1]"], {"forced": [1]}),
+        (["text=NaN"], {"text": "NaN"}),
+    ],
+)
+def test_words_become_a_payload(words: list[str], payload: dict[str, Any]) -> None:
+    assert payload_from_words("echo", words) == payload
+
+
+def test_a_field_that_a_type_declares_as_text_stays_text() -> None:
+    assert payload_from_words("python_eval", ["expression=2"]) == {"expression": "2"}
+    assert payload_from_words("sleep", ["duration=2"]) == {"duration": 2}
+
+
+@pytest.mark.parametrize("word", ["noequals", "=value", "a:={", "a:=NaN"])
+def test_a_word_that_is_no_field_is_refused(word: str) -> None:
+    with pytest.raises(ValidationError):
+        payload_from_words("echo", [word])
+
+
+def test_words_become_requirements() -> None:
+    words = ["min_cpu_cores=2", "required_tags=a,b", "required_tags=c", "required_platform=linux"]
+    assert requirements_from_words(words) == {
+        "min_cpu_cores": 2,
+        "required_tags": ["a", "b", "c"],
+        "required_platform": "linux",
+    }
+
+
+def test_changes_are_grouped_by_section() -> None:
+    words = ["heartbeat.interval=2", "server.max_connections=9", "heartbeat.timeout=60"]
+    assert config.changes_by_section(words) == {
+        "heartbeat": {"interval": 2, "timeout": 60},
+        "server": {"max_connections": 9},
+    }
+    with pytest.raises(ValidationError, match=r"section\.name=value"):
+        config.changes_by_section(["interval=2"])
+
+
+def submission(**more: Any) -> dict[str, Any]:
+    plain = {
+        "task_type": "echo",
+        "payload": ["a=1"],
+        "priority": "normal",
+        "requirement": [],
+        "metadata": [],
+        "wait": False,
+        "timeout": None,
+    }
+    return {**plain, **more}
+
+
+def test_submit_prints_the_id_alone_on_standard_output() -> None:
+    script = Script({"task_ids": [TASK], "submitted_at": "t"})
+    run = Run(script, **submission(requirement=["max_retries=0"], metadata=["by=me"]))
+    assert run(submit.submit) == 0
+    assert run.out.getvalue() == f"{TASK}\n"
+    op, args = script.calls[0]
+    assert op == "task.submit"
+    assert args["tasks"] == [
+        {
+            "task_type": "echo",
+            "priority": "normal",
+            "requirements": {"max_retries": 0},
+            "metadata": {"by": "me"},
+        }
+    ]
+    assert json.loads(script.blobs[0]) == {"a": 1}
+
+
+def test_submit_reads_a_file_and_says_when_it_cannot(tmp_path: Path) -> None:
+    path = tmp_path / "payload.json"
+    path.write_text('{"b": 2}')
+    script = Script({"task_ids": [TASK]})
+    assert Run(script, **submission(payload=[f"@{path}"]))(submit.submit) == 0
+    assert json.loads(script.blobs[0]) == {"b": 2}
+    with pytest.raises(ValidationError, match="cannot be read"):
+        Run(Script(), **submission(payload=[f"@{path}.missing"]))(submit.submit)
+
+
+def test_submit_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("[1]"))
+    with pytest.raises(ValidationError, match="a JSON object is required"):
+        Run(Script(), **submission(payload=["-"]))(submit.submit)
+
+
+def test_waiting_prints_the_result_and_exits_0() -> None:
+    script = Script({"task_ids": [TASK]}, {"results": [result()], "unfinished": []})
+    run = Run(script, **submission(wait=True))
+    assert run(submit.submit) == 0
+    assert json.loads(run.out.getvalue()) == {"echo": {"a": 1}}
+    assert f"{TASK}: success on pi in 0.05 s" in run.err.getvalue()
+
+
+@pytest.mark.parametrize("status", ["failed", "timeout", "cancelled"])
+def test_waiting_for_a_task_that_does_not_succeed_exits_1(status: str) -> None:
+    answer = result(status, result_data=None, error_message="it broke")
+    run = Run(Script({"results": [answer], "unfinished": []}), task_ids=[TASK], timeout=None)
+    assert run(tasks.wait) == 1
+    assert "it broke" in run.err.getvalue()
+    assert run.out.getvalue() == ""
+
+
+def test_waiting_that_takes_too_long_exits_7_and_says_how_to_look_again() -> None:
+    run = Run(Script({"results": [], "unfinished": [TASK]}), task_ids=[TASK], timeout=0.0)
+    assert run(tasks.wait) == 7
+    assert f"retire-cluster tasks wait {TASK}" in run.err.getvalue()
+
+
+def test_ctrl_c_while_waiting_detaches_and_says_how_to_look_again() -> None:
+    run = Run(Script(KeyboardInterrupt()), task_ids=[TASK], timeout=None)
+    assert run(tasks.wait) == 130
+    assert f"retire-cluster tasks wait {TASK}" in run.err.getvalue()
+
+
+def test_waiting_outlives_a_restart_of_the_main_node() -> None:
+    script = Script(
+        ClusterUnavailable(), ClusterUnavailable(), {"results": [result()], "unfinished": []}
+    )
+    pauses: list[float] = []
+    results, unfinished = waiting.wait_for(
+        script, [TASK], None, clock=lambda: float(len(pauses)), pause=pauses.append
+    )
+    assert [r["task_id"] for r in results] == [TASK]
+    assert unfinished == []
+    assert len(pauses) == 2
+
+
+def test_waiting_ends_when_the_main_node_stays_away() -> None:
+    script = Script(*[ClusterUnavailable()] * 100)
+    pauses: list[float] = []
+    with pytest.raises(ClusterUnavailable):
+        waiting.wait_for(
+            script, [TASK], None, clock=lambda: float(len(pauses)), pause=pauses.append
+        )
+    assert 25 <= len(pauses) <= 35
+
+
+def test_a_list_of_tasks_follows_the_cursor_up_to_the_limit() -> None:
+    def page(n: int, cursor: str | None) -> dict[str, Any]:
+        return {"items": [{"task_id": TASK}] * n, "pagination": {"next_cursor": cursor}}
+
+    script = Script(page(100, "c1"), page(50, "c2"))
+    args = {"status": None, "type": "echo", "priority": None, "device": None, "limit": 150}
+    run = Run(script, as_json=True, **args)
+    assert run(tasks.ls) == 0
+    assert [call[1] for call in script.calls] == [
+        {"task_type": "echo", "page_size": 100},
+        {"task_type": "echo", "page_size": 50, "after": "c1"},
+    ]
+    assert len(json.loads(run.out.getvalue())["data"]) == 150
+
+
+def test_several_devices_are_all_tried_though_one_is_unknown() -> None:
+    script = Script(DeviceNotFound("no device b"), {"device_id": "c"})
+    run = Run(script, device_ids=["b", "c"])
+    assert run(devices.drain) == 5
+    assert run.out.getvalue() == "c: draining\n"
+    assert "no device b" in run.err.getvalue()
+
+
+def test_a_device_that_does_not_answer_its_ping_exits_3() -> None:
+    answer = {"device_id": "a", "ping_successful": False, "response_time_ms": None}
+    run = Run(Script(answer), device_ids=["a"])
+    assert run(devices.ping) == 3
+    assert "no answer" in run.out.getvalue()
+
+
+def test_several_tasks_are_all_cancelled_though_one_is_unknown() -> None:
+    script = Script(TaskNotFound(), {"task_id": TASK, "status": "cancelled"})
+    run = Run(script, task_ids=["x", TASK])
+    assert run(tasks.cancel) == 5
+    assert run.out.getvalue() == f"{TASK}: cancelled\n"
+
+
+def test_the_explanation_counts_the_reasons_and_lists_the_devices() -> None:
+    data = {
+        "task_id": TASK,
+        "status": "queued",
+        "queued_reason": {
+            "eligible_devices": 0,
+            "busy_devices": 0,
+            "rejected": {"missing tag gpu": 3},
+        },
+        "devices": [{"device_id": "pi", "eligible": False, "reasons": ["missing tag gpu"]}],
+    }
+    text = explanation_text(data, PLAIN)
+    assert "3 rejected" in text
+    assert "pi      no        missing tag gpu" in text
+
+
+def test_the_status_reads_well() -> None:
+    data = {
+        "cluster_stats": {
+            "total_devices": 5,
+            "online_devices": 4,
+            "health_percentage": 80.0,
+            "total_resources": {"cpu_cores": 32, "memory_gb": 128, "storage_gb": 2000},
+            "by_role": {"compute": 2},
+            "by_platform": {},
+        },
+        "server_info": {"version": "1.0.0", "uptime": "2d 4h 30m"},
+        "tasks": {"queued": 1, "running": 2, "by_status": {"success": 7, "failed": 0}},
+    }
+    text = status_text(data, "127.0.0.1:8080", PLAIN)
+    assert "4 of 5 online (80 %)" in text
+    assert "127.0.0.1:8080, version 1.0.0, up 2d 4h 30m" in text
+    assert "success=7" in text
+    assert "failed" not in text
+
+
+def announcement(**more: Any) -> Announcement:
+    plain: dict[str, Any] = {
+        "api_host": "127.0.0.1",
+        "api_port": 8081,
+        "worker_port": 8082,
+        "worker_host": "127.0.0.1",
+        "lan_address": "192.0.2.7",
+    }
+    return Announcement(**{**plain, **more})
+
+
+def test_a_loopback_bus_is_not_offered_to_other_devices() -> None:
+    text = announcement().text(windows=False)
+    assert "192.0.2.7" not in text
+    assert "retire-cluster up --insecure" in text
+    assert "http://127.0.0.1:8081/api/v1" in text
+
+
+def test_an_open_bus_is_offered_by_the_lan_address() -> None:
+    text = announcement(worker_host="0.0.0.0").text(windows=False)
+    assert "retire-cluster-worker --join 192.0.2.7:8082\n" in text
+    assert "not encrypted" in text
+
+
+def test_a_facade_on_every_address_is_called_by_loopback_here() -> None:
+    assert announcement(api_host="0.0.0.0").url == "http://127.0.0.1:8081"
+    assert announcement(api_host="::").url == "http://[::1]:8081"
+
+
+def test_the_curl_line_is_quoted_for_the_shell_at_hand() -> None:
+    assert """-d '{"task_type""" in announcement().text(windows=False)
+    assert """-d "{\\"task_type""" in announcement().text(windows=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("pi", False)],
+)
+def test_loopback_is_recognised(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("hostname", "expected"),
+    [("old-laptop", "old-laptop"), ("Käthes PC.local", "K-thes-PC"), ("...", "host"), ("", "host")],
+)
+def test_a_hostname_becomes_the_beginning_of_a_device_id(hostname: str, expected: str) -> None:
+    assert up.local_host_id(hostname) == expected
+
+
+@pytest.mark.parametrize("workers", ["-1", "257", "x"])
+def test_a_number_of_workers_out_of_bounds_is_a_usage_error(
+    workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        up.parser().parse_args(["--workers", workers])
+    assert ended.value.code == 2
+    assert "--workers" in capsys.readouterr().err
+
+
+def test_a_wrong_port_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert up.main(["--port", "70000"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
