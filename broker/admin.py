@@ -103,19 +103,23 @@ class Admin:
 
     def number(self, task_id: str) -> int:
         """A present task's number. Raises `TaskNotFound`."""
-        read = self.state.ids.read(task_id)
-        if read is None or not self.state.ledger.has(read[0]):
-            raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
-        number, created_ms = read
-        task = self.state.tasks.get(number)
-        if task is not None:
-            known_ms = task.created_ms
-        else:
-            head = self.store.heads((number,)).get(number)
-            known_ms = head.created_ms if head is not None else -1
-        if known_ms != created_ms:
-            raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
-        return number
+        return self.numbers((task_id,))[0]
+
+    def numbers(self, task_ids: Sequence[str]) -> list[int]:
+        """Present tasks' numbers. Raises `TaskNotFound` naming the first that is not there."""
+        read = [self.state.ids.read(task_id) for task_id in task_ids]
+        ended = [
+            found[0] for found in read if found is not None and found[0] not in self.state.tasks
+        ]
+        heads = self.store.heads(ended) if ended else {}
+        numbers = []
+        for task_id, found in zip(task_ids, read, strict=True):
+            number, created_ms = found or (0, 0)
+            task = self.state.tasks.get(number) or heads.get(number)
+            if task is None or task.created_ms != created_ms or not self.state.ledger.has(number):
+                raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
+            numbers.append(number)
+        return numbers
 
     def live(self, number: int) -> Task | None:
         """The task if it has not ended."""

@@ -353,7 +353,7 @@ def explain(admin: Admin, call: Call) -> Reply:
 )
 def wait(admin: Admin, call: Call) -> None:
     """Park until tasks have ended."""
-    numbers = [admin.number(task_id) for task_id in call.args["task_ids"]]
+    numbers = admin.numbers(call.args["task_ids"])
     unfinished = frozenset(number for number in numbers if number in admin.state.tasks)
     event = ev.WaitAsked(call.ticket, numbers, unfinished, call.args["timeout_seconds"])
     admin.apply(event, call.now)

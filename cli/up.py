@@ -35,10 +35,10 @@ from retire_cluster.cli.endpoints import (
     run_path,
     write_json,
 )
-from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
 from retire_cluster.conf.loading import default_data_dir, read_settings
+from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.node.proctree import become_subreaper
 
@@ -141,7 +141,8 @@ class Up:
     def run(self) -> int:
         """Start, watch, stop. Raises `FolderLocked` when the data folder is taken, `OSError`."""
         self._listen_to_signals()
-        (self._data_dir / "run").mkdir(parents=True, exist_ok=True)
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._data_dir / "run").mkdir(mode=0o700, exist_ok=True)
         with FolderLock(self._data_dir / "run" / "up.lock", "retire-cluster up"):
             self._await_earlier()
             for path in (
@@ -231,7 +232,9 @@ class Up:
         return command
 
     def _module(self, name: str, data_dir: Path | None = None) -> list[str]:
-        command = [sys.executable, "-m", "retire_cluster.cli.main", name]
+        # The folder that `up` was started in must not be where children import from.
+        safe = ["-P"] if sys.version_info >= (3, 11) else []
+        command = [sys.executable, *safe, "-m", "retire_cluster.cli.main", name]
         command += ["--data-dir", str(data_dir or self._data_dir)]
         if self._args.config:
             command += ["--config", os.path.abspath(self._args.config)]

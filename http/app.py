@@ -1,4 +1,4 @@
-"""All wiring of the REST facade: `create_app` puts the parts together, the whole route table in view.
+"""All wiring of the REST facade: `create_app` with the whole route table in view.
 
 `assemble` makes the parts from settings; the commands and `wsgi.py` call it at their edge.
 """

@@ -47,6 +47,10 @@ class _Nowhere:
 class StrictParser(HTTPRequestParser):  # type: ignore[misc]
     """Reads one request; knows when it began and what its path's body may weigh."""
 
+    error: Any
+    content_length: int
+    expect_continue: bool
+
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
         #: Monotonic seconds of the first byte.
@@ -65,7 +69,7 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Read start line and headers. Raises `ParsingError` for what two readers could differ on."""
+        """Read start line and headers; raises `ParsingError` for what two readers may differ on."""
         try:
             super().parse_header(header_plus)
         except ValueError as error:  # the standard library's URL parser

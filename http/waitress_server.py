@@ -63,6 +63,8 @@ class Patience:
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection."""
 
+    request: StrictParser | None
+    total_outbufs_len: int
     parser_class = StrictParser
     error_task_class = EnvelopeErrorTask
     #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.

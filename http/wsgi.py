@@ -1,8 +1,8 @@
 """`retire_cluster.api.wsgi:app` for gunicorn and other WSGI servers.
 
-The only module that builds anything when it is imported: from the environment and the TOML file that
-`RETIRE_CLUSTER_CONFIG` names. Sockets and the background thread are made by the first request of
-each process, so forking servers are safe.
+The only module that builds anything when it is imported: from the environment and the TOML file
+that `RETIRE_CLUSTER_CONFIG` names. Sockets and the background thread are made by the first request
+of each process, so forking servers are safe.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _prctl(option: int, value: int) -> bool:
     try:
         import ctypes
 
-        return ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0
+        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
     except (ImportError, OSError, AttributeError):
         return False
 
@@ -93,9 +93,7 @@ def _from_proc(pid: int) -> Process | None:
     # The name in parentheses may hold anything, also spaces and parentheses.
     fields = text[text.rfind(b")") + 2 :].split()
     try:
-        return Process(
-            pid, int(fields[1]), int(fields[2]), fields[0].decode(), fields[19].decode()
-        )
+        return Process(pid, int(fields[1]), int(fields[2]), fields[0].decode(), fields[19].decode())
     except (IndexError, ValueError):
         return None
 

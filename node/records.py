@@ -151,9 +151,7 @@ class Stop(NamedTuple):
     reason: str
 
 
-Event = (
-    Opened | LinkUp | LinkDown | Received | Started | Progressed | Ended | Learned | Tick | Stop
-)
+Event = Opened | LinkUp | LinkDown | Received | Started | Progressed | Ended | Learned | Tick | Stop
 
 
 # --- instructions ---------------------------------------------------------------------------

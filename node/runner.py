@@ -251,19 +251,20 @@ class Runner:
             return
         if news.kind == "started":
             active.began = now
-            slack = COMMAND_SLACK_SECONDS if active.attempt.task_type == "command" else 0.0
-            active.deadline = now + active.attempt.timeout_seconds + slack
-            self._set_timer(active.deadline, news.key)
             self._started.append(news.key)
+            if active.reason is None:
+                slack = COMMAND_SLACK_SECONDS if active.attempt.task_type == "command" else 0.0
+                active.deadline = now + active.attempt.timeout_seconds + slack
+                self._set_timer(active.deadline, news.key)
         elif news.kind == "progress":
             header = news.header
             self._told.append(Told(news.key, header.get("percent"), header.get("message") or ""))
         else:
             del self._active[news.key]
-            if active.reason is not None:
+            if news.kind == "done" and active.reason not in (CANCELLED, ABANDONED):
+                self._finish(active, news, now)  # it was faster than what was to end it
+            elif active.reason is not None:
                 self._end_killed(active, active.reason, now)
-            elif news.kind == "done":
-                self._finish(active, news, now)
             else:
                 self._died(active, news.header, now)
 

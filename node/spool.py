@@ -8,7 +8,6 @@ does not check out, such as a torn last one after a power cut, is skipped by loo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
@@ -41,7 +40,7 @@ class Spool:
         self._live: dict[Key, Result] = {}
         #: Damaged places met while reading.
         self.damaged = 0
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        self._fd = _open(path)
         self._read()
         self._size = os.lseek(self._fd, 0, os.SEEK_END)
         if not self._live and self._size:
@@ -99,25 +98,17 @@ class Spool:
 
     def _compact(self) -> None:
         temporary = self._path.with_suffix(".new")
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-        fd = os.open(temporary, flags, 0o600)
         data = b"".join(_result_record(result) for result in self._live.values())
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        os.close(self._fd)  # Windows cannot replace an open file
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            _sync(fd)
-            if os.name == "nt":
-                os.close(self._fd)  # an open file cannot be replaced there
             os.replace(temporary, self._path)
-        except OSError:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        if os.name != "nt":
-            os.close(self._fd)
-        self._fd, self._size = fd, len(data)
+        finally:
+            self._fd = _open(self._path)
+            self._size = os.lseek(self._fd, 0, os.SEEK_END)
 
     def _read(self) -> None:
         os.lseek(self._fd, 0, os.SEEK_SET)
@@ -141,27 +132,25 @@ class Spool:
 
     def _records(self, text: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
         at = 0
-        while (found := text.find(_MAGIC, at)) >= 0:
-            if found != at:
-                self.damaged += 1
-            record, end = _parse(text, found)
-            if record is None:
-                self.damaged += 1
-                at = found + len(_MAGIC)
-                # What follows the torn record up to the next magic is part of the same damage.
-                following = text.find(_MAGIC, at)
-                at = following if following >= 0 else len(text)
+        while at < len(text):
+            record, end = _parse(text, at)
+            if record is not None:
+                yield record
+                at = end
                 continue
-            yield record
-            at = end
-        if at != len(text) and self.damaged == 0:
             self.damaged += 1
+            found = text.find(_MAGIC, at + 1)
+            at = found if found >= 0 else len(text)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
 
 
 def _parse(text: bytes, at: int) -> tuple[tuple[bytes, bytes, bytes, bytes] | None, int]:
     start = at + len(_MAGIC)
     body = start + _HEAD.size
-    if body > len(text):
+    if body > len(text) or text[at:start] != _MAGIC:
         return None, at
     kind, head_size, data_size, details_size, checksum = _HEAD.unpack_from(text, start)
     end = body + head_size + data_size + details_size

@@ -87,3 +87,20 @@ if sys.platform == "win32":
             if self._handle:
                 self._kernel.CloseHandle(self._handle)
                 self._handle = None
+
+else:
+
+    class Job:
+        """There are no jobs elsewhere."""
+
+        def __init__(self) -> None:
+            raise OSError("this is not Windows")
+
+        def add(self, process_handle: int) -> None:
+            """Never reached."""
+
+        def kill(self) -> None:
+            """Never reached."""
+
+        def close(self) -> None:
+            """Never reached."""

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from retire_cluster.sdk.api import RetireClusterAPI
+from retire_cluster.sdk.cluster import Cluster, TaskFailed, TaskFuture
 
-__all__ = ["RetireClusterAPI"]
+__all__ = ["Cluster", "RetireClusterAPI", "TaskFailed", "TaskFuture"]

@@ -28,7 +28,7 @@ class Prometheus(Resource):
     """Answers a scrape. A silent main node gives `retire_cluster_up 0`, not an error."""
 
     def __init__(self, cluster: GuardedCluster, stats: HttpStats) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._cluster = cluster
         self._stats = stats
 

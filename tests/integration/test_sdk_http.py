@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -213,3 +216,58 @@ def test_waiting_for_an_unknown_task_returns_its_error(facade: Facade) -> None:
 
     facade.decide = decide
     assert RetireClusterAPI(facade.url).wait("t1", 5)["error_code"] == "TASK_NOT_FOUND"
+
+
+JAVASCRIPT = """
+import { RetireClusterAPI } from MODULE;
+const api = new RetireClusterAPI(process.argv[1], 'secret');
+const status = await api.getClusterStatus();
+const task = await api.submitTask('echo', { message: 'Hello' }, { priority: 'high' });
+const result = await api.waitForTask(task.data.task_id, { timeoutSeconds: 20 });
+const seen = [];
+for await (const event of api.watch({ since: 5 })) { seen.push(event.type); break; }
+console.log(JSON.stringify({ status: status.data, result: result.data, seen }));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_the_javascript_class_does_the_same(facade: Facade) -> None:
+    submissions = iter([BUSY, ok({"task_id": "t1"})])
+    states = iter(["running", "success"])
+
+    def decide(method: str, path: str) -> Answer:
+        if path.endswith("/cluster/status"):
+            return ok({"cluster_stats": {}})
+        if method == "POST":
+            return next(submissions)
+        if path.endswith("/status"):
+            return ok({"status": next(states)})
+        if path.endswith("/result"):
+            return ok({"result_data": 42})
+        events = [{"type": "task.success"}] if "since=5" in path else []
+        return ok({"events": events, "next": 6 if events else 5})
+
+    facade.decide = decide
+    module = (files("retire_cluster.sdk") / "js" / "retire-cluster.mjs").as_uri()  # type: ignore[attr-defined]
+    script = JAVASCRIPT.replace("MODULE", json.dumps(module))
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script, facade.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "status": {"cluster_stats": {}},
+        "result": {"result_data": 42},
+        "seen": ["task.success"],
+    }
+    posts = [asked for asked in facade.asked if asked["method"] == "POST"]
+    assert len(posts) == 2
+    assert posts[0]["headers"]["idempotency-key"] == posts[1]["headers"]["idempotency-key"]
+    assert posts[1]["body"] == {
+        "task_type": "echo",
+        "payload": {"message": "Hello"},
+        "priority": "high",
+    }
+    assert posts[1]["headers"]["x-api-key"] == "secret"

@@ -1,0 +1,52 @@
+"""`/ws`: the event log as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import falcon
+
+from retire_cluster.api.auth import Access
+from retire_cluster.api.feed import UPGRADE, EventFeed, Filter, Listener, Sink, Upgrade
+from retire_cluster.api.peers import Origins
+from retire_cluster.api.resources.base import Resource
+from retire_cluster.api.tickets import Tickets
+from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden, UpgradeRequired
+
+_INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same events"
+
+
+class Stream(Resource):
+    """Turns a request into a WebSocket that carries one JSON event a message."""
+
+    def __init__(
+        self, feed: EventFeed, access: Access, origins: Origins, tickets: Tickets
+    ) -> None:
+        self._feed = feed
+        self._access = access
+        self._origins = origins
+        self._tickets = tickets
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """101, or why not."""
+        query = dict(req.context.query)
+        # Browsers ask nobody before they open a WebSocket across sites.
+        if self._origins.is_foreign(req.env, through_proxy=req.context.identity.peer.through_proxy):
+            raise Forbidden("Pages of other sites may not listen here; allow them by --cors-origin")
+        if not self._tickets.is_good(query.pop("ticket", "")):
+            self._access.check_reading(req.context.identity)
+        upgrade: Upgrade | None = req.env.get(UPGRADE)
+        if upgrade is None:
+            if req.get_header("Upgrade", default="").lower() == "websocket":
+                raise ClusterUnavailable(f"This server cannot hold a WebSocket; {_INSTEAD}")
+            raise UpgradeRequired(f"This address speaks WebSocket only; {_INSTEAD}")
+        since = query.pop("since", None)
+        wanted = Filter(**query)
+
+        def opened(sink: Sink) -> Callable[[], None]:
+            listener = Listener(sink, wanted, since)
+            self._feed.add(listener)
+            return lambda: self._feed.remove(listener)
+
+        upgrade(opened)
+        resp.status = "101 Switching Protocols"

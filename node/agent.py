@@ -1,0 +1,290 @@
+"""The worker's loop: one thread that owns the socket and moves events to and from the session.
+
+    poll -> transport news -> messages -> runner's news -> stop wishes -> tick -> send
+
+Slots and signal handlers reach it only by queues and one byte on a socket pair. Everything that
+decides is in session.py; everything that runs tasks is in runner.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import zmq
+
+from retire_cluster.node import probe
+from retire_cluster.node.records import (
+    Connect,
+    Event,
+    Exit,
+    Forget,
+    Instruction,
+    Keep,
+    Kill,
+    Learned,
+    LinkDown,
+    LinkUp,
+    Opened,
+    Received,
+    Run,
+    Say,
+    Send,
+    Stop,
+    Tick,
+)
+from retire_cluster.node.runner import Runner
+from retire_cluster.node.session import Session
+from retire_cluster.node.sockets import Dialer, Link
+from retire_cluster.node.spool import Spool, SpoolError
+from retire_cluster.schemas import wire
+from retire_cluster.schemas.messages import Assign, Heartbeat, read_from_broker
+
+log = logging.getLogger("retire_cluster.node")
+
+#: Windows sees Ctrl-C only between two polls; elsewhere a byte wakes the loop.
+MAX_POLL_MS = 500 if sys.platform == "win32" else 5_000
+MAX_MESSAGES_A_TURN = 200
+REPROBE_SECONDS = 600.0
+GOODBYE_LINGER_MS = 1_000
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Waker:
+    """One byte that ends a poll; usable from any thread and from signal handlers."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+
+    def __call__(self) -> None:
+        """Wakes the loop; when the pair is full it is about to wake anyway."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        """Takes the bytes out."""
+        with contextlib.suppress(OSError):
+            while self.reader.recv(4096):
+                pass
+
+    def close(self) -> None:
+        """Gives the pair back."""
+        self.reader.close()
+        self.writer.close()
+
+
+class Agent:
+    """Connects a session, a runner and a spool to a socket."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        runner: Runner,
+        spool: Spool,
+        dialer: Dialer,
+        waker: Waker,
+        sample: Callable[[], Mapping[str, Any]],
+        capabilities: dict[str, Any],
+        clock: Callable[[], float],
+    ) -> None:
+        self._session = session
+        self._runner = runner
+        self._spool = spool
+        self._dialer = dialer
+        self._waker = waker
+        self._sample = sample
+        self._capabilities = capabilities
+        self._clock = clock
+        self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._link: Link | None = None
+        self._outgoing: deque[list[bytes]] = deque()
+        self._exit_code: int | None = None
+        self._probed_at = clock()
+        #: Messages that were not of the protocol.
+        self.malformed = 0
+
+    def stop(self, reason: str) -> None:
+        """Asks the worker to go; a second time, at once. From any thread or signal handler."""
+        self._stops.put(reason)
+        self._waker()
+
+    def run(self) -> int:
+        """Works until told to go; the exit code."""
+        self._poller.register(self._waker.reader, zmq.POLLIN)
+        try:
+            self._feed(Learned(self._capabilities))
+            self._feed(Opened())
+            while self._exit_code is None:
+                self._wait()
+                self._read_transport()
+                self._read_messages()
+                self._read_runner()
+                self._read_stops()
+                self._reprobe()
+                self._feed(Tick())
+                self._flush()
+            self._leave()
+        finally:
+            self._runner.close()
+            self._drop_link(0)
+            self._context.term()
+            self._spool.close()
+        return self._exit_code
+
+    # --- one turn -----------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        now = self._clock()
+        due = [at for at in (self._session.next_due(), self._runner.next_due()) if at is not None]
+        # A millisecond more, so that the clock has passed the moment when we look at it.
+        wait_ms = min(max(0.0, (min(due) - now) * 1000 + 1), MAX_POLL_MS) if due else MAX_POLL_MS
+        if self._link is not None:
+            flags = zmq.POLLIN | (zmq.POLLOUT if self._outgoing else 0)
+            self._poller.register(self._link.socket, flags)
+        self._poller.poll(int(wait_ms))
+        self._waker.drain()
+
+    def _read_transport(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        for news in link.news():
+            if self._link is not link:
+                return
+            self._feed(LinkUp() if news == "up" else LinkDown(news))
+
+    def _read_messages(self) -> None:
+        for _ in range(MAX_MESSAGES_A_TURN):
+            link = self._link
+            if link is None or self._exit_code is not None:
+                return
+            try:
+                frames = link.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = wire.decode(wire.BUS, frames)
+                record = read_from_broker(message.verb, message.header)
+                if isinstance(record, Assign) and len(record.items) != len(message.blobs):
+                    raise wire.WireError("ASSIGN: one payload an item is required")
+            except wire.WireError as error:
+                self._count_malformed(error)
+                continue
+            self._feed(Received(record, message.blobs))
+
+    def _count_malformed(self, error: wire.WireError) -> None:
+        self.malformed += 1
+        if self.malformed == 1:
+            log.warning(
+                "%s sent something that is not of the protocol and is ignored: %s",
+                self._dialer.address,
+                error,
+            )
+
+    def _read_runner(self) -> None:
+        for event in self._runner.collect(self._clock()):
+            self._feed(event)
+        if self._runner.last_error:
+            self._session.last_error = self._runner.last_error
+
+    def _read_stops(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._feed(Stop(self._stops.get_nowait()))
+
+    def _reprobe(self) -> None:
+        now = self._clock()
+        if now - self._probed_at < REPROBE_SECONDS:
+            return
+        self._probed_at = now
+        has_internet = probe.guarded(probe.has_internet)
+        if has_internet is not None:
+            self._capabilities["has_internet"] = has_internet
+            self._feed(Learned(self._capabilities))
+
+    # --- instructions -------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        for instruction in self._session.handle(event, self._clock()):
+            self._perform(instruction)
+
+    def _perform(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Send):
+            self._send(instruction)
+        elif isinstance(instruction, Run):
+            self._runner.run(instruction.attempts, self._clock())
+        elif isinstance(instruction, Kill):
+            self._runner.kill(instruction.keys, instruction.reason, self._clock())
+        elif isinstance(instruction, Keep):
+            self._store(lambda: self._spool.store(instruction.results))
+        elif isinstance(instruction, Forget):
+            self._store(lambda: self._spool.forget(instruction.keys))
+        elif isinstance(instruction, Connect):
+            self._connect()
+        elif isinstance(instruction, Say):
+            log.log(_LEVELS[instruction.level], "%s", instruction.text)
+        elif isinstance(instruction, Exit):
+            self._exit_code = instruction.code
+
+    def _store(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except SpoolError as error:
+            # The result still goes to the main node; only a power cut now could lose it.
+            if self._session.last_error != str(error):
+                log.error("%s", error)
+            self._session.last_error = str(error)
+
+    def _connect(self) -> None:
+        self._drop_link(0)
+        try:
+            self._link = Link(self._dialer, self._context)
+        except zmq.ZMQError as error:
+            log.warning("cannot dial %s: %s", self._dialer.address, error)
+            return
+        self._poller.register(self._link.monitor, zmq.POLLIN)
+
+    def _drop_link(self, linger_ms: int) -> None:
+        self._outgoing.clear()
+        if self._link is None:
+            return
+        for each in (self._link.monitor, self._link.socket):
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(each)
+        self._link.close(linger_ms)
+        self._link = None
+
+    def _send(self, instruction: Send) -> None:
+        message = instruction.message
+        if isinstance(message, Heartbeat):
+            message = replace(message, metrics=dict(self._sample()))
+        verb, header = message.write()
+        self._outgoing.append(wire.encode(wire.BUS, verb, header, instruction.blobs))
+
+    def _flush(self) -> None:
+        link = self._link
+        while self._outgoing and link is not None:
+            try:
+                link.socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self._outgoing.popleft()
+
+    def _leave(self) -> None:
+        """Gives the last messages a moment to go out."""
+        link = self._link
+        if link is not None and self._outgoing and link.socket.poll(GOODBYE_LINGER_MS, zmq.POLLOUT):
+            self._flush()
+        self._drop_link(GOODBYE_LINGER_MS)

@@ -1,0 +1,357 @@
+"""`retire-cluster-worker`: makes this device a member of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import random
+import secrets
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retire_cluster.conf import logs
+from retire_cluster.conf.loading import read_settings
+from retire_cluster.conf.settings import ROLES, Settings, SettingsError
+from retire_cluster.node import probe, proctree
+from retire_cluster.node.catalog import Catalog
+from retire_cluster.node.clock import monotonic
+from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, host_name
+from retire_cluster.node.leftovers import Leftovers
+from retire_cluster.node.metrics import Sampler
+from retire_cluster.node.policy import Policy, running_as_root
+from retire_cluster.node.records import Introduction
+from retire_cluster.node.runner import Runner
+from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED, Pace, Session
+from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer, parse_join
+from retire_cluster.node.spool import Spool
+from retire_cluster.node.taskprocess import Plan, TaskProcess
+from retire_cluster.node.tasks import custom
+from retire_cluster.node.tasks.base import Limits
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, Platform
+from retire_cluster.schemas.wire import WireError
+
+PROGRAM = "retire-cluster-worker"
+#: Own types have this long to be imported and described at start.
+DESCRIBE_SECONDS = 30.0
+_MIB = 1024 * 1024
+
+log = logging.getLogger("retire_cluster.node")
+
+
+class Unusable(Exception):
+    """The worker cannot start as it was asked to; the text is one line with the cure."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Joins this device to a Retire-Cluster and runs tasks for it.",
+    )
+    parser.add_argument(
+        "--join", metavar="HOST[:PORT]", help=f"the main node (port {DEFAULT_PORT})"
+    )
+    parser.add_argument("--device-id", help="name in the cluster; made once when not given")
+    parser.add_argument("--role", choices=ROLES, help="what the device is for")
+    parser.add_argument("--tag", action="append", metavar="T", help="a tag; may be repeated")
+    parser.add_argument("--slots", type=int, help="tasks run at once (one a core)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        metavar="TYPE",
+        default=[],
+        help="also run this type: command, or command:shell; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-root", action="store_true", help="run command and own types even as root"
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=Pace.grace_seconds,
+        help="how long running tasks may go on after the first Ctrl-C (default %(default)g)",
+    )
+    parser.add_argument("--data-dir", help="folder of this worker's identity and results")
+    parser.add_argument("--config", help="TOML file with settings")
+    parser.add_argument(
+        "--test", action="store_true", help="say what this device offers, try to join, and leave"
+    )
+    parser.add_argument("--debug", action="store_true", help="log more, with traces")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code.
+
+    0 left in peace, 2 cannot start as asked or refused by the main node, 3 (`--test`) not
+    reachable, 4 removed from the cluster, 130 stopped at once by a second signal.
+    """
+    arguments = make_parser().parse_args(argv)
+    try:
+        settings = _settings(arguments)
+        policy = _policy(arguments, settings)
+        address = _address(settings)
+        logs.configure(settings.logging)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FolderLock(settings.data_dir)
+    except (SettingsError, Unusable, FolderTaken) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")
+    try:
+        worker = build(settings, policy, address, Pace(grace_seconds=arguments.drain_seconds))
+        if arguments.test:
+            from retire_cluster.node.report import check
+
+            return check(worker.dialer, worker.introduction, worker.capabilities, worker.catalog)
+        proctree.hide_memory()
+        return _run(worker)
+    except (Unusable, ValueError) as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{settings.data_dir} cannot be used: {error}; name another by --data-dir")
+    finally:
+        lock.release()
+
+
+@dataclass
+class Worker:
+    """The parts of a worker, put together but not running."""
+
+    settings: Settings
+    dialer: Dialer
+    introduction: Introduction
+    capabilities: dict[str, Any]
+    catalog: Catalog
+    plan: Plan
+    limits: Limits
+    pace: Pace
+
+
+def build(settings: Settings, policy: Policy, address: Address, pace: Pace) -> Worker:
+    """Finds out what this device is and has. Raises `ValueError` and `OSError`."""
+    folder = settings.data_dir
+    name = device_id(folder, settings.worker.device_id)
+    platform = probe.detect_platform()
+    android = platform is Platform.ANDROID
+    facts = probe.capabilities(folder)
+    role = settings.worker.role
+    if settings.source_of("worker.role") == "default":
+        role = probe.detect_role(platform).value
+    leftovers = Leftovers(folder / "task-processes.json")
+    ended = leftovers.end_earlier()
+    if ended:
+        log.warning("ended %d process(es) that an earlier worker had left", ended)
+    plan = Plan(
+        folder=_fresh(folder / "task-start"),
+        scratch=_fresh(folder / "task-work"),
+        environment=policy.process_environment(os.environ, android=android),
+        leftovers=leftovers,
+        memory_bytes=_memory_bytes(settings, facts),
+    )
+    catalog = Catalog(policy, _own_types(policy, plan))
+    introduction = Introduction(
+        device_id=name,
+        instance=secrets.token_hex(8),
+        version=_version(),
+        role=role,
+        platform=platform.value,
+        hostname=host_name(),
+        tags=probe.all_tags(settings.worker.tags, probe.automatic_tags(platform.value, facts)),
+        slots=settings.worker.slots or int(facts.get("cpu_count") or 1),
+        task_types=catalog.advertised(),
+    )
+    limits = Limits(
+        shell=policy.shell,
+        private_addresses=policy.private_addresses,
+        memory_bytes=plan.memory_bytes,
+        environment=policy.task_environment(os.environ, android=android),
+    )
+    dialer = Dialer(address)
+    return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace)
+
+
+def _run(worker: Worker) -> int:
+    from retire_cluster.node.agent import Agent, Waker
+
+    me, settings = worker.introduction, worker.settings
+    spool = Spool(settings.data_dir / "results.spool")
+    if spool.damaged:
+        log.warning("%d damaged place(s) in %s skipped", spool.damaged, "results.spool")
+    waker = Waker()
+    sampler = Sampler(settings.data_dir)
+    runner = Runner(
+        slots=me.slots,
+        catalog=worker.catalog,
+        limits=worker.limits,
+        start_process=lambda: TaskProcess(worker.plan),
+        facts=lambda: (worker.capabilities, sampler.sample()),
+        clock=monotonic,
+        wake=waker,
+    )
+    session = Session(
+        me,
+        now=monotonic(),
+        random=random.Random().random,
+        new_session=lambda: secrets.token_hex(8),
+        repeatable=worker.catalog.repeatable,
+        stored=spool.results(),
+        kill_on_lease_loss=settings.worker.on_lease_loss == "kill",
+        pace=worker.pace,
+        address=str(worker.dialer.address),
+    )
+    agent = Agent(
+        session=session,
+        runner=runner,
+        spool=spool,
+        dialer=worker.dialer,
+        waker=waker,
+        sample=sampler.sample,
+        capabilities=worker.capabilities,
+        clock=monotonic,
+    )
+    log.info(
+        "device %s (%s, %d slots: %s) dials %s",
+        me.device_id,
+        me.role,
+        me.slots,
+        ", ".join(info.name for info in me.task_types),
+        worker.dialer.address,
+    )
+    kept_back = worker.catalog.kept_back()
+    if kept_back:
+        log.warning(
+            "running as root: %s will not run; start as another user, or with --allow-root",
+            ", ".join(kept_back),
+        )
+    listen_to_signals(agent.stop, waker.writer.fileno())
+    try:
+        return agent.run()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        waker.close()
+
+
+def listen_to_signals(stop: Any, wakeup_fd: int) -> None:
+    """Ctrl-C, SIGTERM, CTRL_BREAK and a closed terminal ask the worker to go."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # nohup and its like ignore SIGHUP on purpose.
+        if number is None or signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        signal.signal(number, lambda signum, frame: stop(signal.Signals(signum).name))
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    overrides: dict[str, Any] = {
+        "data_dir": arguments.data_dir,
+        "worker.join": arguments.join,
+        "worker.device_id": arguments.device_id,
+        "worker.role": arguments.role,
+        "worker.tags": arguments.tag,
+        "worker.slots": arguments.slots,
+        "policy.allow_root": True if arguments.allow_root else None,
+        "logging.debug": True if arguments.debug else None,
+    }
+    if not 0 <= arguments.drain_seconds <= 86_400:
+        raise Unusable("--drain-seconds: must be from 0 to 86400")
+    return read_settings(overrides, arguments.config)
+
+
+def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
+    rules = settings.policy
+    return Policy.make(
+        allow=(*rules.allow, *arguments.allow),
+        deny=rules.deny,
+        shell=rules.shell,
+        private_addresses=rules.private_addresses,
+        is_root=running_as_root(),
+        allow_root=rules.allow_root,
+        pass_environment=rules.pass_environment,
+    )
+
+
+def _address(settings: Settings) -> Address:
+    if not settings.worker.join:
+        raise Unusable("name the main node: --join HOST[:PORT]")
+    try:
+        return parse_join(settings.worker.join)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
+def _own_types(policy: Policy, plan: Plan) -> list[custom.CustomType]:
+    """The task types that installed packages offer; imported in a task process, never here."""
+    entry_points = custom.installed()
+    for name in sorted(policy.allow - set(BUILTIN_TASK_TYPES) - set(entry_points)):
+        log.warning("--allow %s: there is no such task type on this device", name)
+    wanted = {name: value for name, value in entry_points.items() if policy.refusal(name) is None}
+    for name in sorted(set(entry_points) - set(wanted)):
+        log.warning("task type %s is left out: %s", name, policy.refusal(name))
+    if not wanted:
+        return []
+    process = TaskProcess(plan)
+    timer = threading.Timer(DESCRIBE_SECONDS, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        process.send({"kind": "describe", "entry_points": wanted})
+        frame = process.receive()
+    except (OSError, ValueError):
+        frame = None
+    finally:
+        timer.cancel()
+        _, words = process.wait()
+    if frame is None:
+        log.warning("own task types could not be loaded: %s", words or "their import did not end")
+        return []
+    found = []
+    for row in frame.header.get("types", []):
+        try:
+            if "problem" in row:
+                raise WireError(row["problem"])
+            found.append(custom.read_description(row))
+        except WireError as error:
+            log.warning("left out: %s", error)
+    return found
+
+
+def _memory_bytes(settings: Settings, facts: dict[str, Any]) -> int:
+    if settings.policy.memory_limit_mb:
+        return settings.policy.memory_limit_mb * _MIB
+    total_gb = facts.get("memory_total_gb")
+    return int(total_gb * probe.GIB * 3 / 4) if total_gb else 0
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder: what tasks of an earlier worker left there is nobody's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("retire-cluster")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _refuse(text: str) -> int:
+    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
+    return EXIT_REFUSED
+
+
+__all__ = ["EXIT_OK", "Worker", "build", "main", "make_parser"]

@@ -1,0 +1,117 @@
+"""Who this device is, and that only one worker at a time is it.
+
+Both live in the data folder: `device_id`, made once, and `worker.lock`, held as long as the
+process lives. The system gives the lock back when a process dies in whatever way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+
+_DEVICE_ID = re.compile(rf"{DEVICE_ID_PATTERN}\Z")
+
+
+class FolderTaken(Exception):
+    """Another worker uses this data folder."""
+
+
+class FolderLock:
+    """Keeps every other worker off a data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the lock. Raises `FolderTaken`, or `OSError` when the folder cannot be used."""
+        path = folder / "worker.lock"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            taken = not _try_lock(self._fd)
+        except OSError:
+            taken = False  # a file system without locks (Android's shared storage): go without
+        if taken:
+            owner = os.pread(self._fd, 20, 1).decode("ascii", "replace") if _HAS_PREAD else ""
+            os.close(self._fd)
+            number = f" (process {owner.strip()})" if owner.strip() else ""
+            raise FolderTaken(
+                f"another worker{number} uses {folder}; give each worker its own --data-dir"
+            )
+        # The first byte is what Windows locks, and nobody can read it there.
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.write(self._fd, b"\n" + str(os.getpid()).encode("ascii"))
+
+    def release(self) -> None:
+        """Lets the next worker in."""
+        os.close(self._fd)
+
+
+_HAS_PREAD = hasattr(os, "pread")
+
+
+def _try_lock(fd: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def device_id(folder: Path, wanted: str = "") -> str:
+    """This device's name: `wanted`, else the folder's, else a new one, which is then kept.
+
+    Raises `ValueError` for a name the protocol does not allow, `OSError` when it cannot be kept.
+    """
+    path = folder / "device_id"
+    kept = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        kept = path.read_text(encoding="utf-8").strip()
+    if wanted and not _DEVICE_ID.match(wanted):
+        raise ValueError(
+            f"device id {wanted!r:.120}: 1 to 100 of letters, digits and _ . : -, the first one"
+            " a letter or digit"
+        )
+    if wanted:
+        if not kept:
+            _keep(path, wanted)
+        return wanted
+    if _DEVICE_ID.match(kept):
+        return kept
+    made = make_device_id(host_name(), secrets.token_hex(3))
+    _keep(path, made)
+    return made
+
+
+def make_device_id(hostname: str, suffix: str) -> str:
+    """A new name: the host's, as far as it may be used, and a suffix."""
+    base = re.sub(r"[^A-Za-z0-9_.\-]+", "-", hostname.partition(".")[0]).strip("-._")[:60]
+    return f"{base or 'device'}-{suffix}"
+
+
+def host_name() -> str:
+    """The host's name, or empty."""
+    try:
+        return socket.gethostname()[:255]
+    except OSError:
+        return ""
+
+
+def _keep(path: Path, name: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(name + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,146 @@
+"""`--test`: what this device offers, and whether the main node welcomes it. Runs nothing."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+
+from retire_cluster.node.catalog import Catalog
+from retire_cluster.node.records import Introduction
+from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED
+from retire_cluster.node.sockets import Dialer, Link
+from retire_cluster.schemas import wire
+from retire_cluster.schemas.messages import (
+    FromBroker,
+    FromDevice,
+    Goodbye,
+    Hello,
+    Reject,
+    Welcome,
+    read_from_broker,
+)
+
+EXIT_UNREACHABLE = 3
+WAIT_SECONDS = 5.0
+
+
+def check(
+    dialer: Dialer,
+    me: Introduction,
+    capabilities: Mapping[str, Any],
+    catalog: Catalog,
+    wait_seconds: float = WAIT_SECONDS,
+) -> int:
+    """Prints the report; 0 welcomed, 2 refused, 3 no answer."""
+    _show(me, capabilities, catalog)
+    session = secrets.token_hex(8)
+    answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds)
+    if isinstance(answer, Welcome):
+        _line("main node", f"{dialer.address} welcomes this device")
+        return EXIT_OK
+    if isinstance(answer, Reject):
+        _line("main node", f"{dialer.address} refuses: {answer.message or answer.code}")
+        return EXIT_REFUSED
+    _line("main node", f"{dialer.address} does not answer ({trouble})")
+    sys.stderr.write(
+        "Check that the main node runs there and listens beyond its own machine"
+        " (retire-cluster-main --worker-host), the port, and firewalls.\n"
+    )
+    return EXIT_UNREACHABLE
+
+
+def _show(me: Introduction, facts: Mapping[str, Any], catalog: Catalog) -> None:
+    _line("device", f"{me.device_id} ({me.role}, {me.platform})")
+    _line("tags", ", ".join(me.tags) or "none")
+    _line("slots", str(me.slots))
+    for name, value in facts.items():
+        _line(name.replace("_", " "), str(value))
+    _line("task types", ", ".join(info.name for info in me.task_types))
+    kept_back = catalog.kept_back()
+    if kept_back:
+        _line("not as root", ", ".join(kept_back))
+
+
+def _line(name: str, text: str) -> None:
+    sys.stdout.write(f"{name + ':':<18} {text}\n")
+    sys.stdout.flush()
+
+
+def _ask(
+    dialer: Dialer,
+    me: Introduction,
+    capabilities: Mapping[str, Any],
+    session: str,
+    wait_seconds: float,
+) -> tuple[FromBroker | None, str]:
+    trouble = "no answer"
+    end = time.monotonic() + wait_seconds
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = None
+    try:
+        link = Link(dialer, context)
+        poller = zmq.Poller()
+        poller.register(link.socket, zmq.POLLIN)
+        poller.register(link.monitor, zmq.POLLIN)
+        while (left := end - time.monotonic()) > 0:
+            poller.poll(int(min(left, 0.5) * 1000))
+            for news in link.news():
+                if news == "up":
+                    _send(link, _hello(me, capabilities, session))
+                else:
+                    trouble = news
+            answer = _read(link)
+            if answer is not None:
+                if isinstance(answer, Welcome):
+                    _send(link, Goodbye(session, "this was a test"))
+                return answer, ""
+        return None, trouble
+    except zmq.ZMQError as error:
+        return None, str(error)
+    finally:
+        if link is not None:
+            link.close(linger_ms=500)
+        context.term()
+
+
+def _hello(me: Introduction, capabilities: Mapping[str, Any], session: str) -> Hello:
+    return Hello(
+        protocol=wire.PROTOCOL,
+        device_id=me.device_id,
+        instance=me.instance,
+        session=session,
+        version=me.version,
+        role=me.role,
+        platform=me.platform,
+        hostname=me.hostname,
+        tags=me.tags,
+        slots=me.slots,
+        capabilities=dict(capabilities),
+        task_types=me.task_types,
+        accepting=False,
+    )
+
+
+def _send(link: Link, message: FromDevice) -> None:
+    verb, header = message.write()
+    link.socket.send_multipart(wire.encode(wire.BUS, verb, header), zmq.DONTWAIT)
+
+
+def _read(link: Link) -> FromBroker | None:
+    while True:
+        try:
+            frames = link.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        try:
+            message = wire.decode(wire.BUS, frames)
+            record = read_from_broker(message.verb, message.header)
+        except wire.WireError:
+            continue
+        if isinstance(record, (Welcome, Reject)):
+            return record

@@ -1,0 +1,135 @@
+"""The device's socket and the news of its transport. TCP only.
+
+Everything about how a connection is made is in `Dialer`, so that encryption has one place to go.
+Defaults of libzmq that would hurt are changed here (endless linger, no reconnect cap, unlimited
+frames); see the options' names in zmq_setsockopt(3).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+import zmq
+
+from retire_cluster.schemas.wire import MAX_FRAME_BYTES
+
+DEFAULT_PORT = 8082
+
+_MONITORED = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_EVENT = struct.Struct("=HI")
+_HOST = re.compile(r"[A-Za-z0-9._\-]{1,253}\Z|\[[0-9A-Fa-f:.%a-z]{2,60}\]\Z")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the main node's worker bus is."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """As libzmq wants it."""
+        return f"tcp://{self.host}:{self.port}"
+
+
+def parse_join(text: str) -> Address:
+    """`HOST[:PORT]` as an address; raises `ValueError` with the cure."""
+    rest = text.strip()
+    rest = rest[6:] if rest.startswith("tcp://") else rest
+    host, port_text = rest, ""
+    if rest.startswith("["):
+        host, _, port_text = rest.partition("]")
+        host += "]"
+        port_text = port_text.removeprefix(":")
+    elif rest.count(":") == 1:
+        host, _, port_text = rest.partition(":")
+    elif ":" in rest:
+        host = f"[{rest}]"
+    port = DEFAULT_PORT
+    if port_text:
+        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65_536:
+            raise ValueError(f"--join: {port_text!r:.20} is no port from 1 to 65535")
+        port = int(port_text)
+    if not _HOST.match(host):
+        raise ValueError(
+            f"--join: {text!r:.80} is neither HOST nor HOST:PORT, for example"
+            f" 192.168.1.10:{DEFAULT_PORT}"
+        )
+    return Address(host, port)
+
+
+class Dialer:
+    """Makes sockets that dial one address."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def dial(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        """A new DEALER that is connecting. Raises `zmq.ZMQError` for an impossible address."""
+        socket = context.socket(zmq.DEALER)
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            # Nothing queues up for a main node that is not there.
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+            socket.setsockopt(zmq.SNDHWM, 1_000)
+            socket.setsockopt(zmq.RCVHWM, 1_000)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            socket.setsockopt(zmq.RECONNECT_IVL, 200)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, 5_000)
+            socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+            socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+            socket.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
+            socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            socket.setsockopt(zmq.IPV6, 1)
+            socket.connect(self.address.url)
+        except zmq.ZMQError:
+            socket.close(linger=0)
+            raise
+        return socket
+
+
+class Link:
+    """One socket and the monitor that tells how its transport fares."""
+
+    def __init__(self, dialer: Dialer, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = dialer.dial(context)
+        self.monitor = self.socket.get_monitor_socket(_MONITORED)
+
+    def news(self) -> list[str]:
+        """`up`, or why it is not, for each change since the last call."""
+        found: list[str] = []
+        while True:
+            try:
+                event, _ = _EVENT.unpack(self.monitor.recv_multipart(zmq.DONTWAIT)[0])
+            except zmq.Again:
+                return found
+            except (zmq.ZMQError, struct.error):
+                return found
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                found.append("up")
+            elif event == zmq.EVENT_DISCONNECTED:
+                found.append("the connection broke")
+            elif event == zmq.EVENT_CONNECT_RETRIED:
+                found.append("nothing answers there")
+            else:
+                found.append("the handshake failed: if it uses encryption, a join string is needed")
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Gives both sockets back; unsent messages get up to `linger_ms`."""
+        self.socket.disable_monitor()
+        self.socket.close(linger=linger_ms)

@@ -1,0 +1,200 @@
+"""`Cluster` against the real facade's behaviour, played by a small HTTP server in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, as_completed, wait
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from retire_cluster.sdk import Cluster, TaskFailed
+
+
+class Facade(ThreadingHTTPServer):
+    """Runs `echo` at once, `fail` to a failure, `hang` until cancelled."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.changed = threading.Condition()
+        self.events: list[dict[str, Any]] = []
+        self.results: dict[str, dict[str, Any]] = {}
+        self.requests: list[str] = []
+        self.busy_results = 0
+        self.lose_events = False
+        #: Answer a submission only this long after its task has ended.
+        self.answer_late_seconds = 0.0
+
+    def submit(self, task: dict[str, Any]) -> str:
+        with self.changed:
+            task_id = f"t{len(self.results)}"
+            self.results[task_id] = {}
+        if task["task_type"] != "hang":
+            good = task["task_type"] == "echo"
+            self.end(task_id, "success" if good else "failed", {"echo": task["payload"]})
+        return task_id
+
+    def end(self, task_id: str, status: str, data: Any = None) -> None:
+        with self.changed:
+            message = None if status == "success" else f"it {status}"
+            self.results[task_id] = {
+                "status": status,
+                "result_data": data,
+                "error_message": message,
+            }
+            self.events.append({"type": f"task.{status}", "task_id": task_id})
+            self.changed.notify_all()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Facade
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        self.server.requests.append(path)
+        if path.endswith("/events"):
+            self._events(dict(part.split("=") for part in query.split("&") if part))
+        elif path.endswith("/result"):
+            self._result(path.split("/")[-2])
+        else:
+            result = self.server.results[path.split("/")[-2]]
+            self._answer(200, {"is_terminal": bool(result)})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("/cancel"):
+            self.server.end(self.path.split("/")[-2], "cancelled")
+            self._answer(200, {})
+        elif self.path.endswith("/batch"):
+            self._answer(201, {"task_ids": [self.server.submit(task) for task in body["tasks"]]})
+        else:
+            task_id = self.server.submit(body)
+            time.sleep(self.server.answer_late_seconds)
+            self._answer(201, {"task_id": task_id})
+
+    def _events(self, query: dict[str, str]) -> None:
+        since = int(query["since"]) if "since" in query else len(self.server.events)
+        with self.server.changed:
+            self.server.changed.wait_for(
+                lambda: len(self.server.events) > since, float(query["wait"])
+            )
+            found = self.server.events[since:]
+            following = len(self.server.events)
+        lost = self.server.lose_events and bool(found)
+        self._answer(200, {"events": [] if lost else found, "next": following, "gap": lost})
+
+    def _result(self, task_id: str) -> None:
+        if self.server.busy_results:
+            self.server.busy_results -= 1
+            self._answer(429, {}, code="RATE_LIMIT_EXCEEDED")
+        else:
+            self._answer(200, self.server.results[task_id])
+
+    def _answer(self, status: int, data: Any, code: str = "") -> None:
+        envelope = {"status": "error" if code else "success", "data": data, "error_code": code}
+        text = json.dumps(envelope).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+@pytest.fixture
+def facade() -> Iterator[Facade]:
+    server = Facade()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def cluster(facade: Facade) -> Iterator[Cluster]:
+    with Cluster(f"http://127.0.0.1:{facade.server_address[1]}/api/v1") as found:
+        yield found
+
+
+def test_a_submitted_task_is_a_future(cluster: Cluster) -> None:
+    future = cluster.submit("echo", {"a": 1})
+    assert future.result(10) == {"echo": {"a": 1}}
+    assert future.done()
+
+
+def test_an_end_that_is_heard_before_the_submissions_answer_is_not_lost(
+    cluster: Cluster, facade: Facade
+) -> None:
+    facade.answer_late_seconds = 0.3
+    assert cluster.submit("echo", {"a": 1}).result(10) == {"echo": {"a": 1}}
+
+
+def test_a_failed_task_raises_with_its_result(cluster: Cluster) -> None:
+    with pytest.raises(TaskFailed, match="it failed") as caught:
+        cluster.submit("fail", {}).result(10)
+    assert caught.value.task_status == "failed"
+
+
+def test_map_gives_results_in_order_from_batches(cluster: Cluster, facade: Facade) -> None:
+    results = list(cluster.map("echo", ({"n": n} for n in range(20)), timeout=20))
+    assert results == [{"echo": {"n": n}} for n in range(20)]
+
+
+def test_map_gives_up_in_time(cluster: Cluster) -> None:
+    with pytest.raises(TimeoutError):
+        list(cluster.map("hang", [{}], timeout=0.2))
+
+
+def test_a_cancelled_task_is_a_cancelled_future(cluster: Cluster) -> None:
+    future = cluster.submit("hang", {})
+    assert future.cancel()
+    with pytest.raises(CancelledError):
+        future.result(10)
+    assert future.cancelled()
+    assert future.cancel()
+    assert future in wait([future], 1).done
+
+
+def test_callbacks_and_as_completed_work(cluster: Cluster) -> None:
+    called = threading.Event()
+    futures = [cluster.submit("echo", {"n": n}) for n in range(3)]
+    futures[0].add_done_callback(lambda _: called.set())
+    assert {f.task_id for f in as_completed(futures, 10)} == {f.task_id for f in futures}
+    assert called.wait(10)
+
+
+def test_ends_among_lost_events_are_found(cluster: Cluster, facade: Facade) -> None:
+    first = cluster.submit("hang", {})
+    facade.lose_events = True
+    facade.end(first.task_id, "success", 1)
+    assert first.result(10) == 1
+
+
+def test_a_refused_result_is_asked_for_again(cluster: Cluster, facade: Facade) -> None:
+    facade.busy_results = 2
+    assert cluster.submit("echo", {}).result(10) == {"echo": {}}
+
+
+def test_no_future_polls(cluster: Cluster, facade: Facade) -> None:
+    futures = [cluster.submit("hang", {}) for _ in range(5)]
+    for future in futures:
+        facade.end(future.task_id, "success", 1)
+    assert [future.result(10) for future in futures] == [1] * 5
+    assert not [path for path in facade.requests if path.endswith("/status")]
+    assert len([path for path in facade.requests if path.endswith("/result")]) == 5
+
+
+def test_a_closed_cluster_takes_nothing(cluster: Cluster) -> None:
+    cluster.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        cluster.submit("echo", {})

@@ -1,0 +1,35 @@
+"""The documentation tells the truth about settings, operations and verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from retire_cluster.broker.admin import operations
+from retire_cluster.conf.fields import Spec
+from retire_cluster.conf.settings import all_specs
+from retire_cluster.schemas import messages
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("spec", list(all_specs()), ids=lambda spec: spec.dotted)
+def test_every_setting_is_documented_with_its_variable(spec: Spec) -> None:
+    row = next(line for line in CONFIGURATION.splitlines() if f"`{spec.dotted}`" in line)
+    assert f"`{spec.env}`" in row
+    assert spec.help in row
+    assert ("*live*" in row) == spec.mutable
+
+
+@pytest.mark.parametrize("name", sorted(operations()))
+def test_every_admin_operation_is_documented(name: str) -> None:
+    assert f"`{name}`" in PROTOCOL
+
+
+def test_every_verb_of_the_bus_is_documented() -> None:
+    verbs = {*messages._FROM_DEVICE, *messages._FROM_BROKER}
+    missing = sorted(verb.decode() for verb in verbs if f"`{verb.decode()}`" not in PROTOCOL)
+    assert missing == []
