@@ -7,7 +7,7 @@ from typing import Any, Final
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
-from retire_cluster.broker.instructions import StoreTasks
+from retire_cluster.broker.instructions import StoreOutcomes, StoreTasks
 from retire_cluster.broker.ledger import Filter
 from retire_cluster.broker.task import TaskSpec
 from retire_cluster.broker.timestamps import stamp
@@ -23,7 +23,7 @@ from retire_cluster.schemas.errors import (
     TaskNotFound,
     ValidationError,
 )
-from retire_cluster.schemas.jsontext import dumps, loads
+from retire_cluster.schemas.jsontext import JSONError, dumps, loads
 from retire_cluster.schemas.payload import check_builtin_payload, parse_json_object
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.validation import json_schema, validate
@@ -52,7 +52,10 @@ class _Forms:
 
     def read(self, fields: object, where: str) -> _Read:
         """The spec and delay of one submission's fields. Raises `ValidationError`."""
-        text = dumps(fields)
+        try:
+            text = dumps(fields)
+        except JSONError as error:
+            raise ValidationError(where, f"cannot be kept as JSON: {error}") from None
         found = self._known.get(text)
         if found is None:
             found = _spec(validate(requests.TASK_FIELDS, fields, where=where))
@@ -350,6 +353,7 @@ def explain(admin: Admin, call: Call) -> Reply:
         },
         "timeout_seconds": {"type": "finite", "min": 0, "max": 60, "default": 30},
     },
+    changes=True,
 )
 def wait(admin: Admin, call: Call) -> None:
     """Park until tasks have ended."""
@@ -403,6 +407,15 @@ def cancel(admin: Admin, call: Call) -> Reply:
     )
 
 
+def _ended_just_now(admin: Admin, number: int) -> bool:
+    return any(
+        row.task == number
+        for instruction in admin.turn
+        if isinstance(instruction, StoreOutcomes)
+        for row in instruction.rows
+    )
+
+
 @operation("task.retry", TASK, changes=True)
 def retry(admin: Admin, call: Call) -> Reply:
     """Run an ended task again."""
@@ -413,7 +426,7 @@ def retry(admin: Admin, call: Call) -> Reply:
             f"The task is {current.value}; only failed, timeout and cancelled ones can be retried."
         )
     outcome = admin.ended(number, results=True)
-    if outcome is None:
+    if outcome is None or _ended_just_now(admin, number):
         # It ended in this very turn: its outcome is not in the store yet.
         raise ClusterUnavailable("The task ended just now; try again.", retry_after=1)
     row = admin.row(number)

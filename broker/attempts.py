@@ -34,11 +34,14 @@ from retire_cluster.schemas.messages import (
     Started,
 )
 from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
+from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
 #: The outcome word of an attempt whose device was lost.
 LOST = "lost"
+#: `details` in place of what was too large to keep.
+_CUT = b'{"truncated":true,"logs":"left out by the main node: larger than the protocol allows"}'
 
 
 def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
@@ -102,7 +105,9 @@ def started(state: ClusterState, device: Device, message: Started, now: Now) -> 
 
 
 def start(state: ClusterState, task: Task, elapsed_seconds: float, now: Now) -> None:
-    """An assigned attempt runs, since `elapsed_seconds`."""
+    """An assigned attempt runs, since `elapsed_seconds` but not since before it was assigned."""
+    if task.assigned_ms is not None:
+        elapsed_seconds = min(elapsed_seconds, max(0, now.wall_ms - task.assigned_ms) / 1000)
     task.started_mono = now.mono - elapsed_seconds
     task.started_ms = now.wall_ms - int(elapsed_seconds * 1000)
     state.move(task, "start", now)
@@ -140,7 +145,7 @@ def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
         task = current(state, item.key, device)
         if task is None:
             continue
-        result, details = event.blobs[2 * index], event.blobs[2 * index + 1]
+        result, details = _bounded(event.blobs[2 * index], event.blobs[2 * index + 1])
         row = _settle(state, device, task, item, result, details, now)
         if row is not None:
             outcomes.append(row)
@@ -150,6 +155,13 @@ def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
         state.emit(StoreOutcomes(outcomes, deviating))
     state.emit(Send(event.routing, FinishedAck(message.session, message.batch)))
     state.note_room(device)
+
+
+def _bounded(result: bytes, details: bytes) -> tuple[bytes, bytes]:
+    """What a device sent, without a part that is larger than the protocol allows."""
+    if len(result) > MAX_RESULT_BYTES:
+        result, details = b"", _CUT
+    return result, details if len(details) <= MAX_DETAILS_BYTES else _CUT
 
 
 def _settle(
@@ -359,13 +371,13 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
     task = state.tasks[event.task]
     device = task.device
     key = task.key if task.dispatch is not None else None
-    if task.status is TaskStatus.QUEUED and task.backlog is not None:
-        task.backlog.lanes.left()
-        task.backlog = None
+    backlog, task.backlog = task.backlog, None
     row = conclude(
         state, task, TaskStatus.CANCELLED, "cancel", now, message="cancelled by request",
         seconds=None if task.started_mono is None else max(0.0, now.mono - task.started_mono),
     )  # fmt: skip
+    if backlog is not None:
+        backlog.lanes.left()
     state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None and key is not None:
         if device.online:
@@ -399,7 +411,8 @@ def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
     task.attempt = old.attempt
     task.stored_retries = old.retry_count
     state.tasks[event.task] = task
-    if old.attempt:
+    # A task that was cancelled while it waited ended without an attempt of its own.
+    if old.assigned_ms is not None:
         history = AttemptRow(
             old.task, old.attempt, old.device_id, old.status, old.cause, old.error_message,
             old.assigned_ms, old.started_ms, old.completed_ms, old.execution_seconds,

@@ -7,6 +7,7 @@ steady stream of urgent work cannot starve the rest.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from retire_cluster.schemas.vocabulary import Priority, TaskStatus
 
 _QUEUED = TaskStatus.QUEUED
 _TOP = int(Priority.URGENT)
+#: Entries of tasks that left otherwise than by `take` are swept out when there are more than this.
+_STALE_KEPT = 1_000
 
 
 class Head(NamedTuple):
@@ -30,27 +33,30 @@ class Head(NamedTuple):
 class _Lane:
     """One priority: fresh tasks in order of arrival, returned ones (retries) merged in by age."""
 
-    __slots__ = ("fresh", "returned")
+    __slots__ = ("_order", "fresh", "returned")
 
     def __init__(self) -> None:
         self.fresh: deque[Task] = deque()
-        self.returned: list[tuple[int, Task]] = []
+        #: The middle number only keeps tasks themselves from being compared: a task that was
+        #: cancelled and retried may be here twice.
+        self.returned: list[tuple[int, int, Task]] = []
+        self._order = itertools.count()
 
     def push(self, task: Task) -> None:
         if not self.fresh or self.fresh[-1].number < task.number:
             self.fresh.append(task)
         else:
-            heapq.heappush(self.returned, (task.number, task))
+            heapq.heappush(self.returned, (task.number, next(self._order), task))
 
     def head(self) -> Task | None:
         """The oldest queued task; entries of tasks no longer queued here are dropped on the way."""
         fresh, returned = self.fresh, self.returned
         while fresh and fresh[0].status is not _QUEUED:
             fresh.popleft()
-        while returned and returned[0][1].status is not _QUEUED:
+        while returned and returned[0][2].status is not _QUEUED:
             heapq.heappop(returned)
         if returned and (not fresh or returned[0][0] < fresh[0].number):
-            return returned[0][1]
+            return returned[0][2]
         return fresh[0] if fresh else None
 
     def pop(self, task: Task) -> None:
@@ -60,16 +66,24 @@ class _Lane:
         else:
             heapq.heappop(self.returned)
 
+    def sweep(self) -> None:
+        """Drop every entry of a task no longer queued."""
+        self.fresh = deque(task for task in self.fresh if task.status is _QUEUED)
+        self.returned = [entry for entry in self.returned if entry[2].status is _QUEUED]
+        heapq.heapify(self.returned)
+
 
 class Lanes:
     """The backlog of one requirement class."""
 
-    __slots__ = ("_lanes", "size")
+    __slots__ = ("_lanes", "_stale", "size")
 
     def __init__(self) -> None:
         self._lanes = tuple(_Lane() for _ in Priority)
         #: Tasks queued in it.
         self.size = 0
+        #: Entries (at most) of tasks that left and are still in a lane.
+        self._stale = 0
 
     def push(self, task: Task) -> None:
         """Queue a task."""
@@ -77,8 +91,14 @@ class Lanes:
         self.size += 1
 
     def left(self) -> None:
-        """A queued task left otherwise than by `take` (cancelled)."""
+        """A queued task left otherwise than by `take` (cancelled); its status says so already."""
         self.size -= 1
+        self._stale += 1
+        # A class that no device can serve never pops its entries: they must not pile up.
+        if self._stale > max(_STALE_KEPT, self.size):
+            self._stale = 0
+            for lane in self._lanes:
+                lane.sweep()
 
     def head(self, now_mono: float, aging_seconds: float) -> Head | None:
         """Who is next, or None when nothing is queued."""

@@ -30,7 +30,6 @@ from retire_cluster.schemas.wire import WireError
 log = logging.getLogger("broker")
 
 _PEERS_LOGGED = 1_000
-_MAX_FRAMES_READ = 64
 Socket = zmq.Socket[bytes]
 
 
@@ -83,7 +82,7 @@ def _receive(socket: Socket) -> tuple[bytes, str, list[bytes]] | None:
                 address = str(frame.get("Peer-Address"))
             except zmq.ZMQError:
                 address = ""
-        if len(frames) <= _MAX_FRAMES_READ:
+        if len(frames) <= wire.MAX_FRAMES:
             frames.append(frame.bytes)
         more = frame.more
     return first.bytes, _plain(address), frames

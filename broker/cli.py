@@ -135,7 +135,10 @@ def _run(settings: Settings, program: str, stack: ExitStack) -> None:
     stack.callback(broker.close)
     sweeper = Sweeper(broker.context, TICKS_ENDPOINT, settings.scheduler.sweep_interval_seconds)
     _stop_on_signals(broker)
-    run_file = _announce(folder, broker)
+    try:
+        run_file = _announce(folder, broker)
+    except OSError as error:
+        raise StartError(_unusable(folder, error)) from None
     stack.callback(run_file.unlink, missing_ok=True)
     facts = broker.facts
     log.info(

@@ -75,7 +75,11 @@ class AdminClient:
         """
         answer = self.call_raw(op, args, blobs, timeout_seconds=timeout_seconds)
         for path, text in answer.blobs:
-            place(answer.data, path, jsontext.loads(text))
+            try:
+                value = jsontext.loads(text)
+            except jsontext.JSONError:
+                value = None  # a device's text that is no JSON: null, as in the REST API
+            place(answer.data, path, value)
         return answer.data
 
     def call_raw(

@@ -30,6 +30,16 @@ _KEPT = (
 #: A slot is this many units; an instant attempt takes one, any other a whole slot.
 SLOT_UNITS = INSTANT_PER_SLOT
 METRICS_KEPT = 60
+#: What a device may tell of its condition (docs/protocol.md); anything else is left out.
+METRICS = (
+    "cpu_percent",
+    "memory_percent",
+    "disk_percent",
+    "load_average",
+    "temperature_c",
+    "battery_percent",
+    "power_plugged",
+)
 
 
 class Device:
@@ -178,9 +188,14 @@ class Device:
         self.not_accepting_reason = heartbeat.not_accepting_reason
         self.rtt_ms = heartbeat.rtt_ms if heartbeat.rtt_ms is not None else self.rtt_ms
         self.last_error = heartbeat.last_error or self.last_error
-        if heartbeat.metrics:
-            self.metrics = heartbeat.metrics
-            self.metrics_history.append({"at_ms": wall_ms, **heartbeat.metrics})
+        metrics = {
+            name: heartbeat.metrics[name]
+            for name in METRICS
+            if isinstance(heartbeat.metrics.get(name), (int, float))
+        }
+        if metrics:
+            self.metrics = metrics
+            self.metrics_history.append({"at_ms": wall_ms, **metrics})
         self.dirty = True
 
     def row(self, removed_ms: int | None = None) -> DeviceRow:

@@ -20,7 +20,6 @@ from retire_cluster.broker.rows import (
     TaskRow,
 )
 from retire_cluster.broker.task import Dispatch, Task
-from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.messages import FromBroker
 
 # --- store ---------------------------------------------------------------------------------------
@@ -153,14 +152,6 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Refuse:
-    """Answer a parked admin call with an error."""
-
-    ticket: Ticket
-    error: ClusterError
-
-
-@dataclass(frozen=True)
 class WaitOver:
     """A `task.wait` is over: the shell reads the results and answers."""
 
@@ -168,4 +159,4 @@ class WaitOver:
     tasks: Sequence[int]
 
 
-Instruction = Write | Send | SendAssign | Answer | Refuse | WaitOver
+Instruction = Write | Send | SendAssign | Answer | WaitOver

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from retire_cluster.broker.backlog import Lanes
 from retire_cluster.broker.device import Device
+from retire_cluster.schemas.jsontext import JSONError, loads
 
 NO_GB = 0.0
 
@@ -26,6 +27,17 @@ class Requirements(NamedTuple):
     required_tags: frozenset[str] = frozenset()
     gpu_required: bool = False
     internet_required: bool = False
+
+    @classmethod
+    def of(cls, document: bytes) -> Requirements:
+        """From a task's stored document.
+
+        One that was damaged on disk asks for nothing: its checksum keeps the task from being run.
+        """
+        try:
+            return cls.read(loads(document).get("requirements") or {})
+        except JSONError:
+            return cls()
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Requirements:
@@ -132,6 +144,14 @@ class TaskClass:
                 break
         return best
 
+    def nearly(self, free: Mapping[str, Device]) -> Device | None:
+        """The free device that lacks least to take one whole-slot task; None if none is eligible.
+
+        Small work of other classes would fill its last slot again and again.
+        """
+        ready = [device for device in self._candidates(free) if device.ready]
+        return max(ready, key=lambda device: device.free_units, default=None)
+
     def _candidates(self, free: Mapping[str, Device]) -> Iterable[Device]:
         if len(free) < len(self.ring):
             eligible = self.eligible
@@ -143,4 +163,6 @@ class TaskClass:
         start = self._cursor % count if count else 0
         self._cursor = start + 1
         for offset in range(count):
-            yield ring[(start + offset) % count]
+            device = ring[(start + offset) % count]
+            if device.device_id in free:
+                yield device

@@ -18,6 +18,9 @@ from retire_cluster.broker.instructions import (
 from retire_cluster.broker.state import Challenge, ClusterState, Ping
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas.errors import ValidationError
+from retire_cluster.schemas.jsontext import dumps
+from retire_cluster.schemas.payload import check_depth
 from retire_cluster.schemas.validation import safe_schema
 from retire_cluster.schemas.vocabulary import (
     BUILTIN_TASK_TYPES,
@@ -31,6 +34,8 @@ from retire_cluster.schemas.wire import PROTOCOL
 
 #: How long a device that seems to live elsewhere may take to answer for itself.
 CHALLENGE_SECONDS = 1.0
+MAX_CAPABILITIES_DEPTH = 8
+MAX_CAPABILITIES_BYTES = 64 * 1024
 _NONCE_BITS = 48
 
 
@@ -85,6 +90,12 @@ def _fault(hello: msg.Hello) -> str:
             return f"task_types: the payload schema of {info.name} uses rules that are not allowed"
         if info.instant and info.name not in BUILTIN_TASK_TYPES:
             return f"task_types: {info.name} cannot be instant"
+    try:
+        check_depth(hello.capabilities, MAX_CAPABILITIES_DEPTH, where="capabilities")
+    except ValidationError as error:
+        return str(error)
+    if len(dumps(hello.capabilities)) > MAX_CAPABILITIES_BYTES:
+        return f"capabilities: more than {MAX_CAPABILITIES_BYTES} bytes of JSON"
     return ""
 
 
@@ -127,9 +138,14 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
 def _challenge(
     state: ClusterState, device: Device, hello: msg.Hello, event: ev.FromDevice, now: Now
 ) -> None:
+    deadline_mono = now.mono + CHALLENGE_SECONDS
+    waiting = state.challenges.get(device.device_id)
+    if waiting is not None and waiting.hello.instance == hello.instance:
+        # A newcomer that repeats itself must not put off its own turn.
+        deadline_mono = waiting.deadline_mono
     nonce = state.rng.getrandbits(_NONCE_BITS)
     state.challenges[device.device_id] = Challenge(
-        hello, event.routing, event.address, nonce, now.mono + CHALLENGE_SECONDS
+        hello, event.routing, event.address, nonce, deadline_mono
     )
     state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
 
@@ -144,6 +160,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     previous = state.connections.get(routing)
     if previous is not None and previous is not device:
         take_offline(state, previous, now)  # the connection changed its device id
+        previous.routing, previous.session = b"", ""
     state.connections.pop(device.routing, None)
     if not was_online:
         state.online_count += 1
@@ -353,6 +370,7 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
 def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
     """Apply settings that were validated as a whole; devices are told their part."""
     state.settings = state.settings.with_sections(event.sections)
+    state.log.resize(state.settings.retention.event_rows)
     state.config_version += 1
     state.emit(StoreConfig(event.persisted, state.config_version))
     config = state.heartbeat_config()

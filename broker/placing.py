@@ -28,11 +28,18 @@ def place(state: ClusterState, event: Place, now: Now) -> None:
     chosen: dict[str, tuple[Device, list[Task]]] = {}
     heads = _heads(state, now)
     aging = state.settings.scheduler.aging_seconds
+    aside: dict[str, Device] = {}
     while heads and state.free:
         rank, _, order, lane, cls = heapq.heappop(heads)
         device = cls.pick(state.free)
         if device is None:
-            cls.blocked = True
+            # Better-ranked work waits for a whole slot where small work holds a part of each: the
+            # device nearest to it takes nothing lesser meanwhile, or it would never have one free.
+            nearest = cls.nearly(state.free)
+            if nearest is None:
+                cls.blocked = True
+            else:
+                aside[nearest.device_id] = state.free.pop(nearest.device_id)
             continue
         rival = heads[0] if heads else None
         before = rival[1] if rival is not None and rival[0] == rank else None
@@ -49,6 +56,7 @@ def place(state: ClusterState, event: Place, now: Now) -> None:
             state.waiting.pop(cls.key, None)
         else:
             heapq.heappush(heads, (head.rank, head.number, order, head.lane, cls))
+    state.free.update(aside)
     for device, tasks in chosen.values():
         for start in range(0, len(tasks), _BATCH):
             _dispatch(state, device, tasks[start : start + _BATCH], now)
@@ -91,7 +99,6 @@ def _dispatch(state: ClusterState, device: Device, tasks: list[Task], now: Now) 
         task.assigned_ms = now.wall_ms
         task.started_ms = task.started_mono = None
         task.confirmed_mono = now.mono
-        state.stats.placed(now.mono - task.queued_mono)
         state.move(task, "assign", now)
     attempts = tuple((task.number, task.attempt) for task in tasks)
     row = DispatchRow(dispatch.number, state.epoch, token, device.device_id, now.wall_ms, attempts)

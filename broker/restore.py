@@ -11,7 +11,7 @@ from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task, TaskSpec
 from retire_cluster.conf.settings import Settings, merge_section
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.jsontext import loads
+from retire_cluster.schemas.jsontext import JSONError
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 
@@ -32,7 +32,7 @@ def restore(
         config_version=snapshot.config_version,
     )
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
-    _devices(state, snapshot, now)
+    warnings += _devices(state, snapshot, now)
     out = _newest_dispatches(snapshot)
     specs: dict[tuple[object, ...], TaskSpec] = {}
     rows = {row.number: row for row in snapshot.live}
@@ -68,15 +68,20 @@ def _with_persisted(settings: Settings, snapshot: Snapshot) -> tuple[Settings, l
     return settings, warnings
 
 
-def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
+def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
+    warnings = []
     for row in snapshot.devices:
-        types = loads(row.document)["types"]
-        state.advertised.update(info["name"] for info in types)
         if row.removed_ms is not None:
             state.tombstones[row.device_id] = row.removed_ms
-        else:
+        try:
             device = Device.restored(row, state.heartbeat_config(), now.mono)
+        except (JSONError, KeyError, TypeError) as error:
+            warnings.append(f"the stored device {row.device_id} is damaged ({error}): forgotten")
+            continue
+        state.advertised.update(device.types)
+        if row.removed_ms is None:
             state.devices[row.device_id] = device
+    return warnings
 
 
 def _newest_dispatches(snapshot: Snapshot) -> dict[int, tuple[Dispatch, int, int]]:

@@ -81,6 +81,9 @@ class Broker:
         self._reload_mono = 0.0
         self._space_mono = 0.0
         self._later: list[ev.Event] = []
+        #: Calls of the turn under way that are still to be answered.
+        self._answers: list[tuple[ev.Ticket, Reply]] = []
+        self._reads: list[tuple[Operation, Call]] = []
         self.state, self._started = self._restore()
         try:
             admin = self._bind(zmq.ROUTER, server.host, server.port)
@@ -126,27 +129,38 @@ class Broker:
         if self._stalled:
             self._stalled_turn(now)
             return
-        self._admin.turn = []
-        answers: list[tuple[ev.Ticket, Reply]] = []
-        reads: list[tuple[Operation, Call]] = []
-        self._tick(self._ticks in ready, now)
+        try:
+            self._work(now, ticked=self._ticks in ready)
+        except StoreError as error:
+            log.error("%s; nothing of this turn counts, the state is read anew", error)
+            self._stall(str(error))
+        except Exception:
+            # A rule failed half-way: memory cannot be trusted any more, the store can.
+            log.exception("a turn failed; nothing of it counts, the state is read anew")
+            self._stall("the main node met an error and reads its state anew")
+
+    def _work(self, now: ev.Now, *, ticked: bool) -> None:
+        admin = self._admin
+        admin.turn, self._answers, self._reads = [], [], []
+        # Devices before deadlines: what waited in the socket while this loop was busy counts.
         self._hear_devices(now)
-        self._hear_clients(now, answers, reads)
-        self._admin.apply(ev.Place(), now)
-        if not self._commit():
-            for ticket, _ in answers:
-                self._clients.refuse(ticket, ClusterUnavailable(self._stalled, retry_after=5))
-            for _, call in reads:
-                self._clients.refuse(call.ticket, ClusterUnavailable(self._stalled, retry_after=1))
-            return
-        self._perform(self._admin.turn)
-        for ticket, reply in answers:
-            self._clients.answer(ticket, reply)
-        for operation, call in reads:
-            self._attempt(operation, call, self._clients.answer)
+        self._tick(ticked, now)
+        self._hear_clients(now)
+        admin.apply(ev.Place(), now)
+        self._commit()
+        done = len(admin.turn)
+        self._perform(admin.turn)
+        while self._answers:
+            self._clients.answer(*self._answers.pop(0))
+        while self._reads:
+            self._attempt(*self._reads.pop(0), self._clients.answer)
+        self._perform(admin.turn[done:])
         self._publish(now)
 
     def _wait_ms(self, longest_seconds: float) -> int:
+        if self._stalled:
+            left = min(self._reload_mono - self._now().mono, longest_seconds)
+            return max(0, int(left * 1000) + 1)
         if self._later:
             return 0
         times = [poll.deadline_mono for poll in self._admin.polls]
@@ -186,8 +200,11 @@ class Broker:
 
     def _watch_space(self) -> None:
         least = self.state.settings.database.min_free_percent
-        free = self._store.free_percent()
         reason = ""
+        try:
+            free = self._store.free_percent()
+        except StoreError as error:
+            free, reason = least, str(error)
         if free < least:
             reason = (
                 f"{free:.1f} % of the main node's disk is free, less than the {least:g} % of "
@@ -201,20 +218,11 @@ class Broker:
 
     def _hear_devices(self, now: ev.Now) -> None:
         for event in self._bus.read(MESSAGES_PER_TURN, self.state.stats.dropped):
-            try:
-                self._admin.apply(event, now)
-            except Exception:  # a bug in a rule must not take the other devices down
-                log.exception("a device's message could not be handled")
-                raise
+            self._admin.apply(event, now)
 
-    def _hear_clients(
-        self,
-        now: ev.Now,
-        answers: list[tuple[ev.Ticket, Reply]],
-        reads: list[tuple[Operation, Call]],
-    ) -> None:
+    def _hear_clients(self, now: ev.Now) -> None:
         def later(ticket: ev.Ticket, reply: Reply) -> None:
-            answers.append((ticket, reply))
+            self._answers.append((ticket, reply))
 
         for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped):
             try:
@@ -225,7 +233,7 @@ class Broker:
             if operation.changes:
                 self._attempt(operation, call, later)
             else:
-                reads.append((operation, call))
+                self._reads.append((operation, call))
 
     def _attempt(
         self, operation: Operation, call: Call, answer: Callable[[ev.Ticket, Reply], None]
@@ -246,17 +254,10 @@ class Broker:
             if reply is not None:
                 answer(call.ticket, reply)
 
-    def _commit(self) -> bool:
+    def _commit(self) -> None:
         writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
-        if not writes:
-            return True
-        try:
+        if writes:
             self._store.commit(writes)
-        except StoreError as error:
-            log.error("%s; nothing of this turn counts, the state is read anew", error)
-            self._stall(str(error))
-            return False
-        return True
 
     def _perform(self, turn: Sequence[ins.Instruction]) -> None:
         for instruction in turn:
@@ -268,8 +269,16 @@ class Broker:
             elif isinstance(instruction, ins.Answer):
                 self._clients.answer(instruction.ticket, Reply(instruction.data))
             elif isinstance(instruction, ins.WaitOver):
-                numbers = list(instruction.tasks)
-                self._clients.answer(instruction.ticket, waited(self._admin, numbers))
+                self._answer_wait(instruction)
+
+    def _answer_wait(self, over: ins.WaitOver) -> None:
+        try:
+            reply = waited(self._admin, list(over.tasks))
+        except StoreError as error:
+            log.error("task.wait: %s", error)
+            self._clients.refuse(over.ticket, InternalError(str(error)))
+        else:
+            self._clients.answer(over.ticket, reply)
 
     def _assign(self, order: ins.SendAssign) -> None:
         missing = [task.number for task in order.tasks if task.payload is None]
@@ -295,6 +304,10 @@ class Broker:
                 order.routing, verb, header, payloads[start:end], self.state.stats.dropped
             )
             start = end
+        # Measured here, where the message leaves: a turn has one time, taken at its beginning.
+        sent_mono = self._now().mono
+        for task in order.tasks:
+            self.state.stats.placed(sent_mono - task.queued_mono)
 
     def _publish(self, now: ev.Now) -> None:
         if self._admin.polls:
@@ -327,14 +340,22 @@ class Broker:
         return state, now
 
     def _stall(self, reason: str) -> None:
+        """Forget this turn and everything in memory; nobody who waits is left without an answer."""
         self._stalled = reason
-        self._reload_mono = self._now().mono
-        for poll in self._admin.polls:
-            self._clients.refuse(poll.ticket, ClusterUnavailable(reason, retry_after=5))
-        for wait in self.state.all_waits:
-            self._clients.refuse(wait.ticket, ClusterUnavailable(reason, retry_after=5))
-        for ping in self.state.pings.values():
-            self._clients.refuse(ping.ticket, ClusterUnavailable(reason, retry_after=5))
+        self._reload_mono = max(self._now().mono, self._reload_mono)
+        tickets = [ticket for ticket, _ in self._answers]
+        tickets += [call.ticket for _, call in self._reads]
+        tickets += [
+            instruction.ticket
+            for instruction in self._admin.turn
+            if isinstance(instruction, (ins.Answer, ins.WaitOver))
+        ]
+        tickets += [poll.ticket for poll in self._admin.polls]
+        tickets += [wait.ticket for wait in self.state.all_waits]
+        tickets += [ping.ticket for ping in self.state.pings.values()]
+        for ticket in tickets:
+            self._clients.refuse(ticket, ClusterUnavailable(reason, retry_after=5))
+        self._answers, self._reads, self._later = [], [], []
         self._admin.polls = []
 
     def _stalled_turn(self, now: ev.Now) -> None:
@@ -366,7 +387,10 @@ class Broker:
             self._admin.turn = []
             self._admin.apply(ev.Tick("devices"), self._now())
             self._admin.apply(ev.Tick("upkeep"), self._now())
-            self._commit()
+            try:
+                self._commit()
+            except StoreError as error:
+                log.error("%s; counters of devices are not kept", error)
 
     def _bind(self, kind: int, host: str, port: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self.context.socket(kind)

@@ -33,7 +33,6 @@ from retire_cluster.broker.rows import LiveRow, SubmissionRow
 from retire_cluster.broker.stats import Stats
 from retire_cluster.broker.task import Task, TaskSpec, after
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas.jsontext import loads
 from retire_cluster.schemas.messages import HeartbeatConfig, Hello
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
@@ -134,9 +133,11 @@ class ClusterState:
 
         Raises `IllegalTransition` for an event that a task's state does not allow.
         """
-        _handlers()[type(event)](self, event, now)
-        out, self._out = self._out, []
-        return out
+        try:
+            _handlers()[type(event)](self, event, now)
+            return self._out
+        finally:
+            self._out = []
 
     def next_deadline(self) -> float | None:
         """The monotonic time of the next thing that should not wait for a sweep, or None."""
@@ -192,7 +193,7 @@ class ClusterState:
         """The requirement class of a task, made when it is the first of its kind."""
         need = self._requirements.get(spec.document)
         if need is None:
-            need = Requirements.read(loads(spec.document).get("requirements") or {})
+            need = Requirements.of(spec.document)
             if len(self._requirements) > CLASSES_KEPT:
                 self._requirements.clear()
             self._requirements[spec.document] = need

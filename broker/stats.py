@@ -59,6 +59,10 @@ class Stats:
     def ended(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
         """A task ended."""
         minute = wall_ms // _MINUTE_MS
+        if self._recent and self._recent[-1][0] > wall_ms + _MINUTE_MS:
+            # The clock was set back: what lies in its future would never leave the windows.
+            self._recent.clear()
+            self._minutes.clear()
         if not self._minutes or self._minutes[-1].minute < minute:
             self._minutes.append(Completions(minute))
         self._minutes[-1].count += 1

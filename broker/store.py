@@ -1,7 +1,7 @@
 """Where tasks outlive the process: the interface, and a store that keeps everything in memory.
 
-A turn's writes are committed together or not at all. Reads serve details and results of tasks;
-counting and listing never come here (see `ledger`).
+A turn's writes are committed together or not at all. Reads serve details and results of tasks, and
+raise `StoreError` when the medium fails; counting and listing never come here (see `ledger`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Store(Protocol):
         """A task's attempts that did not end it, oldest first."""
 
     def free_percent(self) -> float:
-        """Free space where it writes, in percent."""
+        """Free space where it writes, in percent. Raises `StoreError`."""
 
     def close(self) -> None:
         """Give up files; everything committed stays."""
@@ -129,9 +129,31 @@ class MemoryStore:
 
     def commit(self, writes: Sequence[ins.Write]) -> None:
         """See `Store.commit`."""
+        self._check(writes)
         for write in writes:
             self._apply(write)
         self.commits += 1
+
+    def _check(self, writes: Sequence[ins.Write]) -> None:
+        """Refuse what would write a task or an outcome twice, before anything is changed."""
+        tasks: set[int] = set()
+        ended: set[int] = set()
+        revived: set[int] = set()
+        for write in writes:
+            if isinstance(write, ins.StoreTasks):
+                for row in write.rows:
+                    if row.number in tasks or row.number in self._tasks:
+                        raise StoreError(f"task {row.number} is in the store already")
+                    tasks.add(row.number)
+            elif isinstance(write, ins.StoreOutcomes):
+                for outcome in write.rows:
+                    number = outcome.task
+                    if number in ended or (number in self._outcomes and number not in revived):
+                        raise StoreError(f"task {number} has ended already")
+                    ended.add(number)
+            elif isinstance(write, ins.ReviveTasks):
+                ended.difference_update(write.tasks)
+                revived.update(write.tasks)
 
     def _apply(self, write: ins.Write) -> None:
         match write:
@@ -143,7 +165,7 @@ class MemoryStore:
                     self._submissions[submission.owner, submission.key] = submission
             case ins.StoreOutcomes(outcomes, deviating):
                 for outcome in outcomes:
-                    self._outcomes.setdefault(outcome.task, outcome)
+                    self._outcomes[outcome.task] = outcome
                 for number in deviating:
                     self._live.pop(number, None)
             case ins.StoreAttempts(attempts):
@@ -175,6 +197,7 @@ class MemoryStore:
                     self._tasks.pop(number, None)
                     self._outcomes.pop(number, None)
                     self._attempts.pop(number, None)
+                    self._live.pop(number, None)
             case ins.ForgetSubmissions(before_ms):
                 kept = {k: row for k, row in self._submissions.items() if row.at_ms >= before_ms}
                 self._submissions = kept

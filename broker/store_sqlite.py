@@ -7,6 +7,7 @@ with a blob carries a CRC-32 of it: SQLite's own check does not see a flipped pa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -108,7 +109,7 @@ class SQLiteStore:
             if os.name == "posix":
                 os.chmod(path, 0o600)
             self._migrate()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"the store {path} cannot be used: {error}; check the folder's permissions and "
                 "free space, or start with another --data-dir"
@@ -136,13 +137,19 @@ class SQLiteStore:
                 _WRITERS[type(write)](self, write)
             self._db.execute("commit")
         except (sqlite3.Error, OSError) as error:
-            if self._db.in_transaction:
-                self._db.execute("rollback")
+            self._roll_back()
             text = f"the store {self.path} refused a write: {error}"
             if "full" in str(error) or "disk I/O" in str(error):
                 raise StoreFull(text) from None
             raise StoreError(text) from None
         self.commits += 1
+
+    def _roll_back(self) -> None:
+        # SQLite rolls back by itself after some errors; what it cannot undo now, it does at the
+        # next opening.
+        with contextlib.suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("rollback")
 
     def _insert(self, head: str, columns: int, rows: Sequence[Sequence[Any]]) -> None:
         one = "(" + ",".join("?" * columns) + ")"
@@ -193,6 +200,12 @@ class SQLiteStore:
         self._set("config_version", write.version)
 
     def _gone_tasks(self, write: ins.ForgetTasks) -> None:
+        # Numbers are never used twice, also when the newest task is deleted.
+        self._db.execute(
+            "insert or replace into meta select 'newest_task', max("
+            "coalesce((select max(number) from tasks), 0),"
+            "coalesce((select value from meta where name = 'newest_task'), 0))"
+        )
         self._delete("tasks", "number", write.tasks)
         for table in ("outcomes", "attempts", "live"):
             self._delete(table, "task", write.tasks)
@@ -213,7 +226,8 @@ class SQLiteStore:
         """See `Store.load`."""
         try:
             return self._load(wall_ms, inline_bytes)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            self._roll_back()
             raise StoreError(f"the store {self.path} cannot be read: {error}") from None
 
     def _load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
@@ -221,7 +235,6 @@ class SQLiteStore:
         meta = dict(db.execute("select name, value from meta").fetchall())
         salt = meta.get("salt", secrets.randbits(SALT_BITS))
         epoch = meta.get("epoch", 0) + 1
-        # Numbers are never used twice, also when the newest rows were deleted by retention.
         newest = db.execute("select coalesce(max(number), 0) from tasks").fetchone()[0]
         newest = max(newest, meta.get("newest_task", 0))
         dispatch = db.execute("select coalesce(max(number), 0) from dispatches").fetchone()[0]
@@ -235,11 +248,15 @@ class SQLiteStore:
         live, sizes = [], {}
         for row in db.execute(
             "select number, created_ms, type, priority, timeout_seconds, max_retries, document,"
-            " iif(length(payload) <= ?, payload, x''), length(payload) from tasks"
+            " iif(length(payload) <= ?, payload, x''), length(payload), crc from tasks"
             " where number not in (select task from outcomes) order by number",
             (inline_bytes,),
         ):
-            live.append(TaskRow(*row[:8]))
+            found = TaskRow(*row[:8])
+            if len(found.payload) == row[8] and _crc(found.document, found.payload) != row[9]:
+                # Left out, it is looked for (and found damaged) when the task is to be run.
+                found = found._replace(payload=b"")
+            live.append(found)
             sizes[row[0]] = row[8]
         dispatches = []
         for row in db.execute("select * from dispatches order by number"):
@@ -278,9 +295,10 @@ class SQLiteStore:
 
     def task(self, number: int) -> TaskRow | None:
         """See `Store.task`. Raises `StoreError` for a row whose bytes changed on disk."""
-        row = self._db.execute("select * from tasks where number = ?", (number,)).fetchone()
-        if row is None:
+        rows = self._read("select * from tasks where number = ?", (number,))
+        if not rows:
             return None
+        row = rows[0]
         found = TaskRow(*row[:8])
         if _crc(found.document, found.payload) != row[8]:
             raise StoreError(f"task {number} is damaged in the store {self.path}")
@@ -290,7 +308,7 @@ class SQLiteStore:
         """See `Store.heads`."""
         found = {}
         for part, marks in _chunks(numbers):
-            for row in self._db.execute(
+            for row in self._read(
                 "select number, created_ms, type, priority, timeout_seconds, max_retries, x'', x''"
                 f" from tasks where number in ({marks})",
                 part,
@@ -300,11 +318,17 @@ class SQLiteStore:
 
     def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
         """See `Store.payloads`. Damaged ones are left out."""
+        query = "select number, document, payload, crc from tasks where number in "
         found = {}
         for part, marks in _chunks(numbers):
-            for number, document, payload, crc in self._db.execute(
-                f"select number, document, payload, crc from tasks where number in ({marks})", part
-            ):
+            try:
+                rows = self._read(f"{query} ({marks})", part)
+            except StoreError:
+                rows = []  # a damaged page: whatever can still be read, one by one
+                for number in part:
+                    with contextlib.suppress(StoreError):
+                        rows += self._read(f"{query} (?)", (number,))
+            for number, document, payload, crc in rows:
                 if _crc(document, payload) == crc:
                     found[number] = payload  # noqa: PERF403 - the check reads better here
         return found
@@ -314,7 +338,7 @@ class SQLiteStore:
         blobs = "result, details, crc" if results else "x'', x'', 0"
         found = {}
         for part, marks in _chunks(numbers):
-            for row in self._db.execute(
+            for row in self._read(
                 "select task, status, device, attempt, assigned_ms, started_ms, completed_ms,"
                 f" seconds, cause, error, retries, {blobs} from outcomes where task in ({marks})",
                 part,
@@ -329,12 +353,21 @@ class SQLiteStore:
 
     def attempts(self, number: int) -> list[AttemptRow]:
         """See `Store.attempts`."""
-        rows = self._db.execute("select * from attempts where task = ? order by number", (number,))
+        rows = self._read("select * from attempts where task = ? order by number", (number,))
         return [AttemptRow(*row) for row in rows]
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {self.path} cannot be read: {error}") from None
 
     def free_percent(self) -> float:
         """See `Store.free_percent`."""
-        usage = shutil.disk_usage(self.path.parent)
+        try:
+            usage = shutil.disk_usage(self.path.parent)
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be reached: {error}") from None
         return 100.0 * usage.free / usage.total
 
     def close(self) -> None:

@@ -27,6 +27,8 @@ from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 TIMEOUT_GRACE_SECONDS = 5.0
 #: A gap between two sweeps that means: this process slept, the devices did not.
 SLEPT_SECONDS = 10.0
+#: The same in sweep intervals, where those are long.
+SLEPT_INTERVALS = 3
 #: Ended tasks deleted by one retention sweep at most, so that a turn stays short.
 RETENTION_BATCH = 2_000
 
@@ -68,7 +70,8 @@ def deadlines(state: ClusterState, now: Now) -> None:
 def liveness(state: ClusterState, now: Now) -> None:
     """Silent devices go offline; after their lease their attempts go to others."""
     last, state.last_sweep_mono = state.last_sweep_mono, now.mono
-    if last is not None and now.mono - last > SLEPT_SECONDS:
+    longest = max(SLEPT_SECONDS, SLEPT_INTERVALS * state.settings.scheduler.sweep_interval_seconds)
+    if last is not None and now.mono - last > longest:
         for device in state.devices.values():
             device.last_seen_mono = now.mono
         for task in state.tasks.values():

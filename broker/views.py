@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retire_cluster.broker.device import SLOT_UNITS, Device
+from retire_cluster.broker.device import METRICS, SLOT_UNITS, Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.feed import Entry
 from retire_cluster.broker.ids import TaskIds
@@ -20,11 +20,6 @@ from retire_cluster.schemas.jsontext import JSONError, loads
 from retire_cluster.schemas.vocabulary import PRIORITIES, RETRYABLE, TERMINAL, TaskStatus
 
 View = dict[str, Any]
-
-METRICS = (
-    "cpu_percent", "memory_percent", "disk_percent", "load_average", "temperature_c",
-    "battery_percent", "power_plugged",
-)  # fmt: skip
 
 
 def _seconds(value: float | None) -> float | None:
@@ -192,9 +187,7 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
 
 def class_key(task: Task) -> ClassKey:
     """The requirement class of a live task."""
-    document = loads(task.spec.document)
-    need = Requirements.read(document.get("requirements") or {})
-    return ClassKey(task.spec.task_type, need, task.excluded)
+    return ClassKey(task.spec.task_type, Requirements.of(task.spec.document), task.excluded)
 
 
 def obstacles(key: ClassKey, device: Device) -> list[str]:

@@ -104,6 +104,37 @@ def pages(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[
         page += 1
 
 
+def each(
+    session: Session,
+    op: str,
+    field: str,
+    names: Sequence[str],
+    line: Callable[[Mapping[str, Any]], str],
+    **extra: Any,
+) -> tuple[list[dict[str, Any]], int]:
+    """Call `op` for every name (its argument `field`), print a line each.
+
+    Returns the answers and the first error's exit code; the others are tried nevertheless. A
+    single name's error is raised.
+    """
+    if len(names) == 1:
+        data = session.client.call(op, {field: names[0], **extra})
+        session.output.data(data, line(data))
+        return [data], exits.OK
+    answers = []
+    code = exits.OK
+    for name in names:
+        try:
+            answers.append(session.client.call(op, {field: name, **extra}))
+        except ClusterError as error:
+            if error.status >= 500:
+                raise
+            session.output.hint(f"{name}: {error.message}")
+            code = code or exits.for_error(error)
+    session.output.data(answers, "\n".join(map(line, answers)))
+    return answers, code
+
+
 def given(**values: Any) -> dict[str, Any]:
     """The filters that were given: neither None nor empty."""
     return {name: value for name, value in values.items() if value not in (None, [], "")}

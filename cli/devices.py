@@ -8,7 +8,6 @@ from typing import Any
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import Style, facts, table
-from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.vocabulary import Platform, Role
 
 HEADERS = ("DEVICE", "STATUS", "ROLE", "PLATFORM", "CORES", "GB", "UP", "LAST HEARTBEAT", "TAGS")
@@ -103,24 +102,7 @@ def readmit(session: Session) -> int:
 def _each(
     session: Session, op: str, line: Callable[[Mapping[str, Any]], str], **extra: Any
 ) -> tuple[list[dict[str, Any]], int]:
-    """Call `op` for every device named; the first error's exit code, after all were tried."""
-    device_ids = session.args.device_ids
-    if len(device_ids) == 1:
-        data = session.client.call(op, {"device_id": device_ids[0], **extra})
-        session.output.data(data, line(data))
-        return [data], exits.OK
-    answers = []
-    code = exits.OK
-    for device_id in device_ids:
-        try:
-            answers.append(session.client.call(op, {"device_id": device_id, **extra}))
-        except ClusterError as error:
-            if error.status >= 500:
-                raise
-            session.output.hint(f"{device_id}: {error.message}")
-            code = code or exits.for_error(error)
-    session.output.data(answers, "\n".join(map(line, answers)))
-    return answers, code
+    return common.each(session, op, "device_id", session.args.device_ids, line, **extra)
 
 
 def devices_table(rows: Iterable[Mapping[str, Any]], style: Style, width: int = 0) -> str:

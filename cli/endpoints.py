@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.node import proctree
+
 
 @dataclass(frozen=True)
 class MainEndpoints:
@@ -123,7 +125,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def pid_alive(pid: int) -> bool:
-    """Whether a process with this id exists."""
+    """Whether a process with this id runs (not: has ended and waits to be collected)."""
     if pid <= 0:
         return False
     if sys.platform == "win32":
@@ -133,8 +135,11 @@ def pid_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
+        pass
+    if not proctree.IS_LINUX:
         return True
-    return True
+    found = proctree.find(pid)
+    return found is None or found.state not in ("Z", "X")
 
 
 def is_ours(pid: int) -> bool:

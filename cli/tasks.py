@@ -9,7 +9,6 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import Style, facts, pretty, table
 from retire_cluster.cli.waiting import print_result, wait_and_print
-from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
 
 HEADERS = ("TASK", "STATUS", "TYPE", "PRIORITY", "CREATED", "SECONDS", "RETRIES", "DEVICE")
@@ -118,23 +117,10 @@ def wait(session: Session) -> int:
 
 
 def _each(session: Session, op: str) -> int:
-    task_ids = session.args.task_ids
-    if len(task_ids) == 1:
-        data = session.client.call(op, {"task_id": task_ids[0]})
-        session.output.data(data, f"{data['task_id']}: {data['status']}")
-        return exits.OK
-    answers = []
-    code = exits.OK
-    for task_id in task_ids:
-        try:
-            answers.append(session.client.call(op, {"task_id": task_id}))
-        except ClusterError as error:
-            if error.status >= 500:
-                raise
-            session.output.hint(f"{task_id}: {error.message}")
-            code = code or exits.for_error(error)
-    session.output.data(answers, "\n".join(f"{a['task_id']}: {a['status']}" for a in answers))
-    return code
+    def line(task: Mapping[str, Any]) -> str:
+        return f"{task['task_id']}: {task['status']}"
+
+    return common.each(session, op, "task_id", session.args.task_ids, line)[1]
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0) -> str:

@@ -6,21 +6,20 @@ error. `DATA_DIR/endpoints.json` says where everything listens, rewritten at eac
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
-import re
 import shlex
 import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
-from retire_cluster.cli.announce import Announcement, bracketed, dial_host, lan_address
+from retire_cluster.cli.announce import Announcement, lan_address
 from retire_cluster.cli.endpoints import (
     ApiEndpoint,
     MainEndpoints,
@@ -28,6 +27,7 @@ from retire_cluster.cli.endpoints import (
     endpoints_document,
     endpoints_path,
     is_ours,
+    pid_alive,
     read_api,
     read_json,
     read_main,
@@ -35,26 +35,27 @@ from retire_cluster.cli.endpoints import (
     run_path,
     write_json,
 )
+from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
-from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
 #: What a worker's process ends with once its device was removed from the cluster.
 REMOVED_CODE = 4
-_KEY_VARIABLE = "RETIRE_CLUSTER_API_KEY"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything until told to stop; the exit code (0 after a signal)."""
     args = parser().parse_args(argv)
     try:
-        settings = read_settings(_overrides(args), args.config)
-        return Up(args, settings, sys.stdout, sys.stderr).run()
+        settings = read_settings(overrides(args), args.config)
+        plan = Plan(args, settings, socket.gethostname())
+        return Up(plan, sys.stdout, sys.stderr).run()
     except (SettingsError, FolderLocked) as error:
         print(f"retire-cluster up: {error}", file=sys.stderr)
         return exits.USAGE
@@ -64,79 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.USAGE
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags; those not given fall to environment, TOML and defaults."""
-    found = argparse.ArgumentParser(
-        prog="retire-cluster up",
-        description="Start main node, REST facade and local workers; stop all with Ctrl-C.",
-        allow_abbrev=False,
-    )
-    add = found.add_argument
-    add("--host", metavar="ADDRESS", help="where the REST facade listens (127.0.0.1)")
-    add("--port", type=int, metavar="N", help="its port (8081); any port may be 0")
-    add("--cluster-port", type=int, metavar="N", help="admin port of the main node (8080)")
-    add("--worker-port", type=int, metavar="N", help="port of the worker bus (8082)")
-    add("--event-port", type=int, metavar="N", help="port of the event feed (8083)")
-    add("--data-dir", metavar="FOLDER", help="store, keys, identities, endpoints.json")
-    add("--workers", type=_count, default=1, metavar="N", help="local workers (1); 0 for none")
-    add("--slots", type=int, metavar="N", help="tasks each local worker runs at once")
-    add(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="TYPE",
-        help="task type the local workers may run beside the harmless ones; repeatable",
-    )
-    add("--auth", action="store_true", help="ask for an API key; made, shown once if none is set")
-    add(
-        "--api-key",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help=f"accept this key; repeatable. Others on this machine can see flags: {_KEY_VARIABLE}"
-        " in the environment is safer",
-    )
-    add("--no-rate-limit", action="store_true", help="do not limit requests a client")
-    add("--no-cors", action="store_true", help="send no CORS headers at all")
-    add(
-        "--cors-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="foreign origin whose pages may use the API; repeatable",
-    )
-    add("--insecure", action="store_true", help="let other devices join, without encryption")
-    add("--debug", action="store_true", help="detailed logs")
-    add("--config", metavar="FILE", help="TOML file of settings")
-    return found
-
-
 class Up:
     """One running `up`.
 
+    :param plan: what to start
     :param out: takes the ready line
-    :param err: takes progress
+    :param err: takes progress, and what children print to standard output
     """
 
-    def __init__(
-        self, args: argparse.Namespace, settings: Settings, out: TextIO, err: TextIO
-    ) -> None:
-        self._args = args
-        self._settings = settings
+    def __init__(self, plan: Plan, out: TextIO, err: TextIO) -> None:
+        self._plan = plan
+        self._data_dir = plan.data_dir
         self._out = out
         self._err = err
-        self._data_dir = settings.data_dir.absolute()
         self._main: MainEndpoints | None = None
         self._api: ApiEndpoint | None = None
         self._written: Mapping[str, Any] | None = None
+        #: Child → which of its starts its run file was read for.
+        self._read_at_start: dict[str, int] = {}
         self._signals = 0
         self._readiness: Readiness | None = None
         self._announced = False
         self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
-        host = local_host_id(socket.gethostname())
-        self._device_ids = {
-            f"worker-{number}": f"{host}-local-{number}" for number in range(1, args.workers + 1)
-        }
 
     def run(self) -> int:
         """Start, watch, stop. Raises `FolderLocked` when the data folder is taken, `OSError`."""
@@ -176,92 +126,31 @@ class Up:
         return exits.OK
 
     def _add_children(self) -> None:
-        no_keys: dict[str, str | None] = {_KEY_VARIABLE: None}
-        keys: dict[str, str | None] = {}
-        if self._args.api_key:
-            keys[_KEY_VARIABLE] = "\n".join(self._args.api_key)
-        add = self._supervisor.add
-        add(Child("broker", self._broker_command, no_keys, stop_rank=2, stop_seconds=2.5))
-        add(Child("api", self._api_command, keys, stop_rank=1, stop_seconds=2.0))
-        for number, name in enumerate(self._device_ids, start=1):
-            command = self._worker_command(number, self._device_ids[name])
-            final = frozenset({REMOVED_CODE})
-            add(Child(name, command, no_keys, stop_rank=0, stop_seconds=4.0, final_codes=final))
+        plan, add = self._plan, self._supervisor.add
+        others = plan.other_environ
+        add(Child("broker", self._broker, others, stop_rank=2, stop_seconds=2.5))
+        add(Child("api", self._facade, plan.api_environ, stop_rank=1, stop_seconds=2.0))
+        final = frozenset({REMOVED_CODE})
+        for number in plan.device_ids:
+            command = partial(self._worker, number)
+            name = _worker_name(number)
+            add(Child(name, command, others, stop_rank=0, stop_seconds=4.5, final_codes=final))
 
-    def _broker_command(self) -> list[str]:
-        server, main = self._settings.server, self._main
-        command = [
-            *self._module("main"),
-            *("--port", str(main.admin_port if main else self._cluster_port)),
-            *("--worker-port", str(main.worker_port if main else server.worker_port)),
-            *("--event-port", str(main.event_port if main else server.event_port)),
-        ]
-        if self._args.insecure:
-            command += ["--insecure", "--worker-host", self._worker_host]
-        return command
+    def _broker(self) -> list[str]:
+        return self._plan.broker(self._main)
 
-    def _api_command(self) -> list[str]:
-        args, api = self._args, self._settings.api
+    def _facade(self) -> list[str]:
         assert self._main is not None
-        command = [
-            *self._module("api"),
-            *("--host", api.host, "--port", str(self._api.port if self._api else api.port)),
-            *("--cluster-host", dial_host(self._settings.server.host)),
-            *("--cluster-port", str(self._main.admin_port)),
-        ]
-        switches = (
-            ("--auth", args.auth),
-            ("--no-rate-limit", args.no_rate_limit),
-            ("--no-cors", args.no_cors),
-        )
-        command += [flag for flag, on in switches if on]
-        return command + [f"--cors-origin={origin}" for origin in args.cors_origin]
+        return self._plan.api(self._main, self._api)
 
-    def _worker_command(self, number: int, device_id: str) -> Any:
-        def command() -> list[str]:
-            assert self._main is not None
-            host = bracketed(dial_host(self._worker_host))
-            made = [
-                *self._module("worker", self._worker_dir(number)),
-                *("--join", f"{host}:{self._main.worker_port}", "--device-id", device_id),
-            ]
-            if self._args.slots is not None:
-                made += ["--slots", str(self._args.slots)]
-            return made + [f"--allow={task_type}" for task_type in self._args.allow]
-
-        return command
-
-    def _module(self, name: str, data_dir: Path | None = None) -> list[str]:
-        # The folder that `up` was started in must not be where children import from.
-        safe = ["-P"] if sys.version_info >= (3, 11) else []
-        command = [sys.executable, *safe, "-m", "retire_cluster.cli.main", name]
-        command += ["--data-dir", str(data_dir or self._data_dir)]
-        if self._args.config:
-            command += ["--config", os.path.abspath(self._args.config)]
-        if self._args.debug:
-            command.append("--debug")
-        return command
-
-    @property
-    def _cluster_port(self) -> int:
-        """The admin port, under whichever of its two names it was set."""
-        settings = self._settings
-        if settings.source_of("server.port") == "default":
-            return settings.api.cluster_port
-        return settings.server.port
-
-    @property
-    def _worker_host(self) -> str:
-        server = self._settings.server
-        return server.worker_host or ("0.0.0.0" if server.insecure else "127.0.0.1")
-
-    def _worker_dir(self, number: int) -> Path:
-        return self._data_dir / "workers" / str(number)
+    def _worker(self, number: int) -> list[str]:
+        assert self._main is not None
+        return self._plan.worker(number, self._main)
 
     def _learn_endpoints(self, now: float) -> None:
         """Read what the children wrote, start who waited for it, tell everyone who reads files."""
-        main = read_main(read_json(run_path(self._data_dir, "main")))
-        if main and main != self._main and self._is_childs(main.pid, "broker"):
+        main = read_main(self._news_of("broker", "main"))
+        if main is not None:
             self._main = main
             self._say(
                 f"main node: admin port {main.admin_port}, worker bus {main.worker_port}, "
@@ -270,8 +159,8 @@ class Up:
             for child in self._supervisor.children.values():
                 if child.state is State.NEW:
                     self._supervisor.start(child.name, now)
-        api = read_api(read_json(run_path(self._data_dir, "api")))
-        if api and api != self._api and self._is_childs(api.pid, "api"):
+        api = read_api(self._news_of("api", "api"))
+        if api is not None:
             self._api = api
             self._say(f"REST facade: {self._announcement().url}")
         if self._main and self._api:
@@ -279,16 +168,25 @@ class Up:
             if self._readiness is None:
                 self._readiness = self._begin_readiness()
 
-    def _is_childs(self, pid: int, name: str) -> bool:
+    def _news_of(self, name: str, file: str) -> dict[str, Any] | None:
+        """What a child wrote since it was last started, once."""
         child = self._supervisor.children[name]
+        if child.state is not State.RUNNING or self._read_at_start.get(name) == child.starts:
+            return None
+        document = read_json(run_path(self._data_dir, file)) or {}
+        pid = document.get("pid")
         # A virtual environment's python.exe is a launcher: the serving process has another number.
-        return child.state is State.RUNNING and (pid == child.pid or sys.platform == "win32")
+        launched = sys.platform == "win32" and type(pid) is int and pid_alive(pid)
+        if pid != child.pid and not launched:
+            return None
+        self._read_at_start[name] = child.starts
+        return document
 
     def _write_endpoints(self) -> None:
         workers = [
-            WorkerEntry(device_id, pid, str(self._worker_dir(number)))
-            for number, (name, device_id) in enumerate(self._device_ids.items(), start=1)
-            if (pid := self._supervisor.children[name].pid) is not None
+            WorkerEntry(device_id, pid, str(self._plan.worker_dir(number)))
+            for number, device_id in self._plan.device_ids.items()
+            if (pid := self._supervisor.children[_worker_name(number)].pid) is not None
         ]
         document = endpoints_document(self._main, self._api, workers)
         if document != self._written:
@@ -301,7 +199,7 @@ class Up:
 
     def _begin_readiness(self) -> Readiness:
         assert self._main is not None
-        client = AdminClient(dial_host(self._settings.server.host), self._main.admin_port)
+        client = AdminClient(self._plan.admin_host, self._main.admin_port)
         url = f"{self._announcement().url}/health"
         readiness = Readiness(client, url, self._expected_devices, self._say)
         readiness.start()
@@ -311,8 +209,8 @@ class Up:
         children = self._supervisor.children
         return [
             device_id
-            for name, device_id in self._device_ids.items()
-            if children[name].state is not State.FINAL
+            for number, device_id in self._plan.device_ids.items()
+            if children[_worker_name(number)].state is not State.FINAL
         ]
 
     def _announcement(self) -> Announcement:
@@ -324,7 +222,7 @@ class Up:
             api_host=self._api.host,
             api_port=self._api.port,
             worker_port=self._main.worker_port,
-            worker_host=self._worker_host,
+            worker_host=self._plan.worker_host,
             lan_address=lan_address(),
             data_dir_flag=flag,
         )
@@ -332,8 +230,8 @@ class Up:
     def _announce(self) -> None:
         self._announced = True
         found = self._announcement()
-        print(f"ready {found.url}", file=self._out, flush=True)
-        self._say_block(found.text())
+        _write(self._out, f"ready {found.url}")
+        _write(self._err, found.text())
 
     def _is_hopeless(self, ended: Exit) -> bool:
         """Whether a child said on its first start that it cannot work as it is set up."""
@@ -342,7 +240,8 @@ class Up:
     def _tell_end(self, ended: Exit) -> None:
         how = f"ended by signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
         if ended.restart_in_seconds is None:
-            device_id = self._device_ids.get(ended.name, ended.name)
+            ids = {_worker_name(n): device_id for n, device_id in self._plan.device_ids.items()}
+            device_id = ids[ended.name]
             self._say(
                 f"{ended.name} was removed from the cluster and stays down; undo with: "
                 f"retire-cluster devices readmit {device_id}, then restart"
@@ -364,48 +263,25 @@ class Up:
             time.sleep(0.05)
 
     def _listen_to_signals(self) -> None:
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGHUP"):
             number = getattr(signal, name, None)
-            # `nohup` ignores SIGHUP on purpose: leave that.
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+            if number is None:
+                continue
+            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # `nohup` wants it to outlive the terminal
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
 
     def _say(self, text: str) -> None:
-        self._say_block(f"retire-cluster up: {text}")
-
-    def _say_block(self, text: str) -> None:
-        try:
-            print(text, file=self._err, flush=True)
-        except (OSError, ValueError):  # the terminal is gone; the cluster is not
-            return
+        _write(self._err, f"retire-cluster up: {text}")
 
 
-def local_host_id(hostname: str) -> str:
-    """A host's name as the beginning of a device id."""
-    short = re.sub(r"[^A-Za-z0-9_.-]+", "-", hostname.split(".")[0]).strip("-._")
-    return short[:60] or "host"
+def _write(stream: TextIO, text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal is gone; the cluster is not
+        print(text, file=stream, flush=True)
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 256, not {number}")
-    return number
-
-
-def _overrides(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "data_dir": args.data_dir,
-        "api.host": args.host,
-        "api.port": args.port,
-        "server.port": args.cluster_port,
-        "server.worker_port": args.worker_port,
-        "server.event_port": args.event_port,
-        "server.insecure": True if args.insecure else None,
-        "worker.slots": args.slots,
-        "api.cors_origins": args.cors_origin or None,
-        "logging.debug": True if args.debug else None,
-    }
+def _worker_name(number: int) -> str:
+    return f"worker-{number}"

@@ -16,6 +16,7 @@ from retire_cluster.api import keys as api_keys
 from retire_cluster.api import middleware
 from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import Cluster, GuardedCluster
+from retire_cluster.api.feed import EventFeed
 from retire_cluster.api.middleware import Drain, Gate
 from retire_cluster.api.peers import Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter
@@ -26,6 +27,7 @@ from retire_cluster.api.resources.devices import Device, Devices
 from retire_cluster.api.resources.events import Events, EventTicket
 from retire_cluster.api.resources.meta import Docs, Index, OpenApi, Root
 from retire_cluster.api.resources.prometheus import Prometheus
+from retire_cluster.api.resources.stream import Stream
 from retire_cluster.api.resources.tasks import Task, Tasks
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
@@ -44,14 +46,13 @@ class Facade:
     app: falcon.App[falcon.Request, falcon.Response]
     cluster: GuardedCluster
     access: Access
-    origins: Origins
-    peers: Peers
-    tickets: Tickets
+    feed: EventFeed
     reporter: Reporter
     drain: Drain
 
     def close(self) -> None:
-        """End the background thread and the connections to the main node."""
+        """End the background threads and the connections to the main node."""
+        self.feed.stop()
         self.reporter.stop()
         self.cluster.close()
 
@@ -167,7 +168,9 @@ def create_app(
     route(f"{API}/config/server", ConfigSection(guarded, "server"))
     route(f"{API}/config/heartbeat", ConfigSection(guarded, "heartbeat"))
     route(f"{API}/config/reset", config, suffix="reset")
-    return Facade(app, guarded, access, origins, peers, tickets, reporter, drain)
+    feed = EventFeed(guarded)
+    route("/ws", Stream(feed, access, origins, tickets))
+    return Facade(app, guarded, access, feed, reporter, drain)
 
 
 def _peers(settings: Settings) -> Peers:

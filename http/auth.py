@@ -101,6 +101,11 @@ class Access:
         elif self.reads and not operation.always_open:
             self._need(identity, "read" if operation.method == "GET" else "submit")
 
+    def check_reading(self, identity: Identity) -> None:
+        """Raises like `check` unless this client may read."""
+        if self.reads:
+            self._need(identity, "read")
+
     def check_submission(self, identity: Identity, task_types: set[str]) -> None:
         """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
 

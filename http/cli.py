@@ -19,7 +19,7 @@ from typing import Any
 from retire_cluster.api import keys as api_keys
 from retire_cluster.api.app import Facade, assemble, product_version
 from retire_cluster.api.envelope import utc
-from retire_cluster.api.waitress_server import FacadeServer
+from retire_cluster.api.websocket import StreamServer
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.settings import Settings, SettingsError
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{error.filename or settings.data_dir}: {error.strerror}")
     try:
-        server = FacadeServer(
+        server = StreamServer(
             facade.app,
             settings.api.host,
             settings.api.port,
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _stop_on_signals(server)
         server.serve()
     except KeyboardInterrupt:  # a second one, or on a platform whose handler came too late
-        server.close()
+        server.end()
     finally:
         facade.close()
         _remove_own(run_file)
@@ -145,7 +145,7 @@ def _make_key(settings: Settings) -> str:
 
 
 def _announce(
-    settings: Settings, server: FacadeServer, facade: Facade, run_file: Path, new_key: str
+    settings: Settings, server: StreamServer, facade: Facade, run_file: Path, new_key: str
 ) -> None:
     if new_key:
         print(f"API key (shown this once): {new_key}", flush=True)
@@ -184,7 +184,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _stop_on_signals(server: FacadeServer) -> None:
+def _stop_on_signals(server: StreamServer) -> None:
     def stop(number: int, _frame: object) -> None:
         # The same signal again means: now.
         signal.signal(number, signal.SIG_DFL)

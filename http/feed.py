@@ -18,7 +18,7 @@ from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.schemas.errors import ClusterError
 
 #: An idle feed looks for new listeners this often.
-_SLICE_SECONDS = 0.5
+_SLICE_SECONDS = 0.25
 _PAGE = 500
 #: A listener with more unsent than this gets no further page of old events.
 _ENOUGH_BYTES = 256 * 1024

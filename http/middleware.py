@@ -32,7 +32,7 @@ from retire_cluster.schemas.requests import parse_query, split_query
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 _CHANGING = frozenset({"POST", "PUT", "DELETE", "PATCH"})
-_UNLIMITED = frozenset({row.path for row in OPERATIONS.values() if row.unlimited} | {"/ws"})
+_UNLIMITED = frozenset({row.path for row in OPERATIONS.values() if row.unlimited})
 _LOCAL = frozenset(row.path for row in OPERATIONS.values() if not row.needs_cluster)
 _REQUEST_HEADERS = "Content-Type, X-API-Key, Authorization, X-Request-ID, Idempotency-Key"
 _EXPOSED = (

@@ -57,14 +57,18 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         self.born = time.monotonic()
         #: The body is above its limit and thrown away.
         self.swallowing = False
+        #: The body is above its limit and its client still waits to be asked for it.
+        self._unasked = False
         self._body_limit = 0
 
     def received(self, data: bytes) -> int:
         """Take in bytes; see waitress."""
         consumed: int = super().received(data)
-        if self.error is None and self.body_rcv is not None and self.headers_finished:
+        if self._unasked:
+            self.completed = True
+        elif self.error is None and self.body_rcv is not None and self.headers_finished:
             self._weigh()
-        if self.swallowing and self.completed and self.error is None:
+        if (self.swallowing or self._unasked) and self.completed and self.error is None:
             self.error = RequestEntityTooLarge(str(too_large(self._body_limit)))
         return consumed
 
@@ -84,18 +88,16 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
             raise ParsingError("The Host header is missing")
         if host is not None and any(character in host for character in ", /\\?#@"):
             raise ParsingError("The Host header is not one host")
-        if self.content_length > self._body_limit and self._may_swallow():
+        if self.content_length <= self._body_limit:
+            return
+        if self.expect_continue:
+            self.expect_continue = False
+            self._unasked = True
+        elif self.content_length <= MAX_SWALLOWED_BYTES:
             # waitress would answer at once and close with the body unread.
             self.content_length = 0
-
-    def _may_swallow(self) -> bool:
-        if self.expect_continue:  # it has not sent the body yet and never will
-            self.expect_continue = False
-            return False
-        self.swallowing = self.content_length <= MAX_SWALLOWED_BYTES
-        if self.swallowing:
+            self.swallowing = True
             self._swallow()
-        return self.swallowing
 
     def _weigh(self) -> None:
         if not self.swallowing and len(self.body_rcv) > self._body_limit:

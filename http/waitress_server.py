@@ -35,7 +35,8 @@ from retire_cluster.api.parser import (
     StrictParser,
 )
 
-_log = logging.getLogger("api")
+#: Another thread may be the one that a signal interrupts: the loop sees it no later than this.
+_TURN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def is_waiting(self) -> bool:
         """Whether it only waits for its client: idle, or a request not complete yet."""
-        return not self.requests and not self.total_outbufs_len
+        return not (self.requests or self.total_outbufs_len)
 
     def is_too_slow(self, now_mono: float, patience: Patience) -> bool:
         """Whether its client has taken longer than anyone needs."""
@@ -80,8 +81,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if request is not None:
             elapsed = now_mono - request.born
             if not request.headers_finished:
-                return elapsed > patience.header_seconds
-            earned = request.body_bytes_received / patience.bytes_per_second
+                return bool(elapsed > patience.header_seconds)
+            earned: float = request.body_bytes_received / patience.bytes_per_second
             return elapsed > patience.body_seconds + earned
         pending = self.total_outbufs_len
         if not pending:
@@ -232,12 +233,16 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def serve(self) -> None:
         """Serve until `stop`, then let running requests finish."""
         while not self._stopping:
-            self._turn(1.0)
-        self.drain.begin()
+            self._turn(_TURN_SECONDS)
+        self.begin_drain()
         deadline = time.monotonic() + self.patience.drain_seconds
         while self._is_busy() and time.monotonic() < deadline:
             self._turn(0.05)
-        self.close()
+        self.end()
+
+    def begin_drain(self) -> None:
+        """From now on only what runs already is of interest."""
+        self.drain.begin()
 
     def stop(self) -> None:
         """End `serve`; callable from any thread and from a signal handler."""
@@ -245,7 +250,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         self.drain.begin()
         self.pull_trigger()
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Close all connections and end the threads."""
         self.task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map, ignore_all=True)

@@ -1,8 +1,8 @@
 """WebSocket on the REST port, inside waitress's own loop.
 
-The connection swaps its HTTP parser for wsproto: no thread a client, and the connection limits count
-it like any other. It leans on private parts of waitress (pinned, `waitress>=3.0.2,<3.1`); when they
-change, the event log with its cursor (`GET /api/v1/events`) still stands.
+The connection swaps its HTTP parser for wsproto: no thread a client, and the connection limits
+count it like any other. It leans on private parts of waitress (pinned, `waitress>=3.0.2,<3.1`);
+when they change, the event log with its cursor (`GET /api/v1/events`) still stands.
 
 Life of a stream: a request thread runs the application, which calls `environ[UPGRADE]`; the answer
 101 is then not written by waitress; the loop thread activates the stream and from there on owns it.
@@ -81,6 +81,8 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
 class StreamChannel(Channel):
     """A connection that may become a WebSocket."""
 
+    close_when_flushed: bool
+    current_outbuf_count: int
     task_class = UpgradeTask
     #: Accepted by the application, not yet taken over by the loop.
     upgrading: tuple[WSConnection, OnOpen] | None = None

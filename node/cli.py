@@ -187,7 +187,7 @@ def _run(worker: Worker) -> int:
     if spool.damaged:
         log.warning("%d damaged place(s) in %s skipped", spool.damaged, "results.spool")
     waker = Waker()
-    sampler = Sampler(settings.data_dir)
+    sampler = Sampler(settings.data_dir, monotonic)
     runner = Runner(
         slots=me.slots,
         catalog=worker.catalog,

@@ -99,6 +99,9 @@ class _Executor:
         reply, data = self._attempt(header, frame.blob)
         logs, cut = self._capture.take()
         left_behind = _end_leftovers() or threading.active_count() > baseline_threads
+        if folder:
+            os.chdir(self._scratch)
+            shutil.rmtree(folder, ignore_errors=True)
         details: dict[str, Any] = reply.pop("details")
         if logs:
             details["logs"] = logs
@@ -109,9 +112,6 @@ class _Executor:
         self._write(reply, data)
         os.environ.clear()
         os.environ.update(self._environment)
-        if folder:
-            os.chdir(self._scratch)
-            shutil.rmtree(folder, ignore_errors=True)
         return not left_behind
 
     def _own_folder(self, task_type: str) -> str:

@@ -9,23 +9,38 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from retire_cluster.node.probe import guarded, meminfo, windows_memory
 
+MIN_SECONDS = 1.0
+
 
 class Sampler:
     """Takes samples; processor use is measured between two of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         """`folder`: whose disk is meant."""
         self._folder = folder
+        self._clock = clock
         self._busy_before: tuple[float, float] | None = None
-        self.sample()
+        self._taken_at = clock()
+        self._last = self._take()
 
     def sample(self) -> dict[str, Any]:
-        """The protocol's `metrics`; percentages 0 to 100, degrees Celsius, load of a minute."""
+        """The protocol's `metrics`; percentages 0 to 100, degrees Celsius, load of a minute.
+
+        At most one second old: processor use over a shorter time would say nothing.
+        """
+        now = self._clock()
+        if now - self._taken_at >= MIN_SECONDS:
+            self._taken_at = now
+            self._last = self._take()
+        return self._last
+
+    def _take(self) -> dict[str, Any]:
         battery, plugged = guarded(_battery) or (None, None)
         return {
             "cpu_percent": guarded(self._cpu_percent),

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from retire_cluster.node import records
+from retire_cluster.node.lease import Lease
+from retire_cluster.node.outbox import Outbox
 from retire_cluster.node.records import (
     ABANDONED,
     CANCELLED,
@@ -29,71 +32,23 @@ from retire_cluster.node.records import (
     RELEASED,
     TIMEOUT,
     Attempt,
-    Connect,
-    Ended,
-    Event,
-    Exit,
-    Forget,
     Instruction,
-    Introduction,
-    Keep,
-    Kill,
-    Learned,
-    LinkDown,
-    LinkUp,
-    Opened,
-    Progressed,
-    Received,
     Result,
-    Run,
-    Say,
-    Send,
-    Started,
-    Stop,
-    Tick,
-    Told,
 )
-from retire_cluster.schemas.messages import (
-    Abandon,
-    Assign,
-    Cancel,
-    Config,
-    ConfigAck,
-    Drain,
-    Finished,
-    FinishedAck,
-    FinishedItem,
-    FromDevice,
-    Goodbye,
-    Heartbeat,
-    HeartbeatAck,
-    HeartbeatConfig,
-    Held,
-    Hello,
-    Key,
-    Ping,
-    Pong,
-    Progress,
-    ProgressItem,
-    Reject,
-    Resume,
-    Welcome,
-)
-from retire_cluster.schemas.messages import Started as StartedMessage
+from retire_cluster.schemas import messages
+from retire_cluster.schemas.messages import FinishedItem, HeartbeatConfig, Held, Key, ProgressItem
 from retire_cluster.schemas.vocabulary import Cause, Outcome
-from retire_cluster.schemas.wire import BATCH_BYTES, PROTOCOL, split_batch
+from retire_cluster.schemas.wire import PROTOCOL
 
 MAX_HELD_IN_HEARTBEAT = 256
-#: Results in one FINISHED; its header stays far below the protocol's limit.
-MAX_BATCH_ITEMS = 1_000
-#: Bytes of a FINISHED row beside its blobs, generously.
-_ROW_BYTES = 200
-_MAX_ERROR_BYTES = 4_096
 
 EXIT_OK = 0
 EXIT_REFUSED = 2
 EXIT_REMOVED = 4
 EXIT_INTERRUPTED = 130
+
+#: Until the first WELCOME brings the broker's; the contract's defaults.
+DEFAULT_CONFIG = HeartbeatConfig(version=0, interval=5.0, timeout=30.0, max_missed=3)
 
 
 class Phase(Enum):
@@ -127,21 +82,12 @@ class Pace:
     last_ack_seconds: float = 3.0
 
 
-#: Until the first WELCOME brings the broker's; the contract's defaults.
-DEFAULT_CONFIG = HeartbeatConfig(version=0, interval=5.0, timeout=30.0, max_missed=3)
-
-
-def fence_margin(timeout_seconds: float) -> float:
-    """Seconds before the lease's end at which a device stops relying on it."""
-    return max(0.5, 0.1 * timeout_seconds)
-
-
 class Session:
     """One worker process's side of the conversation with the main node."""
 
     def __init__(
         self,
-        introduction: Introduction,
+        introduction: records.Introduction,
         *,
         now: float,
         random: Callable[[], float],
@@ -168,30 +114,21 @@ class Session:
         self.config = DEFAULT_CONFIG
         self.accepting = True
         self.not_accepting_reason = ""
+        #: What last went wrong on this device, for heartbeats.
         self.last_error = ""
-        self.rtt_ms: float | None = None
 
-        self._held: dict[Key, Attempt] = {}
-        #: Ended and not acknowledged, in the order they ended.
-        self._unacked: dict[Key, Result] = {result.key: result for result in stored}
-        self._outbox: list[Result] = list(stored)
-        self._batches: dict[int, list[Result]] = {}
-        self._last_batch = 0
-        #: Keys whose results are on disk.
-        self._stored: set[Key] = {result.key for result in stored}
+        #: Attempts the device has and has not finished.
+        self.held: dict[Key, Attempt] = {}
+        self.outbox = Outbox(stored)
+        self.lease = Lease()
         self._started_news: list[Key] = []
-        self._progress_news: dict[Key, Told] = {}
+        self._progress_news: dict[Key, records.Told] = {}
         self._progress_at = now
 
+        self._linked = False
         self._hello_sent = now
         self._heard = now
-        self._beat = 0
-        self._beats: dict[int, float] = {}
         self._beat_at = now
-        #: Send time of what the broker last acknowledged; None before the first WELCOME.
-        self._lease_from: float | None = None
-        self._fenced = False
-        self._linked = False
         self._failures = 0
         self._connect_at: float | None = None
         self._greet_at: float | None = None
@@ -205,6 +142,26 @@ class Session:
         self._kill_until: float | None = None
         self._ack_until: float | None = None
         self._out: list[Instruction] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            records.Opened: lambda event, now: self._connect(now),
+            records.LinkUp: lambda event, now: self._on_link_up(now),
+            records.LinkDown: self._on_link_down,
+            records.Received: self._on_received,
+            records.Started: self._on_started,
+            records.Progressed: self._on_progressed,
+            records.Ended: self._on_ended,
+            records.Learned: self._on_learned,
+            records.Tick: lambda event, now: self._on_tick(now),
+            records.Stop: self._on_stop,
+            messages.FinishedAck: self._on_finished_ack,
+            messages.HeartbeatAck: self._on_heartbeat_ack,
+            messages.Cancel: self._on_cancel,
+            messages.Abandon: self._on_abandon,
+            messages.Config: self._on_config,
+            messages.Ping: self._on_ping,
+            messages.Drain: self._on_drain,
+            messages.Resume: self._on_resume,
+        }
 
     # --- what others may ask ------------------------------------------------------------------
 
@@ -216,73 +173,36 @@ class Session:
         return self._state
 
     @property
-    def held(self) -> dict[Key, Attempt]:
-        """Attempts the device has and has not finished."""
-        return self._held
-
-    @property
-    def unsent(self) -> tuple[Key, ...]:
-        """Keys of results that the main node has not acknowledged."""
-        return tuple(self._unacked)
-
-    @property
     def fence_at(self) -> float | None:
         """When the device stops relying on its lease; None while it has none."""
-        if self._lease_from is None:
-            return None
-        timeout = self.config.timeout
-        return self._lease_from + timeout - fence_margin(timeout)
+        return self.lease.fence_at(self.config.timeout)
 
     def next_due(self) -> float | None:
         """The next moment at which `Tick` has something to do."""
         if self._state is Phase.CLOSED:
             return None
-        due: list[float] = []
+        due: list[float | None] = []
         if self._state is Phase.READY:
             due += (self._beat_at, self._silent_at())
             if self._progress_news:
                 due.append(self._progress_at)
         else:
-            timers = (self._connect_at, self._greet_at, self._welcome_by)
-            due += [timer for timer in timers if timer is not None]
-        fence_at = self.fence_at
-        if fence_at is not None and not self._fenced and self._held:
-            due.append(fence_at)
+            due += (self._connect_at, self._greet_at, self._welcome_by)
+        if self.held and not self.lease.fenced:
+            due.append(self.fence_at)
         if self._stop_reason is not None:
-            if self._held:
-                due.append(self._grace_until if self._kill_until is None else self._kill_until)
-            elif self._ack_until is not None:
+            if not self.held:
                 due.append(self._ack_until)
-        return min(due, default=None)
+            else:
+                due.append(self._grace_until if self._kill_until is None else self._kill_until)
+        return min((at for at in due if at is not None), default=None)
 
     # --- the one entrance ---------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Instruction]:
+    def handle(self, event: records.Event, now: float) -> list[Instruction]:
         """What is to be done because of `event`, in order."""
-        if self._state is Phase.CLOSED:
-            return []
-        if type(event) is Ended:
-            self._on_ended(event)
-        elif type(event) is Received:
-            self._on_received(event, now)
-        elif type(event) is Tick:
-            self._on_tick(now)
-        elif type(event) is Started:
-            self._on_started(event.keys, now)
-        elif type(event) is Progressed:
-            for told in event.items:
-                if told.key in self._held:
-                    self._progress_news[told.key] = told
-        elif type(event) is LinkUp:
-            self._on_link_up(now)
-        elif type(event) is LinkDown:
-            self._on_link_down(event.reason, now)
-        elif type(event) is Learned:
-            self._capabilities = dict(event.capabilities)
-        elif type(event) is Stop:
-            self._on_stop(event.reason, now)
-        elif type(event) is Opened:
-            self._connect(now)
+        if self._state is not Phase.CLOSED:
+            self._handlers[type(event)](event, now)
         out, self._out = self._out, []
         return out
 
@@ -293,16 +213,13 @@ class Session:
         self._linked = False
         self._greet_at = self._welcome_by = None
         self._connect_at = now + self._backoff()
-        self._out.append(Connect())
+        self._out.append(records.Connect())
 
     def _backoff(self) -> float:
         """Seconds until the next attempt: doubling, the upper half of it random."""
-        wait = min(
-            self._pace.backoff_cap_seconds,
-            self._pace.backoff_seconds * float(2 ** min(self._failures, 10)),
-        )
+        wait = self._pace.backoff_seconds * float(2 ** min(self._failures, 10))
         self._failures += 1
-        return wait * (0.5 + 0.5 * self._random())
+        return min(self._pace.backoff_cap_seconds, wait) * (0.5 + 0.5 * self._random())
 
     def _on_link_up(self, now: float) -> None:
         self._linked = True
@@ -310,14 +227,14 @@ class Session:
         if self._greet_at is None or self._greet_at <= now:
             self._greet(now)
 
-    def _on_link_down(self, reason: str, now: float) -> None:
+    def _on_link_down(self, event: records.LinkDown, now: float) -> None:
         # The transport dials again by itself; the timer is for when that leads nowhere.
-        if self._linked or self._state is not Phase.CONNECTING:
+        if self._linked:
             self._connect_at = now + self._backoff()
         self._linked = False
         self._state = Phase.CONNECTING
         self._welcome_by = None
-        self._say_outage(reason)
+        self._say_outage(event.reason)
 
     def _say_outage(self, reason: str) -> None:
         if self._outage_said or self._stop_reason is not None:
@@ -335,14 +252,12 @@ class Session:
         self._greet_at = self._connect_at = None
         self._welcome_by = now + self._pace.welcome_seconds
         self._hello_sent = now
-        self._beat = 0
-        self._beats.clear()
-        self._outbox = list(self._unacked.values())
-        self._batches.clear()
+        self.lease.new_session()
+        self.outbox.start_over()
         self._started_news.clear()
         me = self._me
         self._send(
-            Hello(
+            messages.Hello(
                 protocol=PROTOCOL,
                 device_id=me.device_id,
                 instance=me.instance,
@@ -355,17 +270,16 @@ class Session:
                 slots=me.slots,
                 capabilities=self._capabilities,
                 task_types=me.task_types,
-                held=tuple(self._held_rows(now)),
-                unsent=tuple(self._unacked),
+                held=self._held_rows(now),
+                unsent=self.outbox.keys(),
                 accepting=self._takes_work(),
                 uptime_seconds=round(now - self._began, 3),
             )
         )
 
-    def _held_rows(self, now: float) -> Iterable[Held]:
-        for attempt in self._held.values():
-            began = attempt.started_at
-            yield Held(attempt.key, began is not None, 0.0 if began is None else now - began)
+    def _held_rows(self, now: float) -> tuple[Held, ...]:
+        rows = ((key, attempt.started_at) for key, attempt in self.held.items())
+        return tuple(Held(k, at is not None, 0.0 if at is None else now - at) for k, at in rows)
 
     def _takes_work(self) -> bool:
         return self.accepting and self._stop_reason is None
@@ -373,212 +287,181 @@ class Session:
     def _silent_at(self) -> float:
         return self._heard + self.config.interval * self.config.max_missed
 
+    def _on_learned(self, event: records.Learned, now: float) -> None:
+        self._capabilities = dict(event.capabilities)
+
     # --- messages -----------------------------------------------------------------------------
 
-    def _on_received(self, event: Received, now: float) -> None:
+    def _on_received(self, event: records.Received, now: float) -> None:
         message = event.message
-        if isinstance(message, Reject):
+        if isinstance(message, messages.Reject):
             if message.session in ("", self.session):
                 self._on_reject(message, now)
-            return
-        if message.session != self.session:
-            return
-        self._heard = now
-        if isinstance(message, Welcome):
-            self._on_welcome(message, now)
-            return
-        if self._state is not Phase.READY:
-            return
-        if isinstance(message, Assign):
-            self._on_assign(message, event.blobs)
-        elif isinstance(message, FinishedAck):
-            self._drop(self._batches.pop(message.batch, ()))
-        elif isinstance(message, HeartbeatAck):
-            self._on_heartbeat_ack(message, now)
-        elif isinstance(message, Cancel):
-            self._on_cancel(message)
-        elif isinstance(message, Abandon):
-            self._abandon(message.items)
-        elif isinstance(message, Config):
-            self._apply(message.config)
-            self._send(ConfigAck(self.session, self.config.version))
-            self._send_heartbeat(now)
-        elif isinstance(message, Ping):
-            self._send(Pong(self.session, message.nonce))
-        elif isinstance(message, Drain):
-            self._set_accepting(False, message.reason or "drained by the main node", now)
-        elif isinstance(message, Resume):
-            self._set_accepting(True, "", now)
+        elif message.session == self.session:
+            self._heard = now
+            if isinstance(message, messages.Welcome):
+                self._on_welcome(message, now)
+            elif self._state is Phase.READY:
+                if isinstance(message, messages.Assign):
+                    self._on_assign(event, now)
+                else:
+                    self._handlers[type(message)](message, now)
 
-    def _on_welcome(self, message: Welcome, now: float) -> None:
+    def _on_welcome(self, message: messages.Welcome, now: float) -> None:
         if self._state is Phase.READY:
             return
         self._state = Phase.READY
         self._welcome_by = self._connect_at = None
         self._failures = 0
-        self.epoch = message.epoch
-        self._lease_from = self._hello_sent
-        self._fenced = False
         self._outage_said = False
         self._last_refusal = ""
-        self._apply(message.config)
+        self.epoch = message.epoch
+        self.config = message.config
+        self.lease.welcomed(self._hello_sent)
         self._abandon(message.abandon)
         self._say("info", f"joined {self._address} as {self._me.device_id}")
         if self._stop_reason is not None:
-            self._send(Drain(self.session, self._stop_reason))
+            self._send(messages.Drain(self.session, self._stop_reason))
         self._send_heartbeat(now)
 
-    def _on_reject(self, message: Reject, now: float) -> None:
-        code = message.code
+    def _on_reject(self, message: messages.Reject, now: float) -> None:
+        code, text = message.code, message.message
         if code == "register":
             # A broker that keeps saying so must not be answered in a tight loop.
-            if self._state is Phase.GREETING:
-                self._wait_to_greet(self._backoff(), now)
-            else:
+            if self._state is Phase.READY:
                 self._greet(now)
-            return
-        if code == "removed":
-            self._say("error", f"this device was removed from the cluster: {message.message}")
-            self._kill(list(self._held), ABANDONED)
-            self._close(EXIT_REMOVED)
-            return
-        if code in ("protocol", "bad_hello", "wrong_port"):
-            self._say("error", f"{self._address} refuses this worker: {message.message or code}")
-            self._kill(list(self._held), ABANDONED)
-            self._close(EXIT_REFUSED)
-            return
-        wait = message.retry_after_seconds
-        if wait is None:
-            wait = self._pace.refused_seconds
+            else:
+                self._wait_to_greet(self._backoff(), now)
+        elif code == "removed":
+            self._say("error", f"this device was removed from the cluster: {text}")
+            self._give_up(EXIT_REMOVED)
+        elif code in ("protocol", "bad_hello", "wrong_port"):
+            self._say("error", f"{self._address} refuses this worker: {text or code}")
+            self._give_up(EXIT_REFUSED)
+        else:
+            self._refused_for_now(code, text, message.retry_after_seconds, now)
+
+    def _refused_for_now(self, code: str, text: str, wait: float | None, now: float) -> None:
+        wait = min(max(self._pace.refused_seconds if wait is None else wait, 0.1), 3600.0)
         if code != self._last_refusal:
             self._last_refusal = code
             self._say(
                 "warning",
                 f"{self._address} does not take this worker now ({code}):"
-                f" {message.message or 'no reason given'}; trying again every {wait:.0f} s",
+                f" {text or 'no reason given'}; trying again every {wait:g} s",
             )
-        self._wait_to_greet(min(max(wait, 0.1), 3600.0) * (1.0 + 0.1 * self._random()), now)
+        self._wait_to_greet(wait * (1.0 + 0.1 * self._random()), now)
 
     def _wait_to_greet(self, wait_seconds: float, now: float) -> None:
         self._state = Phase.CONNECTING
         self._welcome_by = self._connect_at = None
         self._greet_at = now + wait_seconds
 
-    def _apply(self, config: HeartbeatConfig) -> None:
-        self.config = config
-        self._beat_at = min(self._beat_at, self._heard + config.interval)
+    def _on_config(self, message: messages.Config, now: float) -> None:
+        self.config = message.config
+        self._send(messages.ConfigAck(self.session, self.config.version))
+        self._send_heartbeat(now)
 
-    def _on_heartbeat_ack(self, message: HeartbeatAck, now: float) -> None:
-        sent = self._beats.get(message.beat)
-        if sent is None:
-            return
-        self.rtt_ms = round((now - sent) * 1000, 3)
-        if self._lease_from is None or sent > self._lease_from:
-            self._lease_from = sent
-            self._fenced = False
-        for beat in [beat for beat in self._beats if beat <= message.beat]:
-            del self._beats[beat]
+    def _on_heartbeat_ack(self, message: messages.HeartbeatAck, now: float) -> None:
+        self.lease.acknowledged(message.beat, now)
 
-    def _set_accepting(self, accepting: bool, reason: str, now: float) -> None:
-        if accepting != self.accepting:
-            text = "takes work again" if accepting else f"takes no new work: {reason}"
-            self._say("info", text)
-        self.accepting = accepting
-        self.not_accepting_reason = reason
+    def _on_ping(self, message: messages.Ping, now: float) -> None:
+        self._send(messages.Pong(self.session, message.nonce))
+
+    def _on_drain(self, message: messages.Drain, now: float) -> None:
+        reason = message.reason or "drained by the main node"
+        self._say("info", f"takes no new work: {reason}")
+        self.accepting, self.not_accepting_reason = False, reason
+        self._send_heartbeat(now)
+
+    def _on_resume(self, message: messages.Resume, now: float) -> None:
+        self._say("info", "takes work again")
+        self.accepting, self.not_accepting_reason = True, ""
         self._send_heartbeat(now)
 
     # --- attempts -----------------------------------------------------------------------------
 
-    def _on_assign(self, message: Assign, blobs: list[bytes]) -> None:
-        refuse = not self._takes_work()
+    def _on_assign(self, event: records.Received, now: float) -> None:
+        message = event.message
+        assert isinstance(message, messages.Assign)
+        takes_work = self._takes_work()
         attempts: list[Attempt] = []
-        held, unacked, repeatable = self._held, self._unacked, self._repeatable
-        for item, payload in zip(message.items, blobs, strict=True):
-            key = item.key
-            if key[3] < self.epoch or key in held or key in unacked:
+        held, outbox, repeatable = self.held, self.outbox, self._repeatable
+        for item, payload in zip(message.items, event.blobs, strict=True):
+            key, task_id, task_type, timeout_seconds = item
+            if key[3] < self.epoch or key in held or key in outbox:
+                continue  # of an earlier broker process, or said twice
+            if not takes_work:
+                outbox.add(_released(key, self._reason_not_to_accept()))
                 continue
-            if refuse:
-                self._hand_in(_released(key, self._reason_not_to_accept()))
-                continue
-            task_type = item.task_type
             attempt = Attempt(
-                key,
-                item.task_id,
-                task_type,
-                item.timeout_seconds,
-                payload,
-                repeatable(task_type, payload),
+                key, task_id, task_type, timeout_seconds, payload, repeatable(task_type, payload)
             )
             held[key] = attempt
             attempts.append(attempt)
         if attempts:
-            self._out.append(Run(attempts))
+            self._out.append(records.Run(attempts))
 
     def _reason_not_to_accept(self) -> str:
-        return self._stop_reason or self.not_accepting_reason or "the device takes no new work"
+        return self._stop_reason or self.not_accepting_reason
 
-    def _on_started(self, keys: list[Key], now: float) -> None:
-        for key in keys:
-            attempt = self._held.get(key)
+    def _on_started(self, event: records.Started, now: float) -> None:
+        for key in event.keys:
+            attempt = self.held.get(key)
             if attempt is not None:
                 attempt.started_at = now
                 self._started_news.append(key)
 
-    def _on_ended(self, event: Ended) -> None:
-        to_store: list[Result] = []
-        held, unacked, outbox = self._held, self._unacked, self._outbox
+    def _on_progressed(self, event: records.Progressed, now: float) -> None:
+        self._progress_news.update(
+            (told.key, told) for told in event.items if told.key in self.held
+        )
+
+    def _on_ended(self, event: records.Ended, now: float) -> None:
+        durable: list[Result] = []
         for result in event.results:
-            key = result.key
-            attempt = held.pop(key, None)
+            attempt = self.held.pop(result.key, None)
             if attempt is None:
-                continue
-            if not attempt.repeatable and result.outcome != Outcome.RELEASED:
-                to_store.append(result)
-            unacked[key] = result
-            outbox.append(result)
-            self._progress_news.pop(key, None)
-        if to_store:
-            self._stored.update(result.key for result in to_store)
-            self._out.append(Keep(to_store))
+                continue  # abandoned meanwhile
+            lasts = not attempt.repeatable and result.outcome != Outcome.RELEASED
+            if lasts:
+                durable.append(result)
+            self.outbox.add(result, on_disk=lasts)
+            self._progress_news.pop(result.key, None)
+        if durable:
+            self._out.append(records.Keep(durable))
 
-    def _on_cancel(self, message: Cancel) -> None:
-        known = [key for key in message.items if key in self._held]
-        # Never seen here, so nothing will ever end it: say so at once.
-        strange = [k for k in message.items if k not in self._held and k not in self._unacked]
+    def _on_finished_ack(self, message: messages.FinishedAck, now: float) -> None:
+        self._forget(self.outbox.acknowledged(message.batch))
+
+    def _on_cancel(self, message: messages.Cancel, now: float) -> None:
         reason = CANCELLED if message.reason == "cancelled" else TIMEOUT
-        for key in strange:
-            cause = Cause.TIMEOUT.value if reason == TIMEOUT else None
-            self._hand_in(Result(key, reason, 0.0, cause, "it was not on this device", b"", b""))
-        self._kill(known, reason)
+        self._kill([key for key in message.items if key in self.held], reason)
+        for key in message.items:
+            if key not in self.held and key not in self.outbox:
+                # Never seen here, so nothing will ever end it: say so at once.
+                cause = Cause.TIMEOUT.value if reason == TIMEOUT else None
+                words = "it was not on this device"
+                self.outbox.add(Result(key, reason, 0.0, cause, words, b"", b""))
 
-    def _hand_in(self, result: Result) -> None:
-        self._unacked[result.key] = result
-        self._outbox.append(result)
+    def _on_abandon(self, message: messages.Abandon, now: float) -> None:
+        self._abandon(message.items)
 
     def _abandon(self, keys: Sequence[Key]) -> None:
-        self._kill([key for key in keys if key in self._held], ABANDONED)
+        self._kill([key for key in keys if key in self.held], ABANDONED)
         for key in keys:
-            self._held.pop(key, None)
+            self.held.pop(key, None)
             self._progress_news.pop(key, None)
-        gone = set(keys) & self._unacked.keys()
-        if gone:
-            self._outbox = [result for result in self._outbox if result.key not in gone]
-            self._drop([self._unacked[key] for key in gone])
+        self._forget(self.outbox.drop(keys))
 
-    def _drop(self, results: Iterable[Result]) -> None:
-        forget = []
-        for result in results:
-            key = result.key
-            self._unacked.pop(key, None)
-            if key in self._stored:
-                self._stored.discard(key)
-                forget.append(key)
-        if forget:
-            self._out.append(Forget(forget))
-
-    def _kill(self, keys: list[Key], reason: str) -> None:
+    def _forget(self, keys: list[Key]) -> None:
         if keys:
-            self._out.append(Kill(keys, reason))
+            self._out.append(records.Forget(keys))
+
+    def _kill(self, keys: Iterable[Key], reason: str) -> None:
+        listed = list(keys)
+        if listed:
+            self._out.append(records.Kill(listed, reason))
 
     # --- the clock ----------------------------------------------------------------------------
 
@@ -593,13 +476,13 @@ class Session:
                 if now >= self._beat_at:
                     self._send_heartbeat(now)
         elif self._greet_at is not None and now >= self._greet_at:
+            self._greet_at = None
             if self._linked:
                 self._greet(now)
             else:
-                self._greet_at = None
                 self._connect(now)
         elif self._welcome_by is not None and now >= self._welcome_by:
-            # The reply may still come; until the rebuild it counts.
+            # The answer may still come; until the rebuild it counts.
             self._welcome_by = None
             self._say_outage("it does not answer")
             self._connect_at = now + self._backoff()
@@ -607,17 +490,15 @@ class Session:
             self._say_outage("no answer")
             self._connect(now)
         if self._stop_reason is not None:
-            self._drain(now)
+            self._finish_draining(now)
 
     def _check_fence(self, now: float) -> None:
         fence_at = self.fence_at
-        if self._fenced or fence_at is None or now < fence_at:
+        if self.lease.fenced or fence_at is None or now < fence_at:
             return
-        self._fenced = True
-        if not self._held or not self._kill_on_lease_loss:
-            return
-        doomed = [key for key, attempt in self._held.items() if not attempt.repeatable]
-        if doomed:
+        self.lease.fenced = True
+        doomed = [key for key, attempt in self.held.items() if not attempt.repeatable]
+        if doomed and self._kill_on_lease_loss:
             self._say(
                 "warning",
                 f"the lease is over: {len(doomed)} task(s) that may not run twice are stopped"
@@ -626,21 +507,16 @@ class Session:
             self._kill(doomed, FENCED)
 
     def _send_heartbeat(self, now: float) -> None:
-        self._beat += 1
-        self._beats[self._beat] = now
         self._beat_at = now + self.config.interval
-        rows = None
-        if len(self._held) <= MAX_HELD_IN_HEARTBEAT:
-            rows = tuple(self._held_rows(now))
         takes_work = self._takes_work()
         self._send(
-            Heartbeat(
+            messages.Heartbeat(
                 session=self.session,
-                beat=self._beat,
-                held=rows,
+                beat=self.lease.next_beat(now),
+                held=self._held_rows(now) if len(self.held) <= MAX_HELD_IN_HEARTBEAT else None,
                 accepting=takes_work,
                 not_accepting_reason="" if takes_work else self._reason_not_to_accept(),
-                rtt_ms=self.rtt_ms,
+                rtt_ms=self.lease.rtt_ms,
                 config_version=self.config.version,
                 last_error=self.last_error,
             )
@@ -648,89 +524,86 @@ class Session:
 
     def _flush(self, now: float) -> None:
         if self._started_news:
-            keys = tuple(key for key in self._started_news if key in self._held)
+            keys = tuple(key for key in self._started_news if key in self.held)
             self._started_news.clear()
             if keys:
-                self._send(StartedMessage(self.session, keys))
+                self._send(messages.Started(self.session, keys))
         if self._progress_news and now >= self._progress_at:
             rows = tuple(ProgressItem(*told) for told in self._progress_news.values())
             self._progress_news.clear()
             self._progress_at = now + self._pace.progress_seconds
-            self._send(Progress(self.session, rows))
-        if self._outbox:
-            self._send_results()
-
-    def _send_results(self) -> None:
-        results, self._outbox = self._outbox, []
-        sizes = [len(result.data) + len(result.details) + _ROW_BYTES for result in results]
-        start = 0
-        for count in split_batch(sizes, BATCH_BYTES // 2):
-            for first in range(start, start + count, MAX_BATCH_ITEMS):
-                part = results[first : min(first + MAX_BATCH_ITEMS, start + count)]
-                self._last_batch += 1
-                self._batches[self._last_batch] = part
-                items = tuple(FinishedItem(*result[:5]) for result in part)
-                blobs = tuple(blob for result in part for blob in result[5:])
-                message = Finished(self.session, self._last_batch, items)
-                self._out.append(Send(message, blobs))
-            start += count
+            self._send(messages.Progress(self.session, rows))
+        for batch, results in self.outbox.batches():
+            items = tuple(FinishedItem(*result[:5]) for result in results)
+            blobs = tuple(blob for result in results for blob in result[5:])
+            message = messages.Finished(self.session, batch, items)
+            self._out.append(records.Send(message, blobs))
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _on_stop(self, reason: str, now: float) -> None:
-        pace = self._pace
+    def _on_stop(self, event: records.Stop, now: float) -> None:
         if self._stop_reason is not None:
-            self._say("warning", "stopping at once")
-            self._exit_code = EXIT_INTERRUPTED
-            self._grace_until = now
-            self._kill_until = now + min(2.0, pace.kill_seconds)
-            self._ack_until = now + min(1.0, pace.last_ack_seconds)
-            self._kill(list(self._held), RELEASED)
+            self._stop_at_once(now)
             return
-        self._stop_reason = reason
-        self._grace_until = now + pace.grace_seconds
-        running = [key for key, attempt in self._held.items() if attempt.started_at is not None]
+        grace_seconds = self._pace.grace_seconds
+        self._stop_reason = event.reason
+        self._grace_until = now + grace_seconds
+        waiting = [key for key, attempt in self.held.items() if attempt.started_at is None]
+        running = len(self.held) - len(waiting)
         self._say(
             "info",
-            f"stopping: {reason}; {len(running)} task(s) running, up to"
-            f" {pace.grace_seconds:.0f} s to finish",
+            f"stopping: {event.reason}; {running} task(s) running"
+            + (f", up to {grace_seconds:g} s to finish" if running else ""),
         )
         if self._state is Phase.READY:
-            self._send(Drain(self.session, reason))
-        self._kill([key for key, a in self._held.items() if a.started_at is None], RELEASED)
+            self._send(messages.Drain(self.session, event.reason))
+        self._kill(waiting, RELEASED)
 
-    def _drain(self, now: float) -> None:
-        if self._held and self._kill_until is None and now >= self._grace_until:
-            self._say("warning", f"{len(self._held)} task(s) still running are stopped")
+    def _stop_at_once(self, now: float) -> None:
+        self._say("warning", "stopping at once")
+        self._exit_code = EXIT_INTERRUPTED
+        self._kill_until = now + min(2.0, self._pace.kill_seconds)
+        self._ack_until = now + min(1.0, self._pace.last_ack_seconds)
+        self._kill(self.held, RELEASED)
+
+    def _finish_draining(self, now: float) -> None:
+        if self.held and self._kill_until is None:
+            if now < self._grace_until:
+                return
+            self._say("warning", f"{len(self.held)} task(s) still running are stopped")
             self._kill_until = now + self._pace.kill_seconds
-            self._kill(list(self._held), RELEASED)
-        if self._held and (self._kill_until is None or now < self._kill_until):
+            self._kill(self.held, RELEASED)
+        if self.held and self._kill_until is not None and now < self._kill_until:
             return
         if self._ack_until is None:
             self._ack_until = now + self._pace.last_ack_seconds
-        if self._unacked and now < self._ack_until:
+        if self.outbox and now < self._ack_until:
             return
         if self._state is Phase.READY:
-            self._send(Goodbye(self.session, self._stop_reason or ""))
-        if self._unacked:
+            self._send(messages.Goodbye(self.session, self._stop_reason or ""))
+        if self.outbox:
             self._say(
                 "warning",
-                f"{len(self._unacked)} result(s) were not acknowledged;"
+                f"{len(self.outbox)} result(s) were not acknowledged;"
                 " those of tasks that may not run twice are kept on disk",
             )
         self._close(self._exit_code)
 
+    def _give_up(self, code: int) -> None:
+        self._kill(self.held, ABANDONED)
+        self._close(code)
+
     def _close(self, code: int) -> None:
         self._state = Phase.CLOSED
-        self._out.append(Exit(code))
+        self._out.append(records.Exit(code))
 
     # --- small things -------------------------------------------------------------------------
 
-    def _send(self, message: FromDevice) -> None:
-        self._out.append(Send(message))
+    def _send(self, message: messages.FromDevice) -> None:
+        self._out.append(records.Send(message))
 
     def _say(self, level: str, text: str) -> None:
-        self._out.append(Say(level, text))
+        self._out.append(records.Say(level, text))
 
 
 def _released(key: Key, why: str) -> Result:

@@ -58,12 +58,10 @@ def parse_join(text: str) -> Address:
         host, _, port_text = rest.partition(":")
     elif ":" in rest:
         host = f"[{rest}]"
-    port = DEFAULT_PORT
-    if port_text:
-        if not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65_536:
-            raise ValueError(f"--join: {port_text!r:.20} is no port from 1 to 65535")
-        port = int(port_text)
-    if not _HOST.match(host):
+    port = int(port_text) if re.fullmatch("[0-9]{1,5}", port_text) else 0
+    if not port_text:
+        port = DEFAULT_PORT
+    if not _HOST.match(host) or not 0 < port < 65_536:
         raise ValueError(
             f"--join: {text!r:.80} is neither HOST nor HOST:PORT, for example"
             f" 192.168.1.10:{DEFAULT_PORT}"
@@ -132,4 +130,5 @@ class Link:
     def close(self, linger_ms: int = 0) -> None:
         """Gives both sockets back; unsent messages get up to `linger_ms`."""
         self.socket.disable_monitor()
+        self.monitor.close(linger=0)
         self.socket.close(linger=linger_ms)

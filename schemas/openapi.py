@@ -142,6 +142,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
         found[str(status)] = _failure(codes)
     if operation.answer == "Health":
         found["503"] = {**_success(operation), "description": "The main node does not answer"}
+    elif operation.status == 101:
+        found["426"] = _failure(["VALIDATION_ERROR"])
+        found["503"] = _failure(["CLUSTER_UNAVAILABLE"])
     elif operation.answer == "ClusterHealth":
         schema = {"anyOf": [_envelope(operation), {"$ref": "#/components/schemas/Error"}]}
         found["503"] = {
@@ -168,6 +171,8 @@ def _codes(operation: Operation) -> list[str]:
 
 
 def _success(operation: Operation) -> dict[str, Any]:
+    if operation.status == 101:
+        return {"description": "From here on the connection is a WebSocket"}
     content: dict[str, Any] = {}
     if operation.media_type != "application/json":
         content["schema"] = TEXT

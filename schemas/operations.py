@@ -263,6 +263,14 @@ _ROWS: Final = (
         "EventTicket", scope="read", body=requests.NO_BODY, body_optional=True,
         needs_cluster=False,
     ),
+    Operation(
+        "GET", "/ws", "streamEvents", "Events", "Events as a WebSocket, one JSON event a message",
+        "", query=requests.STREAM_QUERY, status=101, unlimited=True, always_open=True, bare=True,
+        needs_cluster=False,
+        description="Begins after `since`, else with the next event. With `auth_reads` a key or"
+        " a `ticket` is needed. A client that falls behind is disconnected and resumes with the"
+        " `id` of the last event it got. Without `Upgrade: websocket` the answer is 426.",
+    ),
     # --- configuration ---
     Operation(
         "GET", f"{API}/config", "getConfig", "Configuration", "The complete configuration",

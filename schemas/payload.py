@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any, Final
@@ -35,6 +36,10 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
     try:
         document = loads(raw)
     except JSONError as error:
+        if _LONG_NUMBER.search(raw):
+            # A number of hundreds of digits is no JSON to orjson; say where it is.
+            with contextlib.suppress(ValueError, RecursionError):
+                _refuse_large_integers(raw)
         raise ValidationError("", f"the body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValidationError("", "the body must be a JSON object")

@@ -201,6 +201,15 @@ EVENTS_QUERY: Final[dict[str, Any]] = {
     "device_id": _described("Only events of this device", **_DEVICE_ID),
 }
 
+STREAM_QUERY: Final[dict[str, Any]] = {
+    **{name: EVENTS_QUERY[name] for name in ("since", "type", "task_id", "device_id")},
+    "ticket": _described(
+        "A ticket of POST /api/v1/events/ticket, for pages that cannot send headers",
+        type="string",
+        maxlength=200,
+    ),
+}
+
 #: For an endpoint that takes no query parameter.
 NO_QUERY: Final[dict[str, Any]] = {}
 #: For an endpoint whose body, if there is one, is an empty object.

@@ -11,17 +11,21 @@ from retire_cluster.api.feed import UPGRADE, EventFeed, Filter, Listener, Sink, 
 from retire_cluster.api.peers import Origins
 from retire_cluster.api.resources.base import Resource
 from retire_cluster.api.tickets import Tickets
-from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden, UpgradeRequired
+from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden, ValidationError
 
 _INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same events"
+
+
+class UpgradeRequired(ValidationError):
+    """This address speaks WebSocket only."""
+
+    status = 426
 
 
 class Stream(Resource):
     """Turns a request into a WebSocket that carries one JSON event a message."""
 
-    def __init__(
-        self, feed: EventFeed, access: Access, origins: Origins, tickets: Tickets
-    ) -> None:
+    def __init__(self, feed: EventFeed, access: Access, origins: Origins, tickets: Tickets) -> None:
         self._feed = feed
         self._access = access
         self._origins = origins
@@ -39,7 +43,7 @@ class Stream(Resource):
         if upgrade is None:
             if req.get_header("Upgrade", default="").lower() == "websocket":
                 raise ClusterUnavailable(f"This server cannot hold a WebSocket; {_INSTEAD}")
-            raise UpgradeRequired(f"This address speaks WebSocket only; {_INSTEAD}")
+            raise UpgradeRequired("Upgrade", f"this address speaks WebSocket only; {_INSTEAD}")
         since = query.pop("since", None)
         wanted = Filter(**query)
 

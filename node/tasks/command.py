@@ -78,6 +78,8 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     environment = {**context.limits.environment, **(payload.get("env") or {})}
     environment["RC_TASK_ID"] = context.task_id
     environment["RC_ATTEMPT"] = str(context.attempt)
+    if "RC_WORKER" in os.environ:  # by which leftovers.py finds what escaped
+        environment["RC_WORKER"] = os.environ["RC_WORKER"]
     text = payload.get("stdin")
     process = _start(command, folder, environment, text is not None)
     job = _job_of(process)

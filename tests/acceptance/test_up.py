@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
+from retire_cluster.node import proctree
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +75,11 @@ class Running:
         found = self.endpoints()
         parts = [found["main"], found["api"], *found["workers"]]
         return [part["pid"] for part in parts]
+
+    def tree(self) -> list[int]:
+        """Every process below this one, those that run tasks included."""
+        below = proctree.descendants(self.process.pid)
+        return [process.pid for process in below] or self.pids()
 
     def call(self, path: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
@@ -137,6 +143,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         tmp_path_factory.mktemp("up") / "data",
         *("--slots", "2", "--allow", "command"),
         RETIRE_CLUSTER_API_KEY=KEY,
+        RETIRE_CLUSTER_ALLOW_ROOT="1",  # where tests run as root
     )
     try:
         yield found
@@ -213,6 +220,19 @@ def test_waiting_gives_up_with_7_and_a_cancelled_task_exits_1(running: Running) 
     task_id = running.cli("submit", "sleep", "duration=600").strip()
     running.cli("tasks", "result", task_id, code=5)
     running.cli("tasks", "wait", task_id, "--timeout", "0.2", code=7)
+    watching = subprocess.Popen(
+        [*MODULE, "tasks", "wait", task_id, "--data-dir", str(running.data_dir)],
+        stderr=subprocess.PIPE,
+        env=plain_environment(),
+        text=True,
+    )
+    if os.name != "nt":
+        until(lambda: b"SIGINT" or watching.pid)
+        time.sleep(0.5)
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=15)
+        assert watching.returncode == 130
+        assert f"retire-cluster tasks wait {task_id}" in err
     assert running.data("tasks", "cancel", task_id)["status"] == "cancelled"
     running.cli("tasks", "wait", task_id, code=1)
     running.cli("tasks", "cancel", task_id, code=6)
@@ -306,8 +326,28 @@ def test_a_removed_worker_stays_down_until_it_is_readmitted(running: Running) ->
     assert running.healthy()
 
 
+def test_a_task_that_runs_when_everything_stops_is_given_back_and_runs_again(
+    tmp_path: Path,
+) -> None:
+    first = Running(tmp_path / "data", "--slots", "1")
+    task_id = first.cli("submit", "sleep", "duration=600").strip()
+    until(lambda: first.data("tasks", "show", task_id)["status"] == "running")
+    pids = first.tree()
+    code, _, seconds = first.stop()
+    assert code == 0
+    assert seconds < 10
+    assert not [pid for pid in pids if pid_alive(pid)]
+    assert left_over(tmp_path / "data") == []
+    again = Running(tmp_path / "data", "--slots", "2")
+    try:
+        until(lambda: again.data("tasks", "show", task_id)["status"] == "running", 15)
+        assert again.data("tasks", "show", task_id)["retry_count"] == 0
+    finally:
+        again.stop()
+
+
 def test_a_signal_to_up_alone_stops_everything_and_prints_nothing_more(running: Running) -> None:
-    pids = running.pids()
+    pids = running.tree()
     code, out, seconds = running.stop()
     assert (code, out) == (0, "")
     assert seconds < 10
@@ -320,8 +360,11 @@ def test_everything_ends_when_up_is_killed_outright_and_it_can_start_again(
 ) -> None:
     first = Running(tmp_path / "data", "--workers", "2")
     try:
-        pids = first.pids()
-        assert len(pids) == 4
+        assert len(first.pids()) == 4
+        for _ in range(2):
+            first.cli("submit", "sleep", "duration=600")
+        until(lambda: len(first.data("tasks", "ls", "--status", "running")) == 2)
+        pids = first.tree()
     finally:
         first.kill()
     again = Running(tmp_path / "data")

@@ -51,7 +51,7 @@ def test_the_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "retire_cluster.cli.main", "version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
-    assert version.installed("retire-cluster") in done.stdout
+    assert f"{version.installed('retire-cluster')}\n" in done.stdout
 
 
 @pytest.mark.parametrize(

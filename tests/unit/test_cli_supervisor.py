@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -103,7 +102,7 @@ def test_a_final_exit_code_is_final(supervisor: Supervisor) -> None:
 
 
 def test_the_command_is_asked_anew_at_each_start(supervisor: Supervisor) -> None:
-    asked = []
+    asked: list[int] = []
 
     def command() -> list[str]:
         asked.append(len(asked))
@@ -190,7 +189,7 @@ def test_what_a_child_leaves_behind_in_its_group_goes_with_it(tmp_path: Path) ->
     supervisor.start("parent", time.monotonic())
     step_until_exit(supervisor)
     grandchild = int(note.read_text())
-    until(lambda: not running(grandchild))
+    until(lambda: not pid_alive(grandchild))
     supervisor.stop()
 
 
@@ -218,7 +217,7 @@ while not (note.exists() and note.read_text().endswith(" ")):
 s.stop()
 """
     subprocess.run([sys.executable, "-c", outer], check=True, timeout=30)
-    assert not running(int(note.read_text()))
+    assert not pid_alive(int(note.read_text()))
 
 
 def test_children_end_when_their_supervisor_is_killed_outright(tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ time.sleep(60)
         finally:
             process.kill()
     pid = int(note.read_text())
-    until(lambda: not running(pid), seconds=5.0)
+    until(lambda: not pid_alive(pid), seconds=5.0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="asks for a handler of SIGTERM")
@@ -271,12 +270,3 @@ select.select([], [], [], 60)
         process.stdin.close()
         assert process.wait(timeout=10) == 7
     assert note.exists()
-
-
-def running(pid: int) -> bool:
-    """Alive and not merely uncollected by whoever adopted it."""
-    if not pid_alive(pid):
-        return False
-    with contextlib.suppress(OSError):
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    return pid_alive(pid)

@@ -23,8 +23,8 @@ from retire_cluster.cli.endpoints import (
     running_main,
     write_json,
 )
-from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.cli.target import Target, find_target, split_address
+from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.schemas.errors import ClusterUnavailable
 
 MAIN = {"pid": os.getpid(), "admin_port": 5001, "worker_port": 5002, "event_port": 5003}

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.cli import config, devices, submit, tasks, up, waiting
+from retire_cluster.cli import config, devices, plan, submit, tasks, up, waiting
 from retire_cluster.cli.announce import Announcement, is_loopback
 from retire_cluster.cli.common import Session
+from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
 from retire_cluster.cli.explain import explanation_text
 from retire_cluster.cli.output import Output, Style
 from retire_cluster.cli.payloads import payload_from_words, requirements_from_words
 from retire_cluster.cli.status import status_text
 from retire_cluster.cli.target import Target
+from retire_cluster.conf.loading import read_settings
 from retire_cluster.schemas.errors import (
     ClusterUnavailable,
     DeviceNotFound,
@@ -344,7 +346,7 @@ def test_loopback_is_recognised(host: str, expected: bool) -> None:
     [("old-laptop", "old-laptop"), ("Käthes PC.local", "K-thes-PC"), ("...", "host"), ("", "host")],
 )
 def test_a_hostname_becomes_the_beginning_of_a_device_id(hostname: str, expected: str) -> None:
-    assert up.local_host_id(hostname) == expected
+    assert plan.local_host_id(hostname) == expected
 
 
 @pytest.mark.parametrize("workers", ["-1", "257", "x"])
@@ -352,7 +354,7 @@ def test_a_number_of_workers_out_of_bounds_is_a_usage_error(
     workers: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        up.parser().parse_args(["--workers", workers])
+        plan.parser().parse_args(["--workers", workers])
     assert ended.value.code == 2
     assert "--workers" in capsys.readouterr().err
 
@@ -360,3 +362,81 @@ def test_a_number_of_workers_out_of_bounds_is_a_usage_error(
 def test_a_wrong_port_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert up.main(["--port", "70000"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+API_KEY = "k-very-secret"
+
+
+def planned(tmp_path: Path, *flags: str, **environ: str) -> plan.Plan:
+    args = plan.parser().parse_args(["--data-dir", str(tmp_path), *flags])
+    return plan.Plan(args, read_settings(plan.overrides(args), None, environ), "pc")
+
+
+def value_of(command: Sequence[str], flag: str) -> str:
+    return command[list(command).index(flag) + 1]
+
+
+MAIN = MainEndpoints(1, 5001, 5002, 5003)
+
+
+def test_a_restarted_process_gets_the_ports_it_had(tmp_path: Path) -> None:
+    made = planned(tmp_path, "--port", "0", "--cluster-port", "0")
+    assert value_of(made.broker(None), "--port") == "0"
+    assert value_of(made.broker(None), "--worker-port") == "8082"
+    assert [
+        value_of(made.broker(MAIN), f) for f in ("--port", "--worker-port", "--event-port")
+    ] == [
+        "5001",
+        "5002",
+        "5003",
+    ]
+    assert value_of(made.api(MAIN, None), "--port") == "0"
+    assert value_of(made.api(MAIN, ApiEndpoint(2, "127.0.0.1", 5004)), "--port") == "5004"
+    assert value_of(made.api(MAIN, None), "--cluster-port") == "5001"
+
+
+def test_keys_are_in_the_facades_environment_and_in_no_command_line(tmp_path: Path) -> None:
+    made = planned(tmp_path, "--api-key", API_KEY, "--api-key", "second")
+    commands = [made.broker(None), made.api(MAIN, None), made.worker(1, MAIN)]
+    assert API_KEY not in str(commands)
+    assert made.api_environ == {"RETIRE_CLUSTER_API_KEY": f"{API_KEY}\nsecond"}
+    assert made.other_environ == {"RETIRE_CLUSTER_API_KEY": None}
+    assert planned(tmp_path).api_environ == {}
+
+
+def test_local_workers_have_names_and_folders_of_their_own(tmp_path: Path) -> None:
+    made = planned(tmp_path, "--workers", "2", "--slots", "3", "--allow", "command")
+    command = made.worker(2, MAIN)
+    assert value_of(command, "--join") == "127.0.0.1:5002"
+    assert value_of(command, "--device-id") == "pc-local-2"
+    assert value_of(command, "--data-dir") == str(tmp_path / "workers" / "2")
+    assert value_of(command, "--slots") == "3"
+    assert "--allow=command" in command
+    assert "--slots" not in planned(tmp_path).worker(1, MAIN)
+
+
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_an_insecure_bus_listens_everywhere_whoever_said_so(tmp_path: Path, source: str) -> None:
+    if source == "flag":
+        made = planned(tmp_path, "--insecure")
+    else:
+        made = planned(tmp_path, RETIRE_CLUSTER_SERVER_INSECURE="true")
+    assert value_of(made.broker(None), "--worker-host") == "0.0.0.0"
+    assert "--insecure" in made.broker(None)
+    assert value_of(made.worker(1, MAIN), "--join") == "127.0.0.1:5002"
+    assert "--insecure" not in planned(tmp_path).broker(None)
+
+
+def test_the_admin_port_may_be_set_by_either_of_its_names(tmp_path: Path) -> None:
+    made = planned(tmp_path, RETIRE_CLUSTER_CLUSTER_PORT="7001")
+    assert value_of(made.broker(None), "--port") == "7001"
+    both = planned(tmp_path, "--cluster-port", "7002", RETIRE_CLUSTER_CLUSTER_PORT="7001")
+    assert value_of(both.broker(None), "--port") == "7002"
+
+
+def test_the_facades_switches_are_passed_on(tmp_path: Path) -> None:
+    flags = ("--auth", "--no-rate-limit", "--cors-origin", "https://a.example", "--debug")
+    command = planned(tmp_path, *flags).api(MAIN, None)
+    for flag in ("--auth", "--no-rate-limit", "--cors-origin=https://a.example", "--debug"):
+        assert flag in command
+    assert "--no-cors" not in command

@@ -1,0 +1,84 @@
+"""Results that the main node has not acknowledged: kept, batched, sent again when it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from retire_cluster.node.records import Result
+from retire_cluster.schemas.messages import Key
+from retire_cluster.schemas.wire import BATCH_BYTES, split_batch
+
+#: Results in one FINISHED; its header stays far below the protocol's limit.
+MAX_BATCH_ITEMS = 1_000
+#: Bytes of a FINISHED row beside its blobs, generously.
+_ROW_BYTES = 300
+
+
+class Outbox:
+    """What this device owes the main node. Pure: it hands out batches and is told of ACKs."""
+
+    def __init__(self, stored: Sequence[Result] = ()) -> None:
+        """`stored`: what an earlier process left on disk."""
+        self._unacked = {result.key: result for result in stored}
+        self._waiting: list[Result] = list(stored)
+        self._batches: dict[int, list[Result]] = {}
+        self._last_batch = 0
+        self._on_disk = {result.key for result in stored}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._unacked
+
+    def __len__(self) -> int:
+        return len(self._unacked)
+
+    def keys(self) -> tuple[Key, ...]:
+        """Keys of everything owed, in the order it ended."""
+        return tuple(self._unacked)
+
+    def add(self, result: Result, *, on_disk: bool = False) -> None:
+        """Owes one more result."""
+        self._unacked[result.key] = result
+        self._waiting.append(result)
+        if on_disk:
+            self._on_disk.add(result.key)
+
+    def acknowledged(self, batch: int) -> list[Key]:
+        """A batch has arrived for good; the keys of it that may leave the disk."""
+        return self._forget(result.key for result in self._batches.pop(batch, ()))
+
+    def drop(self, keys: Iterable[Key]) -> list[Key]:
+        """Nobody wants these any more; the keys of them that may leave the disk."""
+        gone = {key for key in keys if key in self._unacked}
+        if gone:
+            self._waiting = [result for result in self._waiting if result.key not in gone]
+        return self._forget(gone)
+
+    def start_over(self) -> None:
+        """A new session: everything owed is to be sent again."""
+        self._waiting = list(self._unacked.values())
+        self._batches.clear()
+
+    def batches(self) -> Iterator[tuple[int, list[Result]]]:
+        """What waits to be sent, in batches that fit a message, each with its number."""
+        if not self._waiting:
+            return
+        results, self._waiting = self._waiting, []
+        sizes = [len(result.data) + len(result.details) + _ROW_BYTES for result in results]
+        start = 0
+        for count in split_batch(sizes, BATCH_BYTES // 2):
+            end = start + count
+            for first in range(start, end, MAX_BATCH_ITEMS):
+                self._last_batch += 1
+                part = results[first : min(first + MAX_BATCH_ITEMS, end)]
+                self._batches[self._last_batch] = part
+                yield self._last_batch, part
+            start = end
+
+    def _forget(self, keys: Iterable[Key]) -> list[Key]:
+        from_disk = []
+        for key in keys:
+            self._unacked.pop(key, None)
+            if key in self._on_disk:
+                self._on_disk.discard(key)
+                from_disk.append(key)
+        return from_disk
