@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import lru_cache
+
+
+@lru_cache(maxsize=4096)
+def _second(epoch_s: int) -> str:
+    # Lists and batches show the same few seconds over and over; formatting one is slow.
+    return datetime.fromtimestamp(epoch_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def stamp(epoch_ms: int) -> str:
     """UTC, ISO 8601, milliseconds when there are any, ending in `Z`."""
-    moment = datetime.fromtimestamp(epoch_ms // 1000, timezone.utc)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    millis = epoch_ms % 1000
+    seconds, millis = divmod(epoch_ms, 1000)
+    text = _second(seconds)
     return f"{text}.{millis:03d}Z" if millis else f"{text}Z"
 
 

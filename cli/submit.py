@@ -86,8 +86,7 @@ def submit(session: Session) -> int:
     data = session.client.call("task.submit", {"tasks": [task]}, [payload])
     task_id = data["task_ids"][0]
     if args.wait:
-        output.hint(f"submitted {task_id}")
-        return wait_and_print(session, [task_id], args.timeout)
+        return wait_and_print(session, [task_id], args.timeout, first=f"submitted {task_id}")
     shown = {
         "task_id": task_id,
         "task": (data.get("tasks") or [{"task_id": task_id}])[0],

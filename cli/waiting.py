@@ -49,10 +49,14 @@ def wait_for(
             return list(data["results"]), unfinished
 
 
-def wait_and_print(session: Session, task_ids: Sequence[str], timeout_seconds: float | None) -> int:
-    """Wait, print results, return the exit code; Ctrl-C leaves the tasks running."""
+def wait_and_print(
+    session: Session, task_ids: Sequence[str], timeout_seconds: float | None, *, first: str = ""
+) -> int:
+    """Say `first`, wait, print results, return the exit code; Ctrl-C leaves the tasks running."""
     output = session.output
     try:
+        if first:
+            output.hint(first)
         results, unfinished = wait_for(session.client, task_ids, timeout_seconds)
     except KeyboardInterrupt:
         output.hint(f"\ndetached; the work goes on. Look again with: {look_again(task_ids)}")

@@ -52,7 +52,7 @@ def parse_join(text: str) -> Address:
     host, port_text = rest, ""
     if rest.startswith("["):
         host, _, port_text = rest.partition("]")
-        host += "]"
+        host = f"{host}]" if rest.count("]") == 1 else ""
         port_text = port_text.removeprefix(":")
     elif rest.count(":") == 1:
         host, _, port_text = rest.partition(":")

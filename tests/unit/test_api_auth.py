@@ -67,9 +67,10 @@ def test_with_authentication_a_valid_key_is_needed_from_everywhere() -> None:
     gate = access("first", "second")
     for key in ("first", "second"):
         gate.check(gate.identify(FAR, key), REMOVE)
-    for key in ("wrong", None, "firs", "first "):
+    refused: tuple[str | None, ...] = ("wrong", None, "firs", "first ")
+    for presented in refused:
         with pytest.raises(Unauthorized):
-            gate.check(gate.identify(NEAR, key), REMOVE)
+            gate.check(gate.identify(NEAR, presented), REMOVE)
     gate.check(gate.identify(FAR, None), STATUS)
 
 

@@ -1,0 +1,513 @@
+"""One test an example of the REST document: what it shows is what happens, types included."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+import pytest
+import requests
+
+UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+UPTIME = re.compile(r"(\d+d )?(\d+h )?\d+m|\d+d( \d+h)?|\d+h")
+API = "/api/v1"
+
+
+def shape(example: Any, found: Any, path: str = "") -> None:
+    """Every field of the example is there, of the example's type."""
+    if isinstance(example, dict):
+        assert isinstance(found, dict), path
+        for name, value in example.items():
+            assert name in found, f"{path}.{name} is missing"
+            shape(value, found[name], f"{path}.{name}")
+    elif isinstance(example, (bool, str)):
+        assert type(found) is type(example), path
+    elif isinstance(example, (int, float)):
+        assert isinstance(found, (int, float)), path
+        assert not isinstance(found, bool), path
+    elif isinstance(example, list) and example:
+        assert isinstance(found, list), path
+        for item in found:
+            shape(example[0], item, f"{path}[]")
+
+
+def enveloped(reply: Any) -> dict[str, Any]:
+    document: dict[str, Any] = reply.json
+    assert document["status"] == "success"
+    assert UTC.fullmatch(document["timestamp"])
+    uuid.UUID(document["request_id"])
+    assert reply.headers["X-Request-ID"] == document["request_id"]
+    assert reply.headers["Content-Type"] == "application/json"
+    return document
+
+
+# --- basic usage and the health check ------------------------------------------------------------
+
+
+def test_the_basic_curl_lines_work(api: Any) -> None:
+    lines = (
+        f"curl -s {api.url}/health",
+        f"curl -s {api.url}{API}/cluster/status",
+        f"curl -s {api.url}{API}/devices",
+        f"curl -s -X POST {api.url}{API}/tasks -H 'Content-Type: application/json'"
+        """ -d '{"task_type": "echo", "payload": {"message": "Hello World"}}'""",
+    )
+    for line in lines:
+        try:
+            done = subprocess.run(shlex.split(line), capture_output=True, check=False, text=True)
+        except FileNotFoundError:
+            pytest.skip("curl is not installed")
+        assert '"status":"' in done.stdout, line
+        assert "error" not in done.stdout.partition("{")[0], line
+
+
+def test_the_health_check_answers_exactly_as_documented(api: Any) -> None:
+    reply = api.get("/health")
+    assert reply.status == 200
+    document = reply.json
+    assert set(document) == {"status", "timestamp", "components"}
+    assert document["status"] == "healthy"
+    assert UTC.fullmatch(document["timestamp"])
+    assert document["components"] == {
+        "api": "healthy",
+        "cluster_server": "healthy",
+        "task_scheduler": "healthy",
+    }
+    assert set(api.get("/api/health").json) == set(document)
+
+
+# --- cluster -------------------------------------------------------------------------------------
+
+
+def test_cluster_status_has_the_documented_fields(api: Any) -> None:
+    data = enveloped(api.get(f"{API}/cluster/status"))["data"]
+    shape(
+        {
+            "cluster_stats": {
+                "total_devices": 5, "online_devices": 4, "offline_devices": 1,
+                "health_percentage": 80.0,
+                "total_resources": {"cpu_cores": 32, "memory_gb": 128, "storage_gb": 2000},
+                "by_role": {}, "by_platform": {},
+            },
+            "server_info": {"version": "1", "uptime": "2d 4h 30m", "host": "h", "port": 8080},
+        },
+        data,
+    )  # fmt: skip
+    stats = data["cluster_stats"]
+    assert stats["total_devices"] == stats["online_devices"] + stats["offline_devices"] == 1
+    assert stats["health_percentage"] == 100.0
+    assert stats["total_resources"]["cpu_cores"] >= 1
+    assert sum(stats["by_role"].values()) == sum(stats["by_platform"].values()) == 1
+    assert UPTIME.fullmatch(data["server_info"]["uptime"])
+
+
+def test_the_main_nodes_admin_port_is_what_server_info_reports(api: Any, cluster: Any) -> None:
+    assert api.get(f"{API}/cluster/status").data["server_info"]["port"] == cluster.admin_port
+
+
+@pytest.mark.parametrize("path", ["/cluster/metrics", "/cluster/config"])
+def test_metrics_and_configuration_of_the_cluster_are_answered(api: Any, path: str) -> None:
+    assert enveloped(api.get(API + path))["data"]
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+def test_the_documented_device_query_works(api: Any) -> None:
+    path = f"{API}/devices?page=1&page_size=20&status=online&role=compute"
+    assert enveloped(api.get(path))["pagination"]["page_size"] == 20
+
+
+def test_a_device_has_the_documented_fields(api: Any, cluster: Any) -> None:
+    document = enveloped(api.get(f"{API}/devices"))
+    shape(
+        [
+            {
+                "device_id": "laptop-001", "role": "compute", "platform": "linux",
+                "status": "online", "ip_address": "192.168.1.101", "last_heartbeat": "t",
+                "uptime": "2h 30m",
+                "capabilities": {
+                    "cpu_count": 8, "memory_total_gb": 16, "storage_total_gb": 500,
+                    "has_gpu": True,
+                },
+                "tags": ["development"],
+            }
+        ],
+        document["data"],
+    )  # fmt: skip
+    (device,) = document["data"]
+    assert device["device_id"] == cluster.device_id
+    assert UTC.fullmatch(device["last_heartbeat"])
+    assert document["pagination"] == {
+        "page": 1, "page_size": 20, "total_items": 1, "total_pages": 1, "has_next": False,
+        "has_previous": False, **{k: v for k, v in document["pagination"].items()
+                                  if k == "next_cursor"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "query", ["status=all", "status=offline", "role=worker", "platform=linux", "tags=a&tags=b"]
+)
+def test_every_documented_device_filter_is_taken(api: Any, query: str) -> None:
+    assert isinstance(enveloped(api.get(f"{API}/devices?{query}"))["data"], list)
+
+
+def test_details_status_ping_and_summary_of_devices(api: Any, cluster: Any) -> None:
+    path = f"{API}/devices/{cluster.device_id}"
+    assert enveloped(api.get(path))["data"]["device_id"] == cluster.device_id
+    assert enveloped(api.get(f"{path}/status"))["data"]["is_online"] is True
+    ping = enveloped(api.post(f"{path}/ping"))["data"]
+    assert ping["ping_successful"] is True
+    assert ping["response_time_ms"] > 0
+    assert enveloped(api.get(f"{API}/devices/summary"))["data"]["total_devices"] == 1
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+REQUEST_BODY = {
+    "task_type": "echo",
+    "payload": {"message": "Hello World"},
+    "priority": "normal",
+    "requirements": {
+        "min_cpu_cores": 2,
+        "min_memory_gb": 4,
+        "required_platform": "linux",
+        "timeout_seconds": 300,
+    },
+    "metadata": {"created_by": "api_user"},
+}
+
+
+def test_the_documented_submission_is_answered_as_documented(api: Any) -> None:
+    reply = api.post(f"{API}/tasks", REQUEST_BODY)
+    assert reply.status == 201
+    data = enveloped(reply)["data"]
+    shape(
+        {
+            "task_id": "uuid",
+            "task": {
+                "task_id": "uuid", "task_type": "echo", "status": "queued",
+                "priority": "normal", "created_at": "t",
+            },
+        },
+        data,
+    )  # fmt: skip
+    assert data["task"]["status"] == "queued"
+    assert data["task"]["task_id"] == data["task_id"]
+    uuid.UUID(data["task_id"])
+    api.post(f"{API}/tasks/{data['task_id']}/cancel")
+
+
+def test_the_documented_result_is_what_comes_back(api: Any, cluster: Any) -> None:
+    task_id = api.submit("echo", {"message": "Hello World"})
+    data = api.finished(task_id)
+    shape(
+        {
+            "task_id": "uuid", "status": "success",
+            "result_data": {"echo": {"message": "Hello World"}},
+            "execution_time_seconds": 0.05, "worker_device_id": "laptop-001",
+            "started_at": "t", "completed_at": "t",
+        },
+        data,
+    )  # fmt: skip
+    assert data["result_data"] == {"echo": {"message": "Hello World"}}
+    assert data["worker_device_id"] == cluster.device_id
+
+
+@pytest.mark.parametrize("priority", ["low", "normal", "high", "urgent"])
+def test_every_documented_priority_is_taken(api: Any, priority: str) -> None:
+    task_id = api.submit("echo", {}, priority=priority)
+    assert api.get(f"{API}/tasks/{task_id}").data["priority"] == priority
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_cpu_cores", 1), ("min_memory_gb", 0.1), ("min_memory_gb", 1),
+        ("min_storage_gb", 0.5), ("required_platform", "linux"), ("required_role", "compute"),
+        ("required_tags", ["a", "b"]), ("gpu_required", False), ("internet_required", False),
+        ("timeout_seconds", 5), ("max_retries", 0),
+    ],
+)  # fmt: skip
+def test_every_documented_requirement_is_taken_and_shown(api: Any, name: str, value: Any) -> None:
+    task_id = api.submit("echo", {}, requirements={name: value})
+    assert api.get(f"{API}/tasks/{task_id}").data["requirements"][name] == value
+    api.post(f"{API}/tasks/{task_id}/cancel")
+
+
+def test_the_documented_task_query_works(api: Any) -> None:
+    document = enveloped(api.get(f"{API}/tasks?status=running&page=1&page_size=20"))
+    assert isinstance(document["data"], list)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [*("pending", "queued", "assigned", "running", "success", "failed", "cancelled", "timeout")],
+)
+def test_every_documented_status_is_a_filter(api: Any, status: str) -> None:
+    for task in enveloped(api.get(f"{API}/tasks?status={status}"))["data"]:
+        assert task["status"] == status
+
+
+@pytest.mark.parametrize("query", ["task_type=echo", "priority=high", "device_id=laptop-001"])
+def test_every_other_task_filter_is_taken(api: Any, query: str) -> None:
+    name, _, value = query.partition("=")
+    field = {"device_id": "assigned_device_id"}.get(name, name)
+    for task in enveloped(api.get(f"{API}/tasks?{query}"))["data"]:
+        assert task[field] == value
+
+
+def test_details_and_status_of_a_task(api: Any) -> None:
+    task_id = api.submit("echo", {"a": 1}, metadata={"created_by": "me"})
+    api.finished(task_id)
+    details = enveloped(api.get(f"{API}/tasks/{task_id}"))["data"]
+    assert details["payload"] == {"a": 1}
+    assert details["metadata"] == {"created_by": "me"}
+    assert details["result"]["result_data"] == {"echo": {"a": 1}}
+    assert enveloped(api.get(f"{API}/tasks/{task_id}/status"))["data"]["status"] == "success"
+
+
+def test_cancel_and_retry(api: Any) -> None:
+    task_id = api.submit("sleep", {"duration": 60})
+    cancelled = enveloped(api.post(f"{API}/tasks/{task_id}/cancel"))["data"]
+    assert cancelled["task_id"] == task_id
+    assert api.finished(task_id)["status"] == "cancelled"
+    retried = enveloped(api.post(f"{API}/tasks/{task_id}/retry"))["data"]
+    assert UTC.fullmatch(retried["retried_at"])
+    api.post(f"{API}/tasks/{task_id}/cancel")
+    assert api.finished(task_id)["status"] == "cancelled"
+
+
+def test_statistics_and_types(api: Any) -> None:
+    assert enveloped(api.get(f"{API}/tasks/statistics"))["data"]["queue_stats"]
+    types = enveloped(api.get(f"{API}/tasks/types"))["data"]
+    documented = ["echo", "sleep", "system_info", "python_eval", "http_request", "command"]
+    assert types["builtin_types"] == documented
+    assert set(documented) <= set(types["supported_types"])
+
+
+# --- configuration -------------------------------------------------------------------------------
+
+
+def test_the_documented_configuration_changes_work(api: Any) -> None:
+    try:
+        for section, values in (
+            ("server", {"max_connections": 100}),
+            ("heartbeat", {"interval": 60, "timeout": 300, "max_missed": 3}),
+        ):
+            path = f"{API}/config/{section}"
+            updated = enveloped(api.ask("PUT", path, json=values))["data"]
+            assert sorted(updated["updated_fields"]) == sorted(values)
+            found = enveloped(api.get(path))["data"]
+            assert {name: found[name] for name in values} == values
+        assert api.get(f"{API}/config").data["heartbeat"]["interval"] == 60
+    finally:
+        reset = enveloped(api.post(f"{API}/config/reset"))["data"]
+    assert reset["current_config"]["heartbeat"]["interval"] == 5
+    assert api.get(f"{API}/config/heartbeat").data["interval"] == 5
+
+
+# --- errors, limits, keys ------------------------------------------------------------------------
+
+
+def test_an_error_has_the_documented_format(api: Any) -> None:
+    reply = api.post(f"{API}/tasks", {"task_type": "echo"})
+    assert reply.status == 400
+    document = reply.json
+    shape(
+        {
+            "status": "error", "message": "m", "error_code": "c",
+            "error_details": {"field": "f", "reason": "r"}, "timestamp": "t", "request_id": "u",
+        },
+        document,
+    )  # fmt: skip
+    assert document["error_code"] == "VALIDATION_ERROR"
+    assert document["error_details"]["field"] == "payload"
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        (f"{API}/nope", "NOT_FOUND"),
+        (f"{API}/devices/nope", "DEVICE_NOT_FOUND"),
+        (f"{API}/tasks/550e8400-e29b-41d4-a716-446655440000", "TASK_NOT_FOUND"),
+        (f"{API}/tasks/550e8400-e29b-41d4-a716-446655440000/result", "TASK_NOT_FOUND"),
+    ],
+)
+def test_the_documented_not_found_codes(api: Any, path: str, code: str) -> None:
+    reply = api.get(path)
+    assert (reply.status, reply.code) == (404, code)
+
+
+def test_the_documented_key_headers_open_the_configuration(start_api: Any) -> None:
+    api = start_api("--auth", "--api-key", "your-secret-key", "--no-rate-limit")
+    refused = api.get(f"{API}/cluster/config")
+    assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+    for headers in (
+        {"X-API-Key": "your-secret-key"},
+        {"Authorization": "Bearer your-secret-key"},
+    ):
+        assert api.get(f"{API}/cluster/config", headers=headers).status == 200
+
+
+def test_the_documented_rate_limit_headers_count_down_and_end_in_429(start_api: Any) -> None:
+    api = start_api("--api-key", uuid.uuid4().hex)
+    remaining = []
+    for _ in range(70):
+        reply = api.get(f"{API}/cluster/status", headers={"X-Forwarded-For": "1.2.3.4"})
+        assert reply.status == 200, reply.text
+        remaining.append(int(reply.headers["X-RateLimit-Remaining"]))
+        assert int(reply.headers["X-RateLimit-Reset"]) > 1640995200
+    assert remaining == [*range(59, -1, -1), *[0] * 10]
+    over = api.get(f"{API}/cluster/status")
+    assert (over.status, over.code) == (429, "RATE_LIMIT_EXCEEDED")
+    assert 1 <= int(over.headers["Retry-After"]) <= 60
+    assert api.get("/health").status == 200
+
+
+# --- the SDK snippet, gunicorn, environment ------------------------------------------------------
+
+SNIPPET = """
+import requests
+
+class RetireClusterAPI:
+    def __init__(self, base_url, api_key=None):
+        self.base_url = base_url
+        self.headers = {'Content-Type': 'application/json'}
+        if api_key:
+            self.headers['X-API-Key'] = api_key
+
+    def get_cluster_status(self):
+        response = requests.get(
+            f"{self.base_url}/cluster/status",
+            headers=self.headers
+        )
+        return response.json()
+
+    def submit_task(self, task_type, payload, **kwargs):
+        data = {
+            'task_type': task_type,
+            'payload': payload,
+            **kwargs
+        }
+        response = requests.post(
+            f"{self.base_url}/tasks",
+            json=data,
+            headers=self.headers
+        )
+        return response.json()
+"""
+
+
+def test_the_python_snippet_works_as_printed(api: Any) -> None:
+    space: dict[str, Any] = {}
+    exec(SNIPPET, space)
+    client = space["RetireClusterAPI"](f"{api.url}{API}")
+    assert client.get_cluster_status()["data"]["cluster_stats"]["total_devices"] == 1
+    task = client.submit_task("echo", {"message": "Hello"})
+    assert task["data"]["task"]["status"] == "queued"
+
+
+def test_the_documented_environment_variables_are_read(start_api: Any, cluster: Any) -> None:
+    api = start_api(
+        "--no-rate-limit",
+        RETIRE_CLUSTER_API_HOST="127.0.0.1",
+        RETIRE_CLUSTER_API_KEY="from-environment",
+        RETIRE_CLUSTER_CLUSTER_HOST="localhost",
+        RETIRE_CLUSTER_CLUSTER_PORT="1",  # the flag wins
+    )
+    assert api.get(f"{API}/config").status == 401
+    assert api.get(f"{API}/config", key="from-environment").status == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gunicorn needs fork")
+def test_gunicorn_serves_the_documented_application(
+    cluster: Any, tmp_path: Any, free_port: int, until: Any
+) -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gunicorn", "-w", "4", "-b", f"127.0.0.1:{free_port}"),
+            "retire_cluster.api.wsgi:app",
+        ],
+        env={
+            **environ,
+            "RETIRE_CLUSTER_CLUSTER_PORT": str(cluster.admin_port),
+            "RETIRE_CLUSTER_DATA_DIR": str(tmp_path),
+            "RETIRE_CLUSTER_API_KEY": f"gunicorn-{free_port}",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{free_port}"
+
+        def healthy() -> bool:
+            try:
+                return requests.get(f"{url}/health", timeout=5).status_code == 200
+            except requests.ConnectionError:
+                assert process.poll() is None
+                return False
+
+        until(healthy)
+        headers = {"X-API-Key": f"gunicorn-{free_port}"}
+        answers = [
+            requests.get(f"{url}{API}/tasks", headers=headers, timeout=10) for _ in range(72)
+        ]
+        assert [answer.status_code for answer in answers] == [200] * 70 + [429] * 2
+        remaining = [int(answer.headers["X-RateLimit-Remaining"]) for answer in answers[:60]]
+        assert remaining == list(range(59, -1, -1)), "four processes share one count"
+        stream = requests.get(
+            f"{url}/ws", headers={"Upgrade": "websocket", "Connection": "Upgrade"}, timeout=10
+        )
+        assert stream.status_code == 503
+        assert "/api/v1/events" in stream.json()["message"]
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+# --- metrics and log -----------------------------------------------------------------------------
+
+
+def test_the_documented_metrics_are_exported(api: Any) -> None:
+    reply = api.get("/metrics")
+    for line in (
+        "# HELP retire_cluster_devices_total Total number of registered devices",
+        "# TYPE retire_cluster_devices_total gauge",
+        "# HELP retire_cluster_tasks_total Total number of tasks",
+        "# TYPE retire_cluster_tasks_total counter",
+    ):
+        assert line in reply.text.splitlines()
+    assert re.search(r'^retire_cluster_devices_total\{status="online"\} 1(\.0)?$', reply.text, re.M)
+    assert re.search(r'^retire_cluster_tasks_total\{status="success"\} [1-9]', reply.text, re.M)
+
+
+def test_a_request_is_logged_in_the_documented_format(start_api: Any, until: Any) -> None:
+    api = start_api("--log-format", "json", "--no-rate-limit")
+    request_id = str(uuid.uuid4())
+    api.get(f"{API}/cluster/status", headers={"X-Request-ID": request_id})
+
+    def line() -> Any:
+        return next((text for text in api.process.err if request_id in text), None)
+
+    document = json.loads(until(line))
+    shape(
+        {
+            "timestamp": "t", "level": "INFO", "logger": "api.requests", "message": "m",
+            "request_id": "u", "method": "GET", "path": "/api/v1/cluster/status",
+            "status_code": 200, "duration_ms": 45.2,
+        },
+        document,
+    )  # fmt: skip
+    assert UTC.fullmatch(document["timestamp"])
+    assert document["logger"] == "api.requests"
+    assert document["message"] == "Request processed"
+    assert document["path"] == "/api/v1/cluster/status"
+    assert document["status_code"] == 200
