@@ -40,6 +40,8 @@ from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 INLINE_PAYLOAD_BYTES = 4_096
 #: … until all of them together reach this.
 INLINE_BUDGET_BYTES = 256 * 1024 * 1024
+_WORD = {status: status.value for status in TaskStatus}
+_EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
 #: Idle requirement classes kept for reuse.
 CLASSES_KEPT = 2_000
 
@@ -172,10 +174,10 @@ class ClusterState:
         device_id = task.device.device_id if task.device is not None else None
         ended_s = now.wall_ms // 1000 if status in TERMINAL else 0
         self.ledger.move(task.number, status, device_id, ended_s)
-        data["from"] = before.value
+        data["from"] = _WORD[before]
         data["attempt"] = task.attempt
         self.log.add(
-            "task." + status.value, now.wall_ms, task.number, task.created_ms, device_id, data
+            _EVENT_TYPE[status], now.wall_ms, task.number, task.created_ms, device_id, data
         )
         if before is TaskStatus.RUNNING:
             self.running.pop(task.number, None)

@@ -192,7 +192,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def handle_accept(self) -> None:
         """Take a connection, and where there are too many give up one that only waits."""
         super().handle_accept()
-        channels = list(self.active_channels.values())
+        channels = [each for each in self.active_channels.values() if not each.will_close]
         if not channels:
             return
         if len(channels) > self._connection_limit:

@@ -127,8 +127,8 @@ class Agent:
             self._feed(Learned(self._capabilities))
             self._feed(Opened())
             while self._exit_code is None:
-                self._wait()
-                self._read_transport()
+                ready = self._wait()
+                self._read_transport(ready)
                 self._read_messages()
                 self._read_runner()
                 self._read_stops()
@@ -145,7 +145,8 @@ class Agent:
 
     # --- one turn -----------------------------------------------------------------------------
 
-    def _wait(self) -> None:
+    def _wait(self) -> set[Any]:
+        """Sleeps until there is something to do; the sockets that woke it."""
         now = self._clock()
         due = [at for at in (self._session.next_due(), self._runner.next_due()) if at is not None]
         # A millisecond more, so that the clock has passed the moment when we look at it.
@@ -153,12 +154,14 @@ class Agent:
         if self._link is not None:
             flags = zmq.POLLIN | (zmq.POLLOUT if self._outgoing else 0)
             self._poller.register(self._link.socket, flags)
-        self._poller.poll(int(wait_ms))
-        self._waker.drain()
+        ready = {who for who, _ in self._poller.poll(int(wait_ms))}
+        if self._waker.reader.fileno() in ready:
+            self._waker.drain()
+        return ready
 
-    def _read_transport(self) -> None:
+    def _read_transport(self, ready: set[Any]) -> None:
         link = self._link
-        if link is None:
+        if link is None or link.monitor not in ready:
             return
         for news in link.news():
             if self._link is not link:

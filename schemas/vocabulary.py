@@ -14,6 +14,9 @@ class Text(str, Enum):
     def __str__(self) -> str:
         return str.__str__(self.value)
 
+    # Enum's own hash is a Python function; tables of states are looked up for every message.
+    __hash__ = str.__hash__
+
 
 class TaskStatus(Text):
     """Where a task is. `pending` waits for time, `queued` waits for a device."""

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 API = "/api/v1"
-SECONDS_AGO = 120
 
 
 def fields(text: str) -> set[str]:

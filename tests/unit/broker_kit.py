@@ -18,7 +18,7 @@ from retire_cluster.broker.admin import Admin, Call, Facts, Reply
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.rows import OutcomeRow
-from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
+from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES
 from retire_cluster.broker.store import MemoryStore, Store
 from retire_cluster.broker.sweeps import SWEEPS
 from retire_cluster.broker.task import Task, TaskSpec
