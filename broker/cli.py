@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +22,7 @@ from retire_cluster.broker.server import TICKS_ENDPOINT, Broker
 from retire_cluster.broker.store import StoreError
 from retire_cluster.broker.sweeper import Sweeper
 from retire_cluster.conf import logs
+from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.settings import Settings, SettingsError
@@ -102,17 +103,10 @@ def _settings(args: argparse.Namespace) -> Settings:
             f"server.worker_host: {server.worker_host} is beyond this machine; the worker bus is"
             " not encrypted there. On a network you trust, add --insecure"
         )
+    if server.insecure and not server.worker_host:
+        # Asked for in so many words: on every address, as a device elsewhere needs it.
+        settings = settings.with_sections({"server": replace(server, worker_host="0.0.0.0")})
     return settings
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _run(settings: Settings, program: str, stack: ExitStack) -> None:

@@ -29,6 +29,7 @@ from retire_cluster.broker.channel import Bus, Clients, Feed, bind
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.store import Store, StoreError
+from retire_cluster.conf import failpoints
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
@@ -152,6 +153,7 @@ class Broker:
         self._perform(admin.turn)
         while self._answers:
             self._clients.answer(*self._answers.pop(0))
+            failpoints.reach("broker-after-answer")
         while self._reads:
             self._attempt(*self._reads.pop(0), self._clients.answer)
         self._perform(admin.turn[done:])
@@ -257,7 +259,9 @@ class Broker:
     def _commit(self) -> None:
         writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
         if writes:
+            failpoints.reach("broker-before-commit")
             self._store.commit(writes)
+            failpoints.reach("broker-after-commit")
 
     def _perform(self, turn: Sequence[ins.Instruction]) -> None:
         for instruction in turn:
@@ -313,6 +317,7 @@ class Broker:
         sent_mono = self._now().mono
         for task in order.tasks:
             self.state.stats.placed(sent_mono - task.queued_mono)
+        failpoints.reach("broker-after-assign")
 
     def _publish(self, now: ev.Now) -> None:
         if self._admin.polls:

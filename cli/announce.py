@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 import sys
 from dataclasses import dataclass
+
+from retire_cluster.conf.addresses import is_loopback
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,6 @@ def dial_host(bound: str) -> str:
 def bracketed(host: str) -> str:
     """The host as it stands before `:PORT`."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what is bound there can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def lan_address() -> str | None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from retire_cluster.cli.announce import bracketed, is_loopback
+from retire_cluster.cli.announce import bracketed
 from retire_cluster.cli.endpoints import running_main
+from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import COMMAND_LINE, read_settings
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterUnavailable

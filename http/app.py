@@ -29,6 +29,7 @@ from retire_cluster.api.resources.meta import Docs, Index, OpenApi, Root
 from retire_cluster.api.resources.prometheus import Prometheus
 from retire_cluster.api.resources.stream import Stream
 from retire_cluster.api.resources.tasks import Task, Tasks
+from retire_cluster.api.resources.ui import Pages, Session
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
@@ -52,9 +53,10 @@ class Facade:
 
     def close(self) -> None:
         """End the background threads and the connections to the main node."""
-        self.feed.stop()
-        self.reporter.stop()
-        self.cluster.close()
+        ended = [self.feed.stop(), self.reporter.stop()]
+        # A thread that still waits on its socket owns it until the process ends.
+        if all(ended):
+            self.cluster.close()
 
 
 def product_version() -> str:
@@ -137,7 +139,7 @@ def create_app(
     config = Config(guarded, public_view(api))
 
     route = app.add_route
-    route("/", Root(index, product_version()))
+    route("/", Root(index, access))
     route("/health", Health(probe))
     route("/api/health", Health(probe))
     route("/metrics", Prometheus(guarded, stats))
@@ -168,6 +170,12 @@ def create_app(
     route(f"{API}/config/server", ConfigSection(guarded, "server"))
     route(f"{API}/config/heartbeat", ConfigSection(guarded, "heartbeat"))
     route(f"{API}/config/reset", config, suffix="reset")
+    pages, session = Pages(), Session(access, product_version())
+    route("/ui", pages)
+    route("/ui/session", session)
+    route("/ui/login", session, suffix="login")
+    route("/ui/logout", session, suffix="logout")
+    route("/ui/{name}", pages)
     feed = EventFeed(guarded)
     route("/ws", Stream(feed, access, origins, tickets))
     return Facade(app, guarded, access, feed, reporter, drain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import time
 from collections import OrderedDict, deque
@@ -19,6 +20,8 @@ from retire_cluster.schemas.vocabulary import HARMLESS_TASK_TYPES
 WRONG_KEYS_PER_MINUTE = 10
 _REMEMBERED_ADDRESSES = 10_000
 _HOW_TO_SEND = "send it as X-API-Key: KEY or Authorization: Bearer KEY"
+#: The dashboard's cookie, see `resources/ui.py`.
+SESSION_COOKIE = "retire_cluster_key"
 CHALLENGE = 'Bearer realm="retire-cluster"'
 
 
@@ -56,7 +59,29 @@ def presented_key(environ: Mapping[str, Any]) -> str | None:
     if key:
         return key
     scheme, _, value = str(environ.get("HTTP_AUTHORIZATION", "")).strip().partition(" ")
-    return value.strip() or None if scheme.lower() == "bearer" else None
+    if scheme.lower() == "bearer":
+        return value.strip() or None
+    return _cookie_key(environ)
+
+
+def cookie_value(key: str) -> str:
+    """A key as the dashboard's cookie carries it: any text, in the letters that cookies allow."""
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _cookie_key(environ: Mapping[str, Any]) -> str | None:
+    # SameSite=Strict lets pages of other ports of this host send the cookie too; their browser
+    # says so here. What changes something has had its Origin checked besides (middleware.Gate).
+    if environ.get("HTTP_SEC_FETCH_SITE", "none").strip().lower() not in ("same-origin", "none"):
+        return None
+    for pair in str(environ.get("HTTP_COOKIE", "")).split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name == SESSION_COOKIE and value:
+            try:
+                return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode()
+            except ValueError:
+                return None
+    return None
 
 
 class Access:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from retire_cluster.api import keys as api_keys
 from retire_cluster.api.app import Facade, assemble, product_version
 from retire_cluster.api.envelope import utc
 from retire_cluster.api.websocket import StreamServer
+from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.settings import Settings, SettingsError
@@ -149,7 +149,7 @@ def _announce(
 ) -> None:
     if new_key:
         print(f"API key (shown this once): {new_key}", flush=True)
-    if not facade.access.required and not _is_loopback(server.host):
+    if not facade.access.required and not is_loopback(server.host):
         _log.warning(
             "Listening on %s without authentication: other machines can read everything and submit"
             " harmless tasks; start with --auth or --api-key",
@@ -175,13 +175,6 @@ def _look_for_main_node(facade: Facade, host: str, port: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _stop_on_signals(server: StreamServer) -> None:

@@ -57,10 +57,10 @@ class Filter:
 class Listener:
     """One client of the stream."""
 
-    def __init__(self, sink: Sink, wanted: Filter, since: int | None) -> None:
+    def __init__(self, sink: Sink, wanted: Filter, since: int) -> None:
         self.sink = sink
         self.wanted = wanted
-        #: The last event it was considered for; None: it begins with the next one.
+        #: The last event it was considered for.
         self.cursor = since
 
 
@@ -74,6 +74,10 @@ class EventFeed:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._cursor: int | None = None
+
+    def now(self) -> int:
+        """The id of the newest event. Raises `ClusterError`."""
+        return int(self._poll({})["next"])
 
     def add(self, listener: Listener) -> None:
         """Send events to `listener` from now on."""
@@ -92,15 +96,16 @@ class EventFeed:
             if listener in self._listeners:
                 self._listeners.remove(listener)
 
-    def stop(self) -> None:
-        """End the thread."""
+    def stop(self) -> bool:
+        """End the thread; False when a silent main node still holds it."""
         with self._changed:
             self._stopped = True
             self._listeners.clear()
             self._changed.notify_all()
             thread = self._thread
         if thread is not None:
-            thread.join(timeout=5)
+            thread.join(timeout=2 * _SLICE_SECONDS)
+        return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -121,18 +126,15 @@ class EventFeed:
 
     def _turn(self, listeners: list[Listener]) -> None:
         if self._cursor is None:
-            self._cursor = int(self._poll({})["next"])
-        for listener in listeners:
-            if listener.cursor is None:
-                listener.cursor = self._cursor
-        behind = [each for each in listeners if (each.cursor or 0) < self._cursor]
+            self._cursor = self.now()
+        behind = [each for each in listeners if each.cursor < self._cursor]
         for listener in behind:
             if listener.sink.pending_bytes < _ENOUGH_BYTES:
                 self._bring_up(listener)
         wait = 0.0 if behind else _SLICE_SECONDS
         data = self._poll({"since": self._cursor, "wait_seconds": wait}, extra_seconds=wait)
         before, self._cursor = self._cursor, int(data["next"])
-        level = [each for each in listeners if (each.cursor or 0) >= before]
+        level = [each for each in listeners if each.cursor >= before]
         self._hand_out(level, data)
 
     def _bring_up(self, listener: Listener) -> None:
@@ -149,11 +151,11 @@ class EventFeed:
                 found.append(envelope.dump({"type": "gap", "next": cursor}).decode())
             for event in events:
                 number = int(event["id"])
-                if number > (listener.cursor or 0) and listener.wanted.wants(event):
+                if number > listener.cursor and listener.wanted.wants(event):
                     if number not in texts:
                         texts[number] = envelope.dump(event).decode()
                     found.append(texts[number])
-            listener.cursor = max(cursor, listener.cursor or 0)
+            listener.cursor = max(cursor, listener.cursor)
             if found:
                 listener.sink.send(found)
 

@@ -128,7 +128,9 @@ class Gate:
         if req.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in req.env:
             self._preflight(req, resp)
             return
-        context.identity = self._access.identify(peer, presented_key(req.env))
+        # The dashboard's files need no key; a cookie that has gone bad must not lock its login out.
+        presented = None if _is_dashboard(req.path) else presented_key(req.env)
+        context.identity = self._access.identify(peer, presented)
         if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req.path):
             self._count(req, context.identity)
 
@@ -212,8 +214,11 @@ def _plain(path: str) -> str:
 
 
 def _is_limited(path: str) -> bool:
-    plain = _plain(path)
-    return plain not in _UNLIMITED and plain != "/ui" and not plain.startswith("/ui/")
+    return _plain(path) not in _UNLIMITED and not _is_dashboard(path)
+
+
+def _is_dashboard(path: str) -> bool:
+    return path == "/ui" or path.startswith("/ui/")
 
 
 # --- errors --------------------------------------------------------------------------------------

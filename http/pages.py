@@ -1,4 +1,4 @@
-"""The two pages the facade draws itself, without a script or anything from elsewhere."""
+"""The page the facade draws itself, without a script or anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ td,th{text-align:left;vertical-align:top;padding:.2rem .6rem .2rem 0;
 border-bottom:1px solid var(--line)}
 """
 _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-#: The pages' Content-Security-Policy: this one style and nothing else.
+#: The page's Content-Security-Policy: this one style and nothing else.
 POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 
 
@@ -35,24 +35,6 @@ def _page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>{body}</body></html>"
     )
-
-
-def index_page(version: str) -> str:
-    """What a browser gets at `/`: where to go from here."""
-    links = (
-        ("health", "Health", "is the cluster well"),
-        ("api/v1/docs", "API documentation", "every endpoint, to read"),
-        ("api/v1/openapi.json", "OpenAPI document", "the same for programs"),
-        ("api/v1/cluster/status", "Cluster status", "devices, resources, tasks"),
-        ("api/v1/devices", "Devices", "who is here"),
-        ("api/v1/tasks", "Tasks", "what they do"),
-        ("metrics", "Metrics", "for Prometheus"),
-    )
-    items = "".join(
-        f'<li><a href="{href}">{escape(name)}</a>: {escape(text)}</li>'
-        for href, name, text in links
-    )
-    return _page("Retire-Cluster", f"<h1>Retire-Cluster {escape(version)}</h1><ul>{items}</ul>")
 
 
 def docs_page(document: Mapping[str, Any]) -> str:

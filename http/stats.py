@@ -19,6 +19,7 @@ from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.operations import API
 
 REPORT_INTERVAL_SECONDS = 2.0
+_FAREWELL_SECONDS = 0.5
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: Their durations are the client's wish and say nothing of how fast we are.
 _LONG_POLLS = frozenset({f"{API}/events"})
@@ -104,11 +105,13 @@ class Reporter:
                 self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
                 self._thread.start()
 
-    def stop(self) -> None:
-        """Send a last report and end the thread."""
+    def stop(self) -> bool:
+        """Send a last report and end the thread; False when a silent main node still holds it."""
         self._stop.set()
-        if self._thread is not None and self._pid == os.getpid():
-            self._thread.join(timeout=5)
+        thread = self._thread if self._pid == os.getpid() else None
+        if thread is not None:
+            thread.join(timeout=_FAREWELL_SECONDS)
+        return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
         facade = str(uuid.uuid4())

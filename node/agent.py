@@ -20,9 +20,11 @@ from typing import Any
 
 import zmq
 
+from retire_cluster.conf import failpoints
 from retire_cluster.node import probe
 from retire_cluster.node.records import (
     Connect,
+    Ended,
     Event,
     Exit,
     Forget,
@@ -198,6 +200,8 @@ class Agent:
 
     def _read_runner(self) -> None:
         for event in self._runner.collect(self._clock()):
+            if isinstance(event, Ended):
+                failpoints.reach("device-after-run")
             self._feed(event)
         if self._runner.last_error:
             self._session.last_error = self._runner.last_error
@@ -227,12 +231,16 @@ class Agent:
         if isinstance(instruction, Send):
             self._send(instruction)
         elif isinstance(instruction, Run):
+            failpoints.reach("device-before-run")
             self._runner.run(instruction.attempts, self._clock())
         elif isinstance(instruction, Kill):
             self._runner.kill(instruction.keys, instruction.reason, self._clock())
         elif isinstance(instruction, Keep):
+            failpoints.reach("device-before-spool")
             self._store(lambda: self._spool.store(instruction.results))
+            failpoints.reach("device-after-spool")
         elif isinstance(instruction, Forget):
+            failpoints.reach("device-after-ack")
             self._store(lambda: self._spool.forget(instruction.keys))
         elif isinstance(instruction, Connect):
             self._connect()
@@ -283,7 +291,9 @@ class Agent:
                 link.socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
             except zmq.Again:
                 return
-            self._outgoing.popleft()
+            sent = self._outgoing.popleft()
+            if sent[1] == b"FINISHED":
+                failpoints.reach("device-after-send")
 
     def _leave(self) -> None:
         """Gives the last messages a moment to go out."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -35,13 +36,14 @@ from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess
 from retire_cluster.node.tasks import custom
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, Platform
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TAG_PATTERN, Platform
 from retire_cluster.schemas.wire import WireError
 
 PROGRAM = "retire-cluster-worker"
 #: Own types have this long to be imported and described at start.
 DESCRIBE_SECONDS = 30.0
 _MIB = 1024 * 1024
+_TAG = re.compile(rf"{TAG_PATTERN}\Z")
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -139,6 +141,12 @@ class Worker:
 def build(settings: Settings, policy: Policy, address: Address, pace: Pace) -> Worker:
     """Finds out what this device is and has. Raises `ValueError` and `OSError`."""
     folder = settings.data_dir
+    for tag in settings.worker.tags:
+        if not _TAG.match(tag):
+            raise ValueError(
+                f"tag {tag!r:.80}: 1 to 64 of letters, digits and _ . : = -, the first one a"
+                " letter or digit"
+            )
     name = device_id(folder, settings.worker.device_id)
     platform = probe.detect_platform()
     android = platform is Platform.ANDROID

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from retire_cluster.node.tasks.jsonresult import NotJson, fit_texts, to_json
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES
 
+MIN_PROGRESS_SECONDS = 0.05
 #: Results with long texts: which fields may be cut to fit.
 _LONG_TEXTS = {"command": ("stdout", "stderr"), "http_request": ("content",)}
 
@@ -51,6 +53,7 @@ class _Executor:
         self._cancelled = threading.Event()
         self._write_lock = threading.Lock()
         self._environment = dict(os.environ)
+        self._told_at = 0.0
         #: Where tasks get a folder of their own each; never the one modules are loaded from.
         self._scratch = os.environ.get("RC_SCRATCH") or tempfile.gettempdir()
 
@@ -184,7 +187,11 @@ class _Executor:
         return custom.run(str(header["entry_point"]), content, context)
 
     def _tell(self, percent: float | None, message: str) -> None:
-        self._write({"kind": "progress", "percent": percent, "message": message})
+        now = time.monotonic()
+        # A task that tells of every step must not keep the worker busy with it.
+        if now - self._told_at >= MIN_PROGRESS_SECONDS or percent == 100:
+            self._told_at = now
+            self._write({"kind": "progress", "percent": percent, "message": message})
 
 
 def _reply(

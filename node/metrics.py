@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node.probe import guarded, meminfo, windows_memory
+from retire_cluster.node.probe import guarded, load_psutil, meminfo, windows_memory
 
 MIN_SECONDS = 1.0
 
@@ -75,9 +75,7 @@ def _cpu_times_from_proc() -> tuple[float, float]:
 
 
 def _cpu_times_from_psutil() -> tuple[float, float]:
-    import psutil
-
-    times = psutil.cpu_times()
+    times = load_psutil().cpu_times()
     total = float(sum(times))
     return total - float(times.idle), total
 
@@ -90,9 +88,7 @@ def _memory_percent() -> float | None:
         if sys.platform == "win32":
             total, available = windows_memory()
         else:
-            import psutil
-
-            memory = psutil.virtual_memory()
+            memory = load_psutil().virtual_memory()
             total, available = memory.total, memory.available
     return round(100.0 * (total - available) / total, 1)
 
@@ -106,9 +102,7 @@ def _temperature() -> float | None:
         if value is not None and 1_000 < value < 150_000:
             found.append(value / 1000)
     if not found:
-        import psutil
-
-        sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
+        sensors: dict[str, Any] = getattr(load_psutil(), "sensors_temperatures", dict)()
         found = [row.current for rows in sensors.values() for row in rows if row.current > 1]
     return round(max(found), 1) if found else None
 
@@ -126,9 +120,7 @@ def _battery() -> tuple[float | None, bool | None]:
             return None, None
     if sys.platform == "win32":
         return _windows_battery()
-    import psutil
-
-    battery = getattr(psutil, "sensors_battery", lambda: None)()
+    battery = getattr(load_psutil(), "sensors_battery", lambda: None)()
     if battery is None:
         return None, None
     return round(float(battery.percent), 1), battery.power_plugged

@@ -121,9 +121,7 @@ def _memory_from_proc() -> int | None:
 
 
 def _memory_from_psutil() -> int | None:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
+    return int(load_psutil().virtual_memory().total)
 
 
 def _memory_from_sysconf() -> int | None:
@@ -133,6 +131,15 @@ def _memory_from_sysconf() -> int | None:
 
 
 _MEMORY_PROBES = (_memory_from_proc, _memory_from_psutil, _memory_from_sysconf)
+
+
+def load_psutil() -> Any:
+    """The psutil module. Raises `OSError` on a device that has none."""
+    try:
+        import psutil
+    except ImportError:
+        raise OSError("psutil is not installed") from None
+    return psutil
 
 
 def meminfo() -> dict[str, int]:

@@ -35,6 +35,7 @@ from retire_cluster.node.tasks.base import Limits, TaskFailed
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Key
 from retire_cluster.schemas.vocabulary import Cause, Outcome
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
 #: A command ends itself at its time, keeping its output; the worker's own limit comes after.
 COMMAND_SLACK_SECONDS = 1.0
@@ -46,6 +47,8 @@ _SIGXCPU = 24
 _SIGNAL_BASE = 128
 
 _SUCCESS = Outcome.SUCCESS.value
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+_CAUSES = frozenset(cause.value for cause in Cause)
 
 
 class _Active:
@@ -257,8 +260,7 @@ class Runner:
                 active.deadline = now + active.attempt.timeout_seconds + slack
                 self._set_timer(active.deadline, news.key)
         elif news.kind == "progress":
-            header = news.header
-            self._told.append(Told(news.key, header.get("percent"), header.get("message") or ""))
+            self._told.append(_read_progress(news))
         else:
             del self._active[news.key]
             if news.kind == "done" and active.reason not in (CANCELLED, ABANDONED):
@@ -269,19 +271,8 @@ class Runner:
                 self._died(active, news.header, now)
 
     def _finish(self, active: _Active, news: News, now: float) -> None:
-        header = news.header
-        details = header.get("details")
-        self._results.append(
-            Result(
-                active.attempt.key,
-                str(header.get("outcome")),
-                now - active.began,
-                header.get("cause"),
-                header.get("error_message"),
-                news.blob,
-                dumps(details) if details else b"",
-            )
-        )
+        key, elapsed = active.attempt.key, now - active.began
+        self._results.append(_read_reply(key, elapsed, news.header, news.blob))
 
     def _died(self, active: _Active, header: Mapping[str, Any], now: float) -> None:
         code, words = header.get("code"), header.get("words") or ""
@@ -387,3 +378,28 @@ class Runner:
 
     def _set_timer(self, at: float, key: Key) -> None:
         heapq.heappush(self._timers, (at, key))
+
+
+def _read_progress(news: News) -> Told:
+    """A task process's word on progress; own types share that process, so it is checked."""
+    percent, message = news.header.get("percent"), news.header.get("message")
+    known = isinstance(percent, (int, float)) and 0 <= percent <= 100
+    return Told(news.key, percent if known else None, message if isinstance(message, str) else "")
+
+
+def _read_reply(key: Key, elapsed: float, header: Mapping[str, Any], blob: bytes) -> Result:
+    """A task process's word on how the task ended, checked like a stranger's."""
+    outcome, cause = header.get("outcome"), header.get("cause")
+    message, details = header.get("error_message"), header.get("details")
+    if outcome not in _OUTCOMES or len(blob) > MAX_RESULT_BYTES:
+        outcome, cause, blob = Outcome.FAILED.value, Cause.ERROR.value, b""
+        message = "the task's process gave an answer that is none"
+    return Result(
+        key,
+        str(outcome),
+        elapsed,
+        cause if cause in _CAUSES else None,
+        message if isinstance(message, str) else None,
+        blob,
+        dumps(details) if isinstance(details, dict) and details else b"",
+    )

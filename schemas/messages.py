@@ -1,4 +1,4 @@
-"""One frozen record per verb of the worker bus (docs/protocol.md), read from and written to headers.
+"""One frozen record per verb of the worker bus (docs/protocol.md), to and from headers.
 
 Reading is strict: a header that does not fit raises `WireError` naming the field, so nothing
 malformed reaches the state machine. Writing gives `(verb, header)` for `wire.encode`.
@@ -122,7 +122,7 @@ class ProgressItem(NamedTuple):
     """How far one attempt is."""
 
     key: Key
-    #: 0–100, or None when unknown.
+    #: 0 to 100, or None when unknown.
     percent: float | None
     message: str
 

@@ -99,8 +99,9 @@ _ROWS: Final = (
         "", unlimited=True, needs_cluster=False, bare=True, media_type="text/plain",
     ),
     Operation(
-        "GET", "/", "getRoot", "API", "Links for a browser, the API's index for a program",
-        "ApiInfo",
+        "GET", "/", "getRoot", "API",
+        "The API's index for a program; a browser is sent to the dashboard",
+        "ApiInfo", always_open=True,
     ),
     Operation("GET", API, "getApi", "API", "What this API offers", "ApiInfo"),
     Operation(

@@ -16,7 +16,7 @@ from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.tickets import Tickets
 
 #: A parked poll looks this often whether the server was told to stop.
-SLICE_SECONDS = 2.0
+SLICE_SECONDS = 1.0
 
 
 class Events(Resource):

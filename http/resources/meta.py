@@ -8,6 +8,7 @@ from typing import Any
 import falcon
 
 from retire_cluster.api import envelope, pages
+from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.operations import OPERATIONS
@@ -45,19 +46,22 @@ class Index(Resource):
 
 
 class Root(Resource):
-    """`/`: links for a browser, the index for a program."""
+    """`/`: the dashboard for a browser, the index for a program."""
 
-    def __init__(self, index: Index, version: str) -> None:
+    def __init__(self, index: Index, access: Access) -> None:
         self._index = index
-        self._page = pages.index_page(version)
+        self._access = access
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """HTML when the client asks for HTML, else as `/api/v1`."""
-        if "text/html" in req.get_header("Accept", default=""):
-            _html(resp, self._page)
-        else:
-            self._index.on_get(req, resp)
+        """To the dashboard when the client asks for HTML, else as `/api/v1`."""
         resp.append_header("Vary", "Accept")
+        if "text/html" in req.get_header("Accept", default=""):
+            resp.status = falcon.HTTP_302
+            # Relative, so that it also holds behind a proxy that adds a prefix.
+            resp.set_header("Location", "ui/")
+        else:
+            self._access.check_reading(req.context.identity)
+            self._index.on_get(req, resp)
 
 
 class OpenApi(Resource):

@@ -44,11 +44,13 @@ class Stream(Resource):
             if req.get_header("Upgrade", default="").lower() == "websocket":
                 raise ClusterUnavailable(f"This server cannot hold a WebSocket; {_INSTEAD}")
             raise UpgradeRequired("Upgrade", f"this address speaks WebSocket only; {_INSTEAD}")
+        # Settled here, so that what the client does next cannot happen before the stream begins.
         since = query.pop("since", None)
+        begin = self._feed.now() if since is None else since
         wanted = Filter(**query)
 
         def opened(sink: Sink) -> Callable[[], None]:
-            listener = Listener(sink, wanted, since)
+            listener = Listener(sink, wanted, begin)
             self._feed.add(listener)
             return lambda: self._feed.remove(listener)
 

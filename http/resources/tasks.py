@@ -17,6 +17,7 @@ from retire_cluster.api.submission import (
     fingerprint,
     submit_args,
 )
+from retire_cluster.conf import failpoints
 
 
 class Tasks(Resource):
@@ -88,6 +89,7 @@ class Tasks(Resource):
             args["fingerprint"] = fingerprint(document)
         payloads = [each.payload for each in submissions]
         data = self._cluster.call("task.submit", args, payloads, patient=len(payloads) > 1).data
+        failpoints.reach("facade-after-submit")
         if data.get("replayed"):
             resp.set_header("Idempotent-Replayed", "true")
         return data

@@ -255,3 +255,37 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+class Start(Protocol):
+    """Starts `python -m module flags`; ended with the test."""
+
+    def __call__(self, module: str, *flags: str, **environment: str) -> Process: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands."""
+    started: list[Process] = []
+
+    def run(module: str, *flags: str, **environment: str) -> Process:
+        started.append(launch(module, *flags, **environment))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture
+def at() -> Iterator[Callable[[str], Api]]:
+    """A client for the facade at an address."""
+    made: list[Api] = []
+
+    def make(url: str) -> Api:
+        made.append(Api(url))
+        return made[-1]
+
+    yield make
+    for found in made:
+        found.close()

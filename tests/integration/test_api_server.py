@@ -123,10 +123,14 @@ class Bench:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    parts = []
+    """One answer, to the end that its Content-Length says."""
+    found = b""
     while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
+        found += part
+        head, end, body = found.partition(b"\r\n\r\n")
+        if end and len(body) >= int(parse(head)[1].get("content-length", "0")):
+            break
+    return found
 
 
 def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -377,9 +381,13 @@ class Stream:
     def texts(self, count: int) -> list[Any]:
         found = []
         while len(found) < count:
-            event = self.next()
-            assert isinstance(event, TextMessage), event
-            found.append(json.loads(event.data))
+            text, finished = "", False
+            while not finished:  # a frame may arrive in many events
+                event = self.next()
+                assert isinstance(event, TextMessage), event
+                text += event.data
+                finished = event.message_finished
+            found.append(json.loads(text))
         return found
 
     def opened(self) -> Stream:

@@ -251,6 +251,17 @@ def test_bad_flags_are_refused_with_their_cure(start: Start) -> None:
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert "HOST:PORT" in errors
+    for flags, words in (
+        (("--tag", "two words"), "tag 'two words'"),
+        (("--device-id", "-x y"), "device id"),
+        (("--slots", "2000"), "worker.slots"),
+        (("--drain-seconds", "-1"), "--drain-seconds"),
+        (("--config", "no-such-file.toml"), "--config"),
+    ):
+        process = start(*flags)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 2
+        assert words in errors
 
 
 def test_a_removed_device_exits_4(bus: Bus, start: Start) -> None:
@@ -368,6 +379,120 @@ def test_results_of_commands_survive_a_killed_worker(
     bus.run("echo", {})
     spool = tmp_path / "w" / "results.spool"
     bus.until(lambda: spool.stat().st_size == 0, "an empty spool")
+
+
+def test_a_drained_worker_gives_work_back_until_it_is_resumed(bus: Bus, start: Start) -> None:
+    start()
+    bus.welcome()
+    bus.send(messages.Drain(bus.session, "maintenance"))
+    beat = bus.until(
+        lambda: next(
+            (m for m in bus.seen if isinstance(m, messages.Heartbeat) and not m.accepting), 0
+        )
+    )
+    assert beat.not_accepting_reason == "maintenance"
+    assert bus.run("echo", {}).item.outcome == "released"
+    bus.send(messages.Resume(bus.session))
+    assert bus.run("echo", {}).item.outcome == "success"
+
+
+def test_a_new_configuration_takes_hold_at_once(bus: Bus, start: Start) -> None:
+    start()
+    bus.welcome()
+    bus.send(
+        messages.Config(bus.session, HeartbeatConfig(7, interval=0.1, timeout=5, max_missed=9))
+    )
+    assert bus.expect(messages.ConfigAck).version == 7
+    assert bus.expect(messages.Heartbeat).config_version == 7
+    before = len(bus.beats)
+    bus.until(lambda: len(bus.beats) >= before + 3, "faster heartbeats")
+
+
+def test_a_ping_is_answered(bus: Bus, start: Start) -> None:
+    start()
+    bus.welcome()
+    bus.send(messages.Ping(bus.session, 42))
+    assert bus.expect(messages.Pong).nonce == 42
+
+
+@linux_only
+def test_a_worker_that_lost_its_lease_stops_only_what_may_not_run_twice(
+    start: Start, bus: Bus
+) -> None:
+    bus.config = HeartbeatConfig(version=1, interval=0.2, timeout=2.0, max_missed=5)
+    start("--slots", "2", *COMMAND)
+    bus.welcome()
+    mark = secrets.token_hex(8)
+    command = bus.assign("command", {"command": [*python("import time", "time.sleep(600)"), mark]})
+    harmless = bus.assign("sleep", {"duration": 3})
+    bus.started(command)
+    bus.until(lambda: alive_with(mark), "the command")
+    bus.close()
+    wait_until(lambda: not alive_with(mark))
+    bus.bind()
+    hello = bus.welcome()
+    assert harmless in {row.key for row in hello.held}
+    ended = bus.result(command)
+    assert (ended.item.outcome, ended.item.cause) == ("failed", "worker_lost")
+    assert "on_lease_loss" in (ended.item.error_message or "")
+    assert bus.result(harmless).item.outcome == "success"
+
+
+@linux_only
+def test_an_abandoned_task_is_killed_and_not_spoken_of(bus: Bus, start: Start) -> None:
+    worker = start("--slots", "1", *COMMAND)
+    bus.welcome()
+    mark = secrets.token_hex(8)
+    key = bus.assign("command", {"command": [*python("import time", "time.sleep(600)"), mark]})
+    bus.until(lambda: alive_with(mark), "the command")
+    bus.send(messages.Abandon(bus.session, (key,)))
+    assert bus.run("command", {"command": ["echo", "next"]}).item.outcome == "success"
+    assert alive_with(mark) == []
+    assert key[0] not in bus.ended
+    assert worker.poll() is None
+
+
+def test_a_waiting_task_is_cancelled_without_ever_starting(bus: Bus, start: Start) -> None:
+    start("--slots", "1")
+    bus.welcome()
+    running, waiting = bus.assign_all([("sleep", {"duration": 600}), ("sleep", {"duration": 600})])
+    bus.started(running)
+    bus.send(messages.Cancel(bus.session, (waiting, running), "cancelled"))
+    assert bus.result(waiting).item.outcome == "cancelled"
+    assert bus.result(running).item.outcome == "cancelled"
+    assert not any(isinstance(m, messages.Started) and waiting in m.items for m in bus.seen)
+
+
+# --- a small device ---------------------------------------------------------------------------
+
+
+def test_a_worker_without_optional_libraries_runs_all_the_same(
+    bus: Bus, start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "without"
+    folder.mkdir()
+    for name in ("orjson", "psutil", "cerberus", "falcon", "apscheduler", "waitress"):
+        (folder / f"{name}.py").write_text(f"raise ImportError('no {name} here')")
+    start(*COMMAND, environ={"PYTHONPATH": str(folder)})
+    hello = bus.welcome()
+    assert hello.capabilities["cpu_count"] >= 1
+    assert bus.run("echo", {"ä": [1, 2.5, None]}).data == {"echo": {"ä": [1, 2.5, None]}}
+    assert bus.run("system_info", {}).data["python_version"] == hello.capabilities["python_version"]
+    assert bus.run("python_eval", {"expression": "math.floor(2.5)"}).data["result"] == 2
+    if os.name == "posix":
+        assert bus.run("command", {"command": ["echo", "x"]}).data["stdout"] == "x\n"
+
+
+def test_the_worker_itself_loads_nothing_that_only_tasks_need() -> None:
+    code = (
+        "import sys, retire_cluster.node.cli, retire_cluster.node.agent;"
+        "print([m for m in ('urllib3', 'simpleeval', 'psutil', 'multiprocessing', 'asyncio',"
+        " 'cerberus', 'falcon', 'retire_cluster.broker') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
 
 
 # --- the task types ---------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_a_clock_set_back_begins_the_windows_anew() -> None:
 
 def test_slot_use_is_the_mean_of_five_minutes() -> None:
     stats = Stats()
-    for second in range(0, 600):
+    for second in range(600):
         stats.sample_slots(float(second), 5 if second >= 300 else 0, 10)
     assert stats.slot_utilization() == pytest.approx(50.0, abs=0.2)
     stats.sample_slots(2_000.0, 0, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli import config, devices, plan, submit, tasks, up, waiting
-from retire_cluster.cli.announce import Announcement, is_loopback
+from retire_cluster.cli.announce import Announcement
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
 from retire_cluster.cli.explain import explanation_text
@@ -20,6 +20,7 @@ from retire_cluster.cli.output import Output, Style
 from retire_cluster.cli.payloads import payload_from_words, requirements_from_words
 from retire_cluster.cli.status import status_text
 from retire_cluster.cli.target import Target
+from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.schemas.errors import (
     ClusterUnavailable,

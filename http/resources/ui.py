@@ -1,0 +1,157 @@
+"""The dashboard at `/ui/`: its files, and the cookie that stands for a key in a browser.
+
+The files are read once, with their compressed twins and tags, and cost no rate limit and no key:
+there is nothing in them but the program. What the pages show, they ask the API for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import falcon
+
+from retire_cluster.api import validation
+from retire_cluster.api.auth import SESSION_COOKIE, Access, Identity, cookie_value, presented_key
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.schemas.errors import NotFound, Unauthorized
+from retire_cluster.schemas.strict import Schema
+from retire_cluster.schemas.validation import validate
+
+PACKAGE: Final = "retire_cluster.api.ui"
+INDEX: Final = "index.html"
+#: Nothing from elsewhere, nothing inline, no page around it.
+POLICY: Final = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none';"
+    " object-src 'none'"
+)
+SESSION_SECONDS: Final = 30 * 86_400
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_LOGIN: Final[Schema] = {
+    "key": {"type": "string", "required": True, "minlength": 1, "maxlength": 1000}
+}
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """One file, ready to be sent."""
+
+    content_type: str
+    raw: bytes
+    packed: bytes
+    tag: str
+
+
+def load_files() -> dict[str, StaticFile]:
+    """File name → file, for all of the dashboard."""
+    found = {}
+    for entry in files(PACKAGE).iterdir():
+        content_type = _TYPES.get(PurePosixPath(entry.name).suffix)
+        if content_type is not None:
+            raw = entry.read_bytes()
+            tag = hashlib.sha256(raw).hexdigest()[:20]
+            packed = gzip.compress(raw, mtime=0)
+            found[entry.name] = StaticFile(content_type, raw, packed, tag)
+    return found
+
+
+class Pages(Resource):
+    """`/ui/` and the files beside it."""
+
+    def __init__(self) -> None:
+        self._files = load_files()
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str = INDEX) -> None:
+        """The file, or 304 when the browser has it. `/ui` is sent to `/ui/`."""
+        if req.env.get("PATH_INFO", "").endswith("/ui"):
+            # Relative, so that it also holds behind a proxy that adds a prefix.
+            resp.status = falcon.HTTP_308
+            resp.set_header("Location", "ui/")
+            return
+        file = self._files.get(name)
+        if file is None:
+            raise NotFound("The dashboard has no such file")
+        packed = "gzip" in req.get_header("Accept-Encoding", default="")
+        tag = f'"{file.tag}{"-gz" if packed else ""}"'
+        resp.set_headers(
+            {
+                "ETag": tag,
+                # Kept, but asked for again: an upgrade shows at once, and asking costs a 304.
+                "Cache-Control": "no-cache",
+                "Vary": "Accept-Encoding",
+                "Content-Security-Policy": POLICY,
+                "Referrer-Policy": "same-origin",
+            }
+        )
+        if tag in [each.strip() for each in req.get_header("If-None-Match", default="").split(",")]:
+            resp.status = falcon.HTTP_304
+            return
+        resp.content_type = file.content_type
+        resp.data = file.packed if packed else file.raw
+        if packed:
+            resp.set_header("Content-Encoding", "gzip")
+
+
+class Session(Resource):
+    """`/ui/session`, `/ui/login`, `/ui/logout`: who the browser is, by its cookie."""
+
+    def __init__(self, access: Access, version: str) -> None:
+        self._access = access
+        self._version = version
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """What this browser may do, so that the page offers nothing else."""
+        identity = req.context.identity
+        answer(req, resp, self._facts(self._access.identify(identity.peer, presented_key(req.env))))
+
+    def on_post_login(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Keep a valid key in a cookie that scripts cannot read and other sites cannot send."""
+        key = validate(_LOGIN, validation.json_body(req))["key"].strip()
+        identity = self._access.identify(req.context.identity.peer, key)
+        if self._access.required:
+            if identity.key is None:
+                raise Unauthorized("This API key is not valid")
+            _set_cookie(req, resp, cookie_value(key), SESSION_SECONDS)
+        answer(req, resp, self._facts(identity), message="Signed in")
+
+    def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Forget the cookie."""
+        _set_cookie(req, resp, "", 0)
+        identity = Identity(req.context.identity.peer, None)
+        answer(req, resp, self._facts(identity), message="Signed out")
+
+    def _facts(self, identity: Identity) -> dict[str, Any]:
+        if self._access.required:
+            scopes = list(identity.key.scopes) if identity.key else []
+        else:
+            scopes = ["admin"] if identity.peer.loopback else []
+        return {
+            "version": self._version,
+            "auth_required": self._access.required,
+            "auth_reads": self._access.reads,
+            "signed_in": identity.key is not None,
+            "scopes": scopes,
+        }
+
+
+def _set_cookie(req: falcon.Request, resp: falcon.Response, value: str, seconds: int) -> None:
+    through_proxy = req.context.identity.peer.through_proxy
+    forwarded = req.get_header("X-Forwarded-Proto", default="") if through_proxy else ""
+    resp.set_cookie(
+        SESSION_COOKIE,
+        value,
+        max_age=seconds,
+        path="/",
+        secure=req.scheme == "https" or forwarded.strip().lower() == "https",
+        http_only=True,
+        same_site="Strict",
+    )

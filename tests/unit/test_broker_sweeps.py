@@ -1,0 +1,110 @@
+"""What only time asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker import instructions as ins
+from retire_cluster.broker import sweeps
+from retire_cluster.broker.sweeps import SWEEPS
+from retire_cluster.schemas.vocabulary import TaskStatus
+from tests.unit.broker_kit import Cluster, MakeCluster, only, settings_with, task_spec
+
+
+def test_the_table_names_every_sweep_and_how_often_it_runs() -> None:
+    assert {name: sweep.every for name, sweep in SWEEPS.items()} == {
+        "deadlines": 1, "liveness": 1, "limits": 1, "upkeep": 1, "devices": 30, "retention": 60,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SWEEPS))
+def test_a_sweep_of_an_empty_cluster_does_nothing(cluster: Cluster, name: str) -> None:
+    assert cluster.tick(name) == []
+
+
+def test_only_changed_devices_are_stored(cluster: Cluster) -> None:
+    member = cluster.device()
+    cluster.device("other")
+    assert cluster.tick("devices") == []
+    member.beat()
+    (stored,) = cluster.tick("devices")
+    assert isinstance(stored, ins.StoreDevices)
+    assert [row.device_id for row in stored.rows] == ["box"]
+    assert cluster.tick("devices") == []
+
+
+def test_slot_use_is_measured_of_online_devices(cluster: Cluster) -> None:
+    cluster.give()
+    cluster.device("idle")
+    cluster.tick("upkeep")
+    assert cluster.state.stats.slot_utilization() == 50.0
+    cluster.live_on(16)
+    cluster.tick("upkeep")
+    assert cluster.state.stats.slot_utilization() == 50.0
+
+
+def test_a_task_whose_time_was_moved_is_woken_by_its_newest_only(cluster: Cluster) -> None:
+    (number,) = cluster.submit(delay=5)
+    cluster.state.wait_until(cluster.task(number), cluster.mono + 9)
+    cluster.live_on(6)
+    assert cluster.status(number) == "pending"
+    cluster.live_on(4)
+    assert cluster.status(number) == "queued"
+
+
+def ended(cluster: Cluster, count: int) -> list[int]:
+    numbers = cluster.submit(count)
+    for number in numbers:
+        cluster.do(ev.CancelAsked(number))
+    return numbers
+
+
+def test_tasks_that_ended_long_ago_are_forgotten(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings_with(retention={"finished_days": 1.0}))
+    (live,) = cluster.submit(required_tags=["x"])
+    old = ended(cluster, 2)
+    cluster.pass_time(86_300)
+    young = ended(cluster, 1)
+    assert cluster.tick("retention") == []
+    cluster.pass_time(200)
+    assert cluster.tick("retention") == [ins.ForgetTasks(tuple(old))]
+    ledger = cluster.state.ledger
+    assert [number for number in (live, *old, *young) if ledger.has(number)] == [live, *young]
+    assert ledger.total == 2
+    assert cluster.store.task(old[0]) is None
+
+
+def test_no_more_ended_tasks_are_kept_than_allowed(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings_with(retention={"finished_rows": 3}))
+    numbers = ended(cluster, 5)
+    assert cluster.tick("retention") == [ins.ForgetTasks(tuple(numbers[:2]))]
+    assert cluster.tick("retention") == []
+
+
+def test_one_pass_deletes_a_bounded_number(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "RETENTION_BATCH", 4)
+    cluster = make_cluster(settings_with(retention={"finished_rows": 1}))
+    numbers = ended(cluster, 10)
+    passes = [only(ins.ForgetTasks, cluster.tick("retention")) for _ in range(4)]
+    assert [len(one[0].tasks) if one else 0 for one in passes] == [4, 4, 1, 0]
+    assert cluster.state.ledger.status(numbers[-1]) is TaskStatus.CANCELLED
+
+
+def test_idempotency_records_are_forgotten_after_their_hours(cluster: Cluster) -> None:
+    def submit(key: str) -> Any:
+        return cluster.do(ev.TasksSubmitted([task_spec()], [b"{}"], (), ("me", key, "p")))
+
+    submit("old")
+    cluster.pass_time(86_000)
+    submit("young")
+    assert cluster.tick("retention") == []
+    cluster.pass_time(500)
+    assert cluster.tick("retention") == [ins.ForgetSubmissions(cluster.wall_ms - 86_400_000)]
+    assert list(cluster.state.submissions) == [("me", "young")]
+    cluster.restart()
+    assert list(cluster.state.submissions) == [("me", "young")]
