@@ -9,6 +9,7 @@ again.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -343,8 +344,15 @@ class Broker:
 
     def _restore(self) -> tuple[ClusterState, ev.Now]:
         now = self._now()
-        snapshot = self._store.load(now.wall_ms, INLINE_PAYLOAD_BYTES)
-        state, warnings = restore(snapshot, self._settings, self._rng, now)
+        # A million tasks are made in one go and none of them is garbage: looking for cycles among
+        # them would take longer than everything else here, now and at every later collection.
+        gc.disable()
+        try:
+            snapshot = self._store.load(now.wall_ms, INLINE_PAYLOAD_BYTES)
+            state, warnings = restore(snapshot, self._settings, self._rng, now)
+        finally:
+            gc.enable()
+        gc.freeze()
         for warning in warnings:
             log.warning(warning)
         return state, now

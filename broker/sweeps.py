@@ -25,9 +25,10 @@ from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
 #: Seconds a device gets beyond a task's limit to end it itself.
 TIMEOUT_GRACE_SECONDS = 5.0
-#: A gap between two sweeps that means: this process slept, the devices did not.
+#: A gap between two sweeps that means: this process slept, the devices did not. It is this long at
+#: most, and half of the silence that makes a device offline where that is shorter.
 SLEPT_SECONDS = 10.0
-#: The same in sweep intervals, where those are long.
+#: But never less than this many sweep intervals.
 SLEPT_INTERVALS = 3
 #: Ended tasks deleted by one retention sweep at most, so that a turn stays short.
 RETENTION_BATCH = 2_000
@@ -70,7 +71,11 @@ def deadlines(state: ClusterState, now: Now) -> None:
 def liveness(state: ClusterState, now: Now) -> None:
     """Silent devices go offline; after their lease their attempts go to others."""
     last, state.last_sweep_mono = state.last_sweep_mono, now.mono
-    longest = max(SLEPT_SECONDS, SLEPT_INTERVALS * state.settings.scheduler.sweep_interval_seconds)
+    heartbeat = state.settings.heartbeat
+    longest = max(
+        min(SLEPT_SECONDS, heartbeat.interval * heartbeat.max_missed / 2),
+        SLEPT_INTERVALS * state.settings.scheduler.sweep_interval_seconds,
+    )
     if last is not None and now.mono - last > longest:
         for device in state.devices.values():
             device.last_seen_mono = now.mono

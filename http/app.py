@@ -18,7 +18,7 @@ from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import Cluster, GuardedCluster
 from retire_cluster.api.feed import EventFeed
 from retire_cluster.api.middleware import Drain, Gate
-from retire_cluster.api.peers import Origins, Peers
+from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter
 from retire_cluster.api.resources.cluster import Cluster as ClusterResource
 from retire_cluster.api.resources.cluster import ClusterHealth, Health, HealthProbe
@@ -101,6 +101,8 @@ def create_app(
         access=access,
         peers=peers,
         origins=origins,
+        # With keys a stranger's page gains nothing by being taken for ours: it has none.
+        hosts=Hosts(api.allowed_hosts) if api.allowed_hosts or not access.required else None,
         limiter=RateLimiter(
             guarded,
             enabled=api.rate_limit,
@@ -195,6 +197,13 @@ def assemble(settings: Settings) -> Facade:
     Raises `SettingsError` or `keys.KeyFileError`.
     """
     api = settings.api
+    if api.cluster_key_file:
+        raise SettingsError(
+            "api.cluster_key_file",
+            "this version dials the main node without CURVE; leave it out, and run the API on the"
+            " main node's machine",
+            settings.source_of("api.cluster_key_file"),
+        )
     kept = api_keys.read_keys(settings.data_dir / api_keys.FILE_NAME)
     client = AdminClient(
         api.cluster_host, api.cluster_port, timeout_seconds=api.cluster_timeout_seconds

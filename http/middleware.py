@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Condition
 from typing import Any
 
@@ -13,7 +13,7 @@ import falcon
 
 from retire_cluster.api import envelope
 from retire_cluster.api.auth import CHALLENGE, Access, Identity, presented_key
-from retire_cluster.api.peers import Origins, Peers
+from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter, Standing
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.schemas.errors import (
@@ -39,6 +39,7 @@ _EXPOSED = (
     "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After,"
     " Idempotent-Replayed"
 )
+_REMEMBERED_QUERIES = 1000
 _log = logging.getLogger("api")
 _requests_log = logging.getLogger("api.requests")
 
@@ -76,6 +77,7 @@ class Drain:
 class Gate:
     """Falcon middleware: everything that is the same for all endpoints.
 
+    :param hosts: the names this API may be called by; None: by any
     :param clock: epoch seconds, for timestamps
     :param monotonic: seconds, for durations
     """
@@ -86,6 +88,7 @@ class Gate:
         access: Access,
         peers: Peers,
         origins: Origins,
+        hosts: Hosts | None,
         limiter: RateLimiter,
         stats: HttpStats,
         drain: Drain,
@@ -96,12 +99,14 @@ class Gate:
         self._access = access
         self._peers = peers
         self._origins = origins
+        self._hosts = hosts
         self._limiter = limiter
         self._stats = stats
         self._drain = drain
         self._reporter = reporter
         self._clock = clock
         self._monotonic = monotonic
+        self._queries: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     # --- before the responder ---
 
@@ -119,6 +124,12 @@ class Gate:
         peer = self._peers.of(req.env)
         if req.method not in METHODS:
             raise MethodNotAllowed(f"There is no method {req.method[:20]} here")
+        if self._hosts is not None and not self._hosts.is_known(req.env.get("HTTP_HOST", "")):
+            raise ValidationError(
+                "Host",
+                "is not a name of this API (DNS rebinding); add it to allowed_hosts, or turn"
+                " authentication on",
+            )
         if req.method in _CHANGING and self._origins.is_foreign(
             req.env, through_proxy=peer.through_proxy
         ):
@@ -144,7 +155,7 @@ class Gate:
         if operation is None:
             return
         self._access.check(req.context.identity, operation)
-        req.context.query = parse_query(operation.query, split_query(req.query_string))
+        req.context.query = self._query(operation, req.query_string)
 
     # --- after it ---
 
@@ -180,6 +191,17 @@ class Gate:
             },
         )
         self._drain.leave()
+
+    def _query(self, operation: Operation, text: str) -> Mapping[str, Any]:
+        """The query as typed values. Shared between requests: clients repeat theirs."""
+        key = (operation.operation_id, text)
+        found = self._queries.get(key)
+        if found is None:
+            found = parse_query(operation.query, split_query(text))
+            if len(self._queries) >= _REMEMBERED_QUERIES:
+                self._queries.clear()
+            self._queries[key] = found
+        return found
 
     def _count(self, req: falcon.Request, identity: Identity) -> None:
         try:

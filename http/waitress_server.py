@@ -16,6 +16,7 @@ import logging
 import select
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -131,6 +132,9 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
             ipaddress.ip_network(text, strict=False) for text in speaks_for_many
         ]
         self._stopping = False
+        # Reentrant: a signal handler may come while the loop's own thread holds it.
+        self._trigger_lock = threading.RLock()
+        self._ended = False
         use_poll = hasattr(select, "poll")
         # Windows' select takes 512 sockets.
         limit = self.patience.connections if use_poll else min(400, self.patience.connections)
@@ -253,7 +257,18 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def end(self) -> None:
         """Close all connections and end the threads."""
         self.task_dispatcher.shutdown(timeout=1)
-        wasyncore.close_all(self._map, ignore_all=True)
+        with self._trigger_lock:
+            self._ended = True
+            wasyncore.close_all(self._map, ignore_all=True)
+
+    def pull_trigger(self, call: Callable[[], None] | None = None) -> None:
+        """Wake the loop, and have it call `call`; nothing once the server has ended.
+
+        A request that outlived the drain still does so, and its descriptor may be another's by then.
+        """
+        with self._trigger_lock:
+            if not self._ended:
+                self.trigger.pull_trigger(call)
 
     def _turn(self, timeout_seconds: float) -> None:
         poll = wasyncore.poll2 if self._use_poll else wasyncore.poll

@@ -60,8 +60,15 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
         return environ
 
     def write(self, data: bytes) -> None:
-        """Pass on what is not the answer 101."""
-        if not self._is_upgraded():
+        """Pass on what is not the answer 101, headers and a short body in one piece."""
+        if self._is_upgraded():
+            return
+        if not self.wrote_header and data and self.has_body and self.content_length == len(data):
+            head = self.build_response_header()
+            self.wrote_header = True
+            self.content_bytes_written += len(data)
+            self.channel.write_soon(head + data)
+        else:
             super().write(data)
 
     def finish(self) -> None:
@@ -123,7 +130,7 @@ class StreamChannel(Channel):
         """Answer the request, then hand the connection to the loop if it became a stream."""
         super().service()
         if self.upgrading is not None and not self.close_when_flushed:
-            self.server.trigger.pull_trigger(self._activate)
+            self.server.pull_trigger(self._activate)
 
     # --- any thread ---
 
@@ -134,7 +141,7 @@ class StreamChannel(Channel):
 
     def send_texts(self, texts: Sequence[str]) -> None:
         """Send text messages."""
-        self.server.trigger.pull_trigger(lambda: self._send_texts(texts))
+        self.server.pull_trigger(lambda: self._send_texts(texts))
 
     # --- loop thread ---
 

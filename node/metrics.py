@@ -94,14 +94,15 @@ def _memory_percent() -> float | None:
 
 
 def _temperature() -> float | None:
-    """The hottest thermal zone."""
+    """The hottest place that has a sensor."""
     found = []
-    for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        value = guarded(lambda path=zone: int(path.read_text()))  # type: ignore[misc]
-        # Zones that are off say zero or nonsense.
-        if value is not None and 1_000 < value < 150_000:
-            found.append(value / 1000)
-    if not found:
+    for pattern in ("thermal/thermal_zone*/temp", "hwmon/hwmon*/temp*_input"):
+        for sensor in Path("/sys/class").glob(pattern):
+            value = guarded(lambda path=sensor: int(path.read_text()))  # type: ignore[misc]
+            # Sensors that are off say zero or nonsense.
+            if value is not None and 1_000 < value < 150_000:
+                found.append(value / 1000)
+    if not found and not sys.platform.startswith("linux"):
         sensors: dict[str, Any] = getattr(load_psutil(), "sensors_temperatures", dict)()
         found = [row.current for rows in sensors.values() for row in rows if row.current > 1]
     return round(max(found), 1) if found else None

@@ -77,15 +77,13 @@ function morphKids(old, next) {
     keyed.delete(key);
     morph(found, kid);
   }
-  for (const kid of keyed.values()) if (kid !== at && kid.parentNode === old && !kept(next, kid)) kid.remove();
+  for (const kid of keyed.values()) if (kid !== at) kid.remove();
   while (at) {
     const gone = at;
     at = at.nextSibling;
     gone.remove();
   }
 }
-
-const kept = (next, kid) => [...next.childNodes].some((each) => keyOf(each) === keyOf(kid));
 
 // --- time and words ---
 

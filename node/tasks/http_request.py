@@ -115,7 +115,7 @@ def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -
         try:
             after = _split(target)
         except ValueError as error:
-            raise Hopeless(f"a redirect leads to {target!r:.200}, which {error}") from None
+            raise Hopeless(f"a redirect leads to {_place(target)!r:.200}, which {error}") from None
         if _origin(_split(url)) != _origin(after):
             headers = {k: v for k, v in headers.items() if k.lower() not in _CREDENTIALS}
         if status == 303 or (status in (301, 302) and method == "POST"):
@@ -123,7 +123,7 @@ def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -
             body = None
             headers = {k: v for k, v in headers.items() if not k.lower().startswith("content-")}
         url = target
-    raise TaskFailed(f"more than {MAX_REDIRECTS} redirects, the last one to {_shown(url)}")
+    raise TaskFailed(f"more than {MAX_REDIRECTS} redirects, the last one to {_place(url)}")
 
 
 def _once(
@@ -163,10 +163,10 @@ def _once(
         ) as error:
             failure = error  # the next address may answer
         except urllib3.exceptions.HTTPError as error:
-            raise TaskFailed(f"{method} {_shown(url)} failed: {_words(error)}") from None
+            raise TaskFailed(f"{method} {_place(url)} failed: {_words(error)}") from None
         except (ValueError, UnicodeError) as error:
             raise Hopeless(f"payload.url: cannot be used: {error}") from None
-    raise TaskFailed(f"cannot connect to {_shown(url)}: {_words(failure)}")
+    raise TaskFailed(f"cannot connect to {_place(url)}: {_words(failure)}")
 
 
 def _pool(
@@ -276,11 +276,19 @@ def _origin(parts: SplitResult) -> tuple[str, str | None, int]:
 
 
 def _shown(url: str) -> str:
-    """The URL without user and password: it goes into results and logs."""
+    """The URL without user and password: it goes into results."""
     parts = urlsplit(url)
     if "@" in parts.netloc:
         parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
     return parts.geturl()
+
+
+def _place(url: str) -> str:
+    """The URL for messages: also without its query, which may hold a secret."""
+    try:
+        return _shown(url.partition("#")[0].partition("?")[0])
+    except ValueError:
+        return "an address that is none"
 
 
 def _words(error: BaseException | None) -> str:

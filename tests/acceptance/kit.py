@@ -279,6 +279,8 @@ class Cluster:
         assert printed
         words = ["worker", *printed[1].split(), "--data-dir", str(self.folder / device_id)]
         log = self.folder / f"{device_id}.log"
+        if device_id in self.workers:
+            self.workers[device_id].kill()
         worker = Process(log, *words, "--device-id", device_id, *flags, **environ)
         self.workers[device_id] = worker
         self.rest.await_online(device_id)

@@ -7,6 +7,7 @@ saw never changed, and its content is what the payload asked for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -53,6 +54,7 @@ class Journal:
         #: Idempotency key → tasks.
         self.keys: dict[str, list[str]] = {}
         self.changed: list[str] = []
+        self._waiting: dict[str, None] = {}
 
     def acknowledged(self, task_ids: list[str], work: dict[str, Any], key: str = "") -> None:
         """A submission was answered; what it answered is on disk when this returns."""
@@ -65,24 +67,21 @@ class Journal:
                 self.changed.append(f"key {key} was answered twice, differently")
             for task_id in task_ids:
                 self.promised[task_id] = work
+                if task_id not in self.seen:
+                    self._waiting[task_id] = None
 
     def saw(self, row: dict[str, Any]) -> None:
         """A client was told how a task ended."""
         with self._lock:
             first = self.seen.setdefault(row["task_id"], row)
+            self._waiting.pop(row["task_id"], None)
             if first != row:
                 self.changed.append(f"{row['task_id']} was {_short(first)}, now {_short(row)}")
 
     def waiting(self, limit: int) -> list[str]:
         """Promised tasks that no client has seen the end of, oldest first."""
         with self._lock:
-            found = []
-            for task_id in self.promised:
-                if task_id not in self.seen:
-                    found.append(task_id)
-                    if len(found) == limit:
-                        break
-            return found
+            return list(itertools.islice(self._waiting, limit))
 
     def __len__(self) -> int:
         return len(self.promised)

@@ -212,7 +212,7 @@ class Campaign:
         if draw < 0.80:
             payload: dict[str, Any] = {"n": rng.getrandbits(40), "text": "x" * rng.randint(0, 300)}
             return {"type": "echo", "payload": payload}, rng.randint(1, 20)
-        if draw < 0.97:
+        if draw < 0.90:
             duration = round(rng.uniform(0.01, 0.3), 3)
             return {"type": "sleep", "payload": {"duration": duration}}, rng.randint(1, 4)
         script = f'echo $RC_TASK_ID >> "{self.effects}"'
@@ -282,10 +282,11 @@ class Campaign:
 
     def _look(self, rng: random.Random) -> None:
         client = self.rig.client(2.0)
+        known: list[str] = []
         while not self._over.is_set():
             ids = self.journal.waiting(400)
-            known = list(self.journal.seen)
             ids += rng.sample(known, min(20, len(known)))
+            known += ids[: max(0, 2_000 - len(known))]
             if ids:
                 self._see(client, ids)
             self._over.wait(0.1)

@@ -7,6 +7,7 @@ import http.client
 import json
 import random
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -67,7 +68,13 @@ class Rig:
     """One cluster: a folder, ports that stay the same over restarts, and its processes."""
 
     def __init__(
-        self, folder: Path, *, settings: str = QUICK, seed: int = 1, data_dir: Path | None = None
+        self,
+        folder: Path,
+        *,
+        settings: str = QUICK,
+        seed: int = 1,
+        data_dir: Path | None = None,
+        zygote: Zygote | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +86,9 @@ class Rig:
             free_port(rng) for _ in range(4)
         )
         self.rng = random.Random(seed)
-        self.zygote = Zygote(folder / "zygote.log")
+        self._own_zygote = Zygote(folder / "zygote.log") if zygote is None else None
+        self._zygote = zygote or self._own_zygote
+        self._started: list[Child] = []
         self.broker: Child | None = None
         self.api: Child | None = None
         self.devices: dict[str, Child] = {}
@@ -99,6 +108,12 @@ class Rig:
 
     # --- processes -------------------------------------------------------------------------------
 
+    def _start(self, command: str, argv: Sequence[str], log: Path, failpoint: str) -> Child:
+        assert self._zygote is not None
+        child = self._zygote.start(command, argv, log, failpoint)
+        self._started = [child, *(each for each in self._started if each.code is None)]
+        return child
+
     def start_broker(self, *extra: str, failpoint: str = "", wait: bool = True) -> Child:
         """The main node."""
         argv = [
@@ -106,7 +121,7 @@ class Rig:
             "--event-port", str(self.event_port), "--data-dir", str(self.data_dir),
             "--config", str(self.config), *extra,
         ]  # fmt: skip
-        self.broker = self.zygote.start("broker", argv, self.folder / "broker.log", failpoint)
+        self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint)
         if wait:
             self.await_broker()
         return self.broker
@@ -132,7 +147,7 @@ class Rig:
             "--data-dir", str(self.folder / name), "--config", str(self.config),
             "--allow", "command", "--allow-root", "--drain-seconds", "1", *extra,
         ]  # fmt: skip
-        child = self.zygote.start("worker", argv, self.folder / f"{name}.log", failpoint)
+        child = self._start("worker", argv, self.folder / f"{name}.log", failpoint)
         self.devices[name] = child
         return child
 
@@ -142,14 +157,18 @@ class Rig:
             "--port", str(self.api_port), "--cluster-port", str(cluster_port or self.admin_port),
             "--data-dir", str(self.folder / "api"), "--config", str(self.config), *extra,
         ]  # fmt: skip
-        self.api = self.zygote.start("api", argv, self.folder / "api.log", failpoint)
+        self.api = self._start("api", argv, self.folder / "api.log", failpoint)
         return self.api
 
     def close(self) -> None:
         """End everything."""
         for client in self.clients:
             client.close()
-        self.zygote.close()
+        for child in self._started:
+            child.send(signal.SIGCONT)
+            child.kill()
+        if self._own_zygote is not None:
+            self._own_zygote.close()
 
     # --- looking ---------------------------------------------------------------------------------
 

@@ -379,7 +379,7 @@ class Stream:
         return self.events.pop(0)
 
     def texts(self, count: int) -> list[Any]:
-        found = []
+        found: list[Any] = []
         while len(found) < count:
             text, finished = "", False
             while not finished:  # a frame may arrive in many events

@@ -205,6 +205,8 @@ def test_endless_redirects_end(server: Server) -> None:
 def test_a_redirect_to_another_scheme_is_hopeless(server: Server) -> None:
     with pytest.raises(Hopeless, match="must start with http"):
         run(f"{server.url}/redirect?302,file:///etc/passwd")
+    with pytest.raises(Hopeless, match="a redirect leads to"):
+        run(f"{server.url}/redirect?302,http://[::1/")
 
 
 def test_a_redirect_to_a_private_address_is_refused(
@@ -239,8 +241,9 @@ def test_the_deadline_holds_for_the_whole_answer(server: Server) -> None:
 
 def test_a_connection_that_fails_may_work_next_time(server: Server) -> None:
     with pytest.raises(TaskFailed, match="cannot connect") as error:
-        run("http://127.0.0.1:9/")
+        run("http://me:secret@127.0.0.1:9/x?token=secret#secret")
     assert error.value.cause == "error"
+    assert "secret" not in error.value.message
     with pytest.raises(TaskFailed, match="failed") as error:
         run(f"{server.url}/cut")
     assert error.value.cause == "error"

@@ -106,6 +106,7 @@ class Bench:
 
     def ask(self, method: str, path: str, **options: Any) -> testing.Result:
         options.setdefault("remote_addr", "127.0.0.1")
+        options.setdefault("host", "localhost")
         return self.client.simulate_request(method, path, **options)
 
     def send(self, path: str, document: Any, method: str = "POST", **options: Any) -> Any:
@@ -435,6 +436,17 @@ def test_a_foreign_page_may_not_change_anything(bench: Bench) -> None:
         result = bench.send(f"{API}/tasks", ECHO, headers=headers)
         assert (result.status_code, code_of(result)) == (403, "FORBIDDEN")
         assert bench.ask("GET", f"{API}/tasks", headers=headers).status_code == 200
+
+
+def test_a_rebound_name_is_refused_while_authentication_is_off(bench: Bench) -> None:
+    rebound = {"Host": "evil.example", "Origin": "http://evil.example"}
+    for method in ("GET", "POST"):
+        result = bench.ask(method, f"{API}/tasks", headers=rebound)
+        assert (result.status_code, code_of(result)) == (400, "VALIDATION_ERROR")
+        assert result.json["error_details"]["field"] == "Host"
+    assert Bench("k").ask("GET", f"{API}/tasks", headers=rebound).status_code == 200
+    named = Bench(allowed_hosts=("evil.example",))
+    assert named.ask("GET", f"{API}/tasks", headers=rebound).status_code == 200
 
 
 def test_an_allowed_page_may_and_is_told_so() -> None:

@@ -22,7 +22,7 @@ from retire_cluster.api.keys import (
     read_keys,
     write_keys,
 )
-from retire_cluster.api.peers import Origins, Peer, Peers
+from retire_cluster.api.peers import Hosts, Origins, Peer, Peers
 from retire_cluster.api.tickets import LIFETIME_SECONDS, Tickets
 from retire_cluster.schemas.errors import Forbidden, RateLimitExceeded, Unauthorized
 from retire_cluster.schemas.operations import OPERATIONS
@@ -270,6 +270,22 @@ def test_a_forwarded_address_is_read_in_every_spelling(forwarded: str, address: 
 def test_any_forwarded_header_gives_some_peer(text: str) -> None:
     environ = {"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": text}
     assert Peers(["10.0.0.1"]).of(environ).address
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost:8081", True), ("127.0.0.1:8081", True), ("192.168.1.5", True), ("", True),
+        ("[::1]:8081", True), ("pi", True), ("PI.local:80", True), ("a.home.arpa.", True),
+        ("evil.example:8081", False), ("127.0.0.1.evil.example", False), ("local.evil.com", False),
+        ("panel.example", True), ("Panel.Example:443", True), ("x.panel.example", False),
+    ],
+)  # fmt: skip
+def test_names_that_a_stranger_may_own_are_not_ours(host: str, known: bool) -> None:
+    assert Hosts(["panel.example"]).is_known(host) is known
 
 
 # --- origins -------------------------------------------------------------------------------------

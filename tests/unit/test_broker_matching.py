@@ -21,7 +21,7 @@ FACTS: dict[str, Any] = {
 }
 
 
-def device(name: str = "box", **facts: Any) -> Device:
+def device(name: str = "box", /, **facts: Any) -> Device:
     found = Device(name, 0, HeartbeatConfig(1, 5, 30, 3))
     found.platform, found.role, found.tags = "linux", "compute", frozenset({"gpu", "attic"})
     found.capabilities = {**FACTS, **facts}

@@ -85,7 +85,8 @@ def test_no_window_ever_holds_more_than_allowed(
     gaps: list[float], per_minute: int, per_hour: int, burst: int
 ) -> None:
     limiter, limits = RateLimiter(), Limits(per_minute, per_hour, burst)
-    at, kept = 0.0, []
+    at = 0.0
+    kept: list[float] = []
     for gap in gaps:
         at += gap
         answer = hit(limiter, at, limits=limits)

@@ -1,0 +1,163 @@
+// What several pages show: task rows, how to join, why a task waits, acting on tasks.
+import { h, ago, ask, chip, copyable, dialog, link, plural, shortId, span, toast } from "./dom.js";
+import { each, get, may, send } from "./net.js";
+import { TERMINAL } from "./model.js";
+
+export const card = (title, attrs, ...kids) =>
+  h("section.card", attrs, title && h("h2", null, title), kids);
+
+export const facts = (rows) =>
+  h("dl.facts", null, rows.filter(Boolean).map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value ?? "–"))));
+
+export const deviceLink = (id) => (id ? h("a", { href: link(`devices/${encodeURIComponent(id)}`) }, id) : "–");
+
+export const pretty = (value) => h("pre", { tabindex: 0 }, typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+export function trouble(error, again) {
+  return h("div.empty", { role: "alert" },
+    h("h2", null, error.status === 404 ? "It is not here" : error.status === 401 ? "A key is needed" : "That did not work"),
+    h("p", null, error.message),
+    again && h("button", { type: "button", onclick: again }, "Try again"));
+}
+
+/** A row of a task list brought up to date by an event. */
+export function patch(row, event) {
+  const word = event.type.slice(5);
+  if (word === "progress") return;
+  if (word === "assigned") Object.assign(row, { assigned_device_id: event.device_id, assigned_at: event.at });
+  if (word === "running") row.started_at = event.at;
+  if ((word === "pending" || word === "queued") && row.started_at) row.retry_count += word === "pending" ? 1 : 0;
+  if (TERMINAL.has(word)) {
+    row.completed_at = event.at;
+    if (row.execution_time_seconds === null && row.started_at) {
+      row.execution_time_seconds = Math.max(0, (Date.parse(event.at) - Date.parse(row.started_at)) / 1000);
+    }
+  }
+  row.status = word;
+}
+
+export function taskTable(tasks, label, picked, onPick) {
+  const all = picked && tasks.length > 0 && tasks.every((task) => picked.has(task.task_id));
+  return h("table.tasks", null, h("caption.sr", null, label),
+    h("thead", null, h("tr", null,
+      picked && h("th.pick", { scope: "col" }, h("input", { type: "checkbox", "aria-label": "Choose all on this page", checked: all,
+        indeterminate: !all && tasks.some((task) => picked.has(task.task_id)),
+        onchange: (event) => onPick(tasks.map((task) => task.task_id), event.target.checked) })),
+      ["Status", "Task", "Priority", "Device", "Created", "Took"].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", null, tasks.map((task) => h("tr", { "data-key": task.task_id },
+      picked && h("td.pick", null, h("input", { type: "checkbox", "aria-label": `Choose ${task.task_type} ${shortId(task.task_id)}`, checked: picked.has(task.task_id),
+        onchange: (event) => onPick([task.task_id], event.target.checked) })),
+      h("td", { "data-label": "Status" }, chip(task.status)),
+      h("td.name", { "data-label": "Task" }, h("a", { href: link(`tasks/${task.task_id}`), "data-nav": true, title: task.task_id }, h("b", null, task.task_type), " ", h("span.id", null, shortId(task.task_id))),
+        task.retry_count > 0 && h("span.note", null, plural(task.retry_count, "retry").replace("retrys", "retries"))),
+      h("td", { "data-label": "Priority" }, h("span.prio", { "data-priority": task.priority }, task.priority)),
+      h("td", { "data-label": "Device" }, deviceLink(task.assigned_device_id)),
+      h("td.num", { "data-label": "Created" }, ago(task.created_at)),
+      h("td.num", { "data-label": "Took" }, task.execution_time_seconds === null ? "–" : span(task.execution_time_seconds))))));
+}
+
+// --- acting ---
+
+export async function guarded(act, good) {
+  try {
+    const answer = await act();
+    if (good) toast(typeof good === "function" ? good(answer) : good);
+    return answer;
+  } catch (error) {
+    toast(error.message, "bad");
+    return null;
+  }
+}
+
+export const act = (id, verb) => send("POST", `tasks/${id}/${verb}`, {});
+
+/** Cancels or retries many: asks once, with the count, and keeps within the rate limit. */
+export async function actOnMany(ids, verb) {
+  const what = plural(ids.length, "task");
+  const word = verb === "retry" ? "Retry" : "Cancel";
+  const text = verb === "retry" ? `${what} will run again. Old outcomes are kept in their histories.` : `${what} will be cancelled. Running ones are stopped at once.`;
+  if (ids.length > 1 && !(await ask(`${word} ${what}?`, text, `${word} ${what}`, verb === "cancel"))) return false;
+  const box = toast(`${word}: 0 of ${ids.length}`);
+  try {
+    const good = await each(ids, (id) => act(id, verb), (done, all) => { box.children[1].textContent = `${word}: ${done} of ${all}`; });
+    toast(good === ids.length ? `${word}: all ${good} done` : `${word}: ${good} of ${ids.length} done, the others could not be`, good ? "ok" : "bad");
+  } catch (error) {
+    toast(error.message, "bad");
+  }
+  box.remove();
+  return true;
+}
+
+export async function submitEcho() {
+  const answer = await guarded(() => send("POST", "tasks", { task_type: "echo", payload: { message: "Hello from the dashboard" } }));
+  if (answer) location.hash = link(`tasks/${answer.data.task_id}`);
+}
+
+// --- joining ---
+
+/** How to add a device, with the line to paste. */
+export async function joinDialog() {
+  const body = await joinBody();
+  await dialog("Add a device", (close) => [body, h("div.row.end", null, h("button.primary", { type: "button", onclick: () => close(true) }, "Done"))]);
+}
+
+const isLocal = (host) => ["", "localhost", "127.0.0.1", "::1", "[::1]"].includes(host);
+
+export async function joinBody() {
+  let server = null;
+  if (may("read")) server = (await get("config").catch(() => null))?.data.server;
+  if (!server) {
+    return h("div.join", null, h("p", null, "On the device (Python 3.10 or newer), install Retire-Cluster and give the worker the main node's address:"),
+      copyable("pip install retire-cluster"), copyable("retire-cluster-worker --join MAIN-NODE:8082"),
+      h("p.quiet", null, "The exact line is printed where the main node was started; signed in, you see it here."));
+  }
+  const bound = server.worker_host || (server.insecure ? "0.0.0.0" : "127.0.0.1");
+  if (isLocal(bound)) {
+    return h("div.join", null, h("p", null, "Another worker on the main node's own machine:"),
+      copyable(`retire-cluster-worker --join 127.0.0.1:${server.worker_port} --data-dir FOLDER`),
+      h("h3", null, "From other machines"),
+      h("p", null, "The worker bus listens on the main node's machine only, so other devices cannot join yet. On a network that you trust, start it with"),
+      copyable("retire-cluster up --insecure"),
+      h("p.quiet", null, "It then prints the line to paste on each device."));
+  }
+  const host = isLocal(location.hostname) ? "ADDRESS-OF-THE-MAIN-NODE" : location.hostname;
+  return h("div.join", null, h("p", null, "On the device (Python 3.10 or newer), paste these two lines:"),
+    copyable("pip install retire-cluster"), copyable(`retire-cluster-worker --join ${host}:${server.worker_port}`),
+    h("p.quiet", null, "It shows up here within a second of starting."));
+}
+
+// --- why a task waits ---
+
+const CURES = [
+  [/^does not run (.+)/, (m) => `its owner has to allow it: start that worker with --allow ${m[1]}`],
+  [/^missing tag (.+)/, (m) => `start a worker with --tag ${m[1]}`],
+  [/^offline$/, () => "it runs as soon as that device is back"],
+  [/^draining$/, () => "the device takes no new work until it is resumed"],
+  [/^(fewer|less) than/, () => "a bigger device has to join, or ask for less"],
+  [/policy refused/, () => "another device has to take it"],
+];
+
+export function whyBox(status) {
+  const reason = status.queued_reason;
+  if (status.status === "pending") {
+    return h("section.card.why", null, h("h2", null, "Why it waits"), h("p", null, "It is waiting for its time: the pause before the next attempt is not over yet."), reason && reasons(reason));
+  }
+  if (status.status !== "queued" || !reason) return null;
+  return h("section.card.why", null, h("h2", null, "Why it waits"), h("p.lead", null, whyText(reason)), reasons(reason));
+}
+
+export function whyText({ eligible_devices: fit, busy_devices: busy, rejected }) {
+  if (!fit && !Object.keys(rejected).length) return "No device has joined the cluster yet.";
+  if (!fit) return "No device can run it as things are.";
+  if (busy >= fit) return `${plural(fit, "device")} could run it, ${fit === 1 ? "and it is busy" : "and all are busy"}. It starts as soon as one has room.`;
+  return `${plural(fit - busy, "device")} can take it now; it is next in line.`;
+}
+
+function reasons({ rejected }) {
+  const rows = Object.entries(rejected).sort((a, b) => b[1] - a[1]);
+  if (!rows.length) return null;
+  return h("ul.reasons", null, rows.map(([why, n]) => {
+    const cure = CURES.map(([pattern, text]) => { const m = pattern.exec(why); return m && text(m); }).find(Boolean);
+    return h("li", null, h("b", null, plural(n, "device")), h("span", null, why, cure && h("small", null, cure)));
+  }));
+}

@@ -1,0 +1,436 @@
+"""Every store through the same interface; what only the SQLite file can suffer comes last."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.open_store import open_store
+from retire_cluster.broker.rows import (
+    AttemptRow,
+    DeviceRow,
+    DispatchRow,
+    LiveRow,
+    OutcomeRow,
+    Snapshot,
+    SubmissionRow,
+    TaskRow,
+)
+from retire_cluster.broker.store import MemoryStore, Store, StoreError, StoreFull
+from retire_cluster.broker.store_sqlite import MIGRATIONS, SQLiteStore
+from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster
+
+Reopen = Callable[[], Store]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
+    """Opens the same store, again after the first time."""
+    kept = MemoryStore()
+    opened: list[Store] = []
+
+    def open_again() -> Store:
+        for store in opened:
+            store.close()
+        if request.param == "memory":
+            return kept
+        opened.append(SQLiteStore(tmp_path / "cluster.db"))
+        return opened[-1]
+
+    yield open_again
+    for store in opened:
+        store.close()
+
+
+def load(store: Store, inline_bytes: int = 100) -> Snapshot:
+    found = store.load(WALL_MS, inline_bytes)
+    found.index = list(found.index)
+    return found
+
+
+def task(number: int, payload: bytes = b'{"a":1}') -> TaskRow:
+    return TaskRow(
+        number, WALL_MS, "echo", 1, 300, 3, b'{"requirements":{},"metadata":{}}', payload
+    )
+
+
+def outcome(number: int, **fields: Any) -> OutcomeRow:
+    row = OutcomeRow(
+        number, "failed", "box", 2, 1, 2, WALL_MS, 0.5, "error", "no", 1, b'{"x":1}', b"{}"
+    )
+    return row._replace(**fields)
+
+
+def test_a_new_store_is_empty_and_numbers_begin_at_one(reopen: Reopen) -> None:
+    store = reopen()
+    found = load(store)
+    assert (found.epoch, found.next_task, found.next_dispatch) == (1, 1, 1)
+    assert (found.config_version, found.config) == (1, {})
+    assert not any((found.live, found.devices, found.dispatches, found.submissions, found.recent))
+    assert found.index == []
+    assert 0 <= found.salt < 2**34
+    assert store.commits == 0
+
+
+def test_each_load_is_a_new_epoch_of_the_same_cluster(reopen: Reopen) -> None:
+    first, second = load(reopen()), load(reopen())
+    assert (second.epoch, second.salt) == (first.epoch + 1, first.salt)
+
+
+def test_everything_written_is_read_again(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    live = LiveRow(1, 2, 1, 3, 99, ("refused",), ("died", "died too"))
+    dispatch = DispatchRow(4, 1, 2**53 - 1, "box", 77, ((1, 2), (3, 1)))
+    device = DeviceRow("box", 5, None, b'{"tags":[]}')
+    gone = DeviceRow("gone", 6, 7, b"{}")
+    submission = SubmissionRow("me", "key", "print", 1, 3, WALL_MS)
+    attempt = AttemptRow(1, 1, None, "lost", "worker_lost", "why", None, None, 9, None, b"r", b"d")
+    store.commit(
+        [
+            ins.StoreTasks([task(1), task(2), task(3, b"x" * 101)], submission),
+            ins.StoreLive((live,)),
+            ins.StoreDispatch(dispatch),
+            ins.StoreDevices((device, gone)),
+            ins.StoreAttempts((attempt,)),
+            ins.StoreOutcomes([outcome(2)]),
+            ins.StoreConfig({"heartbeat": {"interval": 7}, "server": {}}, 5),
+        ]
+    )
+    assert store.commits == 1
+    store = reopen()
+    found = load(store)
+    assert found.live == [task(1), task(3, b"")]
+    assert found.live_payload_bytes == {1: 7, 3: 101}
+    assert found.deviations == {1: live}
+    assert found.dispatches == [dispatch]
+    assert sorted(found.devices) == [device, gone]
+    assert found.submissions == [submission]
+    assert (found.config, found.config_version) == ({"heartbeat": {"interval": 7}, "server": {}}, 5)
+    assert found.index == [
+        (1, "echo", 1, None, None, 0),
+        (2, "echo", 1, "failed", "box", WALL_MS // 1000),
+        (3, "echo", 1, None, None, 0),
+    ]
+    assert found.recent == [(WALL_MS, "failed", 0.5)]
+    assert (found.next_task, found.next_dispatch) == (4, 5)
+    assert store.task(3) == task(3, b"x" * 101)
+    assert store.task(4) is None
+    assert set(store.heads([1, 2, 9])) == {1, 2}
+    assert store.payloads([1, 3, 9]) == {1: b'{"a":1}', 3: b"x" * 101}
+    assert store.outcomes([1, 2], results=True) == {2: outcome(2)}
+    assert store.outcomes([2], results=False)[2][:11] == outcome(2)[:11]
+    assert (store.attempts(1), store.attempts(2)) == ([attempt], [])
+
+
+def test_things_are_replaced_and_forgotten(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    live = LiveRow(1, 1, 0, 0, 0, (), ())
+    store.commit([ins.StoreTasks([task(n) for n in range(1, 4)]), ins.StoreLive((live,))])
+    store.commit([ins.StoreDispatch(DispatchRow(n, 1, 1, "b", 1, ((1, n),))) for n in (1, 2)])
+    store.commit([ins.StoreLive((live._replace(attempt=5),)), ins.ForgetDispatches((1,))])
+    store.commit([ins.StoreOutcomes([outcome(1), outcome(2)], (1,))])
+    store.commit([ins.StoreDevices((DeviceRow("a", 1, None, b"1"), DeviceRow("b", 1, None, b"1")))])
+    store.commit([ins.StoreDevices((DeviceRow("a", 1, 2, b"2"),)), ins.ForgetDevices(("b", "c"))])
+    found = load(store)
+    assert [row.number for row in found.live] == [3]
+    assert found.deviations == {}
+    assert [row.number for row in found.dispatches] == [2]
+    assert found.devices == [DeviceRow("a", 1, 2, b"2")]
+    store.commit([ins.ReviveTasks((1,)), ins.StoreLive((live,))])
+    found = load(store)
+    assert [row.number for row in found.live] == [1, 3]
+    assert found.deviations == {1: live}
+    store.commit([ins.StoreOutcomes([outcome(1, status="success")], (1,))])
+    assert store.outcomes([1], results=False)[1].status == "success"
+
+
+def test_settings_are_kept_by_section(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    store.commit([ins.StoreConfig({"heartbeat": {"interval": 7}, "server": {"a": 1}}, 2)])
+    store.commit([ins.StoreConfig({"heartbeat": {}}, 3)])
+    found = load(reopen())
+    assert (found.config, found.config_version) == ({"heartbeat": {}, "server": {"a": 1}}, 3)
+
+
+def test_old_submissions_are_forgotten(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    rows = [SubmissionRow("me", str(at), "p", 1, 1, at) for at in (10, 20, 30)]
+    for number, row in enumerate(rows, 1):
+        store.commit([ins.StoreTasks([task(number)], row)])
+    store.commit([ins.ForgetSubmissions(20)])
+    assert sorted(load(store).submissions) == rows[1:]
+
+
+def test_only_the_last_hour_counts_as_recent(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    store.commit([ins.StoreTasks([task(n) for n in (1, 2, 3)])])
+    hour_ms = 3_600_000
+    ends = {1: WALL_MS, 2: WALL_MS - hour_ms, 3: WALL_MS - hour_ms + 1}
+    store.commit([ins.StoreOutcomes([outcome(n, completed_ms=at) for n, at in ends.items()])])
+    assert [row[0] for row in load(store).recent] == [ends[3], ends[1]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ins.StoreOutcomes([outcome(3), outcome(1)]),
+        ins.StoreOutcomes([outcome(3), outcome(3)]),
+        ins.StoreTasks([task(8), task(2)]),
+        ins.StoreTasks([task(8), task(8)]),
+    ],
+    ids=["ended already", "ends twice", "exists already", "made twice"],
+)
+def test_a_commit_is_all_or_nothing(reopen: Reopen, wrong: ins.Write) -> None:
+    store = reopen()
+    load(store)
+    store.commit([ins.StoreTasks([task(n) for n in (1, 2, 3)]), ins.StoreOutcomes([outcome(1)])])
+    device = ins.StoreDevices((DeviceRow("box", 1, None, b"{}"),))
+    with pytest.raises(StoreError):
+        store.commit([device, ins.StoreTasks([task(7)]), wrong, ins.StoreTasks([task(9)])])
+    assert store.commits == 1
+    found = load(store)
+    assert [row[0] for row in found.index] == [1, 2, 3]
+    assert found.devices == []
+    assert set(store.outcomes([1, 3], results=False)) == {1}
+    # And the store goes on.
+    store.commit([device, ins.StoreTasks([task(7)]), ins.ReviveTasks((1,))])
+    store.commit([ins.StoreOutcomes([outcome(1)])])
+    assert load(store).next_task == 8
+
+
+def test_a_task_may_end_again_in_the_turn_that_revived_it(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    store.commit([ins.StoreTasks([task(1)]), ins.StoreOutcomes([outcome(1)])])
+    store.commit([ins.ReviveTasks((1,)), ins.StoreOutcomes([outcome(1, status="cancelled")])])
+    assert store.outcomes([1], results=False)[1].status == "cancelled"
+
+
+def test_numbers_are_never_used_again_after_retention(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    store.commit([ins.StoreTasks([task(n) for n in range(1, 11)])])
+    store.commit([ins.StoreOutcomes([outcome(n) for n in range(1, 11)])])
+    store.commit([ins.StoreAttempts((AttemptRow(5, 1, None, "lost", None, None, 1, 1, 1, 1),))])
+    store.commit([ins.ForgetTasks(tuple(range(1, 11)))])
+    assert store.attempts(5) == []
+    assert store.outcomes([5], results=True) == {}
+    for _ in range(2):
+        found = load(reopen())
+        assert (found.index, found.next_task) == ([], 11)
+
+
+def test_many_rows_are_written_and_read(reopen: Reopen) -> None:
+    store = reopen()
+    load(store)
+    numbers = range(1, 1_001)
+    store.commit([ins.StoreTasks([task(n) for n in numbers])])
+    store.commit([ins.StoreOutcomes([outcome(n) for n in numbers])])
+    assert len(store.heads(numbers)) == len(store.payloads(numbers)) == 1_000
+    assert len(store.outcomes(numbers, results=True)) == 1_000
+    store.commit([ins.ForgetTasks(tuple(numbers[:999]))])
+    assert [row[0] for row in load(store).index] == [1_000]
+
+
+def test_free_space_is_a_share(reopen: Reopen) -> None:
+    assert 0.0 <= reopen().free_percent() <= 100.0
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+def test_a_store_is_opened_by_its_address(tmp_path: Path) -> None:
+    path = tmp_path / "a b.db"
+    store = open_store(f"sqlite:///{path.as_posix()}")
+    assert (type(store), store.name) == (SQLiteStore, f"sqlite:///{path.as_posix()}")
+    store.close()
+    assert isinstance(open_store("memory://"), MemoryStore)
+
+
+@pytest.mark.parametrize("url", ["postgres://x/y", "sqlite://x", "memory://x", ""])
+def test_another_address_is_refused_with_the_cure(url: str) -> None:
+    with pytest.raises(StoreError, match="use sqlite:///FILE or memory://"):
+        open_store(url)
+
+
+# --- the SQLite file -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is."""
+    return tmp_path / "cluster.db"
+
+
+def flip(path: Path, query: str, *values: Any) -> None:
+    """Change the file behind the store's back."""
+    db = sqlite3.connect(path)
+    db.execute(query, values)
+    db.commit()
+    db.close()
+
+
+def test_the_file_is_for_its_owner_only(path: Path) -> None:
+    SQLiteStore(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
+    SQLiteStore(path).close()
+    flip(path, f"pragma user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(StoreError, match=r"made by a newer version .*: update retire-cluster"):
+        SQLiteStore(path)
+
+
+def test_commits_are_durable_and_journalled(path: Path) -> None:
+    store = SQLiteStore(path)
+    pragmas = [
+        store._db.execute(f"pragma {n}").fetchone()[0] for n in ("journal_mode", "synchronous")
+    ]
+    assert pragmas == ["wal", 2]
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["no database", "a folder", "in no folder"])
+def test_a_file_that_cannot_be_used_is_one_clear_error(path: Path, what: str) -> None:
+    if what == "no database":
+        path.write_bytes(b"not a database, " * 500)
+    elif what == "a folder":
+        path.mkdir()
+    else:
+        path = path.parent / "missing" / "x.db"
+    with pytest.raises(StoreError, match=r"cannot be used: .*--data-dir") as caught:
+        SQLiteStore(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["payload", "document"])
+def test_a_flipped_byte_of_a_task_is_detected(path: Path, column: str) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1), task(2)])])
+    store.close()
+    spoiled = getattr(task(1), column).replace(b"a", b"b")
+    flip(path, f"update tasks set {column} = ? where number = 1", spoiled)
+    store = SQLiteStore(path)
+    with pytest.raises(StoreError, match="task 1 is damaged"):
+        store.task(1)
+    assert store.payloads([1, 2]) == {2: task(2).payload}
+    # It is not handed out from memory either.
+    assert [row.payload for row in load(store).live] == [b"", task(2).payload]
+    store.close()
+
+
+@pytest.mark.parametrize("column", ["result", "details"])
+def test_a_flipped_byte_of_a_result_is_detected(path: Path, column: str) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1)]), ins.StoreOutcomes([outcome(1)])])
+    flip(path, f"update outcomes set {column} = x'00'")
+    with pytest.raises(StoreError, match="the result of task 1 is damaged"):
+        store.outcomes([1], results=True)
+    assert store.outcomes([1], results=False)[1].status == "failed"
+    store.close()
+
+
+def test_a_damaged_task_fails_when_it_is_handed_out(make_cluster: MakeCluster, path: Path) -> None:
+    cluster = make_cluster(store=SQLiteStore(path))
+    (number,) = cluster.submit(payload=b'{"duration":1}')
+    flip(path, "update tasks set payload = ?", b'{"duration":9}')
+    cluster.restart()
+    assert cluster.task(number).payload is None
+    assert cluster.store.payloads([number]) == {}
+
+
+def test_a_damaged_device_is_forgotten_with_a_warning(
+    make_cluster: MakeCluster, path: Path
+) -> None:
+    cluster = make_cluster(store=SQLiteStore(path))
+    cluster.device("fine")
+    _, key = cluster.give(member=cluster.device("bad", tags=("x",)), required_tags=["x"])
+    flip(path, "update devices set document = ? where device = 'bad'", b"{")
+    cluster.restart()
+    assert list(cluster.state.devices) == ["fine"]
+    (warning,) = cluster.warnings
+    assert "bad is damaged" in warning
+    assert cluster.status(key[0]) == "queued"
+
+
+def test_a_damaged_page_is_an_error_not_an_exit(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(n, b'"%s"' % (b"x" * 2_000)) for n in range(1, 101)])])
+    store.commit([ins.StoreOutcomes([outcome(100)])])
+    store.close()
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"x" * 2_000)
+    page = at // 4096 * 4096
+    whole[page : page + 4096] = bytes(4096)
+    path.write_bytes(whole)
+    store = SQLiteStore(path)
+    found = store.payloads(range(1, 101))
+    assert 90 <= len(found) < 100
+    missing = next(n for n in range(1, 101) if n not in found)
+    for read in (
+        lambda: store.task(missing),
+        lambda: store.heads([missing]),
+        lambda: load(store),
+    ):
+        with pytest.raises(StoreError, match=r"cannot be read: .*malformed"):
+            read()
+    assert store.outcomes([100], results=True) == {100: outcome(100)}
+    store.close()
+
+
+def test_a_store_that_refused_to_load_can_be_loaded_later(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store._db.execute("pragma max_page_count = 1")
+    store._db.execute("pragma query_only = on")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be read"):
+            load(store)
+    store._db.execute("pragma query_only = off")
+    assert load(store).epoch == 2
+    store.close()
+
+
+def test_a_full_medium_is_told_apart_and_what_failed_is_undone(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    (pages,) = store._db.execute("pragma page_count").fetchone()
+    store._db.execute(f"pragma max_page_count = {pages + 2}")
+    with pytest.raises(StoreFull, match="refused a write: database or disk is full"):
+        store.commit([ins.StoreTasks([task(n, b"x" * 5_000) for n in range(1, 50)])])
+    assert load(store).index == []
+    store._db.execute("pragma max_page_count = 100000")
+    store.commit([ins.StoreTasks([task(1)])])
+    assert [row[0] for row in load(store).index] == [1]
+    store.close()
+
+
+def test_a_folder_that_vanished_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    store = SQLiteStore(folder / "cluster.db")
+    store.path = tmp_path / "gone" / "cluster.db"
+    with pytest.raises(StoreError, match="cannot be reached"):
+        store.free_percent()
+    store.close()
+
+
+def test_the_kit_commits_to_sqlite_too(make_cluster: MakeCluster, path: Path) -> None:
+    cluster: Cluster = make_cluster(store=SQLiteStore(path))
+    member, key = cluster.give()
+    member.finish()
+    assert cluster.outcome(key[0]).status == "success"
