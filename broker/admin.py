@@ -82,6 +82,8 @@ class Admin:
     turn: list[Instruction] = field(default_factory=list)
     #: Monotonic time of the last tick: the scheduler lives while this moves.
     ticked_mono: float = 0.0
+    #: Ended tasks whose damaged result was dealt with by this process.
+    quarantined: set[int] = field(default_factory=set)
     #: Why new tasks are refused (no disk space left), or empty.
     refusing: str = ""
 

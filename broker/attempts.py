@@ -196,6 +196,8 @@ def _settle(
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
     decision = _decide(state, task, cause, started=True)
+    if denied and not _elsewhere(state, task):
+        decision = Decision(TaskStatus.FAILED)
     if decision.final is None:
         give_back(
             state, task, decision, item.outcome, cause, message, now,
@@ -207,6 +209,12 @@ def _settle(
         seconds=item.execution_seconds, cause=str(cause),
         message=_noted(message, decision.note), result=result, details=details,
     )  # fmt: skip
+
+
+def _elsewhere(state: ClusterState, task: Task) -> bool:
+    """Whether a device that is online and has not refused the task could run it."""
+    cls = state.class_of(task.spec, task.excluded)
+    return bool(cls.eligible)
 
 
 def _decide(state: ClusterState, task: Task, cause: str, *, started: bool) -> Decision:
@@ -386,18 +394,44 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
 
 
 def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
-    """Fail an assigned task whose payload is gone; no retry would help."""
+    """Fail a task that cannot be run because its stored row is damaged; no retry would help."""
     task = state.tasks.get(event.task)
-    if task is None or task.status is not TaskStatus.ASSIGNED:
+    if task is None or task.status is TaskStatus.RUNNING:
         return
+    if task.dispatch is not None and task.dispatch.epoch != state.epoch:
+        return  # handed out before it was damaged: its device may still end it well
     device = task.device
+    backlog, task.backlog = task.backlog, None
     row = conclude(
         state, task, TaskStatus.FAILED, "fail", now, cause=Cause.DETERMINISTIC.value,
-        message="its payload is damaged in the main node's store",
+        message="its payload is damaged in the main node's store; submit it again",
     )  # fmt: skip
+    if backlog is not None:
+        backlog.lanes.left()
     state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None:
         state.note_room(device)
+
+
+def result_damaged(state: ClusterState, event: ev.ResultDamaged, now: Now) -> None:
+    """An ended task's result cannot be given out any more: a success becomes `failed`."""
+    old = event.outcome
+    if event.task in state.tasks or not state.ledger.has(event.task):
+        return
+    before = state.ledger.status(event.task)
+    status = TaskStatus.FAILED if before is TaskStatus.SUCCESS else before
+    note = f"its result is damaged in the main node's store (it had ended: {before.value})"
+    row = old._replace(
+        status=status.value, cause=old.cause or Cause.DETERMINISTIC.value,
+        error_message=note, result=b"", details=b"",
+    )  # fmt: skip
+    state.ledger.move(event.task, status, old.device_id, old.completed_ms // 1000)
+    state.emit(ReviveTasks((event.task,)))
+    state.emit(StoreOutcomes((row,)))
+    state.log.add(
+        "task." + status.value, now.wall_ms, event.task, event.created_ms, old.device_id,
+        {"from": before.value, "attempt": old.attempt, "cause": row.cause},
+    )  # fmt: skip
 
 
 def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:

@@ -80,6 +80,16 @@ class TaskDamaged:
 
 
 @dataclass(frozen=True)
+class ResultDamaged:
+    """An ended task's stored outcome is not what was written."""
+
+    task: int
+    created_ms: int
+    #: What can still be read of it, without result and details.
+    outcome: OutcomeRow
+
+
+@dataclass(frozen=True)
 class RetryAsked:
     """A client retries an ended task; everything needed is read from the store by the shell."""
 
@@ -156,7 +166,7 @@ class Place:
 
 
 Event = (
-    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | RetryAsked
-    | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked
+    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged
+    | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked
     | Tick | Place
 )  # fmt: skip

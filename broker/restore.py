@@ -24,6 +24,7 @@ def restore(
     devices claim them in HELLO, or they are lost when it is over.
     """
     settings, warnings = _with_persisted(settings, snapshot)
+    warnings += snapshot.warnings
     state = ClusterState(
         settings,
         epoch=snapshot.epoch,

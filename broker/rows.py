@@ -125,3 +125,7 @@ class Snapshot:
     #: Persisted settings by section.
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     config_version: int = 1
+    #: Live tasks whose row is not what was written: they cannot be run.
+    damaged: list[int] = field(default_factory=list)
+    #: What else was found damaged and left out, for people.
+    warnings: list[str] = field(default_factory=list)

@@ -29,7 +29,7 @@ from retire_cluster.broker.admin_tasks import waited
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
-from retire_cluster.broker.store import Store, StoreError
+from retire_cluster.broker.store import RowDamaged, Store, StoreError
 from retire_cluster.conf import failpoints
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
@@ -83,6 +83,8 @@ class Broker:
         self._reload_mono = 0.0
         self._space_mono = 0.0
         self._later: list[ev.Event] = []
+        #: Reads that met a damaged row: asked again when it has been dealt with.
+        self._put_off: list[tuple[Operation, Call] | ins.WaitOver] = []
         #: Calls of the turn under way that are still to be answered.
         self._answers: list[tuple[ev.Ticket, Reply]] = []
         self._reads: list[tuple[Operation, Call]] = []
@@ -179,9 +181,7 @@ class Broker:
     # --- steps of a turn -------------------------------------------------------------------------
 
     def _tick(self, posted: bool, now: ev.Now) -> None:
-        for event in self._later:
-            self._admin.apply(event, now)
-        self._later.clear()
+        self._face_damage(now)
         names = []
         while posted:
             try:
@@ -200,6 +200,35 @@ class Broker:
         if names and now.mono >= self._space_mono:
             self._space_mono = now.mono + _FREE_SPACE_SECONDS
             self._watch_space()
+
+    def _face_damage(self, now: ev.Now) -> None:
+        """End what was found damaged in the last turn; whoever asked for it is answered now."""
+        for event in self._later:
+            if isinstance(event, (ev.TaskDamaged, ev.ResultDamaged)):
+                what = "task" if isinstance(event, ev.TaskDamaged) else "result of task"
+                log.error("the %s %d is damaged in the store: it fails", what, event.task)
+            self._admin.apply(event, now)
+        self._later.clear()
+        put_off, self._put_off = self._put_off, []
+        for asked in put_off:
+            if isinstance(asked, ins.WaitOver):
+                self._admin.turn.append(asked)
+            else:
+                self._reads.append(asked)
+
+    def _quarantine(self, damage: RowDamaged) -> bool:
+        """Have a damaged outcome dealt with in the next turn; False when that was done before."""
+        number = damage.task
+        if number in self._admin.quarantined or number in self.state.tasks:
+            return False
+        heads = self._store.heads((number,))
+        outcomes = self._store.outcomes((number,), results=False)
+        if number not in heads or number not in outcomes:
+            return False
+        self._admin.quarantined.add(number)
+        created_ms = heads[number].created_ms
+        self._later.append(ev.ResultDamaged(number, created_ms, outcomes[number]))
+        return True
 
     def _watch_space(self) -> None:
         least = self.state.settings.database.min_free_percent
@@ -245,6 +274,11 @@ class Broker:
             reply = self._admin.run(call)
         except ClusterError as error:
             self._clients.refuse(call.ticket, error)
+        except RowDamaged as error:
+            if not operation.changes and self._is_put_off(error, (operation, call)):
+                return
+            log.error("%s: %s", operation.name, error)
+            self._clients.refuse(call.ticket, InternalError(str(error)))
         except StoreError as error:
             log.error("%s: %s", operation.name, error)
             self._clients.refuse(call.ticket, InternalError(str(error)))
@@ -280,10 +314,23 @@ class Broker:
         try:
             reply = waited(self._admin, list(over.tasks))
         except StoreError as error:
+            if isinstance(error, RowDamaged) and self._is_put_off(error, over):
+                return
             log.error("task.wait: %s", error)
             self._clients.refuse(over.ticket, InternalError(str(error)))
         else:
             self._clients.answer(over.ticket, reply)
+
+    def _is_put_off(self, damage: RowDamaged, asked: tuple[Operation, Call] | ins.WaitOver) -> bool:
+        """Whether a read waits for the next turn, because that deals with what it met."""
+        waits = any(
+            isinstance(event, ev.ResultDamaged) and event.task == damage.task
+            for event in self._later
+        )
+        if not waits and not self._quarantine(damage):
+            return False
+        self._put_off.append(asked)
+        return True
 
     def _assign(self, order: ins.SendAssign) -> None:
         missing = [task.number for task in order.tasks if task.payload is None]
@@ -368,12 +415,16 @@ class Broker:
             for instruction in self._admin.turn
             if isinstance(instruction, (ins.Answer, ins.WaitOver))
         ]
+        tickets += [
+            asked.ticket if isinstance(asked, ins.WaitOver) else asked[1].ticket
+            for asked in self._put_off
+        ]
         tickets += [poll.ticket for poll in self._admin.polls]
         tickets += [wait.ticket for wait in self.state.all_waits]
         tickets += [ping.ticket for ping in self.state.pings.values()]
         for ticket in tickets:
             self._clients.refuse(ticket, ClusterUnavailable(reason, retry_after=5))
-        self._answers, self._reads, self._later = [], [], []
+        self._answers, self._reads, self._later, self._put_off = [], [], [], []
         self._admin.polls = []
 
     def _stalled_turn(self, now: ev.Now) -> None:

@@ -332,6 +332,7 @@ def _handlers() -> dict[type, Handler]:
         ev.TasksSubmitted: attempts.submitted,
         ev.CancelAsked: attempts.cancel,
         ev.TaskDamaged: attempts.damaged,
+        ev.ResultDamaged: attempts.result_damaged,
         ev.RetryAsked: attempts.retry,
         ev.PingAsked: membership.ping,
         ev.DeviceRemoved: membership.remove,

@@ -32,6 +32,14 @@ class StoreFull(StoreError):
     """A commit failed for want of space; nothing of it was written."""
 
 
+class RowDamaged(StoreError):
+    """What the store kept of one task is not what was written; other tasks are not concerned."""
+
+    def __init__(self, task: int, what: str, name: str) -> None:
+        super().__init__(f"{what} {task} is damaged in the store {name}")
+        self.task = task
+
+
 class Store(Protocol):
     """What the broker needs of a store. Used from one thread only."""
 
@@ -50,7 +58,7 @@ class Store(Protocol):
         """Write all of it durably or none of it. Raises `StoreFull`, `StoreError`."""
 
     def task(self, number: int) -> TaskRow | None:
-        """One task."""
+        """One task. Raises `RowDamaged` when it is not what was written."""
 
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """Tasks without document and payload, for lists."""
@@ -59,7 +67,10 @@ class Store(Protocol):
         """Payloads of tasks."""
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
-        """How tasks ended, with or without results and details."""
+        """How tasks ended, with or without results and details.
+
+        Raises `RowDamaged` when one with its result is not what was written.
+        """
 
     def attempts(self, number: int) -> list[AttemptRow]:
         """A task's attempts that did not end it, oldest first."""

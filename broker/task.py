@@ -28,6 +28,7 @@ TRANSITIONS: Final[dict[tuple[TaskStatus | None, str], TaskStatus]] = {
     (_S.PENDING, "fail"): _S.FAILED,
     (_S.QUEUED, "assign"): _S.ASSIGNED,
     (_S.QUEUED, "cancel"): _S.CANCELLED,
+    (_S.QUEUED, "fail"): _S.FAILED,
     (_S.ASSIGNED, "start"): _S.RUNNING,
     (_S.ASSIGNED, "wait"): _S.PENDING,
     (_S.ASSIGNED, "cancel"): _S.CANCELLED,

@@ -38,6 +38,7 @@ from retire_cluster.api.parser import (
 
 #: Another thread may be the one that a signal interrupts: the loop sees it no later than this.
 _TURN_SECONDS = 0.2
+_ACCEPTED_A_TURN = 64
 
 
 @dataclass(frozen=True)
@@ -194,11 +195,22 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
             super().set_reuse_addr()
 
     def handle_accept(self) -> None:
-        """Take a connection, and where there are too many give up one that only waits."""
-        super().handle_accept()
-        channels = [each for each in self.active_channels.values() if not each.will_close]
-        if not channels:
+        """Take the connections that wait, and for each too many give up one that only waits.
+
+        waitress takes one a turn of its loop; behind a thousand others that is a long queue.
+        """
+        for _ in range(_ACCEPTED_A_TURN):
+            before = len(self.active_channels)
+            super().handle_accept()
+            if len(self.active_channels) == before:
+                return
+            self._make_room()
+
+    def _make_room(self) -> None:
+        fewest = min(self._connection_limit, self.patience.connections_per_address)
+        if len(self.active_channels) <= fewest:
             return
+        channels = [each for each in self.active_channels.values() if not each.will_close]
         if len(channels) > self._connection_limit:
             self._give_up_one(channels)
         newest = channels[-1]
@@ -264,7 +276,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def pull_trigger(self, call: Callable[[], None] | None = None) -> None:
         """Wake the loop, and have it call `call`; nothing once the server has ended.
 
-        A request that outlived the drain still does so, and its descriptor may be another's by then.
+        A request that outlived the drain still does so, when the descriptor may be another's.
         """
         with self._trigger_lock:
             if not self._ended:

@@ -45,6 +45,9 @@ _NORMAL, _GOING_AWAY, _PROTOCOL, _TOO_BIG = 1000, 1001, 1002, 1009
 class UpgradeTask(WSGITask):  # type: ignore[misc]
     """A request that may become a stream."""
 
+    wrote_header: bool
+    content_bytes_written: int
+
     def get_environment(self) -> dict[str, Any]:
         """The WSGI environment, with the door to a stream where the client asks for one."""
         environ: dict[str, Any] = super().get_environment()

@@ -3,7 +3,7 @@ import { h, s, now, span, count } from "./dom.js";
 
 const W = 480, H = 150, LEFT = 38, BOTTOM = 18, TOP = 6;
 
-const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
 const round = (value) => Math.round(value * 10) / 10;
 
 function frame(label, from, to, ticks, y, kids) {
@@ -175,7 +175,8 @@ export function timeline(devices, attempts, pulses, from, to, names, open) {
     let lost = 0;
     for (const each of attempts) {
       if (each.device !== device.device_id || (each.end ?? to) < from) continue;
-      const x0 = Math.max(0, x(each.start)), x1 = Math.max(x0 + 1.5, x(each.end ?? to));
+      if (!each.ran) continue;  // it only waits there, behind others
+      const x0 = Math.max(0, x(each.ran)), x1 = Math.max(x0 + 1.5, x(each.end ?? to));
       let lane = lanes.findIndex((end) => end <= x0 + 0.1);
       if (lane < 0) lane = lanes.length < LANES ? lanes.length : -1;
       if (lane < 0) { lost += 1; continue; }
@@ -201,7 +202,7 @@ export function timeline(devices, attempts, pulses, from, to, names, open) {
         const found = pick(event);
         event.currentTarget.style.cursor = found ? "pointer" : "";
         const tip = event.currentTarget.parentNode.querySelector(".tip");
-        tip.textContent = found ? `${names(found.each.task)} · ${found.each.outcome} · ${span(((found.each.end ?? now()) - found.each.start) / 1000)}` : "";
+        tip.textContent = found ? `${names(found.each.task)} · ${found.each.outcome} · ${span(((found.each.end ?? now()) - found.each.ran) / 1000)}` : "";
       },
       onpointerleave: (event) => { event.currentTarget.parentNode.querySelector(".tip").textContent = ""; },
     }, Object.entries(paths).map(([outcome, d]) => s("path", { class: "attempt", "data-status": outcome, d })));

@@ -3,7 +3,7 @@ import { h, ago, ask, count, gb, glyph, link, now, plural, span, toast } from ".
 import { get, may, refresher, send } from "./net.js";
 import { addBeat, learn, model, setBeat } from "./model.js";
 import { spark, strip } from "./charts.js";
-import { card, facts, guarded, joinBody, joinDialog, patch, taskTable, trouble } from "./parts.js";
+import { card, facts, guarded, joinBody, joinDialog, pastBeats, patch, taskTable, trouble } from "./parts.js";
 import { filterBar, pager } from "./tasks.js";
 
 const WINDOW_MS = 5 * 60000;
@@ -28,6 +28,7 @@ export function devices(render, params) {
     rows = answer.data;
     pages = answer.pagination;
     rows.forEach((device) => setBeat(device.device_id, device.last_heartbeat));
+    pastBeats(rows.slice(0, 6), render);
     if (!rows.length && !Object.keys(params).length && !join) join = await joinBody();
     render();
   };

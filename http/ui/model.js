@@ -141,6 +141,17 @@ export function trim() {
   }
 }
 
+/** Undoes a change. The sum stays right even where a task's priority is not known. */
+function take(level, name, delta) {
+  let left = delta;
+  for (const each of [name, "other", "low", "normal", "high", "urgent"]) {
+    const part = Math.min(left, level[each] || 0);
+    level[each] = (level[each] || 0) - part;
+    left -= part;
+    if (left <= 0) return;
+  }
+}
+
 /** The backlog by priority: exact samples, and before them walked back change by change. */
 export function backlogSeries(from) {
   const samples = model.backlog;
@@ -153,8 +164,7 @@ export function backlogSeries(from) {
     if (at > first.at) continue;
     if (at < from) break;
     past.push({ ...level, at });
-    const name = model.tasks.get(id)?.priority || "other";
-    level[name] = Math.max(0, (level[name] || 0) - delta);
+    take(level, model.tasks.get(id)?.priority || "other", delta);
     past.push({ ...level, at: at - 1 });
   }
   const begin = Math.max(from, model.since);

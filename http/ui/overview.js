@@ -3,7 +3,7 @@ import { h, count, glyph, gb, link, now, percent, plural, span } from "./dom.js"
 import { get, refresher } from "./net.js";
 import { backlogSeries, learn, model, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
 import { bands, bars, durations, timeline } from "./charts.js";
-import { card, joinBody, joinDialog, patch, submitEcho, taskTable } from "./parts.js";
+import { card, joinBody, joinDialog, pastBeats, patch, submitEcho, taskTable } from "./parts.js";
 
 const MOST_DEVICES = 12, RECENT = 8;
 let minutes = 5;
@@ -12,7 +12,7 @@ export function overview(render) {
   let cluster = null, statistics = null, devices = [], tasks = [], join = null, deviceTotal = 0;
 
   const loadTasks = async () => {
-    const answer = await get("tasks?page_size=50");
+    const answer = await get("tasks?page_size=100");
     answer.data.forEach(learn);
     tasks = answer.data;
     render();
@@ -23,6 +23,7 @@ export function overview(render) {
     deviceTotal = answer.pagination.total_items;
     devices.forEach((device) => setBeat(device.device_id, device.last_heartbeat));
     render();
+    pastBeats(devices.slice(0, 4), render);
   };
   const loadCluster = async () => {
     cluster = (await get("cluster/status")).data;

@@ -1,7 +1,7 @@
 // What several pages show: task rows, how to join, why a task waits, acting on tasks.
 import { h, ago, ask, chip, copyable, dialog, link, plural, shortId, span, toast } from "./dom.js";
-import { each, get, may, send } from "./net.js";
-import { TERMINAL } from "./model.js";
+import { each, get, limit, may, send } from "./net.js";
+import { addBeat, TERMINAL } from "./model.js";
 
 export const card = (title, attrs, ...kids) =>
   h("section.card", attrs, title && h("h2", null, title), kids);
@@ -18,6 +18,18 @@ export function trouble(error, again) {
     h("h2", null, error.status === 404 ? "It is not here" : error.status === 401 ? "A key is needed" : "That did not work"),
     h("p", null, error.message),
     again && h("button", { type: "button", onclick: again }, "Try again"));
+}
+
+const asked = new Set();
+/** The heartbeats before the page was opened: one request a device, for a few devices, once. */
+export async function pastBeats(devices, render) {
+  for (const { device_id: id } of devices) {
+    if (asked.has(id) || (limit.remaining ?? 60) < 30) continue;
+    asked.add(id);
+    const found = await get(`devices/${encodeURIComponent(id)}`).catch(() => null);
+    for (const entry of found?.data.metrics_history || []) addBeat(id, Date.parse(entry.timestamp));
+    render();
+  }
 }
 
 /** A row of a task list brought up to date by an event. */

@@ -1,8 +1,8 @@
 // Submitting a task: the form is made from the type's payload schema.
-import { h, link, plural, toast } from "./dom.js";
+import { copyable, h, link, plural, toast } from "./dom.js";
 import { get, may, send } from "./net.js";
 import { PRIORITIES } from "./model.js";
-import { card, copyable } from "./parts.js";
+import { card } from "./parts.js";
 import { loadTypes } from "./tasks.js";
 
 const HARMLESS = ["echo", "sleep", "system_info"];

@@ -1,4 +1,4 @@
-"""Loads the acceptance tests' kit by path, under the name by which static tools find it too."""
+"""Loads what the acceptance tests share by path, under names by which static tools find it too."""
 
 from __future__ import annotations
 
@@ -17,4 +17,5 @@ def _load(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-_load("tests.acceptance.kit")
+for _name in ("kit", "documents"):
+    _load(f"tests.acceptance.{_name}")

@@ -137,7 +137,14 @@ class Client:
             if submission.key and not submission.over:
                 self._submit(submission)
                 return
-        if self.calm or self.calls_left <= 0:
+        if self.calm:
+            chore = self.world.next_chore()
+            if chore is not None:
+                self._ask(*chore)
+            else:
+                self._soon()
+            return
+        if self.calls_left <= 0:
             return
         self.calls_left -= 1
         self._one_of_many()

@@ -108,14 +108,12 @@ class Machine:
         self.worker: Worker | None = None
         #: Set: never started again.
         self.retired = False
-        #: It was told that it is removed: started only by hand.
-        self.removed = False
         self.starts = 0
         self.clock_offset = world.engine.rng.uniform(0.0, 1e5)
 
     def start(self) -> None:
         """Start a worker, unless one runs."""
-        if self.worker is None and not self.retired and not self.removed:
+        if self.worker is None and not self.retired:
             self.starts += 1
             self.worker = Worker(self)
             self.worker.begin()
@@ -136,10 +134,9 @@ class Machine:
         """The worker left by itself."""
         self.world.engine.tell(self.name, f"its worker exits with code {code}")
         self.worker = None
-        if code == EXIT_REMOVED:
-            self.removed = True
-        else:
-            self.world.engine.after(self.world.engine.rng.uniform(0.5, 3.0), self.start)
+        # Nobody but its owner starts a removed device again; he tries now and then.
+        wait = 3.0 if code == EXIT_REMOVED else self.world.engine.rng.uniform(0.5, 3.0)
+        self.world.engine.after(wait, self.start)
 
 
 class Worker:
@@ -157,6 +154,7 @@ class Worker:
         self.deep = False
         #: Ever stopped: then its promise to stop in time does not hold.
         self.was_frozen = False
+        self.kills_on_lease_loss = profile.kill_on_lease_loss
         self.slots: list[SimulatedSlot] = []
         self._rng = world.engine.rng
         self._sessions = 0

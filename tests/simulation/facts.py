@@ -116,8 +116,8 @@ class Book:
         return (fact for fact in self.facts.values() if fact.key and fact.device == device_id)
 
 
-def check_device(fact: Fact, device: Device) -> None:
-    """Raises `Violation` when a device was given a task that it does not fit."""
+def misfits(fact: Fact, device: Device) -> list[str]:
+    """Why a device can never run a task."""
     need, has = fact.requirements, device.capabilities
     wrong = []
     if fact.task_type not in device.types:
@@ -139,6 +139,14 @@ def check_device(fact: Fact, device: Device) -> None:
         wrong.append("required_tags")
     if need.get("gpu_required") and has.get("has_gpu") is not True:
         wrong.append("gpu_required")
+    if need.get("internet_required") and has.get("has_internet") is not True:
+        wrong.append("internet_required")
+    return wrong
+
+
+def check_device(fact: Fact, device: Device) -> None:
+    """Raises `Violation` when a device was given a task that it does not fit."""
+    wrong = misfits(fact, device)
     if not device.online or not device.accepting or device.drained:
         wrong.append("it takes no work now")
     if wrong:

@@ -157,7 +157,10 @@ class Fate:
     def _device_is_cloned(self) -> None:
         """The owner copies the worker's folder to another machine, or starts it twice."""
         machine = self._machine()
-        if machine.worker is None or any(m.profile is machine.profile for m in self.world.clones):
+        if machine.worker is None or any(
+            clone.profile.device_id == machine.profile.device_id and not clone.retired
+            for clone in self.world.clones
+        ):
             return
         clone = Machine(self.world, f"{machine.name}x", machine.profile)
         self.world.engine.tell("fate", f"{machine.name} is started a second time")
@@ -220,7 +223,6 @@ class Fate:
         for clone in world.clones:
             self._end_clone(clone)
         for machine in world.machines:
-            machine.removed = False
             if machine.profile.denies:
                 machine.profile = world.plan.willing(machine.profile)
                 machine.crash("to be allowed everything", back_after=0.1)

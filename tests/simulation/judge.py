@@ -30,6 +30,7 @@ from tests.simulation.facts import (
     Fact,
     check_device,
     check_slots,
+    misfits,
 )
 from tests.simulation.network import Frames, Pipe
 
@@ -62,6 +63,8 @@ class Judge:
         self._running: dict[Key, Worker] = {}
         #: Attempts that were given to a device's process.
         self._delivered: set[Key] = set()
+        #: Devices that were ever removed: their work is given away at once.
+        self._removed: set[str] = set()
         #: Device → when the main node last heard it (its monotonic clock).
         self._heard: dict[str, float] = {}
         self._cursor = 0
@@ -155,6 +158,7 @@ class Judge:
         if isinstance(event, (ev.CancelAsked, ev.RetryAsked, ev.TaskDamaged)):
             return frozenset({event.task})
         if isinstance(event, ev.DeviceRemoved):
+            self._removed.add(event.device_id)
             return frozenset(fact.number for fact in self.book.on(event.device_id))
         if isinstance(event, ev.Place):
             return frozenset(n for n, fact in facts.items() if fact.status == "queued")
@@ -404,7 +408,9 @@ class Judge:
             if retries != most and len(killers) < state.settings.scheduler.poison_devices:
                 wrong = f"was given up after {retries} of {most} retries, killing {killers}"
         elif row.cause == "policy_denied":
-            if not fact.excluded - {fact.device}:
+            fact.excluded |= {fact.device}
+            others = [device for device in state.devices.values() if device.online]
+            if len(fact.excluded) < 2 and not all(misfits(fact, device) for device in others):
                 wrong = "was given up when one owner refused it"
         elif row.cause != "deterministic":
             wrong = f"ended {row.status} for no known cause"
@@ -525,7 +531,7 @@ class Judge:
         for other, where in self._running.items():
             if other[0] != key[0] or where.was_frozen or not where.alive:
                 continue
-            if where.machine.removed or not where.machine.profile.kill_on_lease_loss:
+            if where.device_id in self._removed or not where.kills_on_lease_loss:
                 continue
             self.fail(f"task {key[0]} runs as {key} on {worker.name} and {where.name}", key[0])
 

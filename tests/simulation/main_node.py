@@ -123,7 +123,11 @@ class MainNode(SocketOwner):
             return
         self.world.engine.tell("fate", "the main node is stopped cleanly")
         broker.stopping = True
-        broker.run()
+        try:
+            broker.run()
+        except Crash as crash:
+            self.die(f"while it stops, {crash}")
+            return
         self.broker = self.store = None
         self._end(silently=False)
         broker.close()

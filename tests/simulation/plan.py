@@ -183,6 +183,10 @@ class Plan:
         """The same device after its owner thought again; still able to do what it did."""
         return replace(profile, slots=self.rng.choice((1, 2, 3)), denies=self._denies())
 
+    def willing(self, profile: Profile) -> Profile:
+        """The same device, its owner refusing nothing."""
+        return replace(profile, denies=frozenset())
+
     def submission(self, name: str) -> Submission:
         """Some tasks."""
         rng = self.rng

@@ -66,7 +66,7 @@ class Socket:
             if not self.inbox:
                 raise zmq.Again
             routing, frames = self._owner.pick(self.inbox)
-            if self.type == zmq.PULL:
+            if self.type != zmq.ROUTER:
                 return frames[0]
             last = len(frames) - 1
             self._parts.append(Part(routing, True))

@@ -325,5 +325,3 @@ def only(kind: type[I], found: Sequence[ins.Instruction]) -> list[I]:
 def sent(found: Sequence[ins.Instruction]) -> list[Any]:
     """The messages that a turn sends, without where to."""
     return [i.message for i in found if isinstance(i, ins.Send)]
-
-

@@ -47,7 +47,7 @@ def test_the_table_is_the_contracts() -> None:
     assert ways == {
         None: {s.QUEUED, s.PENDING},
         s.PENDING: {s.QUEUED, s.CANCELLED, s.FAILED},
-        s.QUEUED: {s.ASSIGNED, s.CANCELLED},
+        s.QUEUED: {s.ASSIGNED, s.CANCELLED, s.FAILED},
         s.ASSIGNED: {s.RUNNING, s.PENDING, *ended},
         s.RUNNING: {s.SUCCESS, s.PENDING, *ended},
         s.FAILED: {s.QUEUED},

@@ -1,0 +1,198 @@
+"""Our own documents do what they say: every block of code in them is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retire_cluster.cli.main import VERBS
+from tests.acceptance import documents
+from tests.acceptance.documents import Block, blocks
+from tests.acceptance.kit import Cluster, Process, Rest, run, until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
+#: How a block that is not run as it stands begins → why.
+NOT_RUN = {
+    "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/test_bootstrap.py",
+    " you ──REST──▶ facade": "a picture",
+    "pip install retire-cluster ": "installs from an index; its worker line is run below",
+    "# thumbnails/tasks.py": "run by test_the_task_type_of_the_readme_runs",
+    "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
+}
+RUN = [b for b in BLOCKS if not b.text.startswith(tuple(NOT_RUN))]
+#: Commands of others that the documents name.
+COMMANDS = ("retire-cluster-main", "retire-cluster-worker", "retire-cluster-api")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("documents"), "--no-rate-limit")
+    try:
+        yield found
+    finally:
+        assert found.close() == 0
+
+
+@pytest.fixture
+def rest(cluster: Cluster) -> Rest:
+    return cluster.rest
+
+
+@pytest.mark.parametrize("beginning", NOT_RUN)
+def test_what_is_not_run_is_there(beginning: str) -> None:
+    assert [block.name for block in BLOCKS if block.text.startswith(beginning)]
+
+
+@pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
+def test_a_block_of_ours_does_what_it_says(block: Block, rest: Rest, tmp_path: Path) -> None:
+    script = block.at(rest.port)
+    if block.language == "python":
+        documents.python(script)
+    elif block.language == "javascript":
+        documents.javascript(script, tmp_path)
+    elif block.language == "bash":
+        answers = [json.loads(line) for line in documents.bash(script).splitlines()]
+        assert len(answers) == block.text.count("curl ")
+        assert {answer["status"] for answer in answers} <= {"success", "healthy"}
+    else:
+        pytest.fail(f"{block.name}: say in NOT_RUN why it is not run, or how to run it here")
+
+
+def test_what_the_documents_submit_succeeds(rest: Rest) -> None:
+    for block in RUN:
+        if block.language == "bash" and "-X POST" in block.text:
+            lines = documents.bash(block.at(rest.port)).splitlines()
+            posted = [json.loads(line)["data"] for line in lines if '"submitted_at"' in line]
+            ids = [i for data in posted for i in data.get("task_ids", [data.get("task_id")])]
+            assert ids, block.name
+            for task_id in ids:
+                assert rest.result(task_id)["status"] == "success", block.name
+
+
+def test_the_worker_line_of_the_readme_joins(cluster: Cluster, tmp_path: Path) -> None:
+    block = next(b for b in BLOCKS if b.text.startswith("pip install retire-cluster "))
+    line = next(x for x in block.text.splitlines() if x.startswith("retire-cluster-worker "))
+    words = line.split()[1:]
+    assert words == ["--join", "MAIN-NODE:8082"]
+    address = f"127.0.0.1:{cluster.endpoints()['main']['worker_port']}"
+    data = ("--data-dir", str(tmp_path / "data"))
+    offer = run("worker", "--join", address, *data, "--test")
+    assert offer.returncode == 0, offer.stderr
+    before = cluster.rest.online()
+    worker = Process(tmp_path / "log", "worker", "--join", address, *data)
+    try:
+        until(lambda: len(cluster.rest.online()) == len(before) + 1, "the worker to join")
+    finally:
+        assert worker.stop() == 0
+
+
+def test_the_task_type_of_the_readme_runs(cluster: Cluster, tmp_path: Path) -> None:
+    code, settings = (
+        next(b for b in BLOCKS if b.text.startswith(f"# thumbnails/{name}"))
+        for name in ("tasks.py", "pyproject.toml")
+    )
+    package = tmp_path / "thumbnails"
+    package.mkdir()
+    (package / "tasks.py").write_text(code.text, "utf-8")
+    metadata = tmp_path / "thumbnails-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: thumbnails\nVersion: 1.0\n")
+    group = re.search(r'\[project\.entry-points\."(.+)"\]\n(\w+) = "(.+)"', settings.text)
+    assert group
+    (metadata / "entry_points.txt").write_text(f"[{group[1]}]\n{group[2]} = {group[3]}\n")
+    cluster.join("own", "--allow-root", PYTHONPATH=str(tmp_path))
+    types = cluster.rest.get("/tasks/types")
+    assert "thumbnail" in types["supported_types"]
+    assert "thumbnail" in types["custom_types"]
+    assert types["by_type"]["thumbnail"]["description"] == "Make a thumbnail."
+    result = cluster.rest.result(cluster.rest.submit("thumbnail", {"path": "cat.png"}))
+    assert result["result_data"] == {"size": len("cat.png")}
+    assert result["worker_device_id"] == "own"
+
+
+# --- what stands between the blocks ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_links_between_the_documents_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_and_flags_that_are_named_exist(path: Path) -> None:
+    helps: dict[str, str] = {}
+    for code in re.findall(r"`([^`\n]+)`", path.read_text("utf-8")):
+        words = code.split()
+        if words[0] in COMMANDS:
+            verb = words[0].removeprefix("retire-cluster-")
+        elif words[0] == "retire-cluster" and len(words) > 1:
+            verb = words[1]
+        else:
+            continue
+        assert verb in VERBS, code
+        if verb not in helps:
+            done = run(verb, "--help")
+            assert done.returncode == 0, done.stderr
+            helps[verb] = done.stdout
+        for flag in re.findall(r"--[a-z][a-z-]*", code):
+            assert flag in helps[verb], code
+
+
+def test_the_addresses_that_are_named_are_served(rest: Rest) -> None:
+    served = set(rest.ask("GET", "/api/v1/openapi.json").json["paths"])
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    named = set(re.findall(r"[` ](?:GET |POST |PUT )?(/api/v1/[a-z/._]+|/metrics|/health)", text))
+    assert {"/metrics", "/health", "/api/v1/tasks/types"} <= named
+    assert sorted(path.rstrip("./") for path in named - served - {"/api/v1/config/"}) == []
+
+
+def test_the_numbers_of_operations_are_the_ones_that_are_given(cluster: Cluster) -> None:
+    from retire_cluster.broker.client import AdminClient
+
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    listed = text.partition("admin operation `metrics`: `")[2].partition("`.")[0]
+    names = {re.sub(r"[\[{].*", "", word.strip()) for word in re.split(r",(?![^{]*})", listed)}
+    client = AdminClient("127.0.0.1", cluster.admin_port)
+    try:
+        assert set(client.call("metrics")) == names
+    finally:
+        client.close()
+
+
+def test_a_copy_made_while_it_runs_is_whole(cluster: Cluster, tmp_path: Path) -> None:
+    import sqlite3
+
+    assert '`sqlite3 cluster.db ".backup copy.db"`' in (ROOT / "docs/operations.md").read_text()
+    original = sqlite3.connect(cluster.data_dir / "cluster.db")
+    copy = sqlite3.connect(tmp_path / "cluster.db")
+    try:
+        original.backup(copy)
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    finally:
+        copy.close()
+        original.close()
+    another = Cluster(tmp_path / "another", "--no-rate-limit", "--workers", "0")
+    tasks = cluster.rest.ask("GET", "/api/v1/tasks").json["pagination"]["total_items"]
+    assert another.close() == 0
+    for leftover in another.data_dir.glob("cluster.db*"):
+        leftover.unlink()
+    shutil.copy(tmp_path / "cluster.db", another.data_dir / "cluster.db")
+    another = Cluster(tmp_path / "another", "--no-rate-limit", "--workers", "0")
+    try:
+        assert another.rest.ask("GET", "/api/v1/tasks").json["pagination"]["total_items"] == tasks
+    finally:
+        assert another.close() == 0
+
+

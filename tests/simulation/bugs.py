@@ -1,0 +1,132 @@
+"""Planted bugs: the simulation must notice each of them, or it proves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+from retire_cluster.broker import attempts, restore
+from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.matching import TaskClass
+from retire_cluster.broker.server import Broker
+from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.task import Task
+from retire_cluster.node.outbox import Outbox
+from retire_cluster.node.session import Session
+from tests.simulation.storage import Disk, LazyDisk
+from tests.simulation.world import swapped
+
+
+def _answers_before_commit() -> AbstractContextManager[None]:
+    """A turn's writes are committed with the next turn's."""
+
+    def late(self: Any) -> None:
+        writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
+        kept, self.kept_back = getattr(self, "kept_back", []), writes
+        if kept:
+            self._store.commit(kept)
+
+    return swapped(Broker, "_commit", late)
+
+
+def _stale_token() -> AbstractContextManager[None]:
+    """Any message of the right device about the task counts, whatever attempt it is about."""
+
+    def current(state: ClusterState, key: Any, device: Device) -> Task | None:
+        task = state.tasks.get(key[0])
+        if task is None or task.device is not device or task.dispatch is None:
+            return None
+        return task
+
+    return swapped(attempts, "current", current)
+
+
+def _no_poison_guard() -> AbstractContextManager[None]:
+    """Devices that die on a task are not counted."""
+    decide = attempts.decide
+    return swapped(
+        attempts, "decide", lambda *given, **how: decide(*given, **{**how, "poison_devices": 999})
+    )
+
+
+def _requeue_keeps_device() -> AbstractContextManager[None]:
+    """An attempt that is given back is not taken off its device."""
+    give_back, leave = attempts.give_back, ClusterState.leave_device
+
+    def forgetful(self: ClusterState, task: Task) -> Device | None:
+        task.dispatch = None
+        return task.device
+
+    def careless(*given: Any, **how: Any) -> None:
+        ClusterState.leave_device = forgetful  # type: ignore[method-assign]
+        try:
+            give_back(*given, **how)
+        finally:
+            ClusterState.leave_device = leave  # type: ignore[method-assign]
+
+    return swapped(attempts, "give_back", careless)
+
+
+def _charges_unstarted() -> AbstractContextManager[None]:
+    """A lost attempt costs a retry also when it had not begun."""
+    decide = attempts.decide
+    return swapped(
+        attempts, "decide", lambda *given, **how: decide(*given, **{**how, "started": True})
+    )
+
+
+def _forgets_dispatches() -> AbstractContextManager[None]:
+    """A restarted main node does not know who runs what."""
+    return swapped(restore, "_newest_dispatches", lambda snapshot: {})
+
+
+def _ignores_slots() -> AbstractContextManager[None]:
+    """Devices are picked whether they have room or not."""
+
+    def pick(self: TaskClass, free: Any, sample: int = 8) -> Device | None:
+        return next((device for device in self.ring if device.ready), None)
+
+    return swapped(TaskClass, "pick", pick)
+
+
+def _no_fence() -> AbstractContextManager[None]:
+    """A device that lost the main node goes on with what may not run twice."""
+    return swapped(Session, "_check_fence", lambda self, now: None)
+
+
+def _forgets_results() -> AbstractContextManager[None]:
+    """A device does not send again what was not acknowledged."""
+
+    def start_over(self: Any) -> None:
+        self._batches.clear()
+
+    return swapped(Outbox, "start_over", start_over)
+
+
+def _nothing() -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+#: Name → how to plant it.
+BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
+    "answers-before-commit": _answers_before_commit,
+    "unsynced-store": _nothing,
+    "stale-token": _stale_token,
+    "no-poison-guard": _no_poison_guard,
+    "requeue-keeps-device": _requeue_keeps_device,
+    "charges-unstarted": _charges_unstarted,
+    "forgets-dispatches": _forgets_dispatches,
+    "ignores-slots": _ignores_slots,
+    "no-fence": _no_fence,
+    "forgets-results": _forgets_results,
+}
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[Disk | None]:
+    """Plant a bug for a while (none for an empty name); the disk to use in place of the usual."""
+    with BUGS[name]() if name else _nothing():
+        yield LazyDisk() if name == "unsynced-store" else None
