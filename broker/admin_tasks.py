@@ -9,6 +9,7 @@ from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.instructions import StoreOutcomes, StoreTasks
 from retire_cluster.broker.ledger import Filter
+from retire_cluster.broker.store import RowDamaged
 from retire_cluster.broker.task import TaskSpec
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.schemas import requests
@@ -270,10 +271,14 @@ def _brief(admin: Admin, number: int) -> views.View:
 def get(admin: Admin, call: Call) -> Reply:
     """Everything about one task."""
     number = admin.number(call.args["task_id"])
-    row = admin.row(number)
     task, outcome = admin.live(number), admin.ended(number, results=True)
     data = _brief(admin, number)
-    document = loads(row.document)
+    try:
+        row = admin.row(number)
+        document, payload = loads(row.document), row.payload
+    except RowDamaged:
+        # What is left of it is still shown; as a live task it is about to fail.
+        document, payload = {"requirements": {}, "metadata": {}}, b"null"
     found = views.attempts(admin.store.attempts(number), task, outcome)
     data.update(
         payload=None,
@@ -283,7 +288,7 @@ def get(admin: Admin, call: Call) -> Reply:
         error_history=views.error_history(found),
         result=None,
     )
-    blobs = [("payload", row.payload)]
+    blobs = [("payload", payload)]
     if outcome is not None:
         data["result"], text = views.result(data["task_id"], outcome)
         if text:
@@ -427,7 +432,11 @@ def retry(admin: Admin, call: Call) -> Reply:
     if outcome is None or _ended_just_now(admin, number):
         # It ended in this very turn: its outcome is not in the store yet.
         raise ClusterUnavailable("The task ended just now; try again.", retry_after=1)
-    row = admin.row(number)
+    try:
+        row = admin.row(number)
+    except RowDamaged:
+        text = "Its payload is damaged in the main node's store; submit it again."
+        raise CannotRetryTask(text) from None
     spec = TaskSpec(row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document)
     event = ev.RetryAsked(number, spec, row.created_ms, row.payload, outcome)
     admin.apply(event, call.now)

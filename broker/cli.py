@@ -17,9 +17,9 @@ from types import FrameType
 import zmq
 
 from retire_cluster.broker.channel import BindError
-from retire_cluster.broker.open_store import open_store
+from retire_cluster.broker.open_store import open_store, set_aside
 from retire_cluster.broker.server import TICKS_ENDPOINT, Broker
-from retire_cluster.broker.store import StoreError
+from retire_cluster.broker.store import Store, StoreDamaged, StoreError
 from retire_cluster.broker.sweeper import Sweeper
 from retire_cluster.conf import logs
 from retire_cluster.conf.addresses import is_loopback
@@ -58,6 +58,12 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
         help="let the worker bus listen beyond this machine unencrypted: anyone who reaches it"
         " can join and see the work",
     )
+    add(
+        "--set-aside-damaged",
+        action="store_true",
+        help="when the store's file is damaged, rename it and begin with an empty one: the tasks"
+        " in it are then unknown to this cluster",
+    )
     add("--debug", action="store_true", default=None, help="log more, with traces")
     return found
 
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None, program: str = "retire-cluster-main"
         settings = _settings(args)
         logs.configure(settings.logging)
         with ExitStack() as stack:
-            _run(settings, program, stack)
+            _run(settings, program, args.set_aside_damaged, stack)
     except (SettingsError, StartError, StoreError, BindError, FolderLocked) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return _USAGE
@@ -109,7 +115,23 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _run(settings: Settings, program: str, stack: ExitStack) -> None:
+def _broker(settings: Settings, set_aside_damaged: bool) -> Broker:
+    url = settings.store_url
+    store: Store | None = None
+    try:
+        store = open_store(url)
+        return Broker(settings, store)
+    except StoreDamaged as error:
+        if store is not None:
+            store.close()
+        if not set_aside_damaged:
+            raise
+        kept = set_aside(url)
+        log.error("%s: set aside as %s; this main node begins with an empty one", error, kept)
+    return Broker(settings, open_store(url))
+
+
+def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitStack) -> None:
     if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         raise StartError(
             f"libzmq {zmq.zmq_version()} is too old: pip install --upgrade pyzmq (4.3.5 or newer)"
@@ -124,7 +146,7 @@ def _run(settings: Settings, program: str, stack: ExitStack) -> None:
             "--insecure: the worker bus listens on %s unencrypted; anyone who reaches it can join",
             settings.server.worker_host,
         )
-    broker = Broker(settings, open_store(settings.store_url))
+    broker = _broker(settings, set_aside_damaged)
     stack.callback(broker.context.term)
     stack.callback(broker.close)
     sweeper = Sweeper(broker.context, TICKS_ENDPOINT, settings.scheduler.sweep_interval_seconds)

@@ -167,6 +167,6 @@ class Place:
 
 Event = (
     FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged
-    | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked | ConfigChanged | WaitAsked
-    | Tick | Place
+    | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
+    | ConfigChanged | WaitAsked | Tick | Place
 )  # fmt: skip

@@ -37,6 +37,8 @@ CHALLENGE_SECONDS = 1.0
 MAX_CAPABILITIES_DEPTH = 8
 MAX_CAPABILITIES_BYTES = 64 * 1024
 _NONCE_BITS = 48
+#: Why a device takes no work when it was an administrator's wish.
+DRAINED = "drained by the administrator"
 
 
 def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
@@ -180,7 +182,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         )
     )
     if device.drained:
-        state.emit(Send(routing, msg.Drain(hello.session, "drained by the administrator")))
+        state.emit(Send(routing, msg.Drain(hello.session, DRAINED)))
     state.emit(StoreDevices((device.row(),)))
     kind = "device.changed" if was_online else "device.online"
     state.log.add(kind, now.wall_ms, device_id=device.device_id)
@@ -222,6 +224,9 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
         _reconcile(state, device, heartbeat.held, now)
     if heartbeat.config_version != state.config_version:
         state.emit(Send(device.routing, msg.Config(device.session, state.heartbeat_config())))
+    if heartbeat.not_accepting_reason == DRAINED and not device.drained:
+        # The RESUME never reached it.
+        state.emit(Send(device.routing, msg.Resume(device.session)))
     if device.accepting != accepted:
         _changed(state, device, now)
 
@@ -359,7 +364,7 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
     if device.online:
         message: msg.Drain | msg.Resume = msg.Resume(device.session)
         if event.drained:
-            message = msg.Drain(device.session, "drained by the administrator")
+            message = msg.Drain(device.session, DRAINED)
         else:
             device.accepting, device.not_accepting_reason = True, ""
         state.emit(Send(device.routing, message))

@@ -102,6 +102,10 @@ class SubmissionRow(NamedTuple):
     at_ms: int
 
 
+#: `(task, type, priority, status, device or None, ended second)`; status None: it lives.
+IndexRow = tuple[int, str, int, str | None, str | None, int]
+
+
 @dataclass
 class Snapshot:
     """Everything the store gives a starting broker."""
@@ -116,9 +120,8 @@ class Snapshot:
     deviations: dict[int, LiveRow] = field(default_factory=dict)
     dispatches: list[DispatchRow] = field(default_factory=list)
     devices: list[DeviceRow] = field(default_factory=list)
-    #: `(task, type, priority, status, device or None, ended second)` of every task, in order;
-    #: status None: live.
-    index: Iterable[tuple[int, str, int, str | None, str | None, int]] = ()
+    #: Every task, in order.
+    index: Iterable[IndexRow] = ()
     #: `(completed_ms, status, execution_seconds or None)` of the last hour, oldest first.
     recent: list[tuple[int, str, float | None]] = field(default_factory=list)
     submissions: list[SubmissionRow] = field(default_factory=list)

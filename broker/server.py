@@ -86,7 +86,7 @@ class Broker:
         #: Reads that met a damaged row: asked again when it has been dealt with.
         self._put_off: list[tuple[Operation, Call] | ins.WaitOver] = []
         #: Calls of the turn under way that are still to be answered.
-        self._answers: list[tuple[ev.Ticket, Reply]] = []
+        self._answers: list[tuple[ev.Ticket, Reply | ClusterError]] = []
         self._reads: list[tuple[Operation, Call]] = []
         self.state, self._started = self._restore()
         try:
@@ -155,10 +155,10 @@ class Broker:
         done = len(admin.turn)
         self._perform(admin.turn)
         while self._answers:
-            self._clients.answer(*self._answers.pop(0))
+            self._answer(*self._answers.pop(0))
             failpoints.reach("broker-after-answer")
         while self._reads:
-            self._attempt(*self._reads.pop(0), self._clients.answer)
+            self._attempt(*self._reads.pop(0), self._answer)
         self._perform(admin.turn[done:])
         self._publish(now)
 
@@ -203,10 +203,14 @@ class Broker:
 
     def _face_damage(self, now: ev.Now) -> None:
         """End what was found damaged in the last turn; whoever asked for it is answered now."""
+        public, tasks = self.state.ids.public, self.state.tasks
         for event in self._later:
-            if isinstance(event, (ev.TaskDamaged, ev.ResultDamaged)):
-                what = "task" if isinstance(event, ev.TaskDamaged) else "result of task"
-                log.error("the %s %d is damaged in the store: it fails", what, event.task)
+            if isinstance(event, ev.ResultDamaged):
+                task_id = public(event.task, event.created_ms)
+                log.error("the result of task %s is damaged in the store: it fails", task_id)
+            elif isinstance(event, ev.TaskDamaged) and event.task in tasks:
+                task_id = public(event.task, tasks[event.task].created_ms)
+                log.error("task %s is damaged in the store: it is not run", task_id)
             self._admin.apply(event, now)
         self._later.clear()
         put_off, self._put_off = self._put_off, []
@@ -253,7 +257,7 @@ class Broker:
             self._admin.apply(event, now)
 
     def _hear_clients(self, now: ev.Now) -> None:
-        def later(ticket: ev.Ticket, reply: Reply) -> None:
+        def later(ticket: ev.Ticket, reply: Reply | ClusterError) -> None:
             self._answers.append((ticket, reply))
 
         for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped):
@@ -267,15 +271,29 @@ class Broker:
             else:
                 self._reads.append((operation, call))
 
+    def _answer(self, ticket: ev.Ticket, reply: Reply | ClusterError) -> None:
+        if isinstance(reply, ClusterError):
+            self._clients.refuse(ticket, reply)
+        else:
+            self._clients.answer(ticket, reply)
+
     def _attempt(
-        self, operation: Operation, call: Call, answer: Callable[[ev.Ticket, Reply], None]
+        self,
+        operation: Operation,
+        call: Call,
+        answer: Callable[[ev.Ticket, Reply | ClusterError], None],
     ) -> None:
         try:
             reply = self._admin.run(call)
         except ClusterError as error:
-            self._clients.refuse(call.ticket, error)
+            # A refusal may rest on what this turn did, so it waits for the commit as well.
+            answer(call.ticket, error)
         except RowDamaged as error:
-            if not operation.changes and self._is_put_off(error, (operation, call)):
+            if operation.changes:
+                if self._quarantine(error):
+                    self._clients.refuse(call.ticket, ClusterUnavailable(str(error), retry_after=1))
+                    return
+            elif self._is_put_off(error, (operation, call)):
                 return
             log.error("%s: %s", operation.name, error)
             self._clients.refuse(call.ticket, InternalError(str(error)))
@@ -400,6 +418,7 @@ class Broker:
         finally:
             gc.enable()
         gc.freeze()
+        self._later += [ev.TaskDamaged(number) for number in snapshot.damaged]
         for warning in warnings:
             log.warning(warning)
         return state, now

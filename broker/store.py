@@ -32,6 +32,10 @@ class StoreFull(StoreError):
     """A commit failed for want of space; nothing of it was written."""
 
 
+class StoreDamaged(StoreError):
+    """The whole store cannot be trusted."""
+
+
 class RowDamaged(StoreError):
     """What the store kept of one task is not what was written; other tasks are not concerned."""
 

@@ -2,7 +2,9 @@
 
 Tasks and outcomes are only ever inserted on the usual path (a few multi-row statements a turn);
 there is no index beside the primary keys, because lists and counts come from the ledger. Every row
-with a blob carries a CRC-32 of it: SQLite's own check does not see a flipped payload byte.
+with a blob carries a CRC-32 of all that matters in it: SQLite's own check does not see a flipped
+byte. A row that does not check out concerns its own task only; what else is damaged is left out
+with a warning, unless nothing could be trusted without it (then the store is refused).
 """
 
 from __future__ import annotations
@@ -13,25 +15,23 @@ import os
 import secrets
 import shutil
 import sqlite3
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker import sealed
 from retire_cluster.broker.ids import SALT_BITS
 from retire_cluster.broker.rows import (
     AttemptRow,
     DeviceRow,
-    DispatchRow,
-    LiveRow,
+    IndexRow,
     OutcomeRow,
     Snapshot,
-    SubmissionRow,
     TaskRow,
 )
-from retire_cluster.broker.store import HOUR_MS, StoreError, StoreFull
+from retire_cluster.broker.store import HOUR_MS, RowDamaged, StoreDamaged, StoreError, StoreFull
 
 #: Schema changes in order; `user_version` counts those applied.
 MIGRATIONS: Final = (
@@ -65,11 +65,21 @@ MIGRATIONS: Final = (
 _ROWS: Final = 250
 
 
-def _crc(*texts: bytes) -> int:
-    value = 0
-    for text in texts:
-        value = zlib.crc32(text, value)
-    return value
+_Row = TypeVar("_Row")
+_CURE: Final = (
+    "restore a backup, start with another --data-dir or --store, or set the damaged file aside "
+    "with --set-aside-damaged and begin with an empty one"
+)
+#: What the salt is stored a second time with.
+_SALT_CHECK: Final = 0x2AAAAAAAA
+_INDEX: Final = (
+    "select number, type, priority, status, device, coalesce(completed_ms / 1000, 0)"
+    " from tasks left join outcomes on task = number order by number"
+)
+
+
+def _is_damage(error: Exception) -> bool:
+    return "malformed" in str(error) or "not a database" in str(error)
 
 
 def _chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
@@ -77,11 +87,6 @@ def _chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
         yield part, ",".join("?" * len(part))
-
-
-def _live_row(row: Sequence[Any]) -> LiveRow:
-    excluded, killers = tuple(json.loads(row[5])), tuple(json.loads(row[6]))
-    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers)
 
 
 class SQLiteStore:
@@ -110,6 +115,9 @@ class SQLiteStore:
                 os.chmod(path, 0o600)
             self._migrate()
         except (sqlite3.Error, OSError) as error:
+            if _is_damage(error):
+                text = f"the store {path} cannot be used: {error}; {_CURE}"
+                raise StoreDamaged(text) from None
             raise StoreError(
                 f"the store {path} cannot be used: {error}; check the folder's permissions and "
                 "free space, or start with another --data-dir"
@@ -159,13 +167,26 @@ class SQLiteStore:
             self._db.execute(head + ",".join([one] * len(part)), values)
 
     def _tasks(self, write: ins.StoreTasks) -> None:
-        rows = [(*row, _crc(row.document, row.payload)) for row in write.rows]
+        rows = []
+        form: Sequence[Any] = ()
+        form_seal = 0
+        for row in write.rows:
+            if row[2:7] != form:
+                form = row[2:7]
+                form_seal = sealed.form_seal(form)
+            rows.append((*row, sealed.task_seal(row, form_seal)))
         self._insert("insert into tasks values", 9, rows)
         if write.submission is not None:
             self._insert("insert or replace into submissions values", 6, [write.submission])
 
     def _outcomes(self, write: ins.StoreOutcomes) -> None:
-        rows = [(*row, _crc(row.result, row.details)) for row in write.rows]
+        rows = []
+        form: Sequence[Any] = ()
+        head_seal = 0
+        for row in write.rows:
+            if (found := row[1:4] + row[8:11]) != form:
+                form, head_seal = found, sealed.outcome_form_seal(found)
+            rows.append((*row, sealed.outcome_seal(row, head_seal)))
         self._insert("insert into outcomes values", 14, rows)
         self._delete("live", "task", write.deviating)
 
@@ -228,42 +249,41 @@ class SQLiteStore:
             return self._load(wall_ms, inline_bytes)
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._roll_back()
-            raise StoreError(f"the store {self.path} cannot be read: {error}") from None
+            raise self._unreadable(error) from None
 
     def _load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
         db = self._db
+        warnings: list[str] = []
         meta = dict(db.execute("select name, value from meta").fetchall())
-        salt = meta.get("salt", secrets.randbits(SALT_BITS))
-        epoch = meta.get("epoch", 0) + 1
+        salt = self._salt(meta)
+        epoch = int(meta.get("epoch", 0)) + 1
         newest = db.execute("select coalesce(max(number), 0) from tasks").fetchone()[0]
-        newest = max(newest, meta.get("newest_task", 0))
+        newest = max(newest, int(meta.get("newest_task", 0)))
         dispatch = db.execute("select coalesce(max(number), 0) from dispatches").fetchone()[0]
-        dispatch = max(dispatch, meta.get("newest_dispatch", 0))
+        dispatch = max(dispatch, int(meta.get("newest_dispatch", 0)))
         db.execute("begin immediate")
         self._set("salt", salt)
+        self._set("salt_check", salt ^ _SALT_CHECK)
         self._set("epoch", epoch)
         self._set("newest_task", newest)
         self._set("newest_dispatch", dispatch)
         db.execute("commit")
-        live, sizes = [], {}
+        live, sizes, damaged = [], {}, []
         for row in db.execute(
             "select number, created_ms, type, priority, timeout_seconds, max_retries, document,"
-            " iif(length(payload) <= ?, payload, x''), length(payload), crc from tasks"
+            " iif(length(payload) <= ?, payload, x''), crc, length(payload) from tasks"
             " where number not in (select task from outcomes) order by number",
             (inline_bytes,),
         ):
             found = TaskRow(*row[:8])
-            if len(found.payload) == row[8] and _crc(found.document, found.payload) != row[9]:
-                # Left out, it is looked for (and found damaged) when the task is to be run.
-                found = found._replace(payload=b"")
+            sizes[row[0]] = row[9]
+            inline = len(found.payload) == row[9]
+            if (inline and not sealed.is_task_whole(row)) or not sealed.is_sane(row):
+                # It is not run: it fails as soon as the broker is up.
+                damaged.append(row[0])
+                found = TaskRow(*row[:2], sealed.UNREADABLE, 1, 300, 0, b"{}", b"")
+                sizes[row[0]] = max(1, len(row[6]) if isinstance(row[6], bytes) else 1)
             live.append(found)
-            sizes[row[0]] = row[8]
-        dispatches = []
-        for row in db.execute("select * from dispatches order by number"):
-            numbers = array("q")
-            numbers.frombytes(row[5])
-            pairs = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-            dispatches.append(DispatchRow(row[0], row[1], row[2], row[3], row[4], pairs))
         return Snapshot(
             salt=salt,
             epoch=epoch,
@@ -271,38 +291,70 @@ class SQLiteStore:
             next_dispatch=dispatch + 1,
             live=live,
             live_payload_bytes=sizes,
-            deviations={row[0]: _live_row(row) for row in db.execute("select * from live")},
-            dispatches=dispatches,
+            deviations={row.task: row for row in self._sound("live", sealed.live_row, warnings)},
+            dispatches=self._sound("dispatches", sealed.dispatch_row, warnings),
             devices=[DeviceRow(*row) for row in db.execute("select * from devices")],
-            index=db.execute(
-                "select number, type, priority, status, device, coalesce(completed_ms / 1000, 0)"
-                " from tasks left join outcomes on task = number order by number"
-            ),
-            recent=db.execute(
-                "select completed_ms, status, seconds from outcomes where completed_ms > ?"
-                " order by completed_ms",
-                (wall_ms - HOUR_MS,),
-            ).fetchall(),
-            submissions=[SubmissionRow(*row) for row in db.execute("select * from submissions")],
-            config={
-                name: json.loads(text)
-                for name, text in db.execute("select section, document from config")
-            },
-            config_version=meta.get("config_version", 1),
+            index=self._index(),
+            recent=[
+                row
+                for row in db.execute(
+                    "select completed_ms, status, seconds from outcomes where completed_ms > ?"
+                    " order by completed_ms",
+                    (wall_ms - HOUR_MS,),
+                )
+                if row[1] in sealed.ENDED
+            ],
+            submissions=self._sound("submissions", sealed.submission_row, warnings),
+            config=dict(self._sound("config", sealed.config_row, warnings)),
+            config_version=int(meta.get("config_version", 1)),
+            damaged=damaged,
+            warnings=warnings,
         )
+
+    def _index(self) -> Iterator[IndexRow]:
+        try:
+            yield from map(sealed.index_row, self._db.execute(_INDEX))
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        text = f"the store {self.path} cannot be read: {error}"
+        if _is_damage(error):
+            return StoreDamaged(f"{text}; {_CURE}")
+        return StoreError(text)
+
+    def _salt(self, meta: dict[str, Any]) -> int:
+        """What makes task ids of task numbers: with a wrong one no id would be found again."""
+        salt = meta.get("salt")
+        if salt is None:
+            return secrets.randbits(SALT_BITS)
+        check = meta.get("salt_check")
+        if type(salt) is not int or (check is not None and check != salt ^ _SALT_CHECK):
+            raise StoreDamaged(f"the store {self.path} is damaged (its salt); {_CURE}")
+        return salt
+
+    def _sound(
+        self, table: str, read: Callable[[Sequence[Any]], _Row], warnings: list[str]
+    ) -> list[_Row]:
+        """Rows of a small table; damaged ones are left out."""
+        found = []
+        for row in self._db.execute(f"select * from {table} order by 1"):
+            try:
+                found.append(read(row))
+            except (ValueError, TypeError, IndexError) as error:
+                warnings.append(f"a damaged row of {table} is left out ({row[0]!r:.60}): {error}")
+        return found
 
     # --- reading ---------------------------------------------------------------------------------
 
     def task(self, number: int) -> TaskRow | None:
-        """See `Store.task`. Raises `StoreError` for a row whose bytes changed on disk."""
+        """See `Store.task`."""
         rows = self._read("select * from tasks where number = ?", (number,))
         if not rows:
             return None
-        row = rows[0]
-        found = TaskRow(*row[:8])
-        if _crc(found.document, found.payload) != row[8]:
-            raise StoreError(f"task {number} is damaged in the store {self.path}")
-        return found
+        if not sealed.is_task_whole(rows[0]):
+            raise RowDamaged(number, "task", str(self.path))
+        return TaskRow(*rows[0][:8])
 
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """See `Store.heads`."""
@@ -318,7 +370,7 @@ class SQLiteStore:
 
     def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
         """See `Store.payloads`. Damaged ones are left out."""
-        query = "select number, document, payload, crc from tasks where number in "
+        query = "select * from tasks where number in "
         found = {}
         for part, marks in _chunks(numbers):
             try:
@@ -328,13 +380,11 @@ class SQLiteStore:
                 for number in part:
                     with contextlib.suppress(StoreError):
                         rows += self._read(f"{query} (?)", (number,))
-            for number, document, payload, crc in rows:
-                if _crc(document, payload) == crc:
-                    found[number] = payload  # noqa: PERF403 - the check reads better here
+            found.update((row[0], row[7]) for row in rows if sealed.is_task_whole(row))
         return found
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
-        """See `Store.outcomes`. Raises `StoreError` for a row whose bytes changed on disk."""
+        """See `Store.outcomes`."""
         blobs = "result, details, crc" if results else "x'', x'', 0"
         found = {}
         for part, marks in _chunks(numbers):
@@ -343,11 +393,11 @@ class SQLiteStore:
                 f" seconds, cause, error, retries, {blobs} from outcomes where task in ({marks})",
                 part,
             ):
+                if results and not sealed.is_outcome_whole(row):
+                    raise RowDamaged(row[0], "the result of task", str(self.path))
                 outcome = OutcomeRow(*row[:13])
-                if results and _crc(outcome.result, outcome.details) != row[13]:
-                    raise StoreError(
-                        f"the result of task {outcome.task} is damaged in the store {self.path}"
-                    )
+                if not results and outcome.status not in sealed.ENDED:
+                    outcome = outcome._replace(status="failed")  # as the ledger has it
                 found[outcome.task] = outcome
         return found
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ class Announcement:
     lan_address: str | None
     #: The data folder is not the usual one, so tooling has to be told.
     data_dir_flag: str = ""
+    #: Folder of our commands with its separator, where they are not found by name alone.
+    commands: str = ""
 
     @property
     def url(self) -> str:
@@ -50,7 +54,7 @@ class Announcement:
             f'  curl -X POST {self.url}/api/v1/tasks -H "Content-Type: application/json"'
             f" -d {quoted}",
             "or without REST:",
-            f"  retire-cluster submit echo message=Hello --wait{self.data_dir_flag}",
+            f"  {self.commands}retire-cluster submit echo message=Hello --wait{self.data_dir_flag}",
             "",
             *self._join_lines(),
             "",
@@ -70,12 +74,24 @@ class Announcement:
             ]
         return [
             "Add another worker on this machine:",
-            f"  retire-cluster-worker --join {bracketed(dial_host(self.worker_host))}"
+            f"  {self.commands}retire-cluster-worker"
+            f" --join {bracketed(dial_host(self.worker_host))}"
             f":{self.worker_port} --data-dir FOLDER",
             "Other devices cannot join yet: the worker bus listens on this machine only. On a",
             "network you trust, start with `retire-cluster up --insecure`; it then prints the line",
             "to paste there.",
         ]
+
+
+def commands_folder() -> str:
+    """What must stand before our commands for a shell to find them; empty when nothing must."""
+    folder = os.path.dirname(sys.executable)
+    by_name = shutil.which("retire-cluster")
+    if by_name and os.path.dirname(by_name) == folder:
+        return ""
+    if not shutil.which("retire-cluster", path=folder) or " " in folder:
+        return ""
+    return folder + os.sep
 
 
 def dial_host(bound: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
-from retire_cluster.cli.announce import Announcement, lan_address
+from retire_cluster.cli.announce import Announcement, commands_folder, lan_address
 from retire_cluster.cli.endpoints import (
     ApiEndpoint,
     MainEndpoints,
@@ -225,6 +225,7 @@ class Up:
             worker_host=self._plan.worker_host,
             lan_address=lan_address(),
             data_dir_flag=flag,
+            commands=commands_folder(),
         )
 
     def _announce(self) -> None:

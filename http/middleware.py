@@ -261,6 +261,15 @@ def answer_error(req: falcon.Request, resp: falcon.Response, error: ClusterError
     resp.content_type = envelope.JSON
     resp.text = None
     resp.data = envelope.failure(error, now=req.context.clock(), request_id=req.context.request_id)
+    # Code and field only: a message may repeat what the client sent.
+    _log.debug(
+        "Request refused",
+        extra={
+            "request_id": req.context.request_id,
+            "error_code": error.code,
+            "field": str(error.details.get("field", ""))[:200],
+        },
+    )
     if error.retry_after is not None or error.status == 503:
         resp.set_header("Retry-After", str(max(1, math.ceil(error.retry_after or 1))))
     if error.status == 401:

@@ -34,6 +34,11 @@ class Lease:
         self._renewed_at = hello_sent
         self.fenced = False
 
+    @property
+    def last_beat(self) -> int:
+        """The newest heartbeat sent in this session; 0 before the first."""
+        return self._beat
+
     def next_beat(self, now: float) -> int:
         """The number of the heartbeat that is sent now."""
         self._beat += 1

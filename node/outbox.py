@@ -21,7 +21,8 @@ class Outbox:
         """`stored`: what an earlier process left on disk."""
         self._unacked = {result.key: result for result in stored}
         self._waiting: list[Result] = list(stored)
-        self._batches: dict[int, list[Result]] = {}
+        #: Batch → its results, and the newest heartbeat that went before it.
+        self._batches: dict[int, tuple[list[Result], int]] = {}
         self._last_batch = 0
         self._on_disk = {result.key for result in stored}
 
@@ -44,7 +45,17 @@ class Outbox:
 
     def acknowledged(self, batch: int) -> list[Key]:
         """A batch has arrived for good; the keys of it that may leave the disk."""
-        return self._forget(result.key for result in self._batches.pop(batch, ()))
+        results, _ = self._batches.pop(batch, ((), 0))
+        return self._forget(result.key for result in results)
+
+    def overtaken(self, beat: int) -> None:
+        """A heartbeat was acknowledged: a batch that went before it and was not is sent again.
+
+        Messages of a session stay in order, so the batch or its ACK was dropped on the way.
+        """
+        for batch in [n for n, (_, before) in self._batches.items() if before < beat]:
+            results, _ = self._batches.pop(batch)
+            self._waiting += [result for result in results if result.key in self._unacked]
 
     def drop(self, keys: Iterable[Key]) -> list[Key]:
         """Nobody wants these any more; the keys of them that may leave the disk."""
@@ -58,8 +69,11 @@ class Outbox:
         self._waiting = list(self._unacked.values())
         self._batches.clear()
 
-    def batches(self) -> Iterator[tuple[int, list[Result]]]:
-        """What waits to be sent, in batches that fit a message, each with its number."""
+    def batches(self, beat: int = 0) -> Iterator[tuple[int, list[Result]]]:
+        """What waits to be sent, in batches that fit a message, each with its number.
+
+        `beat`: the newest heartbeat sent so far.
+        """
         if not self._waiting:
             return
         results, self._waiting = self._waiting, []
@@ -70,7 +84,7 @@ class Outbox:
             for first in range(start, end, MAX_BATCH_ITEMS):
                 self._last_batch += 1
                 part = results[first : min(first + MAX_BATCH_ITEMS, end)]
-                self._batches[self._last_batch] = part
+                self._batches[self._last_batch] = (part, beat)
                 yield self._last_batch, part
             start = end
 

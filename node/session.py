@@ -8,7 +8,8 @@ Everything that decides lives here, and nothing here reads a clock, a socket or 
 arguments. The rules, from docs/protocol.md:
 
 * Each HELLO opens a new session. A message that names another session is ignored.
-* A result is kept until its FINISHED is acknowledged, and sent again after every WELCOME.
+* A result is kept until its FINISHED is acknowledged, and sent again after every WELCOME and when a
+  heartbeat that was sent after it is acknowledged first.
 * The device is *fenced* at the send time of its last acknowledged heartbeat + timeout -
   max(0.5 s, 10 %). From then on others may have its work: what may not run twice is killed.
 * After `interval x max_missed` without a word from the main node the socket is rebuilt, because
@@ -364,6 +365,7 @@ class Session:
 
     def _on_heartbeat_ack(self, message: messages.HeartbeatAck, now: float) -> None:
         self.lease.acknowledged(message.beat, now)
+        self.outbox.overtaken(message.beat)
 
     def _on_ping(self, message: messages.Ping, now: float) -> None:
         self._send(messages.Pong(self.session, message.nonce))
@@ -533,7 +535,7 @@ class Session:
             self._progress_news.clear()
             self._progress_at = now + self._pace.progress_seconds
             self._send(messages.Progress(self.session, rows))
-        for batch, results in self.outbox.batches():
+        for batch, results in self.outbox.batches(self.lease.last_beat):
             items = tuple(FinishedItem(*result[:5]) for result in results)
             blobs = tuple(blob for result in results for blob in result[5:])
             message = messages.Finished(self.session, batch, items)

@@ -191,6 +191,8 @@ def from_wire(header: Mapping[str, Any]) -> ClusterError:
     details = header.get("details") or {}
     message = str(header.get("message", ""))
     cls = BY_CODE.get(str(header.get("code")), InternalError)
+    if header.get("code") == "WRONG_PORT":  # somebody answers, but no admin socket
+        cls = ClusterUnavailable
     if cls is ValidationError:
         return ValidationError(
             str(details.get("field", "")),

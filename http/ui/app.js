@@ -2,17 +2,13 @@
 import { ageAll, dialog, h, morph, say, toast } from "./dom.js";
 import { bus, limit, Live, metrics, session, sleep, ui, whoAmI } from "./net.js";
 import { apply, history, setMetrics, trim } from "./model.js";
-import { overview } from "./overview.js";
-import { device, devices } from "./devices.js";
-import { task, tasks } from "./tasks.js";
-import { submit } from "./submit.js";
-import { config } from "./settings.js";
 import { trouble } from "./parts.js";
 
 const $ = (id) => document.getElementById(id);
+// A page's module is fetched when it is first opened: pattern, file, function, entry of the menu.
 const ROUTES = [
-  [/^$/, overview, "overview"], [/^devices$/, devices, "devices"], [/^devices\/(.+)$/, device, "devices"],
-  [/^tasks$/, tasks, "tasks"], [/^tasks\/([^/]+)$/, task, "tasks"], [/^submit$/, submit, "submit"], [/^config$/, config, "config"],
+  [/^$/, "overview", "overview", "overview"], [/^devices$/, "devices", "devices", "devices"], [/^devices\/(.+)$/, "devices", "device", "devices"],
+  [/^tasks$/, "tasks", "tasks", "tasks"], [/^tasks\/([^/]+)$/, "tasks", "task", "tasks"], [/^submit$/, "submit", "submit", "submit"], [/^config$/, "settings", "config", "config"],
 ];
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -37,14 +33,22 @@ async function go(moved) {
   page?.stop();
   page = null;
   for (const a of document.querySelectorAll("#nav a")) {
-    if (row && a.dataset.page === row[2]) a.setAttribute("aria-current", "page");
+    if (row && a.dataset.page === row[3]) a.setAttribute("aria-current", "page");
     else a.removeAttribute("aria-current");
   }
   if (!row) {
     $("main").replaceChildren(trouble({ status: 404, message: "There is no such page." }), h("a", { href: "#/" }, "Overview"));
     return;
   }
-  const mine = row[1](render, params, decodeURIComponent(row[0].exec(path)[1] || ""));
+  let module;
+  try {
+    module = await import(`./${row[1]}.js`);
+  } catch {
+    $("main").replaceChildren(trouble({ message: "This page could not be loaded. Is the API still running?" }, () => location.reload()));
+    return;
+  }
+  if (turn !== wanted) return;
+  const mine = module[row[2]](render, params, decodeURIComponent(row[0].exec(path)[1] || ""));
   page = mine;
   document.title = `${mine.title} · Retire-Cluster`;
   if (moved) {

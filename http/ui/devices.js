@@ -3,8 +3,7 @@ import { h, ago, ask, count, gb, glyph, link, now, plural, span, toast } from ".
 import { get, may, refresher, send } from "./net.js";
 import { addBeat, learn, model, setBeat } from "./model.js";
 import { spark, strip } from "./charts.js";
-import { card, facts, guarded, joinBody, joinDialog, pastBeats, patch, taskTable, trouble } from "./parts.js";
-import { filterBar, pager } from "./tasks.js";
+import { card, facts, filterBar, guarded, joinBody, joinDialog, pager, pastBeats, patch, taskTable, trouble } from "./parts.js";
 
 const WINDOW_MS = 5 * 60000;
 const WORDS = { status: ["online", "offline"], role: ["worker", "compute", "storage", "mobile"], platform: ["linux", "windows", "android", "darwin"] };
@@ -148,7 +147,6 @@ export function device(render, params, id) {
           may("read") && h("button", { type: "button", onclick: ping }, "Ping"),
           may("admin") && h("button.danger", { type: "button", onclick: remove }, "Remove…")),
         !online && h("p.banner", null, glyph("offline"), " Offline. What follows is what it last said, ", ago(found.last_heartbeat), "."),
-        found.last_error && h("p.banner", { "data-kind": "bad" }, glyph("failed"), " ", found.last_error),
         card("Heartbeats", { class: "card wide" }, strip(model.pulses.get(id), id, from, to, online, { width: 900, height: 34 }),
           h("p.row.quiet", null, h("span", null, "last ", lastBeat(found)), h("span", null, `${count(found.total_heartbeats)} in all`), h("span", null, "5 minutes shown"))),
         h("div.meters", null, METERS.map(([name, label, unit, options]) => {
@@ -169,7 +167,7 @@ export function device(render, params, id) {
           ])),
           card("Work", null, facts([
             ["Running", `${found.running_tasks.length} of ${plural(found.slots, "slot")}`], ["Takes work", found.accepting ? "yes" : "no"],
-            ["Succeeded", count(found.tasks_succeeded)], ["Failed", count(found.tasks_failed)],
+            ["Succeeded", count(found.tasks_succeeded)], ["Failed", count(found.tasks_failed)], found.last_error && ["Last error", found.last_error],
           ]), h("h3", null, "Runs"), h("p.tags", null, found.task_types.map((type) => h("a.tag", { href: link("submit", { type }) }, type))),
             h("h3", null, "Tags"), found.tags.length ? tagList(found.tags) : h("p.quiet", null, "none"))),
         card("Its newest tasks", { class: "card wide" }, tasks.length ? [taskTable(tasks, `Newest tasks of ${id}`), h("p", null, h("a", { href: link("tasks", { device_id: id }) }, "All its tasks"))] : h("p.quiet", null, "None yet.")),

@@ -131,7 +131,7 @@ export function ageAll() {
 
 export const count = (value) => (value ?? 0).toLocaleString("en-US");
 export const plural = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
-export const gb = (value) => (value === null || value === undefined ? "–" : `${value >= 100 ? Math.round(value) : value} GB`);
+export const gb = (value) => (value === null || value === undefined ? "–" : `${value >= 100 ? Math.round(value) : Math.round(value * 10) / 10} GB`);
 export const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share === 0 ? 0 : 1)} %`;
 
 const GLYPHS = {

@@ -3,7 +3,7 @@ import { h, count, glyph, gb, link, now, percent, plural, span } from "./dom.js"
 import { get, refresher } from "./net.js";
 import { backlogSeries, learn, model, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
 import { bands, bars, durations, timeline } from "./charts.js";
-import { card, joinBody, joinDialog, pastBeats, patch, submitEcho, taskTable } from "./parts.js";
+import { card, joinBody, joinDialog, noTasks, pastBeats, patch, taskTable } from "./parts.js";
 
 const MOST_DEVICES = 12, RECENT = 8;
 let minutes = 5;
@@ -82,10 +82,6 @@ export function overview(render) {
   };
 }
 
-export function noTasks() {
-  return h("div.empty", null, h("p", null, "No tasks yet."), h("button.primary", { type: "button", onclick: submitEcho }, "Send an echo"), h("p.quiet", null, "It goes to a device and comes back. ", h("a", { href: link("submit") }, "Or choose another task.")));
-}
-
 function newcomer(join) {
   return [h("h1", null, "Overview"), h("section.card.wide.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Everything is ready for the first one. An old laptop, a phone with Termux, a Raspberry Pi: whatever runs Python."), join)];
 }
@@ -105,7 +101,7 @@ function tiles({ cluster_stats: stats, server_info: server }, statistics, from) 
     tile("Waiting", count(waiting), waiting ? "in the queue" : "nothing waits", link("tasks", { status: "queued" })),
     tile("Finished", count(recent.length), [`in ${minutes} min`, bad > 0 && [" · ", glyph("failed"), ` ${bad} bad`]], link("tasks"), bad ? "bad" : null),
     tile("Success rate", statistics && statistics.queue_stats.total_tasks ? percent(statistics.performance_metrics.success_rate) : "–", statistics ? `of ${count(statistics.queue_stats.total_tasks)} tasks · p95 ${span(statistics.performance_metrics.p95_execution_time)}` : "", link("tasks", { status: "failed" })),
-    tile("Together", [count(all.cpu_cores), h("small", null, " cores")], `${gb(all.memory_gb)} memory · up ${server.uptime}`, link("devices")));
+    tile("Together", [count(all.cpu_cores), h("small", null, " cores")], `${gb(all.memory_gb)} · up ${server.uptime}`, link("devices")));
 }
 
 export const legend = (rows) => h("ul.legend", null, rows.filter(Boolean).map(([name, text]) => h("li", { "data-name": name }, h("i", { "aria-hidden": "true" }), text)));

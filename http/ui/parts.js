@@ -68,6 +68,35 @@ export function taskTable(tasks, label, picked, onPick) {
       h("td.num", { "data-label": "Took" }, task.execution_time_seconds === null ? "–" : span(task.execution_time_seconds))))));
 }
 
+// --- lists ---
+
+/** A box to type words into, and a choice for each of them. */
+export function filterBar(page, params, label, example, onText, choices) {
+  const text = Object.entries(params).filter(([name]) => name !== "page").map(([, value]) => value).join(" ");
+  return h("form.filter", { role: "search", onsubmit: (event) => { event.preventDefault(); onText(new FormData(event.target).get("q")); } },
+    h("label.grow", null, h("span", null, label), h("input", { name: "q", type: "search", value: text, placeholder: example, autocomplete: "off", "data-filter": true })),
+    choices.map(([name, words]) => h("label", { "data-key": name }, h("span", null, name.replace("task_", "").replace("_id", "")),
+      h("select", { value: params[name] || "", onchange: (event) => { location.hash = link(page, { ...params, page: "", [name]: event.target.value }); } },
+        h("option", { value: "" }, "any"), words.map((word) => h("option", { value: word }, word))))),
+    text && h("a.clear", { href: link(page) }, "Clear"));
+}
+
+export function pager(page, params, pages) {
+  if (!pages.total_pages || pages.total_pages < 2) return null;
+  const to = (number, text, on) => (on ? h("a", { href: link(page, { ...params, page: number }), rel: number > pages.page ? "next" : "prev" }, text) : h("span.quiet", null, text));
+  return h("nav.pager", { "aria-label": "Pages" }, to(pages.page - 1, "← newer", pages.has_previous), h("span", null, `page ${pages.page} of ${pages.total_pages}`), to(pages.page + 1, "older →", pages.has_next));
+}
+
+let typesKnown = null;
+export async function loadTypes(fresh) {
+  if (!typesKnown || fresh) typesKnown = (await get("tasks/types")).data;
+  return typesKnown;
+}
+
+export function noTasks() {
+  return h("div.empty", null, h("p", null, "No tasks yet."), h("button.primary", { type: "button", onclick: submitEcho }, "Send an echo"), h("p.quiet", null, "It goes to a device and comes back. ", h("a", { href: link("submit") }, "Or choose another task.")));
+}
+
 // --- acting ---
 
 export async function guarded(act, good) {

@@ -2,8 +2,7 @@
 import { copyable, h, link, plural, toast } from "./dom.js";
 import { get, may, send } from "./net.js";
 import { PRIORITIES } from "./model.js";
-import { card } from "./parts.js";
-import { loadTypes } from "./tasks.js";
+import { card, loadTypes } from "./parts.js";
 
 const HARMLESS = ["echo", "sleep", "system_info"];
 const EXAMPLES = {

@@ -17,7 +17,7 @@ from tests.acceptance.kit import plain_environment
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Objects whose keys are data: only their values have a shape.
-MAPS = {"by_role", "by_platform", "by_status", "data", "metadata", "payload"}
+MAPS = {"by_role", "by_platform", "by_status"}
 _CURL = 'curl() { command curl -sS --fail-with-body "$@" || return; echo; }\nset -eu\n'
 
 

@@ -275,8 +275,10 @@ class Cluster:
 
     def join(self, device_id: str, *flags: str, **environ: str) -> Process:
         """Start one more worker by the line that `up` prints; returns once it is online."""
-        printed = re.search(r"retire-cluster-worker (--join \S+)", self.up.log.read_text())
-        assert printed
+        printed = until(
+            lambda: re.search(r"retire-cluster-worker (--join \S+)", self.up.log.read_text()),
+            "the line that joins",
+        )
         words = ["worker", *printed[1].split(), "--data-dir", str(self.folder / device_id)]
         log = self.folder / f"{device_id}.log"
         if device_id in self.workers:

@@ -8,6 +8,8 @@ submit (by the admin socket and by REST, with and without idempotency keys) and 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import random
 import threading
 import time
@@ -72,9 +74,7 @@ class Campaign:
         self._lock = threading.Lock()
         self._failures: list[BaseException] = []
 
-    def run(
-        self, kills: int, *, longest_seconds: float, finish_seconds: float = 60.0
-    ) -> Report:
+    def run(self, kills: int, *, longest_seconds: float, finish_seconds: float = 60.0) -> Report:
         """Until so many kills or so long; the report."""
         began = time.monotonic()
         self.rig.start_broker()
@@ -235,7 +235,8 @@ class Campaign:
             if key:
                 args.update(owner="chaos", idempotency_key=key, fingerprint=key)
             blobs = [_dumps(work["payload"])] * count
-            ids = self._insist(lambda: client.call("task.submit", args, blobs), bool(key))
+            submit = functools.partial(client.call, "task.submit", args, blobs)
+            ids = self._insist(submit, bool(key))
             if ids is not None:
                 self.journal.acknowledged(ids["task_ids"], work, key)
             self._pause(rng)
@@ -249,19 +250,18 @@ class Campaign:
                 "task_type": work["type"], "payload": work["payload"],
                 "requirements": {"max_retries": 10},
             }  # fmt: skip
-
-            def post() -> dict[str, Any]:
-                status, body = self.rig.http("POST", "/api/v1/tasks", document, headers, 3.0)
-                if status == 201:
-                    return {"task_ids": [body["data"]["task_id"]]}
-                if status in (502, 503):
-                    raise OSError(f"{status}")
-                raise AssertionError(f"POST /tasks: {status} {body}")
-
-            ids = self._insist(post, bool(key))
+            ids = self._insist(functools.partial(self._post, document, headers), bool(key))
             if ids is not None:
                 self.journal.acknowledged(ids["task_ids"], work, key)
             self._pause(rng)
+
+    def _post(self, document: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+        status, body = self.rig.http("POST", "/api/v1/tasks", document, headers, 3.0)
+        if status == 201:
+            return {"task_ids": [body["data"]["task_id"]]}
+        if status in (502, 503):
+            raise OSError(f"{status}")
+        raise AssertionError(f"POST /tasks: {status} {body}")
 
     def _insist(self, call: Callable[[], dict[str, Any]], again: bool) -> dict[str, Any] | None:
         """The answer; with an idempotency key it is asked for until it comes."""
@@ -307,6 +307,4 @@ class Campaign:
 
 
 def _dumps(value: Any) -> bytes:
-    import json
-
     return json.dumps(value).encode()

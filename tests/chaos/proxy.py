@@ -43,9 +43,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server: asyncio.Server = self._run(
-            asyncio.start_server(self._accept, "127.0.0.1", 0)
-        )
+        self._server: asyncio.Server = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
         #: Where clients dial.
         self.port: int = self._server.sockets[0].getsockname()[1]
 

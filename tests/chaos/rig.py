@@ -108,20 +108,24 @@ class Rig:
 
     # --- processes -------------------------------------------------------------------------------
 
-    def _start(self, command: str, argv: Sequence[str], log: Path, failpoint: str) -> Child:
+    def _start(
+        self, command: str, argv: Sequence[str], log: Path, failpoint: str, uid: int = 0
+    ) -> Child:
         assert self._zygote is not None
-        child = self._zygote.start(command, argv, log, failpoint)
+        child = self._zygote.start(command, argv, log, failpoint, uid)
         self._started = [child, *(each for each in self._started if each.code is None)]
         return child
 
-    def start_broker(self, *extra: str, failpoint: str = "", wait: bool = True) -> Child:
+    def start_broker(
+        self, *extra: str, failpoint: str = "", wait: bool = True, uid: int = 0
+    ) -> Child:
         """The main node."""
         argv = [
             "--port", str(self.admin_port), "--worker-port", str(self.bus_port),
             "--event-port", str(self.event_port), "--data-dir", str(self.data_dir),
             "--config", str(self.config), *extra,
         ]  # fmt: skip
-        self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint)
+        self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint, uid)
         if wait:
             self.await_broker()
         return self.broker
@@ -219,6 +223,10 @@ class Rig:
                 assert time.monotonic() < until, "the main node does not answer"
         return [found[task_id] for task_id in task_ids]
 
+    def log_of(self, name: str) -> str:
+        """What a process has logged so far."""
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
     def dropped(self) -> dict[str, int]:
         """What the main node counted as dropped, by kind."""
         counted: dict[str, int] = self.admin.call("metrics")["dropped_messages"]
@@ -233,9 +241,7 @@ class Rig:
         timeout_seconds: float = 10.0,
     ) -> tuple[int, Any]:
         """One request to the facade: status and JSON. Raises `OSError` when it is not there."""
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.api_port, timeout=timeout_seconds
-        )
+        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=timeout_seconds)
         try:
             body = None if document is None else json.dumps(document)
             kind = {} if body is None else {"Content-Type": "application/json"}

@@ -8,14 +8,24 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
-_NAME = "tests.integration.node_kit"
-_spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name("node_kit.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_kit = importlib.util.module_from_spec(_spec)
-sys.modules[_NAME] = _kit
-_spec.loader.exec_module(_kit)
 
-bus = _kit.bus
-start = _kit.start
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"tests.integration.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_node_kit = _load("node_kit")
+bus = _node_kit.bus
+start = _node_kit.start
+
+_main_kit = _load("main_kit")
+main_node = _main_kit.main_node
+start_main = _main_kit.start_main

@@ -78,6 +78,14 @@ class Client:
             self._connect()
             self._soon()
 
+    def become_calm(self) -> None:
+        """Finish what was begun, start nothing new."""
+        self.calm = True
+        if self.alive:
+            self._soon()
+        else:
+            self.start()
+
     def crash(self, back_after: float) -> None:
         """The process dies; it does not know what became of its call."""
         if self.alive:

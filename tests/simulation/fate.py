@@ -231,5 +231,4 @@ class Fate:
             else:
                 machine.start()
         for client in world.clients:
-            client.calm = True
-            client.start()
+            client.become_calm()

@@ -180,7 +180,6 @@ class Judge:
     ) -> frozenset[int]:
         message = event.message
         if isinstance(message, msg.Hello):
-            self._heard[message.device_id] = now.mono
             return frozenset(fact.number for fact in self.book.on(message.device_id))
         device = state.connections.get(event.routing)
         if device is None or device.session != message.session:
@@ -213,6 +212,10 @@ class Judge:
         out: list[ins.Instruction],
         allowed: frozenset[int] | None,
     ) -> None:
+        if isinstance(event, ev.FromDevice) and isinstance(event.message, msg.Hello):
+            registered = state.connections.get(event.routing)
+            if registered is not None:
+                self._heard[registered.device_id] = now.mono
         moved = self._moves(state, event, allowed)
         if out or moved:
             self._writes(state, event, now, out, moved)

@@ -565,18 +565,39 @@ def test_a_task_whose_payload_is_gone_fails_for_good(cluster: Cluster) -> None:
     assert member.record.attempts == {}
 
 
-@pytest.mark.parametrize("state", ["gone", "queued", "running"])
-def test_damage_is_no_matter_to_a_task_that_is_not_being_handed_out(
+def test_a_damaged_task_that_waits_fails_and_blocks_nobody(cluster: Cluster) -> None:
+    first, second = cluster.submit(2)
+    cluster.do(ev.TaskDamaged(first))
+    outcome = cluster.outcome(first)
+    assert (outcome.status, outcome.cause) == ("failed", "deterministic")
+    assert "damaged" in str(outcome.error_message)
+    cluster.device()
+    cluster.place()
+    assert cluster.status(second) == "assigned"
+
+
+def test_a_damaged_result_turns_success_into_failure_and_can_be_retried(cluster: Cluster) -> None:
+    member, (number, *_) = cluster.give()
+    member.finish()
+    old = cluster.outcome(number)
+    cluster.do(ev.ResultDamaged(number, old.completed_ms, old._replace(result=b"", details=b"")))
+    outcome = cluster.outcome(number)
+    assert (cluster.status(number), outcome.status, outcome.result) == ("failed", "failed", b"")
+    assert "it had ended: success" in str(outcome.error_message)
+    cluster.retry(number)
+    assert cluster.status(number) == "queued"
+
+
+@pytest.mark.parametrize("state", ["gone", "running"])
+def test_damage_is_no_matter_to_a_task_that_has_its_payload(
     cluster: Cluster, state: str
 ) -> None:
     member, key = cluster.give()
     number = key[0]
     if state == "gone":
         member.finish()
-    elif state == "running":
-        member.start()
     else:
-        member.finish(outcome="released")
+        member.start()
     assert cluster.do(ev.TaskDamaged(number)) == []
 
 
