@@ -7,6 +7,7 @@ A peer that is gone or does not read is never waited for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 from collections import Counter
@@ -88,6 +89,7 @@ def _receive(socket: Socket) -> tuple[bytes, str, list[bytes]] | None:
     return first.bytes, _plain(address), frames
 
 
+@functools.lru_cache(maxsize=1_024)
 def _plain(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address)

@@ -126,10 +126,12 @@ def _live(
         device.hold(task)
         state.ledger.add(row.number, task.status, row.task_type, row.priority, device.device_id)
         return
-    wait = (kept.not_before_ms - now.wall_ms) / 1000 if kept is not None else 0.0
+    wait = 0.0
+    if kept is not None:
+        wait = min((kept.not_before_ms - now.wall_ms) / 1000, _longest_wait(state, row, kept))
     if wait > 0:
         task.status = TaskStatus.PENDING
-        state.wait_until(task, now.mono + min(wait, _longest_wait(state)))
+        state.wait_until(task, now.mono + wait)
     state.ledger.add(row.number, task.status, row.task_type, row.priority)
     if task.status is TaskStatus.QUEUED:
         state.enqueue(task, now)
@@ -147,7 +149,9 @@ def _deviate(task: Task, kept: LiveRow) -> None:
     task.deviates = True
 
 
-def _longest_wait(state: ClusterState) -> float:
-    # A clock that jumped back while the broker was down must not keep a task waiting for days;
-    # a delayed start may be long, a retry never is.
-    return max(state.settings.scheduler.retry_cap_seconds, 30 * 86_400.0)
+def _longest_wait(state: ClusterState, row: TaskRow, kept: LiveRow) -> float:
+    # A clock that jumped back while the broker was down must not keep a task waiting for days: a
+    # retry never waits longer than its cap, a delayed start never longer than was asked for.
+    if kept.attempt:
+        return state.settings.scheduler.retry_cap_seconds
+    return (kept.not_before_ms - row.created_ms) / 1000

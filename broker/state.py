@@ -307,6 +307,8 @@ class ClusterState:
             assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
             for number, task in device.attempts.items():
                 assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
+                assert task.device is device, f"{name} holds task {number}, which is elsewhere"
+                assert task.dispatch is not None, f"{name} holds task {number}, which was let go"
             if device.ready and device.free_units > 0:
                 assert device.device_id in self.free, f"{name} has room and is not free"
             assert not device.online or self.connections.get(device.routing) is device, (
@@ -314,7 +316,8 @@ class ClusterState:
             )
         online = sum(device.online for device in self.devices.values())
         assert online == self.online_count, f"{online} are online, counted {self.online_count}"
-        ended = sum(self.ledger.by_status()[status.value] for status in TERMINAL)
+        by_status = self.ledger.by_status()
+        ended = sum(by_status[status.value] for status in TERMINAL)
         assert self.ledger.total - ended == len(self.tasks), "the ledger and memory disagree"
 
 

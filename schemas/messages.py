@@ -320,9 +320,9 @@ class Finished(_Verb):
         for row in _rows(header, "items"):
             key = _row_key(row, 8, "items")
             outcome, seconds, cause, message = row[4:]
-            if outcome not in _OUTCOMES:
+            if not isinstance(outcome, str) or outcome not in _OUTCOMES:
                 raise WireError("items.outcome: not an outcome of the protocol")
-            if cause is not None and cause not in _CAUSES:
+            if cause is not None and (not isinstance(cause, str) or cause not in _CAUSES):
                 raise WireError("items.cause: not a cause of the protocol")
             if message is not None and not isinstance(message, str):
                 raise WireError("items.error_message: a text or null is required")

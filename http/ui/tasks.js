@@ -18,8 +18,9 @@ export function tasks(render, params) {
   const poke = refresher(load);
   const first = !params.page || params.page === "1";
   const filtered = ["status", "task_type", "priority", "device_id"].some((name) => params[name]);
-  const filter = (text) => {
+  const filter = async (text) => {
     const next = {};
+    types = await loadTypes().catch(() => types);
     for (const word of text.split(/[\s,]+/).filter(Boolean)) {
       if (/^[0-9a-f]{8}-[0-9a-f-]{27}$/i.test(word)) { location.hash = link(`tasks/${word}`); return; }
       const low = word.toLowerCase();

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,10 @@ class Rest:
 
     def submit(self, task_type: str, payload: Any, **fields: Any) -> str:
         """Submit a task; its id. `requirements` may be spread over keywords named like them."""
-        fields = {"max_retries": 0, **fields}
-        top = {k: fields.pop(k) for k in ("priority", "metadata") if k in fields}
-        body = {"task_type": task_type, "payload": payload, "requirements": fields, **top}
+        body: dict[str, Any] = {"task_type": task_type, "payload": payload}
+        body["requirements"] = {"max_retries": 0}
+        for name, value in fields.items():
+            (body if name in ("priority", "metadata") else body["requirements"])[name] = value
         answer = self.ask("POST", f"{API}/tasks", body)
         assert answer.status == 201, answer.body
         return str(answer.data["task_id"])
@@ -192,16 +193,20 @@ class Process:
     """A command of ours that runs; what it writes to stderr goes to a file."""
 
     def __init__(
-        self, log: Path, *words: str, command: list[str] | None = None, **environ: str
+        self,
+        log: Path,
+        *words: str,
+        command: Sequence[str] = COMMAND,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
-                [*(command or COMMAND), *words],
+                [*command, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=plain_environment(**environ),
+                env=plain_environment(**(environ or {})),
                 text=True,
             )
 
@@ -250,7 +255,7 @@ class Cluster:
         self.data_dir = folder / "data"
         self.workers: dict[str, Process] = {}
         words = ("up", "--data-dir", str(self.data_dir), *ANY_PORTS, *flags)
-        self.up = Process(folder / "up.log", *words, **environ)
+        self.up = Process(folder / "up.log", *words, environ=environ)
         self.rest = Rest(self.up.line(r"ready (http://127\.0\.0\.1:\d+)")[1])
 
     def endpoints(self) -> dict[str, Any]:
@@ -283,7 +288,7 @@ class Cluster:
         log = self.folder / f"{device_id}.log"
         if device_id in self.workers:
             self.workers[device_id].kill()
-        worker = Process(log, *words, "--device-id", device_id, *flags, **environ)
+        worker = Process(log, *words, "--device-id", device_id, *flags, environ=environ)
         self.workers[device_id] = worker
         self.rest.await_online(device_id)
         return worker

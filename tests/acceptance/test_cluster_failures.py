@@ -1,4 +1,4 @@
-"""What is killed, taken away or silent: nothing acknowledged is lost, and all recovers by itself."""
+"""What is killed, taken away or silent: nothing acknowledged is lost, all recovers by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from tests.acceptance.kit import (
     ANY_PORTS,
     COMMAND,
     TERMINAL,
+    Answer,
     Cluster,
     Process,
     Rest,
@@ -152,15 +152,17 @@ def test_a_thousand_queued_tasks_outlive_the_main_node(cluster: Cluster) -> None
 def test_a_main_node_that_is_killed_amid_a_thousand_loses_none(cluster: Cluster) -> None:
     rest = cluster.rest
     before = succeeded(rest)
-    evaluated = ({"task_type": "python_eval", "payload": {"expression": f"{n}"}} for n in range(200))
+    evaluated = (
+        {"task_type": "python_eval", "payload": {"expression": f"{n}"}} for n in range(200)
+    )
     echoed = ({"task_type": "echo", "payload": {"n": n}} for n in range(800))
     ids = rest.batch([*evaluated, *echoed])
-    until(lambda: 20 <= succeeded(rest) - before, "some to be done")
+    until(lambda: succeeded(rest) - before >= 20, "some to be done")
     assert succeeded(rest) - before < 1000
     cluster.kill_broker()
     all_succeeded(rest, before, 1000)
     each_succeeded_once(rest, ids)
-    assert rest.get(f"/tasks/{ids[150]}/result")["result_data"]["result"] == 150
+    assert rest.get(f"/tasks/{ids[70]}/result")["result_data"]["result"] == 70
 
 
 def test_a_running_task_goes_on_while_the_main_node_is_away(cluster: Cluster) -> None:
@@ -249,9 +251,9 @@ def test_a_facade_without_a_main_node_says_so_and_finds_one_later(tmp_path: Path
         data = ["--data-dir", str(tmp_path / "main")]
         return Process(tmp_path / "main.log", "main", *ports, *data)
 
-    def timed(path: str) -> tuple[int, float, Any]:
+    def timed(path: str) -> tuple[int, float, Answer]:
         started = time.monotonic()
-        answer = rest.ask("GET", path)
+        answer = api.ask("GET", path)
         return answer.status, time.monotonic() - started, answer
 
     def is_away() -> None:
@@ -259,32 +261,32 @@ def test_a_facade_without_a_main_node_says_so_and_finds_one_later(tmp_path: Path
         assert (status, answer.code) == (503, "CLUSTER_UNAVAILABLE")
         assert seconds < 3
         assert int(answer.headers["retry-after"]) >= 1
-        status, seconds, answer = timed("/health")
-        assert (status, answer.json["status"]) == (503, "unhealthy")
-        assert answer.json["components"]["api"] == "healthy"
-        assert seconds < 3
 
     flags = ("--port", "0", "--cluster-port", str(admin_port), "--data-dir", str(tmp_path / "api"))
     facade = Process(tmp_path / "api.log", "api", *flags, "--no-rate-limit")
     processes = [facade]
     try:
-        rest = Rest(facade.line(r"retire-cluster-api on (http://\S+)")[1])
+        api = Rest(facade.line(r"retire-cluster-api on (http://\S+)")[1])
         is_away()
+        status, seconds, answer = timed("/health")
+        assert (status, answer.json["status"]) == (503, "unhealthy")
+        assert answer.json["components"]["api"] == "healthy"
+        assert seconds < 3
         until(lambda: "retire-cluster-main" in facade.log.read_text(), "the line with the cure")
         processes.append(main_node())
-        until(rest.healthy, "the facade to find the main node")
-        assert rest.get("/tasks") == []
+        until(api.healthy, "the facade to find the main node")
+        assert api.get("/tasks") == []
 
         os.kill(processes[-1].pid, signal.SIGKILL)
         processes[-1].kill()
         is_away()
         processes.append(main_node())
-        until(rest.healthy, "the facade to find the main node again")
+        until(api.healthy, "the facade to find the main node again")
 
         os.kill(processes[-1].pid, signal.SIGSTOP)
         is_away()
         os.kill(processes[-1].pid, signal.SIGCONT)
-        until(rest.healthy, "the facade to hear the main node again")
+        until(api.healthy, "the facade to hear the main node again")
     finally:
         codes = [process.stop() for process in reversed(processes)]
     assert codes == [0, -signal.SIGKILL, 0]

@@ -84,7 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_every_task_ends_as_it_must_and_only_where_it_may(cluster: Cluster) -> None:
     rest, pick = cluster.rest, random.Random(20)
     since = rest.cursor()
-    wanted = []
+    wanted: list[tuple[dict[str, Any], str, set[str]]] = []
     while len(wanted) < 200:
         (task_type, payload, end), requirements = (
             pick.choices(KINDS, WEIGHTS)[0],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import socket
 import sys
 import time
-import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,16 +84,17 @@ def test_up_on_a_port_that_is_taken_ends_with_2_and_leaves_nothing(tmp_path: Pat
     assert naming(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["up", "main", "api", "worker"])
 @pytest.mark.parametrize(
-    ("text", "names"),
+    ("command", "text", "names"),
     [
-        ("[server\nport = 1", "line 1"),
-        ("[server]\nprot = 8080", "port"),
-        ("[heartbeat]\ninterval = 0", "heartbeat.interval"),
-        ("[heartbeat]\ninterval = 10\nmax_missed = 10\ntimeout = 5", "timeout"),
+        ("up", "[server\nport = 1", "line 1"),
+        ("main", "[server]\nprot = 8080", "port"),
+        ("up", "[heartbeat]\ninterval = 0", "heartbeat.interval"),
+        ("main", "[heartbeat]\ninterval = 10\nmax_missed = 10\ntimeout = 5", "timeout"),
+        ("api", "[api]\nthreads = 'many'", "api.threads"),
+        ("worker", "[wroker]\nslots = 1", "worker"),
     ],
-    ids=["bad TOML", "unknown setting", "out of bounds", "at odds"],
+    ids=["bad TOML", "unknown name", "out of bounds", "at odds", "wrong kind", "unknown section"],
 )
 def test_a_settings_file_that_is_wrong_is_named_with_the_place(
     command: str, text: str, names: str, tmp_path: Path
@@ -173,9 +172,11 @@ def test_four_processes_of_gunicorn_count_as_one(cluster: Cluster) -> None:
         *("-w", "4", "-b", f"127.0.0.1:{port}", "--access-logfile", "-"),
         *("--access-logformat", "%(p)s", "retire_cluster.api.wsgi:app"),
         command=[sys.executable, "-m", "gunicorn"],
-        RETIRE_CLUSTER_CLUSTER_PORT=str(cluster.admin_port),
-        RETIRE_CLUSTER_API_KEY="key-of-gunicorn\nanother-key",
-        RETIRE_CLUSTER_DATA_DIR=str(cluster.folder / "gunicorn"),
+        environ={
+            "RETIRE_CLUSTER_CLUSTER_PORT": str(cluster.admin_port),
+            "RETIRE_CLUSTER_API_KEY": "key-of-gunicorn\nanother-key",
+            "RETIRE_CLUSTER_DATA_DIR": str(cluster.folder / "gunicorn"),
+        },
     )
     rest = Rest(f"http://127.0.0.1:{port}")
     try:
@@ -311,7 +312,7 @@ def test_a_key_is_asked_for_where_the_document_says_so(cluster: Cluster) -> None
         foreign = {"X-API-Key": key, "Origin": "http://evil.example"}
         assert rest.ask("POST", "/api/v1/tasks", echo, foreign).code == "FORBIDDEN"
         assert key not in facade.log.read_text()
-        assert key not in json.dumps(rest.ask("GET", "/api/v1/config", None, {"X-API-Key": key}).json)
+        shown = rest.ask("GET", "/api/v1/config", None, {"X-API-Key": key})
+        assert key.encode() not in shown.body
     finally:
         assert facade.stop() == 0
-    assert urllib.parse.quote(key) not in (cluster.folder / "auth.log").read_text()

@@ -164,9 +164,7 @@ def test_an_error_that_would_come_again_is_not_tried_again(rest: Rest) -> None:
 def test_a_failed_task_is_retried_on_request_and_keeps_its_old_outcome(
     rest: Rest, tmp_path: Path
 ) -> None:
-    code = (
-        "import os, sys; print('hi'); raise SystemExit(0 if os.path.exists(sys.argv[1]) else 3)"
-    )
+    code = "import os, sys; print('hi'); raise SystemExit(0 if os.path.exists(sys.argv[1]) else 3)"
     task_id = rest.submit("command", python(code, str(tmp_path / "ready")))
     result = rest.result(task_id)
     assert result["status"] == "failed"
@@ -320,8 +318,7 @@ def test_a_ping_goes_to_the_device_and_back(rest: Rest) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="looks at a task's environment by env(1)")
 def test_a_command_sees_its_own_environment_and_input_only(rest: Rest) -> None:
     code = (
-        "import json, os, sys;"
-        " print(json.dumps([sys.stdin.read(), os.getcwd(), dict(os.environ)]))"
+        "import json, os, sys; print(json.dumps([sys.stdin.read(), os.getcwd(), dict(os.environ)]))"
     )
     task_id = rest.submit("command", python(code, stdin="given", env={"MINE": "1"}, cwd="/"))
     given, folder, environment = json.loads(rest.result(task_id)["result_data"]["stdout"])

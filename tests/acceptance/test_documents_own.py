@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
-import sys
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli.main import VERBS
 from tests.acceptance import documents
 from tests.acceptance.documents import Block, blocks
@@ -120,7 +122,7 @@ def test_the_task_type_of_the_readme_runs(cluster: Cluster, tmp_path: Path) -> N
     assert result["worker_device_id"] == "own"
 
 
-# --- what stands between the blocks ----------------------------------------------------------------
+# --- what stands between the blocks ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -130,9 +132,16 @@ def test_the_links_between_the_documents_lead_somewhere(path: Path) -> None:
     assert [link for link in local if not (path.parent / link).exists()] == []
 
 
+@functools.cache
+def help_of(verb: str) -> str:
+    """What a verb says of itself."""
+    done = run(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_the_commands_and_flags_that_are_named_exist(path: Path) -> None:
-    helps: dict[str, str] = {}
     for code in re.findall(r"`([^`\n]+)`", path.read_text("utf-8")):
         words = code.split()
         if words[0] in COMMANDS:
@@ -142,12 +151,8 @@ def test_the_commands_and_flags_that_are_named_exist(path: Path) -> None:
         else:
             continue
         assert verb in VERBS, code
-        if verb not in helps:
-            done = run(verb, "--help")
-            assert done.returncode == 0, done.stderr
-            helps[verb] = done.stdout
         for flag in re.findall(r"--[a-z][a-z-]*", code):
-            assert flag in helps[verb], code
+            assert flag in help_of(verb), code
 
 
 def test_the_addresses_that_are_named_are_served(rest: Rest) -> None:
@@ -159,8 +164,6 @@ def test_the_addresses_that_are_named_are_served(rest: Rest) -> None:
 
 
 def test_the_numbers_of_operations_are_the_ones_that_are_given(cluster: Cluster) -> None:
-    from retire_cluster.broker.client import AdminClient
-
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
     listed = text.partition("admin operation `metrics`: `")[2].partition("`.")[0]
     names = {re.sub(r"[\[{].*", "", word.strip()) for word in re.split(r",(?![^{]*})", listed)}
@@ -172,8 +175,6 @@ def test_the_numbers_of_operations_are_the_ones_that_are_given(cluster: Cluster)
 
 
 def test_a_copy_made_while_it_runs_is_whole(cluster: Cluster, tmp_path: Path) -> None:
-    import sqlite3
-
     assert '`sqlite3 cluster.db ".backup copy.db"`' in (ROOT / "docs/operations.md").read_text()
     original = sqlite3.connect(cluster.data_dir / "cluster.db")
     copy = sqlite3.connect(tmp_path / "cluster.db")
@@ -194,5 +195,3 @@ def test_a_copy_made_while_it_runs_is_whole(cluster: Cluster, tmp_path: Path) ->
         assert another.rest.ask("GET", "/api/v1/tasks").json["pagination"]["total_items"] == tasks
     finally:
         assert another.close() == 0
-
-

@@ -90,15 +90,13 @@ class Facade:
 
     def __init__(self, cluster: Cluster, folder: Path, line: str, **environ: str) -> None:
         environ = {
+            "PATH": documents.command_environment()["PATH"],
             "RETIRE_CLUSTER_CLUSTER_PORT": str(cluster.admin_port),
             "RETIRE_CLUSTER_API_RATE_LIMIT": "false",
             "RETIRE_CLUSTER_DATA_DIR": str(folder / "data"),
             **environ,
         }
-        path = documents.command_environment()["PATH"]
-        self.process = Process(
-            folder / "log", line, command=["bash", "-c"], PATH=path, **environ
-        )
+        self.process = Process(folder / "log", line, command=["bash", "-c"], environ=environ)
 
     def serving(self) -> Rest:
         """It, once it says where it listens."""
@@ -124,7 +122,7 @@ def facade(cluster: Cluster, folder: Path, line: str, **environ: str) -> Iterato
     assert code == 0
 
 
-# --- the list of blocks ----------------------------------------------------------------------------
+# --- the list of blocks ---------------------------------------------------------------------------
 
 
 def http_exchanges() -> list[tuple[Block, Block | None, Block | None]]:
@@ -158,7 +156,7 @@ def test_every_block_of_the_document_is_treated() -> None:
         assert not name.startswith("test_") or callable(globals()[name])
 
 
-# --- requests and answers --------------------------------------------------------------------------
+# --- requests and answers -------------------------------------------------------------------------
 
 
 def sent(rest: Rest, request: Block, body: Block | None, **ids: str) -> Answer:
@@ -269,7 +267,7 @@ def test_the_base_address(rest: Rest) -> None:
     assert {"api_version", "server_info", "features", "endpoints"} <= set(data)
 
 
-# --- commands --------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def test_the_basic_usage(rest: Rest) -> None:
@@ -364,7 +362,7 @@ def test_debug_mode(cluster: Cluster, tmp_path: Path) -> None:
         assert refused[0]["request_id"] == broken.json["request_id"]
 
 
-# --- clients ---------------------------------------------------------------------------------------
+# --- clients --------------------------------------------------------------------------------------
 
 
 def test_the_python_sdk(rest: Rest) -> None:
@@ -434,7 +432,7 @@ def test_the_address_of_the_websocket_sends_events_to_any_client(rest: Rest) -> 
         assert [u["task_id"] for u in updates if u.get("type") == "task.success"] == [task_id]
 
 
-# --- limits, metrics, log --------------------------------------------------------------------------
+# --- limits, metrics, log -------------------------------------------------------------------------
 
 
 def test_the_headers_of_the_rate_limit(cluster: Cluster, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pytest
 import requests
 
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0
 
 
 @dataclass
@@ -191,7 +191,11 @@ def start_cluster(data_dir: Path, *flags: str) -> Cluster:
     """`retire-cluster up` on ports that the system picks, ready to work."""
     ports = [f"--{name}=0" for name in ("port", "cluster-port", "worker-port", "event-port")]
     process = launch("retire_cluster.cli.main", "up", *ports, "--data-dir", str(data_dir), *flags)
-    url = process.wait_for("ready ").removeprefix("ready ").strip()
+    try:
+        url = process.wait_for("ready ").removeprefix("ready ").strip()
+    except AssertionError:
+        process.stop()
+        raise
     endpoints = json.loads((data_dir / "endpoints.json").read_text("utf-8"))
     return Cluster(Api(url), data_dir, endpoints, process)
 

@@ -136,7 +136,7 @@ def test_arguments_nested_very_deep_are_refused_and_nothing_breaks(
     for op in ("task.submit", "task.list", "config.update", "events.poll", "rate.hit"):
         for depth in (200, 300, 900):
             args = '{"task":' + '{"metadata":' * depth + "1" + "}" * depth + "}"
-            header = '{"id":1,"op":"%s","args":%s}' % (op, args)
+            header = '{"id":1,"op":"' + op + '","args":' + args + "}"
             raw.socket.send_multipart(
                 [b"RCA1", b"CALL", header.encode(), *wire.pack_blobs([b"{}"])]
             )
@@ -219,9 +219,8 @@ def bus_corpus() -> list[list[bytes]]:
     return found
 
 
-def admin_corpus() -> list[list[bytes]]:
+def admin_corpus(task_id: str) -> list[list[bytes]]:
     """A call of most operations."""
-    task_id = "018bcfe5-6800-7555-9555-550000000001"
     calls: list[tuple[str, dict[str, Any], int]] = [
         ("broker.info", {}, 0),
         ("metrics", {}, 0),
@@ -236,6 +235,9 @@ def admin_corpus() -> list[list[bytes]]:
         ("task.list", {"page": 2, "status": "queued", "after": task_id}, 0),
         ("task.get", {"task_id": task_id}, 0),
         ("task.cancel", {"task_id": task_id}, 0),
+        ("task.retry", {"task_id": task_id}, 0),
+        ("task.result", {"task_id": task_id}, 0),
+        ("task.explain", {"task_id": task_id}, 0),
         ("task.wait", {"task_ids": [task_id], "timeout_seconds": 0.0}, 0),
         ("task.statistics", {}, 0),
         ("config.update", {"section": "heartbeat", "values": {"interval": 5}}, 0),
@@ -297,11 +299,12 @@ def twist(rng: random.Random, value: Any) -> Any:
 def test_random_mutations_on_both_sockets_leave_the_broker_alive_and_small(
     start_main: Callable[..., MainProcess], seed: int
 ) -> None:
-    main = start_main("--store", "memory://")
+    main = start_main("--store", "memory://", "--debug")
     client = main.ready()
     process = psutil.Process(main.process.pid)
     rng = random.Random(seed)
-    corpora = {"worker_port": bus_corpus(), "admin_port": admin_corpus()}
+    (task_id,) = client.call("task.submit", {"task": {"task_type": "sleep"}}, [b"{}"])["task_ids"]
+    corpora = {"worker_port": bus_corpus(), "admin_port": admin_corpus(task_id)}
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
     def rain(count: int) -> None:
@@ -330,9 +333,9 @@ def test_random_mutations_on_both_sockets_leave_the_broker_alive_and_small(
     assert counters["malformed"] > 500
     assert process.memory_info().rss - before < GROWTH_BYTES
     # No message made the broker lose its state, and nothing was logged as unexpected.
-    assert epoch(client) == first_epoch
     said = main.said()
-    assert "Traceback" not in said
+    assert "a turn failed" not in said, said[-3000:]
+    assert epoch(client) == first_epoch
     assert said.count("malformed") < 100, "it is logged once a peer"
     (task_id,) = client.call("task.submit", {"task": {"task_type": "echo"}}, [b"{}"])["task_ids"]
     assert client.call("task.get", {"task_id": task_id})["payload"] == {}

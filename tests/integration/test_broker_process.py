@@ -100,7 +100,7 @@ def test_a_port_that_is_taken_is_one_line(start_main: Start) -> None:
         ("[server", "main.toml"),
         ("[server]\nprot = 1\n", "server.prot"),
         ("[nonsense]\na = 1\n", "nonsense"),
-        ("[server]\nport = 'x'\n", "server.port"),
+        ("[server]\nmax_connections = 'x'\n", "server.max_connections"),
         ("[heartbeat]\ninterval = 0\n", "heartbeat.interval"),
         ("[heartbeat]\ntimeout = 2\n", "heartbeat.timeout"),
         ("[database]\nurl = 'postgres://x'\n", "postgres://x"),

@@ -1,0 +1,339 @@
+// Drives the dashboard in a headless Chromium: `node dashboard.mjs MODULES CHROMIUM URL SCENARIO [FOLDER]`.
+// Prints one JSON object; a failed expectation is an exit with its text.
+import { createRequire } from "node:module";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const [modules, chromiumPath, base, scenario, folder = ""] = process.argv.slice(2);
+const require = createRequire(join(modules, "package.json"));
+const { chromium } = require("playwright-core");
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
+
+const problems = [];
+const requests = [];
+let weight = 0;
+
+function expect(condition, text) {
+  if (!condition) throw new Error(text);
+}
+
+function watch(page) {
+  page.on("console", (message) => {
+    // A refused request is also written to the console by the browser; the scenarios look at those.
+    if (["error", "warning"].includes(message.type()) && !/Failed to load resource/.test(message.text())) problems.push(`${message.type()}: ${message.text()}`);
+  });
+  page.on("pageerror", (error) => problems.push(`exception: ${error.message}`));
+  page.on("request", (request) => requests.push(new URL(request.url())));
+  page.on("response", async (response) => {
+    const path = new URL(response.url()).pathname;
+    if (path.startsWith("/ui/") && path !== "/ui/session" && response.status() === 200) weight += (await response.body().catch(() => "")).length;
+  });
+}
+
+async function open(context, hash = "#/") {
+  const page = await context.newPage();
+  page.setDefaultTimeout(20000);
+  watch(page);
+  await page.goto(`${base}/ui/${hash}`);
+  await page.locator("main h1").waitFor();
+  return page;
+}
+
+const api = async (method, path, body) => {
+  const answer = await fetch(`${base}/api/v1/${path}`, { method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) });
+  return (await answer.json()).data;
+};
+const post = (body) => api("POST", "tasks", body);
+const live = (page, state = "live") => page.locator(`#live[data-state=${state}]`).waitFor();
+const chip = (page, status) => page.locator(`main .head .chip[data-status=${status}]`).waitFor();
+
+const scenarios = {
+  async submit(context) {
+    const page = await open(context, "#/submit?type=sleep");
+    await live(page);
+    await page.getByLabel("duration").fill("1.5");
+    await page.getByRole("button", { name: "Submit", exact: true }).click();
+    await chip(page, "running");
+    await chip(page, "success");
+    await page.getByText('"slept_for": 1.5').waitFor();
+  },
+
+  async refused(context) {
+    const page = await open(context, "#/submit?type=sleep");
+    await page.getByLabel("duration").fill("-4");
+    await page.getByRole("button", { name: "Submit", exact: true }).click();
+    const error = page.locator("#f-payload-duration-error");
+    await error.waitFor();
+    expect(await page.getByLabel("duration").getAttribute("aria-invalid") === "true", "the field is not marked");
+    await page.goto(`${base}/ui/#/submit?type=http_request`);
+    await page.getByLabel("url").fill("");
+    await page.getByRole("button", { name: "Submit", exact: true }).click();
+    await page.getByText("is needed").waitFor();
+  },
+
+  async cancel(context) {
+    const { task_id: id } = await post({ task_type: "sleep", payload: { duration: 300 } });
+    const page = await open(context, `#/tasks/${id}`);
+    await chip(page, "running");
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await chip(page, "cancelled");
+    await page.getByRole("button", { name: "Retry" }).click();
+    await chip(page, "running");
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await chip(page, "cancelled");
+  },
+
+  async explain(context) {
+    const { task_id: id } = await post({ task_type: "echo", payload: {}, requirements: { required_tags: ["no-such-tag"] } });
+    const page = await open(context, `#/tasks/${id}`);
+    const why = page.locator(".why");
+    await why.getByText("No device can run it as things are.").waitFor();
+    await why.getByText("missing tag no-such-tag").waitFor();
+    expect((await why.textContent()).includes("2 devices"), "it does not say how many");
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await chip(page, "cancelled");
+    expect(await why.count() === 0, "an ended task still explains");
+  },
+
+  async many(context) {
+    for (let i = 0; i < 3; i += 1) await post({ task_type: "python_eval", payload: { expression: "1/0" }, requirements: { max_retries: 0 } });
+    const page = await open(context, "#/tasks?status=failed&task_type=python_eval");
+    await page.locator("tbody tr").nth(2).waitFor();
+    await page.getByLabel("Choose all on this page").check();
+    await page.getByRole("button", { name: "Retry 3" }).click();
+    await page.getByRole("heading", { name: "Retry 3 tasks?" }).waitFor();
+    await page.getByRole("button", { name: "Retry 3 tasks" }).click();
+    await page.getByText("Retry: all 3 done").waitFor();
+  },
+
+  async lists(context) {
+    await api("POST", "tasks/batch", { tasks: Array(60).fill({ task_type: "echo", payload: {} }) });
+    const page = await open(context, "#/tasks?task_type=echo");
+    await page.getByText("page 1 of").waitFor();
+    await page.getByRole("link", { name: "older" }).click();
+    await page.getByText("page 2 of").waitFor();
+    await page.getByLabel("Status, type, priority, device").fill("success echo normal");
+    await page.keyboard.press("Enter");
+    await page.waitForURL(/status=success/);
+    expect(/task_type=echo/.test(page.url()) && /priority=normal/.test(page.url()), page.url());
+    const lists = requests.filter((url) => /\/tasks$/.test(url.pathname));
+    expect(lists.every((url) => url.searchParams.get("page_size") === "25"), "paging is not the server's");
+  },
+
+  async phone(context) {
+    const { task_id: id } = await post({ task_type: "system_info", payload: {} });
+    const page = await open(context);
+    await page.locator(".timeline li").first().waitFor();
+    const [device] = await api("GET", "devices");
+    for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=command", "#/config"]) {
+      await page.goto(`${base}/ui/${hash}`);
+      await page.locator("main h1").waitFor();
+      await page.waitForTimeout(600);
+      const { wide, cards } = await page.evaluate(() => ({ wide: document.documentElement.scrollWidth - innerWidth, cards: [...document.querySelectorAll("main table tr")].every((row) => getComputedStyle(row).display !== "table-row") }));
+      expect(wide <= 0, `${hash} is ${wide} px too wide`);
+      expect(cards, `${hash} shows tables, not cards`);
+    }
+  },
+
+  async themes(context) {
+    const page = await open(context);
+    const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number)[0]);
+    await page.emulateMedia({ colorScheme: "dark" });
+    expect(await ground() < 60, "the system's dark is not followed");
+    await page.emulateMedia({ colorScheme: "light" });
+    expect(await ground() > 200, "the system's light is not followed");
+    await page.locator("#theme").click();
+    expect(await ground() < 60, "the button does not switch");
+    await page.reload();
+    await page.locator("main h1").waitFor();
+    expect(await ground() < 60, "the choice is forgotten");
+  },
+
+  async keyboard(context) {
+    const page = await open(context);
+    await live(page);
+    const press = async (...keys) => { for (const key of keys) await page.keyboard.press(key); };
+    await press("?");
+    await page.getByRole("heading", { name: "Keyboard" }).waitFor();
+    await press("Escape");
+    await press("g", "s");
+    await page.getByRole("heading", { name: "Submit a task" }).waitFor();
+    await page.locator("form.submit").waitFor();
+    await press("j", "j", "Enter");
+    await page.waitForURL(/type=sleep/);
+    await page.getByLabel("duration").waitFor();
+    for (let i = 0; i < 40 && !(await page.evaluate(() => document.activeElement.id === "f-payload-duration")); i += 1) await press("Tab");
+    await page.keyboard.press("Control+a");
+    await page.keyboard.type("0.4");
+    await press("Enter");
+    await chip(page, "success");
+    await press("g", "t");
+    await page.locator("tbody tr").first().waitFor();
+    await press("j", "x");
+    await page.getByText("1 task chosen").waitFor();
+    await press("/");
+    expect(await page.evaluate(() => document.activeElement.name) === "q", "/ does not focus the filter");
+    await page.keyboard.type("sleep");
+    await press("Enter");
+    await page.waitForURL(/task_type=sleep/);
+    await press("Escape", "j", "Enter");
+    await page.waitForURL(/tasks\/[0-9a-f-]{36}$/);
+    await press("g", "d");
+    await page.locator("table.devices tbody tr").first().waitFor();
+    await press("j", "Enter");
+    await page.getByRole("button", { name: "Ping" }).waitFor();
+    const outline = await page.evaluate(() => { document.querySelector("main a").focus(); return getComputedStyle(document.activeElement).outlineStyle; });
+    expect(outline !== "none", "focus cannot be seen");
+  },
+
+  async axe(context) {
+    const { task_id: id } = await post({ task_type: "echo", payload: {}, requirements: { required_tags: ["none-has-it"] } });
+    const page = await open(context);
+    const [device] = await api("GET", "devices");
+    const source = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+    for (const scheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
+      for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=http_request", "#/config"]) {
+        await page.goto(`${base}/ui/${hash}`);
+        await page.locator("main h1").waitFor();
+        await page.waitForTimeout(700);
+        await page.evaluate(source);
+        const { violations } = await page.evaluate(() => window.axe.run());
+        for (const { id: rule, impact, nodes } of violations) {
+          if (["serious", "critical"].includes(impact)) problems.push(`axe ${scheme} ${hash}: ${rule}: ${nodes.slice(0, 3).map((node) => `${node.target} ${node.failureSummary?.split("\n")[1]?.trim() || ""}`).join(" | ")}`);
+        }
+      }
+    }
+    await api("POST", `tasks/${id}/cancel`, {});
+  },
+
+  async weight(context) {
+    const found = {};
+    for (const hash of ["#/", "#/devices", "#/tasks", "#/submit", "#/config"]) {
+      weight = 0;
+      const page = await context.newPage();
+      const cdp = await context.newCDPSession(page);
+      await cdp.send("Network.setCacheDisabled", { cacheDisabled: true });
+      watch(page);
+      await page.goto(`${base}/ui/${hash}`);
+      await page.locator("main h1").waitFor();
+      await page.waitForTimeout(500);
+      found[hash] = weight;
+      expect(weight > 20000 && weight <= 100 * 1024, `${hash} weighs ${weight} bytes`);
+      await page.close();
+    }
+    const foreign = requests.filter((url) => url.host !== new URL(base).host);
+    expect(!foreign.length, `asks elsewhere: ${foreign}`);
+    return found;
+  },
+
+  async poll(context) {
+    await context.addInitScript(() => { window.WebSocket = class { constructor() { throw new Error("none here"); } }; });
+    const page = await open(context);
+    // The poll's first answer is what makes it live, and it waits for something to happen.
+    await post({ task_type: "echo", payload: {} });
+    await live(page, "polling");
+    const { task_id: id } = await post({ task_type: "sleep", payload: { duration: 1 } });
+    await page.goto(`${base}/ui/#/tasks/${id}`);
+    await chip(page, "success");
+  },
+
+  async frugal(context) {
+    const page = await open(context);
+    await live(page);
+    await page.waitForTimeout(1500);
+    const before = requests.length;
+    for (let i = 0; i < 8; i += 1) {
+      await api("POST", "tasks/batch", { tasks: Array(40).fill({ task_type: "echo", payload: { i } }) });
+      await page.waitForTimeout(1000);
+    }
+    await page.waitForFunction(() => Number(document.querySelector(".tiles .tile:nth-child(4) strong").textContent) >= 320);
+    const limited = requests.slice(before).filter((url) => url.pathname.startsWith("/api/") && !url.pathname.endsWith("/events"));
+    expect(limited.length <= 6, `${limited.length} requests: ${limited.map((url) => url.pathname)}`);
+    return { limited: limited.length };
+  },
+
+  async signin(context) {
+    const page = await open(context, "#/config");
+    await page.getByRole("heading", { name: "Sign in" }).waitFor();
+    const enter = async (key) => {
+      await page.getByLabel("API key").fill(key);
+      await page.getByRole("dialog").getByRole("button", { name: "Sign in" }).click();
+    };
+    await enter("not-the-key");
+    await page.getByText("This API key is not valid").waitFor();
+    await enter("the-key-of-this-test");
+    await page.getByRole("button", { name: "Reset to defaults…" }).waitFor();
+    const [cookie] = await context.cookies();
+    expect(cookie.httpOnly && cookie.sameSite === "Strict", JSON.stringify(cookie));
+    expect(!(await page.evaluate(() => document.cookie)), "a script can read the cookie");
+    await page.getByLabel("Interval").fill("4");
+    await page.locator("form", { hasText: "Interval" }).getByRole("button", { name: "Save" }).click();
+    await page.getByText("Heartbeat saved").waitFor();
+    await page.reload();
+    await page.getByRole("button", { name: "Reset to defaults…" }).click();
+    await page.getByRole("button", { name: "Reset", exact: true }).click();
+    await page.getByText("The configuration is reset").waitFor();
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByRole("button", { name: "Sign in" }).waitFor();
+    expect(!(await context.cookies()).length, "the cookie is still there");
+  },
+
+  async newcomer(context) {
+    const page = await open(context);
+    await page.getByRole("heading", { name: "No devices yet" }).waitFor();
+    await page.getByText(/retire-cluster-worker --join \S+:\d+/).first().waitFor();
+    await page.goto(`${base}/ui/#/tasks`);
+    await page.getByRole("button", { name: "Send an echo" }).click();
+    await page.locator(".why").getByText("No device has joined the cluster yet.").waitFor();
+  },
+
+  async device(context) {
+    const page = await open(context, "#/devices");
+    await page.locator("table.devices tbody tr").first().waitFor();
+    const name = (await page.locator("table.devices tbody b").first().textContent()).trim();
+    await page.getByRole("link", { name }).click();
+    await page.getByRole("button", { name: "Ping" }).click();
+    await page.getByText(`${name} answered in`).waitFor();
+    await page.locator(".meter .spark").first().waitFor();
+    await page.getByRole("button", { name: "Remove…" }).click();
+    await page.getByRole("button", { name: "Keep as it is" }).click();
+    await page.getByRole("button", { name: "Remove…" }).click();
+    await page.getByRole("button", { name: "Remove it" }).click();
+    await page.getByText(`${name} is removed`).waitFor();
+    await page.waitForURL(/#\/devices$/);
+    await page.locator("table.devices tbody tr", { hasText: name }).waitFor({ state: "detached" });
+  },
+
+  async pictures(context) {
+    const page = await open(context);
+    await page.waitForTimeout(3000);
+    await page.setViewportSize({ width: 1320, height: 1080 });
+    for (const scheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme: scheme });
+      await page.waitForTimeout(1300);
+      await page.screenshot({ path: join(folder, `dashboard-${scheme}.png`) });
+    }
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.setViewportSize({ width: 390, height: 844 });
+    await page.waitForTimeout(1300);
+    await page.screenshot({ path: join(folder, "dashboard-phone.png") });
+  },
+};
+
+const profile = mkdtempSync(join(tmpdir(), "dashboard-"));
+const viewport = scenario === "phone" ? { width: 360, height: 740 } : { width: 1280, height: 900 };
+const context = await chromium.launchPersistentContext(profile, { executablePath: chromiumPath, headless: true, args: FLAGS, viewport, colorScheme: "light" });
+let code = 0;
+try {
+  const found = await scenarios[scenario](context);
+  if (problems.length) throw new Error(problems.join("\n"));
+  console.log(JSON.stringify(found || {}));
+} catch (error) {
+  console.error(`${scenario}: ${error.message}\n${problems.join("\n")}\nat ${context.pages().map((page) => page.url())}\n${error.stack.split("\n").find((line) => line.includes("dashboard.mjs")) || ""}`);
+  code = 1;
+}
+await context.close().catch(() => {});
+rmSync(profile, { recursive: true, force: true });
+process.exit(code);

@@ -1,0 +1,141 @@
+"""The records of the worker bus: what is written is read again, what does not fit is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas.jsontext import dumps, loads
+from retire_cluster.schemas.messages import HeartbeatConfig, Held
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.wire import WireError
+
+KEY = (7, 1, 2**53 - 1, 3)
+CONFIG = HeartbeatConfig(2, 5.0, 30.0, 3)
+FROM_DEVICE: list[Any] = [
+    msg.Hello(
+        1, "box", "i", "s", "1", "worker", "linux", "h", ("a", "b"), 2, {"cpu_count": 4},
+        tuple(BUILTIN.values()), (Held(KEY, True, 1.5),), (KEY,), False, 12.0,
+    ),
+    msg.Heartbeat(
+        "s", 1, {"cpu_percent": 1.0}, (Held(KEY, False, 0.0),), False, "hot", 2.5, 3, "e"
+    ),
+    msg.Heartbeat("s", 2),
+    msg.Started("s", (KEY, KEY)),
+    msg.Progress("s", (msg.ProgressItem(KEY, None, "x"), msg.ProgressItem(KEY, 99.5, ""))),
+    msg.Finished("s", 4, (
+        msg.FinishedItem(KEY, "failed", 0.5, "error", "why"),
+        msg.FinishedItem(KEY, "success", 0.0, None, None),
+    )),
+    msg.ConfigAck("s", 1),
+    msg.Pong("s", 2**48),
+    msg.Drain("s", "why"),
+    msg.Goodbye("s", "why"),
+]  # fmt: skip
+FROM_BROKER: list[Any] = [
+    msg.Welcome("s", 3, (KEY,), (KEY, KEY), CONFIG),
+    msg.Reject("s", "register", "say HELLO", 10.0),
+    msg.Reject("", "wrong_port", "there"),
+    msg.HeartbeatAck("s", 1, 2),
+    msg.Assign("s", (msg.AssignItem(KEY, "id", "echo", 300),)),
+    msg.FinishedAck("s", 1),
+    msg.Cancel("s", (KEY,), "timeout"),
+    msg.Abandon("s", (KEY,)),
+    msg.Config("s", CONFIG),
+    msg.Ping("s", 5),
+    msg.Drain("s", "why"),
+    msg.Resume("s"),
+]
+BOTH = [(msg.read_from_device, one) for one in FROM_DEVICE]
+BOTH += [(msg.read_from_broker, one) for one in FROM_BROKER]
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=10),
+    st.just([]),
+    st.just({}),
+    st.lists(st.integers(0, 9), max_size=9),
+    st.just({"a": [1]}),
+)
+
+
+@pytest.mark.parametrize(("read", "message"), BOTH)
+def test_what_is_written_is_read_again(read: Any, message: Any) -> None:
+    verb, header = message.write()
+    assert read(verb, loads(dumps(header))) == message
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of everything inside a JSON value."""
+    found = [path] if path else []
+    steps = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        steps = tuple(enumerate(value))
+    for step, inner in steps:
+        found += places(inner, (*path, step))
+    return found
+
+
+@given(st.sampled_from(BOTH), st.data())
+def test_any_value_in_any_place_is_read_or_refused_but_never_breaks(
+    pair: tuple[Any, Any], data: st.DataObject
+) -> None:
+    read, message = pair
+    verb, header = message.write()
+    document = copy.deepcopy(loads(dumps(header)))
+    *parents, last = data.draw(st.sampled_from(places(document)))
+    inside = document
+    for step in parents:
+        inside = inside[step]
+    if data.draw(st.booleans()):
+        inside[last] = data.draw(ODD)
+    else:
+        del inside[last]
+    with contextlib.suppress(WireError):
+        read(verb, document)
+
+
+@pytest.mark.parametrize("read", [msg.read_from_device, msg.read_from_broker])
+def test_an_unknown_verb_is_refused(read: Any) -> None:
+    with pytest.raises(WireError, match="unknown verb b'SHOUT'"):
+        read(b"SHOUT", {})
+
+
+@pytest.mark.parametrize(
+    ("verb", "header", "field"),
+    [
+        (b"STARTED", {"session": "s", "items": [[1, 1, 1]]}, "items"),
+        (b"STARTED", {"session": "s", "items": [[0, 1, 1, 1]]}, "items"),
+        (b"STARTED", {"session": "s", "items": [[1, 1, 2**53 + 1, 1]]}, "items"),
+        (b"STARTED", {"session": "s", "items": [[True, 1, 1, 1]]}, "items"),
+        (b"STARTED", {"session": "s", "items": [[1, 1, 1, 1]] * 20_001}, "items"),
+        (b"STARTED", {"items": []}, "session"),
+        (b"FINISHED", {"session": "s", "batch": 1, "items": [[*KEY, {}, 1, None, None]]}, "items"),
+        (b"FINISHED", {"session": "s", "batch": 1, "items": [[*KEY, "failed", 1, {}, None]]},
+         "items"),
+        (b"FINISHED", {"session": "s", "batch": -1, "items": []}, "batch"),
+        (b"PROGRESS", {"session": "s", "items": [[*KEY, 101, ""]]}, "percent"),
+        (b"HEARTBEAT", {"session": "s", "beat": 1.0}, "beat"),
+        (b"HEARTBEAT", {"session": "s", "beat": 1, "rtt_ms": -1}, "rtt_ms"),
+    ],
+)  # fmt: skip
+def test_a_header_that_does_not_fit_names_the_field(
+    verb: bytes, header: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(WireError, match=field):
+        msg.read_from_device(verb, header)
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 100_000])
+def test_long_texts_are_cut_not_refused(size: int) -> None:
+    found = msg.read_from_device(b"DRAIN", {"session": "s" * size, "reason": "r" * size})
+    assert isinstance(found, msg.Drain)
+    assert (len(found.session), len(found.reason)) == (100, min(size, 500))
