@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict
 from typing import Any
 
 from retire_cluster.broker.rows import DeviceRow
@@ -203,7 +202,7 @@ class Device:
         self.dirty = False
         document = {name: getattr(self, name) for name in _KEPT}
         document["tags"] = sorted(self.tags)
-        document["types"] = [asdict(info) for info in self.types.values()]
+        document["types"] = [dict(vars(info)) for info in self.types.values()]
         return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
 
     @classmethod

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
+from retire_cluster.schemas.vocabulary import PRIORITIES, TERMINAL, TaskStatus
 
 STATUSES = tuple(TaskStatus)
 _CODE = {status: code for code, status in enumerate(STATUSES, 1)}
+_ENDED = frozenset(_CODE[status] for status in TERMINAL)
 #: Column code of a number that has no task (never used, or deleted).
 _ABSENT = 0
 NO_DEVICE = 0
@@ -168,6 +169,10 @@ class Ledger:
             for line, count in self._cube.items()
             if all(want is None or want == got for want, got in zip(test, line, strict=True))
         )
+
+    def ended(self) -> int:
+        """How many retained tasks have ended."""
+        return sum(count for (code, _, _, _), count in self._cube.items() if code in _ENDED)
 
     def by_status(self) -> dict[str, int]:
         """Count of every status, zeros included."""

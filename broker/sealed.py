@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from retire_cluster.broker.rows import DispatchRow, IndexRow, LiveRow, SubmissionRow
+from retire_cluster.broker.rows import DispatchRow, IndexRow, LiveRow, SubmissionRow, TaskRow
 from retire_cluster.schemas.vocabulary import TERMINAL
 
 ENDED: Final = frozenset(status.value for status in TERMINAL)
@@ -105,6 +105,14 @@ _LIVE_KINDS: Final = (int, int, str, int, int, int, bytes)
 def is_sane(row: Sequence[Any]) -> bool:
     """Whether what is used of a live task before its payload is read can be used."""
     return 0 <= row[3] <= 3 if all(map(isinstance, row, _LIVE_KINDS)) else False
+
+
+def showable(head: TaskRow) -> TaskRow:
+    """A task's head as lists can show it, whatever happened to it."""
+    if type(head.task_type) is str and head.priority in (0, 1, 2, 3):
+        return head
+    kind = head.task_type if type(head.task_type) is str else UNREADABLE
+    return head._replace(task_type=kind, priority=1)
 
 
 def index_row(row: Sequence[Any]) -> IndexRow:

@@ -280,45 +280,56 @@ class ClusterState:
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` naming the first rule that does not hold."""
+        # Messages are made only when they are needed: tests call this after every event.
         queued = 0
         for number, task in self.tasks.items():
-            name = f"task {number} ({task.status.value})"
-            assert task.number == number, f"{name} is filed under another number"
-            assert task.status not in TERMINAL, f"{name} has ended and is still in memory"
-            assert self.ledger.status(number) is task.status, f"{name} differs in the ledger"
-            held = task.status in (TaskStatus.ASSIGNED, TaskStatus.RUNNING)
-            assert held == (task.dispatch is not None), f"{name} and its lease disagree"
+            status = task.status
+            assert task.number == number, f"{_name(task)} is filed under {number}"
+            assert status not in TERMINAL, f"{_name(task)} has ended and is still in memory"
+            assert self.ledger.status(number) is status, f"{_name(task)} differs in the ledger"
+            running = status is TaskStatus.RUNNING
+            held = running or status is TaskStatus.ASSIGNED
+            assert held == (task.dispatch is not None), f"{_name(task)} and its lease disagree"
             if held:
                 device = task.device
-                assert device is not None, f"{name} has no device"
-                assert device.attempts.get(number) is task, f"{name} is not on its device"
-                assert self.devices.get(device.device_id) is device, f"{name} is on a stranger"
-            running = task.status is TaskStatus.RUNNING
-            assert running == (number in self.running), f"{name} and `running` disagree"
-            queued += task.status is TaskStatus.QUEUED
-        sizes = sum(cls.lanes.size for cls in self.classes.values())
-        assert sizes == queued, f"{queued} tasks are queued, the backlogs count {sizes}"
+                assert device is not None, f"{_name(task)} has no device"
+                assert device.attempts.get(number) is task, f"{_name(task)} is not on its device"
+                assert self.devices.get(device.device_id) is device, (
+                    f"{_name(task)} is on a stranger"
+                )
+            assert running == (number in self.running), f"{_name(task)} and `running` disagree"
+            queued += status is TaskStatus.QUEUED
+        sizes = 0
         for cls in self.classes.values():
-            waits = cls.lanes.size > 0
-            assert not waits or cls.key in self.waiting, f"{cls.key} is not looked at"
+            size = cls.lanes.size
+            sizes += size
+            assert not size or cls.key in self.waiting, f"{cls.key} is not looked at"
+        assert sizes == queued, f"{queued} tasks are queued, the backlogs count {sizes}"
+        online = 0
         for device in self.devices.values():
-            name = f"device {device.device_id}"
-            used = sum(device.units_of(task.spec.task_type) for task in device.attempts.values())
-            assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
-            for number, task in device.attempts.items():
-                assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
-                assert task.device is device, f"{name} holds task {number}, which is elsewhere"
-                assert task.dispatch is not None, f"{name} holds task {number}, which was let go"
-            if device.ready and device.free_units > 0:
-                assert device.device_id in self.free, f"{name} has room and is not free"
-            assert not device.online or self.connections.get(device.routing) is device, (
-                f"{name} is online without a connection"
-            )
-        online = sum(device.online for device in self.devices.values())
+            self._check_device(device)
+            online += device.online
         assert online == self.online_count, f"{online} are online, counted {self.online_count}"
-        by_status = self.ledger.by_status()
-        ended = sum(by_status[status.value] for status in TERMINAL)
-        assert self.ledger.total - ended == len(self.tasks), "the ledger and memory disagree"
+        lives = self.ledger.total - self.ledger.ended()
+        assert lives == len(self.tasks), f"the ledger has {lives} live tasks, not all are here"
+
+    def _check_device(self, device: Device) -> None:
+        name = device.device_id
+        used = 0
+        for number, task in device.attempts.items():
+            used += device.units_of(task.spec.task_type)
+            assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
+            assert task.device is device, f"{name} holds task {number}, which is elsewhere"
+            assert task.dispatch is not None, f"{name} holds task {number}, which was let go"
+        assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
+        if device.online:
+            assert self.connections.get(device.routing) is device, f"{name} has no connection"
+            if device.ready and device.free_units > 0:
+                assert name in self.free, f"{name} has room and is not free"
+
+
+def _name(task: Task) -> str:
+    return f"task {task.number} ({task.status.value})"
 
 
 Handler = Callable[[ClusterState, Any, ev.Now], None]

@@ -365,7 +365,7 @@ class SQLiteStore:
                 f" from tasks where number in ({marks})",
                 part,
             ):
-                found[row[0]] = TaskRow(*row)
+                found[row[0]] = sealed.showable(TaskRow(*row))
         return found
 
     def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:

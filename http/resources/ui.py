@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -120,12 +121,12 @@ class Session(Resource):
         if self._access.required:
             if identity.key is None:
                 raise Unauthorized("This API key is not valid")
-            _set_cookie(req, resp, cookie_value(key), SESSION_SECONDS)
+            _set_cookie(req, resp, cookie_value(key))
         answer(req, resp, self._facts(identity), message="Signed in")
 
     def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Forget the cookie."""
-        _set_cookie(req, resp, "", 0)
+        _set_cookie(req, resp, "")
         identity = Identity(req.context.identity.peer, None)
         answer(req, resp, self._facts(identity), message="Signed out")
 
@@ -143,13 +144,16 @@ class Session(Resource):
         }
 
 
-def _set_cookie(req: falcon.Request, resp: falcon.Response, value: str, seconds: int) -> None:
+def _set_cookie(req: falcon.Request, resp: falcon.Response, value: str) -> None:
+    # Falcon leaves out a Max-Age of 0, so forgetting goes by the date.
+    past = None if value else datetime(1970, 1, 1, tzinfo=timezone.utc)
     through_proxy = req.context.identity.peer.through_proxy
     forwarded = req.get_header("X-Forwarded-Proto", default="") if through_proxy else ""
     resp.set_cookie(
         SESSION_COOKIE,
         value,
-        max_age=seconds,
+        expires=past,
+        max_age=SESSION_SECONDS if value else None,
         path="/",
         secure=req.scheme == "https" or forwarded.strip().lower() == "https",
         http_only=True,

@@ -1,1 +1,1 @@
-"""The dashboard's files: plain HTML, CSS and ES modules, served as they are by `resources/ui.py`."""
+"""The dashboard's files: HTML, CSS and ES modules, served as they are by `resources/ui.py`."""

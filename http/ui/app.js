@@ -157,6 +157,7 @@ $("sign").onclick = async () => {
   if (!session.signed_in) { signIn(""); return; }
   Object.assign(session, (await ui("POST", "logout", {})).data);
   signs();
+  if (session.auth_reads) { live.stop(); live.start(); }
   location.hash = "#/";
   go(false);
 };

@@ -108,24 +108,20 @@ class Rig:
 
     # --- processes -------------------------------------------------------------------------------
 
-    def _start(
-        self, command: str, argv: Sequence[str], log: Path, failpoint: str, uid: int = 0
-    ) -> Child:
+    def _start(self, command: str, argv: Sequence[str], log: Path, failpoint: str) -> Child:
         assert self._zygote is not None
-        child = self._zygote.start(command, argv, log, failpoint, uid)
+        child = self._zygote.start(command, argv, log, failpoint)
         self._started = [child, *(each for each in self._started if each.code is None)]
         return child
 
-    def start_broker(
-        self, *extra: str, failpoint: str = "", wait: bool = True, uid: int = 0
-    ) -> Child:
+    def start_broker(self, *extra: str, failpoint: str = "", wait: bool = True) -> Child:
         """The main node."""
         argv = [
             "--port", str(self.admin_port), "--worker-port", str(self.bus_port),
             "--event-port", str(self.event_port), "--data-dir", str(self.data_dir),
             "--config", str(self.config), *extra,
         ]  # fmt: skip
-        self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint, uid)
+        self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint)
         if wait:
             self.await_broker()
         return self.broker

@@ -14,13 +14,10 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.broker.sealed import UNREADABLE
-from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.errors import ClusterError, InternalError
 from tests.chaos.rig import QUICK, Rig, eventually
 
 MakeRig = Callable[..., Rig]
-#: Nobody, on every Linux.
-_NOBODY = 65_534
 
 
 def spoil(cluster: Rig, statement: str, *values: Any) -> None:
@@ -88,20 +85,18 @@ def test_a_full_disk_refuses_new_tasks_first_and_loses_nothing(
         cluster.await_online("box")
         promised = cluster.submit("echo", {"before": True}, 20)
         filler = disk / "filler"
-        with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+        with pytest.raises(OSError, match="No space"):
+            _fill(filler)
         seen = set()
         until = time.monotonic() + 8.0
         while time.monotonic() < until and "QUEUE_FULL" not in seen:
             try:
                 promised += cluster.submit("echo", {"text": "x" * 4000}, 5)
             except ClusterError as error:
-                assert error.status == 503, error
                 seen.add(error.code)
             time.sleep(0.02)
         assert seen
+        assert seen <= {"QUEUE_FULL", "CLUSTER_UNAVAILABLE"}
         filler.unlink()
         eventually(lambda: _takes(cluster, promised), "new tasks are taken again", 15)
         rows = cluster.finish(promised)
@@ -110,6 +105,15 @@ def test_a_full_disk_refuses_new_tasks_first_and_loses_nothing(
         assert cluster.broker.stop() == 0
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def _fill(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(handle, bytes(4096))
+    finally:
+        os.close(handle)
 
 
 def _takes(cluster: Rig, promised: list[str]) -> bool:
@@ -123,23 +127,33 @@ def _takes(cluster: Rig, promised: list[str]) -> bool:
 def test_a_folder_that_cannot_be_written_is_one_line_with_the_cure(
     tmp_path: Path, make_rig: MakeRig
 ) -> None:
-    if os.geteuid():
-        pytest.skip("only root may start the main node as someone else")
     cluster = make_rig()
     cluster.start_broker()
+    promised = cluster.submit("echo", {"before": True})
     assert cluster.broker is not None
     cluster.broker.stop()
-    for folder in (*tmp_path.parents, tmp_path):
-        if folder.is_relative_to("/tmp/pytest-of-root"):
-            folder.chmod(0o755)
-    for path in (cluster.data_dir, *cluster.data_dir.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
+    folder = str(cluster.data_dir)
+    steps = (
+        ["mount", "--bind", folder, folder],
+        ["mount", "-o", "remount,ro,bind", folder],
+    )
+    if os.geteuid() or any(
+        subprocess.run(s, capture_output=True, check=False).returncode for s in steps
+    ):
+        pytest.skip("only root may make a folder read-only for everyone")
     before = len(cluster.log_of("broker"))
-    child = cluster.start_broker(wait=False, uid=_NOBODY)
-    assert child.wait(20) == 2
-    said = cluster.log_of("broker")[before:].strip().splitlines()
-    assert len(said) == 1, said
-    assert "permission" in said[0].lower() or "read" in said[0]
+    try:
+        child = cluster.start_broker(wait=False)
+        assert child.wait(20) == 2
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+    (said,) = cluster.log_of("broker")[before:].strip().splitlines()
+    assert "Read-only file system" in said
+    assert "--data-dir" in said
+    cluster.start_broker()
+    cluster.start_device("box")
+    (row,) = cluster.finish(promised)
+    assert row["status"] == "success"
 
 
 # --- damaged files -------------------------------------------------------------------------------
@@ -182,7 +196,6 @@ def test_other_damage_to_a_waiting_task_fails_it_and_no_other(
     assert [row["status"] for row in rows] == ["success", "failed", "success"]
     items = cluster.admin.call("task.list", {"page": 1, "page_size": 10})["items"]
     assert len(items) == 3
-    assert UNREADABLE == "unreadable"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +248,6 @@ def test_damaged_side_tables_cost_only_what_they_held(cluster: Rig) -> None:
 def test_a_damaged_file_is_refused_in_one_line_and_set_aside_when_asked(
     cluster: Rig, what: str
 ) -> None:
-    cluster.submit("sleep", {"text": "x" * 300}, 500) if what == "" else None
     for _ in range(10):
         cluster.submit("echo", {"text": "x" * 300}, 100)
     assert cluster.broker is not None
@@ -302,8 +314,8 @@ def test_a_restart_after_damage_while_running_serves_what_is_whole(cluster: Rig)
     for task_id in tasks:
         try:
             row = cluster.admin.call("task.result", {"task_id": task_id})
-        except ClusterError as error:
-            assert error.status == 500, error
+        except InternalError:
+            continue
         else:
             good += row["status"] == "success"
     assert good >= 15

@@ -38,16 +38,11 @@ class Zygote:
         self._lock = threading.Lock()
         self._ask({"do": "hello"})
 
-    def start(
-        self, command: str, argv: Sequence[str], log: Path, failpoint: str = "", uid: int = 0
-    ) -> Child:
-        """A new process of `broker`, `worker` or `api`; what it prints goes to `log`.
-
-        `uid`: as which user, where this one may choose.
-        """
+    def start(self, command: str, argv: Sequence[str], log: Path, failpoint: str = "") -> Child:
+        """A new process of `broker`, `worker` or `api`; what it prints goes to `log`."""
         order = {
             "do": "start", "command": command, "argv": list(argv), "log": str(log),
-            "failpoint": failpoint, "uid": uid,
+            "failpoint": failpoint,
         }  # fmt: skip
         return Child(self, int(self._ask(order)), command)
 
@@ -175,9 +170,6 @@ def _become(order: dict[str, Any], main: Any, arm: Any) -> None:
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
-        if order["uid"]:
-            os.setgid(order["uid"])
-            os.setuid(order["uid"])
         arm(order["failpoint"])
         code = main(order["argv"])
     except SystemExit as error:

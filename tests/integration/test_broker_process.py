@@ -18,6 +18,7 @@ import pytest
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.schemas import errors
+from retire_cluster.schemas import messages as msg
 from tests.integration.main_kit import (
     PATIENCE_SECONDS,
     MainProcess,
@@ -190,44 +191,44 @@ class Submitter(threading.Thread):
         super().__init__(name="submitter")
         self.journal = journal.open("a")
         self.acknowledged: list[str] = []
-        self.client: AdminClient | None = None
+        #: The admin port of the main node that now runs.
+        self.port = 0
         self.over = threading.Event()
 
     def run(self) -> None:
+        client = AdminClient(timeout_seconds=0.5)
         while not self.over.is_set():
-            client = self.client
-            if client is None:
-                time.sleep(0.002)
-                continue
+            if client.port != self.port:
+                client.close()
+                client = AdminClient(port=self.port, timeout_seconds=0.5)
             args = {"task": {"task_type": "echo"}, "count": 3, "brief": True}
             try:
-                ids = client.call("task.submit", args, [b"{}"] * 3, timeout_seconds=0.5)["task_ids"]
+                ids = client.call("task.submit", args, [b"{}"] * 3)["task_ids"]
             except errors.ClusterError:
                 continue
             self.journal.write(json.dumps(ids) + "\n")
             self.journal.flush()
             os.fsync(self.journal.fileno())
             self.acknowledged += ids
+        client.close()
 
 
 @posix_only
 def test_no_acknowledged_task_is_lost_by_kill_9(start_main: Start, tmp_path: Path) -> None:
     rng = random.Random(3)
     submitter = Submitter(tmp_path / "journal")
-    submitter.start()
     lost: list[str] = []
     try:
         for _ in range(KILLS):
             main = start_main()
             main.ready()
-            client = AdminClient(port=main.ports["admin_port"], timeout_seconds=PATIENCE_SECONDS)
             before = len(submitter.acknowledged)
-            submitter.client = client
+            submitter.port = main.ports["admin_port"]
+            if not submitter.is_alive():
+                submitter.start()
             eventually(lambda: len(submitter.acknowledged) > before, "a submission")  # noqa: B023
             time.sleep(rng.uniform(0.0, 0.05))  # any moment will do
-            main.process.kill()
-            main.process.wait(PATIENCE_SECONDS)
-            submitter.client = None
+            main.end(kill=True)
         main = start_main()
         final = main.ready()
         submitter.over.set()
@@ -245,7 +246,8 @@ def test_no_acknowledged_task_is_lost_by_kill_9(start_main: Start, tmp_path: Pat
         assert final.call("broker.info")["epoch"] == KILLS + 1
     finally:
         submitter.over.set()
-        submitter.join(PATIENCE_SECONDS)
+        if submitter.is_alive():
+            submitter.join(PATIENCE_SECONDS)
         submitter.journal.close()
     assert lost == []
     print(f"{KILLS} kills, {len(submitter.acknowledged)} acknowledged, none lost")
@@ -259,8 +261,6 @@ def test_a_result_acknowledged_before_a_kill_is_there_after_it(start_main: Start
     device.join()
     (task_id,) = client.call("task.submit", {"task": {"task_type": "sleep"}}, [b"{}"])["task_ids"]
     device.finished(device.next_task()[0])
-    from retire_cluster.schemas import messages as msg
-
     device.expect(msg.FinishedAck)
     device.close()
     main.end(kill=True)
@@ -275,7 +275,7 @@ def test_a_result_acknowledged_before_a_kill_is_there_after_it(start_main: Start
 def test_a_store_that_refuses_writes_is_answered_503_and_recovers_by_itself(
     start_main: Start,
 ) -> None:
-    import resource
+    import resource  # not on every system
 
     main = start_main()
     client = main.ready()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import attempts, restore
+from retire_cluster.broker import attempts, restore, retry
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.matching import TaskClass
@@ -46,7 +46,7 @@ def _stale_token() -> AbstractContextManager[None]:
 
 def _no_poison_guard() -> AbstractContextManager[None]:
     """Devices that die on a task are not counted."""
-    decide = attempts.decide
+    decide = retry.decide
     return swapped(
         attempts, "decide", lambda *given, **how: decide(*given, **{**how, "poison_devices": 999})
     )
@@ -72,7 +72,7 @@ def _requeue_keeps_device() -> AbstractContextManager[None]:
 
 def _charges_unstarted() -> AbstractContextManager[None]:
     """A lost attempt costs a retry also when it had not begun."""
-    decide = attempts.decide
+    decide = retry.decide
     return swapped(
         attempts, "decide", lambda *given, **how: decide(*given, **{**how, "started": True})
     )

@@ -66,7 +66,7 @@ class Client:
         self._linked = False
         self._outgoing: Frames | None = None
         self._names = itertools.count(1)
-        self._generation = 0
+        self._plans = 0
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -74,7 +74,6 @@ class Client:
         """A process starts and reads the journal."""
         if not self.alive:
             self.alive = True
-            self._generation += 1
             self._connect()
             self._soon()
 
@@ -135,11 +134,12 @@ class Client:
     # --- calls -----------------------------------------------------------------------------------
 
     def _soon(self) -> None:
-        wait = 0.2 if self.calm else self._rng.expovariate(2.0)
-        self.world.engine.after(wait, self._act, self._generation)
+        wait = self._rng.uniform(0.1, 0.8) if self.calm else self._rng.expovariate(2.0)
+        self._plans += 1
+        self.world.engine.after(wait, self._act, self._plans)
 
-    def _act(self, generation: int) -> None:
-        if not self.alive or generation != self._generation or self.waiting is not None:
+    def _act(self, plan: int) -> None:
+        if not self.alive or plan != self._plans or self.waiting is not None:
             return
         for submission in self.journal:
             if submission.key and not submission.over:

@@ -1,4 +1,4 @@
-"""Devices: the real `Session` and `Runner` of the node, on machines that crash, sleep and come back.
+"""Devices: the real `Session` and `Runner` of the node, on machines that crash and sleep.
 
 A `Machine` outlives its worker processes: it has the device's identity and its disk. A `Worker` is
 one process; its loop is the agent's (transport, messages, runner, stops, tick, send), its slots run

@@ -114,9 +114,7 @@ class Fate:
 
     def _disk_breaks(self) -> None:
         self.world.main.break_disk(True)
-        self.world.engine.after(
-            self.rng.uniform(0.5, 4.0), self.world.main.break_disk, False
-        )
+        self.world.engine.after(self.rng.uniform(0.5, 4.0), self.world.main.break_disk, False)
 
     def _disk_fills(self) -> None:
         store = self.world.main.store

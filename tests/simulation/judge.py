@@ -9,7 +9,7 @@ everything it rests on is committed. At each restart: that nothing durable was f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
@@ -329,10 +329,11 @@ class Judge:
             if silent <= state.devices[fact.device].config.timeout:
                 self.fail(f"{fact.device} lost task {row.task} after {silent:.1f} s", row.task)
         fact.key = None
-        free = isinstance(event, (ev.DeviceRemoved,)) or _is_goodbye(event)
-        if row.outcome == "lost" and row.started_ms is not None and not free:
-            fact.killers |= {fact.device}
-        elif row.outcome != "lost" and row.cause == "worker_lost":
+        free = isinstance(event, ev.DeviceRemoved) or _is_goodbye(event)
+        if row.outcome == "lost":
+            if row.started_ms is not None and not free:
+                fact.killers |= {fact.device}
+        elif row.cause == "worker_lost":
             fact.killers |= {fact.device}
         elif row.cause == "policy_denied":
             fact.excluded |= {fact.device}

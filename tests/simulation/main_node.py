@@ -1,4 +1,4 @@
-"""The main node's process: the real `Broker`, its loop driven by virtual time and virtual sockets."""
+"""The main node's process: the real `Broker`, driven by virtual time and virtual sockets."""
 
 from __future__ import annotations
 

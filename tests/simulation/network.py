@@ -125,11 +125,7 @@ class Dial:
         if self.closed or self.pipe is not None:
             return
         engine, listener = self.network.engine, self._find()
-        if (
-            listener is None
-            or not listener.can_accept()
-            or self.network.is_blocked(self.peer.name)
-        ):
+        if listener is None or not listener.can_accept() or self.network.is_blocked(self.peer.name):
             self.peer.link_news(self, "nothing answers there")
             engine.after(engine.rng.uniform(0.4, 1.0), self._try)
             return
@@ -240,9 +236,7 @@ class Network:
                 pipe.listener.arrive(pipe, frames)
             elif pipe.dial_open:
                 # Nobody knows this connection there any more: reset.
-                self.engine.after(
-                    self.latency(), pipe.dial.broken, pipe, "the connection broke"
-                )
+                self.engine.after(self.latency(), pipe.dial.broken, pipe, "the connection broke")
         elif pipe.dial_open:
             pipe.dial.peer.receive(pipe.dial, frames)
 

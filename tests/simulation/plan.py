@@ -115,7 +115,7 @@ class Plan:
         self.subscribed = rng.random() < 0.3
         #: Whether the main node reads connections in any order.
         self.shuffles = rng.random() < 0.5
-        self.chaos_seconds = rng.uniform(5.0, 15.0)
+        self.chaos_seconds = rng.uniform(4.0, 13.0)
         self.faults = {name: much for name, much in FAULTS.items() if rng.random() < 0.4}
         self.fault_gap_seconds = rng.choice((0.7, 1.5, 3.0))
         ops = {name: much for name, much in OPS.items() if rng.random() < 0.6}

@@ -1,14 +1,15 @@
 """Runs seeds of the simulation; a failing one is replayed and told.
 
-    python tests/simulation/run.py --seed 17 --verbose
-    python tests/simulation/run.py --seeds 2000
-    python tests/simulation/run.py --seeds 100000 --jobs 2
-    python tests/simulation/run.py --seeds 2000 --bug stale-token
+python tests/simulation/run.py --seed 17 --verbose
+python tests/simulation/run.py --seeds 2000
+python tests/simulation/run.py --seeds 100000 --jobs 2
+python tests/simulation/run.py --seeds 2000 --bug stale-token
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from tests.simulation.engine import Story, Violation
 from tests.simulation.world import Summary, World
 
 _CHUNK = 50
+_SEEDS_PER_COLLECTION = 10
 
 
 class Failure(NamedTuple):
@@ -64,9 +66,12 @@ def play_some(seeds: Sequence[int], bug: str = "", failures: int = 1) -> Batch:
     events = tasks = done = 0
     ended: Counter[str] = Counter()
     failed: list[Failure] = []
+    gc.disable()  # a world is small and full of cycles: all of them go at once
     with scratch() as name:
         for seed in seeds:
             done += 1
+            if done % _SEEDS_PER_COLLECTION == 0:
+                gc.collect()
             try:
                 summary = play(seed, Path(name), bug)
             except Violation as violation:
@@ -77,6 +82,7 @@ def play_some(seeds: Sequence[int], bug: str = "", failures: int = 1) -> Batch:
             events += summary.events
             tasks += summary.tasks
             ended.update(summary.ended)
+    gc.enable()
     return Batch(done, events, tasks, ended, failed)
 
 
@@ -88,10 +94,8 @@ def tell(failure: Failure, bug: str = "") -> str:
         try:
             play(failure.seed, Path(name), bug, story)
         except Violation as violation:
-            if violation.text == failure.text:
-                again = ""
-            else:
-                again = f"replayed it says: {violation.text}"
+            same = violation.text == failure.text
+            again = "" if same else f"replayed it says: {violation.text}"
     lines = story.of(failure.task)
     if len(lines) > 400:
         lines = [*lines[:100], f"    … {len(lines) - 400} lines …", *lines[-300:]]
@@ -120,8 +124,8 @@ def _batches(args: argparse.Namespace) -> Iterator[Batch]:
         running: set[Future[Batch]] = set()
         try:
             while True:
-                while len(running) < 2 * args.jobs and (chunk := next(left, None)) is not None:
-                    running.add(pool.submit(play_some, chunk, args.bug, args.failures))
+                while len(running) < 2 * args.jobs and (more := next(left, None)) is not None:
+                    running.add(pool.submit(play_some, more, args.bug, args.failures))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -11,7 +11,6 @@ import zmq
 
 from tests.simulation.network import Frames, Pipe
 
-
 #: One for all: making it costs more than all else here.
 _AGAIN = zmq.Again()
 
@@ -151,7 +150,7 @@ class Poller:
 
     def poll(self, wait_ms: int) -> list[tuple[Socket, int]]:
         """Readable sockets."""
-        ready = [(socket, zmq.POLLIN) for socket in self._sockets if socket.inbox]
+        ready = [(socket, int(zmq.POLLIN)) for socket in self._sockets if socket.inbox]
         if not ready and wait_ms > 0 and not self._due():
             raise WouldBlock(wait_ms / 1000)
         return ready

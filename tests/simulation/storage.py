@@ -153,6 +153,7 @@ class Faulty:
     ) -> None:
         self.name = inner.name
         self.inner = inner
+        self.commits = 0
         self._told = told
         self._loading = loading
         #: `fail`, `fail_midway`, `die_before`, `die_after` or nothing, for the next commit.
@@ -160,11 +161,6 @@ class Faulty:
         #: The disk is full or gone: nothing can be written or loaded.
         self.broken = False
         self.free = 100.0
-
-    @property
-    def commits(self) -> int:
-        """See `Store.commits`."""
-        return self.inner.commits
 
     def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
@@ -184,6 +180,7 @@ class Faulty:
             # A row that is in the store already: all that was written before it is to go.
             writes = [*writes, *_twice(self.inner)]
         self.inner.commit(writes)
+        self.commits += 1
         self._told(writes)
         if fate == "die_after":
             raise Crash("after a commit, before anything was sent")

@@ -113,7 +113,7 @@ class World:
             if not engine.run(calm_from + CALM_SECONDS, self._is_quiet):
                 self._blame()
             # What a sweep tidies gets its time.
-            engine.run(engine.now + 5.0)
+            engine.run(engine.now + 2.5)
             self._check_end()
             self.main.stop()
             self.main.start()
@@ -122,9 +122,7 @@ class World:
         by_status: dict[str, int] = {}
         for fact in self.judge.book.facts.values():
             by_status[str(fact.status)] = by_status.get(str(fact.status), 0) + 1
-        return Summary(
-            engine.events, len(self.judge.book.facts), by_status, engine.now - calm_from
-        )
+        return Summary(engine.events, len(self.judge.book.facts), by_status, engine.now - calm_from)
 
     @contextlib.contextmanager
     def _wired(self) -> Iterator[None]:
@@ -175,7 +173,10 @@ class World:
             return False
         for machine in self.machines:
             worker = machine.worker
-            if worker is None or worker.session.held or worker.session.outbox:
+            device = state.devices.get(machine.profile.device_id)
+            if worker is None or device is None or device.session != worker.session.session:
+                return False
+            if worker.session.held or worker.session.outbox:
                 return False
         return all(device.ready for device in state.devices.values())
 

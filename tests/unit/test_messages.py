@@ -52,7 +52,7 @@ FROM_BROKER: list[Any] = [
     msg.Drain("s", "why"),
     msg.Resume("s"),
 ]
-BOTH = [(msg.read_from_device, one) for one in FROM_DEVICE]
+BOTH: list[tuple[Any, Any]] = [(msg.read_from_device, one) for one in FROM_DEVICE]
 BOTH += [(msg.read_from_broker, one) for one in FROM_BROKER]
 ODD = st.one_of(
     st.none(),
@@ -76,9 +76,11 @@ def test_what_is_written_is_read_again(read: Any, message: Any) -> None:
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths of everything inside a JSON value."""
     found = [path] if path else []
-    steps = value.items() if isinstance(value, dict) else ()
-    if isinstance(value, list):
-        steps = tuple(enumerate(value))
+    steps: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        steps = list(value.items())
+    elif isinstance(value, list):
+        steps = list(enumerate(value))
     for step, inner in steps:
         found += places(inner, (*path, step))
     return found

@@ -1,0 +1,149 @@
+"""The dashboard in a real browser, on a real cluster. The steps are in dashboard.mjs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.kit import Cluster
+
+pytestmark = pytest.mark.slow
+
+STEPS = Path(__file__).with_name("dashboard.mjs")
+MODULES = {"playwright-core": "1.65.1", "axe-core": "4.14.1"}
+SCENARIO_SECONDS = 150
+
+Drive = Callable[..., Any]
+
+
+def chromium() -> str:
+    """A Chromium that is installed here; skips without one."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        found = shutil.which(name)
+        if found:
+            return found
+    pytest.skip("no Chromium here; install the package chromium to run the dashboard's tests")
+
+
+@pytest.fixture(scope="module")
+def modules(root: Path) -> Path:
+    """A folder with the pinned modules, kept between runs; skips where they cannot be had."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        pytest.skip("no Node.js with npm here; install the packages nodejs and npm")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.strip().lstrip("v").split(".")[0]) < 18:
+        pytest.skip(f"Node.js {version.strip()} is too old; the browser's driver needs 18")
+    venv = root / ".venv"
+    place = venv if venv.is_dir() else Path(tempfile.gettempdir())
+    folder = place / "retire-cluster-dashboard-tests"
+    wanted = {"private": True, "dependencies": MODULES}
+    package = folder / "package.json"
+    stamp = folder / "installed.json"
+    if stamp.exists() and json.loads(stamp.read_text("utf-8")) == wanted:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    package.write_text(json.dumps(wanted), "utf-8")
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm did not deliver playwright-core and axe-core within 120 s")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"npm could not install playwright-core and axe-core: {last}")
+    stamp.write_text(json.dumps(wanted), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drive(modules: Path) -> Drive:
+    """Plays a scenario of dashboard.mjs against a cluster."""
+    browser = chromium()
+
+    def play(cluster: Cluster, scenario: str) -> Any:
+        done = subprocess.run(
+            ["node", str(STEPS), str(modules), browser, cluster.rest.url, scenario],
+            capture_output=True,
+            text=True,
+            timeout=SCENARIO_SECONDS,
+            env={**os.environ, "NO_PROXY": "*"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def cluster(drive: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two devices and no rate limit: the scenarios look at other things."""
+    found = Cluster(tmp_path_factory.mktemp("dashboard"), "--workers", "2", "--no-rate-limit")
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param("submit", id="a_task_of_the_form_is_seen_to_finish_live"),
+        pytest.param("refused", id="a_field_says_what_is_wrong_with_it"),
+        pytest.param("cancel", id="a_running_task_is_cancelled_and_tried_again"),
+        pytest.param("explain", id="a_stuck_task_says_why_it_waits"),
+        pytest.param("many", id="retrying_many_asks_once_with_the_count"),
+        pytest.param("lists", id="filters_and_pages_are_the_servers"),
+        pytest.param("phone", id="nothing_is_wider_than_a_phone_of_360_pixels"),
+        pytest.param("themes", id="dark_and_light_follow_the_system_and_the_button"),
+        pytest.param("keyboard", id="everything_works_by_keyboard_alone"),
+        pytest.param("axe", id="axe_finds_no_serious_issue_in_either_theme"),
+        pytest.param("weight", id="no_page_weighs_more_than_100_kb_or_asks_elsewhere"),
+        pytest.param("poll", id="without_websocket_it_is_live_by_the_long_poll"),
+    ],
+)
+def test_the_dashboard(drive: Drive, cluster: Cluster, scenario: str) -> None:
+    drive(cluster, scenario)
+
+
+def test_a_device_is_pinged_and_removed(drive: Drive, tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "--workers", "1", "--no-rate-limit")
+    try:
+        drive(cluster, "device")
+    finally:
+        cluster.close()
+
+
+def test_a_busy_cluster_is_watched_with_few_requests(drive: Drive, tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "--workers", "1")
+    try:
+        drive(cluster, "frugal")
+    finally:
+        cluster.close()
+
+
+def test_an_empty_cluster_says_how_to_add_a_device(drive: Drive, tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "--workers", "0", "--no-rate-limit")
+    try:
+        drive(cluster, "newcomer")
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize("reads", ["false", "true"])
+def test_a_key_signs_in_and_out(drive: Drive, tmp_path: Path, reads: str) -> None:
+    key = ["--auth", "--api-key", "the-key-of-this-test", "--no-rate-limit"]
+    cluster = Cluster(tmp_path, "--workers", "1", *key, RETIRE_CLUSTER_API_AUTH_READS=reads)
+    try:
+        drive(cluster, "signin")
+    finally:
+        cluster.close()

@@ -1,0 +1,232 @@
+"""The dashboard's files as they are served, and the cookie that stands for a key."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from falcon import testing
+
+from retire_cluster.api.app import create_app
+from retire_cluster.api.keys import KeyRing, key_of
+from retire_cluster.api.resources.ui import load_files
+from retire_cluster.broker.client import Answer
+from retire_cluster.conf.settings import Api, Settings
+
+FILES = load_files()
+PAGES = ("overview.js", "devices.js", "tasks.js", "submit.js", "settings.js")
+MOST_BYTES = 100 * 1024
+
+
+class Answering:
+    """A main node that answers everything and counts what it was asked."""
+
+    timeout_seconds = 2.0
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def call_raw(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Answer:
+        self.asked.append(op)
+        if op == "rate.hit":
+            return Answer({"allowed": True, "limit": 60, "remaining": 59, "reset": 1}, [])
+        return Answer({"server_info": {}}, [])
+
+    def close(self) -> None:
+        return
+
+
+class Site:
+    """A facade and a client of it."""
+
+    def __init__(self, *keys: str, **options: Any) -> None:
+        self.main = Answering()
+        facade = create_app(
+            self.main,
+            Settings(data_dir=Path("data"), api=Api(**options)),
+            keys=KeyRing(map(key_of, keys)),
+        )
+        facade.reporter.stop()
+        self.client = testing.TestClient(facade.app)
+
+    def get(self, path: str, **headers: str) -> testing.Result:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.simulate_get(
+            path, headers=sent, remote_addr="127.0.0.1", host="127.0.0.1"
+        )
+
+    def post(self, path: str, document: Any, **headers: str) -> testing.Result:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.simulate_post(
+            path, json=document, headers=sent, remote_addr="127.0.0.1", host="127.0.0.1"
+        )
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_the_page_has_everything_it_names(site: Site) -> None:
+    page = site.get("/ui/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    for name in re.findall(r'(?:src|href)="([\w.]+)"', page.text):
+        assert site.get(f"/ui/{name}").status_code == 200, name
+    for name, file in FILES.items():
+        for imported in re.findall(r'from "\./([\w.]+)"', file.raw.decode()):
+            assert imported in FILES, f"{name} imports {imported}"
+
+
+def test_without_the_slash_the_browser_is_sent_to_where_relative_addresses_hold(
+    site: Site,
+) -> None:
+    answer = site.get("/ui")
+    assert (answer.status_code, answer.headers["location"]) == (308, "ui/")
+
+
+def test_an_unknown_file_is_an_envelope(site: Site) -> None:
+    for path in ("/ui/nope.js", "/ui/__init__.py", "/ui/..%2fapp.py"):
+        answer = site.get(path)
+        assert (answer.status_code, answer.json["error_code"]) == (404, "NOT_FOUND")
+
+
+def test_files_cost_no_rate_limit(site: Site) -> None:
+    for path in ("/ui/", "/ui", "/ui/app.css", "/ui/session", "/ui/nope"):
+        site.get(path)
+    assert site.main.asked == []
+
+
+@pytest.mark.parametrize("packing", ["", "gzip, br"])
+def test_a_file_that_the_browser_has_is_not_sent_again(site: Site, packing: str) -> None:
+    first = site.get("/ui/app.js", accept_encoding=packing)
+    assert first.headers["cache-control"] == "no-cache"
+    assert first.headers["vary"] == "Accept-Encoding"
+    body = gzip.decompress(first.content) if packing else first.content
+    assert body == FILES["app.js"].raw
+    tag = first.headers["etag"]
+    again = site.get("/ui/app.js", accept_encoding=packing, if_none_match=tag)
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_policy_lets_in_nothing_from_elsewhere_and_the_files_keep_to_it(site: Site) -> None:
+    policy = site.get("/ui/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "unsafe" not in policy
+    page = FILES["index.html"].raw.decode()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", page)
+    for name, file in FILES.items():
+        text = file.raw.decode().replace("http://www.w3.org/2000/svg", "")
+        found = [
+            each for each in re.findall(r"https?://[^\s\"'`]+", text) if "example.org" not in each
+        ]
+        assert not found, f"{name}: {found}"
+        assert not re.search(r"\beval\(|new Function|innerHTML|[\"'`]/(?:api|ui)/", text), name
+
+
+def test_no_page_weighs_more_than_100_kb() -> None:
+    total = {name: len(file.raw) for name, file in FILES.items()}
+    shared = sum(size for name, size in total.items() if name not in (*PAGES, "charts.js"))
+    for page in PAGES:
+        assert shared + total["charts.js"] + total[page] <= MOST_BYTES, page
+
+
+# --- the cookie ----------------------------------------------------------------------------------
+
+
+def test_a_valid_key_becomes_a_cookie_that_no_script_and_no_other_site_gets() -> None:
+    site = Site("secret ✓")
+    answer = site.post("/ui/login", {"key": "secret ✓"})
+    assert answer.status_code == 200
+    assert answer.json["data"]["signed_in"] is True
+    cookie = answer.headers["set-cookie"]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+    assert "Secure" not in cookie
+    pair = cookie.split(";")[0]
+    assert site.get("/api/v1/config", cookie=pair).status_code == 200
+    assert site.get("/api/v1/config").status_code == 401
+
+
+def test_over_https_the_cookie_is_secure() -> None:
+    site = Site("secret")
+    answer = site.client.simulate_post("/ui/login", json={"key": "secret"}, protocol="https")
+    assert "Secure" in answer.headers["set-cookie"].split("; ")
+
+
+def test_signing_out_forgets_the_cookie() -> None:
+    answer = Site("secret").post("/ui/logout", {})
+    assert "retire_cluster_key=" in answer.headers["set-cookie"]
+    assert "expires=Thu, 01 Jan 1970" in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("sent", ["same-site", "cross-site"])
+def test_a_page_of_another_port_or_site_cannot_use_the_cookie(sent: str) -> None:
+    site = Site("secret")
+    pair = site.post("/ui/login", {"key": "secret"}).headers["set-cookie"].split(";")[0]
+    path = "/api/v1/config"
+    assert site.get(path, cookie=pair, sec_fetch_site="same-origin").status_code == 200
+    assert site.get(path, cookie=pair, sec_fetch_site=sent).status_code == 401
+    put = site.client.simulate_put(
+        f"{path}/server",
+        json={"max_connections": 5},
+        headers={"Cookie": pair, "Origin": "http://falconframework.org:9"},
+    )
+    assert put.status_code == 403
+
+
+def test_a_wrong_key_is_refused_and_counted_like_any_guess() -> None:
+    site = Site("secret")
+    codes = [site.post("/ui/login", {"key": "guess"}).status_code for _ in range(11)]
+    assert codes == [401] * 10 + [429]
+    assert site.post("/ui/login", {"key": "secret"}).status_code == 200
+
+
+def test_a_cookie_that_went_bad_does_not_lock_the_way_to_sign_in() -> None:
+    site = Site("secret")
+    bad = "retire_cluster_key=d3Jvbmc"
+    for _ in range(12):
+        site.get("/api/v1/config", cookie=bad)
+    assert site.get("/api/v1/config", cookie=bad).status_code == 429
+    assert site.get("/ui/", cookie=bad).status_code == 200
+    assert site.post("/ui/login", {"key": "secret"}, cookie=bad).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["%", "====", "\x80", "d3Jvbmc=="])
+def test_a_cookie_that_is_none_is_no_key(value: str) -> None:
+    answer = Site("secret").get("/api/v1/config", cookie=f"a=b; retire_cluster_key={value}")
+    assert answer.status_code == 401
+
+
+def test_the_session_says_what_this_browser_may_do() -> None:
+    facts = Site().get("/ui/session").json["data"]
+    assert (facts["auth_required"], facts["scopes"]) == (False, ["admin"])
+    far = Site().client.simulate_get("/ui/session", remote_addr="192.0.2.7", host="127.0.0.1")
+    assert far.json["data"]["scopes"] == []
+    closed = Site("secret").get("/ui/session").json["data"]
+    assert (closed["auth_required"], closed["signed_in"], closed["scopes"]) == (True, False, [])
+
+
+@pytest.mark.parametrize("body", [{}, {"key": ""}, {"key": 5}, {"key": "x", "more": 1}, []])
+def test_a_login_without_a_key_names_what_is_wrong(body: Any) -> None:
+    answer = Site("secret").post("/ui/login", body)
+    assert answer.status_code == 400
+    assert json.loads(answer.content)["error_code"] == "VALIDATION_ERROR"
+
+
+def test_with_auth_reads_a_browser_still_reaches_the_sign_in() -> None:
+    site = Site("secret", auth_reads=True)
+    assert site.get("/", accept="text/html").headers["location"] == "ui/"
+    assert site.get("/").status_code == 401
+    assert site.get("/ui/").status_code == 200
