@@ -56,7 +56,8 @@ def is_task_whole(row: Sequence[Any]) -> bool:
 def is_outcome_whole(row: Sequence[Any]) -> bool:
     """Whether a row of `outcomes` is what was written; its last column is the seal."""
     try:
-        return outcome_seal(row, outcome_form_seal(row[1:4] + row[8:11])) == row[13]
+        form = outcome_form_seal((*row[1:4], *row[8:11]))
+        return bool(outcome_seal(row, form) == row[13])
     except (TypeError, ValueError):
         return False
 

@@ -281,7 +281,7 @@ class SQLiteStore:
             if (inline and not sealed.is_task_whole(row)) or not sealed.is_sane(row):
                 # It is not run: it fails as soon as the broker is up.
                 damaged.append(row[0])
-                found = TaskRow(*row[:2], sealed.UNREADABLE, 1, 300, 0, b"{}", b"")
+                found = TaskRow(row[0], row[1], sealed.UNREADABLE, 1, 300, 0, b"{}", b"")
                 sizes[row[0]] = max(1, len(row[6]) if isinstance(row[6], bytes) else 1)
             live.append(found)
         return Snapshot(
@@ -371,7 +371,7 @@ class SQLiteStore:
     def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
         """See `Store.payloads`. Damaged ones are left out."""
         query = "select * from tasks where number in "
-        found = {}
+        found: dict[int, bytes] = {}
         for part, marks in _chunks(numbers):
             try:
                 rows = self._read(f"{query} ({marks})", part)

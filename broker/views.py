@@ -301,10 +301,16 @@ def device_status(device: Device, now: Now) -> View:
     }
 
 
+#: No device has more of anything; what claims to is nonsense, and sums of it no longer are numbers.
+_MOST_CAPABLE = 1e9
+
+
 def capability(device: Device, name: str) -> float:
-    """A numeric capability, 0 when unknown."""
+    """A numeric capability, 0 when unknown or not believable."""
     value = device.capabilities.get(name)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return 0
+    return value if 0 <= value <= _MOST_CAPABLE else 0
 
 
 def resource_totals(devices: Sequence[Device]) -> View:

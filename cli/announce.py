@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -89,9 +90,11 @@ def commands_folder() -> str:
     by_name = shutil.which("retire-cluster")
     if by_name and os.path.dirname(by_name) == folder:
         return ""
-    if not shutil.which("retire-cluster", path=folder) or " " in folder:
+    if not shutil.which("retire-cluster", path=folder):
         return ""
-    return folder + os.sep
+    if os.name == "nt":  # cmd and PowerShell quote differently
+        return "" if " " in folder else folder + os.sep
+    return shlex.quote(folder + os.sep)
 
 
 def dial_host(bound: str) -> str:

@@ -23,7 +23,7 @@ export function overview(render) {
     deviceTotal = answer.pagination.total_items;
     devices.forEach((device) => setBeat(device.device_id, device.last_heartbeat));
     render();
-    pastBeats(devices.slice(0, 4), render);
+    pastBeats(devices.slice(0, 6), render);
   };
   const loadCluster = async () => {
     cluster = (await get("cluster/status")).data;

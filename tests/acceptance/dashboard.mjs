@@ -297,9 +297,10 @@ const scenarios = {
     await page.locator("table.devices tbody tr", { hasText: name }).waitFor({ state: "detached" });
   },
 
+  /** For the README; `SECONDS` lets the pictures fill first. */
   async pictures(context) {
     const page = await open(context);
-    await page.waitForTimeout(3000);
+    await page.waitForTimeout(1000 * Number(process.env.SECONDS || 3));
     await page.setViewportSize({ width: 1320, height: 1080 });
     for (const scheme of ["light", "dark"]) {
       await page.emulateMedia({ colorScheme: scheme });

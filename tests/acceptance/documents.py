@@ -93,8 +93,7 @@ def javascript(script: str, folder: Path) -> str:
 def command_environment(**more: str) -> dict[str, str]:
     """An environment in which our commands are found by name."""
     found = plain_environment(**more)
-    path = f"{Path(sys.executable).parent}:{found['PATH']}"
-    return {**found, "PATH": path}
+    return {**found, "PATH": more.get("PATH") or f"{Path(sys.executable).parent}:{found['PATH']}"}
 
 
 def _run(command: list[str], **environ: str) -> str:

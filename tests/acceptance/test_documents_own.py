@@ -122,6 +122,22 @@ def test_the_task_type_of_the_readme_runs(cluster: Cluster, tmp_path: Path) -> N
     assert result["worker_device_id"] == "own"
 
 
+def test_the_lines_that_up_prints_work_when_pasted(cluster: Cluster, tmp_path: Path) -> None:
+    printed = cluster.up.log.read_text()
+    submit = re.search(r"^  (\S*retire-cluster submit .*)$", printed, re.MULTILINE)
+    curl = re.search(r"^  (curl -X POST .*)$", printed, re.MULTILINE)
+    join = re.search(r"^  (\S*retire-cluster-worker --join .*) FOLDER$", printed, re.MULTILINE)
+    assert submit
+    assert curl
+    assert join
+    # By a shell that knows nothing of the environment the cluster was started from.
+    plain = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    assert json.loads(documents.bash(submit[1], **plain))["echo"] == {"message": "Hello"}
+    assert json.loads(documents.bash(curl[1], **plain))["status"] == "success"
+    offer = documents.bash(f"{join[1]} {tmp_path} --test", **plain)
+    assert "echo" in offer
+
+
 # --- what stands between the blocks ---------------------------------------------------------------
 
 

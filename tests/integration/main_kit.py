@@ -101,7 +101,9 @@ class MainNode:
         return device
 
     def stop(self) -> None:
-        """End the thread and close everything."""
+        """End the thread and close everything; once is enough."""
+        if not self._thread.is_alive():
+            return
         for device in self._devices:
             device.close()
         self.client.close()

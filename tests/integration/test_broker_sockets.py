@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import sqlite3
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,15 @@ from tests.integration.main_kit import (
     eventually,
     settings_for,
 )
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as found:
+            found.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def stored_status(node: MainNode, number: int) -> str | None:
@@ -98,7 +109,7 @@ def test_a_failed_task_is_retried_and_then_by_hand(main_node: MainNode) -> None:
     assert [one["status"] for one in attempts] == ["failed", "failed", "success"]
 
 
-def test_a_silent_devices_work_goes_to_another(tmp_path: Any) -> None:
+def test_a_silent_devices_work_goes_to_another(tmp_path: Path) -> None:
     quick = {"interval": 1.0, "max_missed": 1, "timeout": 1.0}
     node = MainNode(settings_for(tmp_path, heartbeat=quick))
     try:
@@ -268,6 +279,18 @@ def test_a_drained_device_gets_nothing(main_node: MainNode) -> None:
     main_node.call("device.resume", device_id="box")
     device.expect(msg.Resume)
     assert device.next_task()[1] == task_id
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 on this machine")
+def test_the_sockets_may_be_on_ipv6(tmp_path: Path) -> None:
+    server = {"host": "::1", "worker_host": "::1", "event_host": "::1"}
+    node = MainNode(settings_for(tmp_path, server=server))
+    client = AdminClient("::1", node.facts.admin_port, timeout_seconds=PATIENCE_SECONDS)
+    try:
+        assert client.call("broker.info")["host"] == "::1"
+    finally:
+        client.close()
+        node.stop()
 
 
 # --- the event feed ------------------------------------------------------------------------------

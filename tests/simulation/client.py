@@ -175,6 +175,11 @@ class Client:
             self._ask(op, {"task_id": rng.choice(known)})
         elif op == "config.update":
             self._ask(op, {"section": "heartbeat", "values": plan.heartbeat()})
+        elif op == "config.limit":
+            values = {"max_connections": rng.choice((1, 2, 1000))}
+            self._ask("config.update", {"section": "server", "values": values})
+        elif op == "config.reset":
+            self._ask(op, {})
         elif op == "events.poll":
             self._ask(op, {"since": 0, "wait_seconds": rng.uniform(0.0, 1.8)})
         else:

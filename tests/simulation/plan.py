@@ -65,7 +65,9 @@ OPS: Final = {
     "device.remove": 0.5,
     "device.readmit": 0.8,
     "device.ping": 0.5,
-    "config.update": 0.5,
+    "config.update": 1.0,
+    "config.limit": 0.3,
+    "config.reset": 0.3,
     "events.poll": 0.5,
 }
 #: Requirements that the first two devices meet, and mostly others do not.

@@ -158,6 +158,8 @@ class World:
         state = self.judge.state
         if state is None:
             return None
+        if state.settings.server.max_connections < len(self.machines):
+            return "config.reset", {}
         for device_id in state.tombstones:
             return "device.readmit", {"device_id": device_id}
         for device in state.devices.values():

@@ -589,9 +589,7 @@ def test_a_damaged_result_turns_success_into_failure_and_can_be_retried(cluster:
 
 
 @pytest.mark.parametrize("state", ["gone", "running"])
-def test_damage_is_no_matter_to_a_task_that_has_its_payload(
-    cluster: Cluster, state: str
-) -> None:
+def test_damage_is_no_matter_to_a_task_that_has_its_payload(cluster: Cluster, state: str) -> None:
     member, key = cluster.give()
     number = key[0]
     if state == "gone":
@@ -599,6 +597,26 @@ def test_damage_is_no_matter_to_a_task_that_has_its_payload(
     else:
         member.start()
     assert cluster.do(ev.TaskDamaged(number)) == []
+
+
+def test_an_attempt_of_an_earlier_main_node_may_still_end_well(cluster: Cluster) -> None:
+    member, key = cluster.give()
+    cluster.restart()
+    assert cluster.do(ev.TaskDamaged(key[0])) == []
+    member.join(held=(Held(key, True, 1.0),))
+    member.finish(key)
+    assert cluster.status(key[0]) == "success"
+
+
+def test_a_damaged_result_of_a_task_that_lives_again_or_is_gone_is_no_matter(
+    cluster: Cluster,
+) -> None:
+    member, key = cluster.give(max_retries=0)
+    member.fail()
+    outcome = cluster.outcome(key[0])
+    cluster.retry(key[0])
+    for number in (key[0], 999):
+        assert cluster.do(ev.ResultDamaged(number, WALL_MS, outcome)) == []
 
 
 # --- waiting -------------------------------------------------------------------------------------

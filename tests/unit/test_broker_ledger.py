@@ -114,6 +114,7 @@ class LedgerAgainstList(RuleBasedStateMachine):
         words = Counter(PRIORITIES[line.priority] for line in lines)
         assert ledger.by_priority() == {**dict.fromkeys(PRIORITIES, 0), **words}
         ended = [line for line in lines if line.status in TERMINAL]
+        assert ledger.ended() == len(ended)
         words = Counter(PRIORITIES[line.priority] for line in ended)
         assert ledger.by_priority(TERMINAL) == {**dict.fromkeys(PRIORITIES, 0), **words}
         assert ledger.by_type() == Counter(line.type for line in lines)

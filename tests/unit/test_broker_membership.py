@@ -449,6 +449,16 @@ def test_an_administrators_drain_holds_across_sessions_until_it_is_resumed(
     assert cluster.place() != []
 
 
+def test_a_device_that_did_not_hear_of_the_resume_is_told_again(cluster: Cluster) -> None:
+    member = cluster.device()
+    cluster.do(ev.DrainAsked("box", True))
+    cluster.do(ev.DrainAsked("box", False))
+    reason = "drained by the administrator"
+    found = member.beat(accepting=False, not_accepting_reason=reason)
+    assert msg.Resume(member.session) in sent(found)
+    assert msg.Resume(member.session) not in sent(member.beat(accepting=True))
+
+
 def test_an_offline_device_can_be_drained(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))

@@ -253,6 +253,18 @@ def test_figures_of_the_last_hour_are_kept(kept: Cluster) -> None:
     assert kept.state.stats.average_duration() == 2.0
 
 
+def test_devices_keep_count_of_what_they_did(kept: Cluster) -> None:
+    member, _ = kept.give(4, max_retries=0)
+    first, second, third, fourth = member.keys
+    member.finish(first)
+    member.fail(second)
+    member.finish(third, outcome="timeout")
+    kept.do(ev.CancelAsked(fourth[0]))
+    kept.restart()
+    device = kept.state.devices["box"]
+    assert (device.succeeded, device.failed) == (1, 2)
+
+
 def test_a_damaged_document_asks_for_nothing_and_the_task_is_not_run(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

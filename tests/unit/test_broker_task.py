@@ -103,7 +103,7 @@ def test_retries_count_over_all_generations() -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda state, task: state.tasks.__setitem__(99, task), "filed under another number"),
+        (lambda state, task: state.tasks.__setitem__(99, task), "is filed under 99"),
         (lambda state, task: setattr(task, "status", TaskStatus.FAILED), "has ended"),
         (lambda state, task: setattr(task, "status", TaskStatus.RUNNING), "differs in the ledger"),
         (lambda state, task: setattr(task, "dispatch", None), "lease disagree"),
@@ -111,11 +111,18 @@ def test_retries_count_over_all_generations() -> None:
         (lambda state, task: task.device.attempts.clear(), "not on its device"),
         (lambda state, task: state.running.__setitem__(task.number, task), "`running` disagree"),
         (lambda state, task: setattr(task.device, "used_units", 3), "counts 3"),
+        (lambda state, task: setattr(task, "device", state.devices["idle"]), "not on its device"),
+        (lambda state, task: state.devices.pop("box"), "is on a stranger"),
+        (lambda state, task: state.devices["idle"].attempts.update({1: task}), "is elsewhere"),
+        (lambda state, task: state.devices["idle"].attempts.update({9: task}), "ended task 9"),
         (lambda state, task: state.free.clear(), "is not free"),
-        (lambda state, task: state.connections.clear(), "without a connection"),
+        (lambda state, task: state.connections.clear(), "box has no connection"),
         (lambda state, task: setattr(state, "online_count", 7), "counted 7"),
         (lambda state, task: state.waiting.clear(), "not looked at"),
-        (lambda state, task: state.ledger.add(50, TaskStatus.QUEUED, "x", 1), "memory disagree"),
+        (
+            lambda state, task: state.ledger.add(50, TaskStatus.QUEUED, "x", 1),
+            "the ledger has 3 live tasks",
+        ),
     ],
 )
 def test_every_broken_rule_is_noticed(

@@ -55,6 +55,10 @@ class Node:
         )
         self.handle(records.Opened())
 
+    def is_in(self, phase: Phase) -> bool:
+        """Whether its session is there now."""
+        return self.session.phase is phase
+
     def _new_session(self) -> str:
         self.sessions += 1
         return f"{self.name}/{self.sessions}"
@@ -215,7 +219,7 @@ def test_a_worker_joins_works_and_both_agree(world: World) -> None:
     node = world.node()
     numbers = world.cluster.submit(7)
     world.run(1)
-    assert node.session.phase is Phase.READY
+    assert node.is_in(Phase.READY)
     assert world.cluster.state.devices["box"].online
     world.run(20, until=lambda: world.ended(*numbers))
     assert [world.cluster.status(number) for number in numbers] == ["success"] * 7
@@ -356,12 +360,12 @@ def test_a_second_process_with_the_same_id_waits_until_the_first_is_gone(world: 
     world.run(2)
     second = world.node(instance="two")
     world.run(8)
-    assert first.session.phase is Phase.READY
-    assert second.session.phase is Phase.CONNECTING
+    assert first.is_in(Phase.READY)
+    assert second.is_in(Phase.CONNECTING)
     first.linked = False
     first.exit_code = 9  # its machine is gone without a word
-    world.run(30, until=lambda: second.session.phase is Phase.READY)
-    assert second.session.phase is Phase.READY
+    world.run(30, until=lambda: second.is_in(Phase.READY))
+    assert second.is_in(Phase.READY)
     assert world.cluster.state.devices["box"].instance == "two"
 
 
