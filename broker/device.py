@@ -201,15 +201,24 @@ class Device:
         """What the store keeps of it."""
         self.dirty = False
         document = {name: getattr(self, name) for name in _KEPT}
+        config = self.config
+        document["config"] = [config.version, config.interval, config.timeout, config.max_missed]
         document["tags"] = sorted(self.tags)
         document["types"] = [dict(vars(info)) for info in self.types.values()]
         return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
 
     @classmethod
     def restored(cls, row: DeviceRow, config: HeartbeatConfig, now_mono: float) -> Device:
-        """From the store: offline, its lease counted from now."""
+        """From the store: offline, its lease counted from now.
+
+        `config`: the settings in force; the device may still go by those it acknowledged last, and
+        the longer lease of the two is safe.
+        """
         device = cls(row.device_id, row.registered_ms, config)
         document = loads(row.document)
+        known = HeartbeatConfig(*document.get("config", ()) or astuple(config))
+        if known.timeout > config.timeout:
+            device.config = known
         for name in _KEPT:
             if name in document:
                 setattr(device, name, document[name])

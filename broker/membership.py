@@ -60,8 +60,7 @@ def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
     elif isinstance(message, msg.Progress):
         attempts.progressed(state, device, message, now)
     elif isinstance(message, msg.ConfigAck):
-        if message.version == state.config_version:
-            device.config = state.heartbeat_config()
+        _knows_config(state, device, message.version)
     elif isinstance(message, msg.Pong):
         _pong(state, device, message, now)
     elif isinstance(message, msg.Drain):
@@ -168,11 +167,14 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         state.online_count += 1
     device.register(hello, routing, now.mono)
     device.ip_address = address
-    # WELCOME carries the settings in force; they hold from now on.
-    device.config = state.heartbeat_config()
     state.connections[routing] = device
     state.advertised.update(device.types)
     keep, abandon = _settle(state, device, hello, now)
+    config = state.heartbeat_config()
+    if not keep or config.timeout >= device.config.timeout:
+        # WELCOME carries the settings in force; they hold from now on. But while it is on its way
+        # the device relies on a longer lease for what it has: that one holds until it beats.
+        device.config = config
     for cls in state.classes.values():
         cls.judge(device)
     state.emit(
@@ -222,6 +224,7 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
         come_back(state, device, now)
     if heartbeat.held is not None:
         _reconcile(state, device, heartbeat.held, now)
+    _knows_config(state, device, heartbeat.config_version)
     if heartbeat.config_version != state.config_version:
         state.emit(Send(device.routing, msg.Config(device.session, state.heartbeat_config())))
     if heartbeat.not_accepting_reason == DRAINED and not device.drained:
@@ -229,6 +232,16 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
         state.emit(Send(device.routing, msg.Resume(device.session)))
     if device.accepting != accepted:
         _changed(state, device, now)
+
+
+def _knows_config(state: ClusterState, device: Device, version: int) -> None:
+    """The device goes by this version of the settings: its deadlines follow, if it is the newest.
+
+    Stored at once: a restarted broker must not give its work away before the device lets go.
+    """
+    if version == state.config_version != device.config.version:
+        device.config = state.heartbeat_config()
+        state.emit(StoreDevices((device.row(),)))
 
 
 def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now) -> None:

@@ -31,7 +31,7 @@ def form_seal(form: Sequence[Any]) -> int:
 
 def task_seal(row: Sequence[Any], form: int) -> int:
     """For a row of `tasks` and the seal of its form."""
-    return zlib.crc32(row[7], form) ^ (row[0] & _MASK) ^ (row[1] & _MASK)
+    return int(zlib.crc32(row[7], form) ^ (row[0] & _MASK) ^ (row[1] & _MASK))
 
 
 def outcome_form_seal(form: Sequence[Any]) -> int:
@@ -42,13 +42,13 @@ def outcome_form_seal(form: Sequence[Any]) -> int:
 def outcome_seal(row: Sequence[Any], form: int) -> int:
     """For a row of `outcomes` and the seal of its form."""
     seal = zlib.crc32(row[12], zlib.crc32(row[11], form))
-    return seal ^ (row[0] & _MASK) ^ (row[6] & _MASK)
+    return int(seal ^ (row[0] & _MASK) ^ (row[6] & _MASK))
 
 
 def is_task_whole(row: Sequence[Any]) -> bool:
     """Whether a row of `tasks` is what was written; its ninth column is the seal."""
     try:
-        return task_seal(row, form_seal(row[2:7])) == row[8]
+        return bool(task_seal(row, form_seal(row[2:7])) == row[8])
     except (TypeError, ValueError):  # a column became another type
         return False
 

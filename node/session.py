@@ -113,6 +113,10 @@ class Session:
         self.session = ""
         self.epoch = -1
         self.config = DEFAULT_CONFIG
+        #: The timeout that the main node goes by, as far as this device can know.
+        self._lease_timeout = DEFAULT_CONFIG.timeout
+        #: The heartbeat whose acknowledgement says that it knows `config`.
+        self._config_beat = 0
         self.accepting = True
         self.not_accepting_reason = ""
         #: What last went wrong on this device, for heartbeats.
@@ -176,7 +180,7 @@ class Session:
     @property
     def fence_at(self) -> float | None:
         """When the device stops relying on its lease; None while it has none."""
-        return self.lease.fence_at(self.config.timeout)
+        return self.lease.fence_at(self._lease_timeout)
 
     def next_due(self) -> float | None:
         """The next moment at which `Tick` has something to do."""
@@ -318,6 +322,7 @@ class Session:
         self._last_refusal = ""
         self.epoch = message.epoch
         self.config = message.config
+        self._lease_timeout, self._config_beat = message.config.timeout, 0
         self.lease.welcomed(self._hello_sent)
         self._abandon(message.abandon)
         self._say("info", f"joined {self._address} as {self._me.device_id}")
@@ -360,12 +365,17 @@ class Session:
 
     def _on_config(self, message: messages.Config, now: float) -> None:
         self.config = message.config
+        # Until the main node has our CONFIG_ACK it goes by the old timeout, which may be shorter.
+        self._lease_timeout = min(self._lease_timeout, self.config.timeout)
+        self._config_beat = self.lease.last_beat + 1
         self._send(messages.ConfigAck(self.session, self.config.version))
         self._send_heartbeat(now)
 
     def _on_heartbeat_ack(self, message: messages.HeartbeatAck, now: float) -> None:
         self.lease.acknowledged(message.beat, now)
         self.outbox.overtaken(message.beat)
+        if message.beat >= self._config_beat and message.config_version == self.config.version:
+            self._lease_timeout = self.config.timeout
 
     def _on_ping(self, message: messages.Ping, now: float) -> None:
         self._send(messages.Pong(self.session, message.nonce))

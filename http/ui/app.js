@@ -103,7 +103,7 @@ bus.addEventListener("limit", () => {
   const left = limit.blockedUntil - Date.now();
   if (left > 0) {
     $("hint").hidden = false;
-    $("hint").textContent = `That were many requests. Going on in ${Math.ceil(left / 1000)} s; what happens meanwhile still shows.`;
+    $("hint").textContent = `Many requests at once: the next in ${Math.ceil(left / 1000)} s. What happens meanwhile still shows.`;
     clearTimeout(hintTimer);
     hintTimer = setTimeout(() => { $("hint").hidden = true; }, left + 500);
   }

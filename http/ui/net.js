@@ -240,10 +240,12 @@ export class Live {
       this.abort = new AbortController();
       try {
         const { data } = await request("GET", new URL(`events?since=${this.cursor}&wait=25`, API), undefined, this.abort.signal);
+        const back = this.state === "offline";
         this.set("polling");
         if (data.gap) this.take([{ type: "gap", next: data.next }]);
         this.take(data.events);
         this.cursor = data.next;
+        if (back) break;  // the API was away; its WebSocket may work again too
         // A server that cannot park us answers at once: ask again, but slowly.
         wait = data.events.length || Date.now() - began > 2000 ? 0 : Math.min(15000, Math.max(1000, wait * 2));
       } catch (error) {

@@ -82,7 +82,7 @@ class Campaign:
             self._thread(self._keep_broker, 1),
             self._thread(self._keep_facade, 2),
             *(
-                self._thread(lambda rng, name=name: self._keep_device(name, rng), 10 + index)
+                self._thread(functools.partial(self._keep_device, name), 10 + index)
                 for index, name in enumerate(self.names)
             ),
         ]
