@@ -216,9 +216,10 @@ class Device:
         """
         device = cls(row.device_id, row.registered_ms, config)
         document = loads(row.document)
-        known = HeartbeatConfig(*document.get("config", ()) or astuple(config))
-        if known.timeout > config.timeout:
-            device.config = known
+        if "config" in document:
+            known = HeartbeatConfig(*document["config"])
+            if known.timeout > config.timeout:
+                device.config = known
         for name in _KEPT:
             if name in document:
                 setattr(device, name, document[name])

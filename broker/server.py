@@ -152,14 +152,12 @@ class Broker:
         self._hear_clients(now)
         admin.apply(ev.Place(), now)
         self._commit()
-        done = len(admin.turn)
         self._perform(admin.turn)
         while self._answers:
             self._answer(*self._answers.pop(0))
             failpoints.reach("broker-after-answer")
         while self._reads:
             self._attempt(*self._reads.pop(0), self._answer)
-        self._perform(admin.turn[done:])
         self._publish(now)
 
     def _wait_ms(self, longest_seconds: float) -> int:

@@ -114,10 +114,7 @@ def mutate(frames: list[bytes], rng: random.Random) -> list[bytes]:
     """One to three mutations."""
     found = list(frames)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        if rng.random() < 0.6:
-            found = _mutate_header(found, rng)
-        else:
-            found = _mutate_frames(found, rng)
+        found = _mutate_header(found, rng) if rng.random() < 0.6 else _mutate_frames(found, rng)
     return found or [b""]
 
 

@@ -537,6 +537,8 @@ class Judge:
                 continue
             if where.device_id in self._removed or not where.kills_on_lease_loss:
                 continue
+            if any(clone.profile.device_id == where.device_id for clone in self.world.clones):
+                continue  # whoever says HELLO with an id takes over what the other one had
             self.fail(f"task {key[0]} runs as {key} on {worker.name} and {where.name}", key[0])
 
 

@@ -395,12 +395,14 @@ def test_a_damaged_page_is_an_error_not_an_exit(path: Path) -> None:
 def test_a_store_that_refused_to_load_can_be_loaded_later(path: Path) -> None:
     store = SQLiteStore(path)
     load(store)
-    store._db.execute("pragma max_page_count = 1")
-    store._db.execute("pragma query_only = on")
+    # Refuses in the middle of the transaction that begins a new epoch.
+    store._db.execute(
+        "create trigger no before insert on meta begin select raise(abort, 'no room'); end"
+    )
     for _ in range(2):
-        with pytest.raises(StoreError, match="cannot be read"):
+        with pytest.raises(StoreError, match="no room"):
             load(store)
-    store._db.execute("pragma query_only = off")
+    store._db.execute("drop trigger no")
     assert load(store).epoch == 2
     store.close()
 
