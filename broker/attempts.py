@@ -33,7 +33,7 @@ from retire_cluster.schemas.messages import (
     Reject,
     Started,
 )
-from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
+from retire_cluster.schemas.vocabulary import PRIORITIES, Cause, Outcome, TaskStatus
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
@@ -58,7 +58,12 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
         task = Task(number, spec, now.wall_ms, kept, len(payload), status, now.mono)
         state.tasks[number] = task
         state.ledger.add(number, status, spec.task_type, spec.priority)
-        data: dict[str, Any] = {"from": None, "attempt": 0}
+        data: dict[str, Any] = {
+            "from": None,
+            "attempt": 0,
+            "priority": PRIORITIES[spec.priority],
+            "task_type": spec.task_type,
+        }
         state.log.add("task." + status.value, now.wall_ms, number, now.wall_ms, None, data)
         rows.append(
             TaskRow(

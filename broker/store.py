@@ -117,11 +117,9 @@ class MemoryStore:
             device_id = None if outcome is None else outcome.device_id
             ended_s = 0 if outcome is None else outcome.completed_ms // 1000
             index.append((row.number, row.task_type, row.priority, status, device_id, ended_s))
-        recent = sorted(
-            (row.completed_ms, row.status, row.execution_seconds)
-            for row in self._outcomes.values()
-            if row.completed_ms > wall_ms - HOUR_MS
-        )
+        rows = [row for row in self._outcomes.values() if row.completed_ms > wall_ms - HOUR_MS]
+        rows.sort(key=lambda row: row.completed_ms)
+        recent = [(row.completed_ms, row.status, row.execution_seconds) for row in rows]
         return Snapshot(
             salt=self._salt,
             epoch=self._epoch,

@@ -13,6 +13,7 @@ import gc
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -58,7 +59,11 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 def play(seed: int, folder: Path, bug: str = "", story: Story | None = None) -> Summary:
     """Play one seed, with a planted bug if one is named. Raises `Violation`."""
     with planted(bug) as disk:
-        return World(seed, folder, story, disk).run()
+        try:
+            return World(seed, folder, story, disk).run()
+        except Exception as error:
+            where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            raise Violation(f"{type(error).__name__}: {error}\n{where}") from error
 
 
 def play_some(seeds: Sequence[int], bug: str = "", failures: int = 1) -> Batch:

@@ -43,7 +43,8 @@ def test_submitted_tasks_are_stored_in_one_instruction(cluster: Cluster) -> None
         for number, payload in ((1, b'{"a":1}'), (2, b"{}"))
     ]
     assert cluster.do(event) == [ins.StoreTasks(rows, None)]
-    assert cluster.events("task") == [("task.queued", {"from": None, "attempt": 0})] * 2
+    told = {"from": None, "attempt": 0, "priority": "high", "task_type": "echo"}
+    assert cluster.events("task") == [("task.queued", told)] * 2
 
 
 def test_a_delayed_task_is_pending_until_its_time(cluster: Cluster) -> None:
