@@ -170,3 +170,24 @@ def test_usage_is_shown_to_who_asks_and_who_mistypes(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert "bootstrap.py up" in done.stdout + done.stderr
+
+
+def test_a_few_failures_of_real_processes_run_again_and_unit_tests_do_not(
+    bootstrap: ModuleType,
+) -> None:
+    busy = bootstrap.Verdict(10, 1, [], ["tests.chaos.test_links::test_a"])
+    assert bootstrap.worth_a_second_run(busy)
+    assert not bootstrap.worth_a_second_run(bootstrap.Verdict(10, 0, [], []))
+    unit = bootstrap.Verdict(10, 2, [], ["tests.chaos.test_links::test_a", "tests.unit.test_x::b"])
+    assert not bootstrap.worth_a_second_run(unit)
+    assert not bootstrap.worth_a_second_run(bootstrap.Verdict(1, 13, [], ["tests.chaos::a"] * 13))
+
+
+def test_what_passes_the_second_time_is_counted_and_named(bootstrap: ModuleType) -> None:
+    first = bootstrap.Verdict(10, 2, [], ["a", "b"])
+    mended = bootstrap.after_second_run(first, bootstrap.Verdict(1, 1, [], ["b"]))
+    assert mended == bootstrap.Verdict(11, 1, [], ["a"])
+    other_tests = bootstrap.Verdict(5, 0, [], [])
+    assert bootstrap.after_second_run(first, other_tests).failed == 2
+    none_read = bootstrap.Verdict(0, 1, [], [])
+    assert bootstrap.after_second_run(first, none_read).failed == 2
