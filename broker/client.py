@@ -145,10 +145,20 @@ class AdminClient:
             ) from None
 
     def _answer(self, message: wire.Message) -> Answer:
-        if message.verb != b"REPLY":
-            raise from_wire(message.header)
-        paths = message.header.get("blobs") or []
-        return Answer(message.header["data"], list(zip(paths, message.blobs, strict=True)))
+        header = message.header
+        if message.verb == b"ERROR" and isinstance(header.get("code"), str):
+            raise from_wire(header)
+        data, paths = header.get("data"), header.get("blobs") or []
+        if (
+            message.verb != b"REPLY"
+            or not isinstance(data, dict)
+            or not isinstance(paths, list)
+            or len(paths) != len(message.blobs)
+        ):
+            raise ClusterUnavailable(
+                f"the answer of {self.host}:{self.port} cannot be understood", retry_after=1
+            )
+        return Answer(data, list(zip(paths, message.blobs, strict=True)))
 
     def _socket(self) -> zmq.Socket[bytes]:
         pid = os.getpid()

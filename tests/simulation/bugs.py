@@ -94,7 +94,12 @@ def _ignores_slots() -> AbstractContextManager[None]:
 
 def _no_fence() -> AbstractContextManager[None]:
     """A device that lost the main node goes on with what may not run twice."""
-    return swapped(Session, "_check_fence", lambda self, now: None)
+
+    def look_away(self: Any, now: float) -> None:
+        if self.fence_at is not None and now >= self.fence_at:
+            self.lease.fenced = True
+
+    return swapped(Session, "_check_fence", look_away)
 
 
 def _forgets_results() -> AbstractContextManager[None]:

@@ -141,21 +141,19 @@ class Client:
     def _act(self, plan: int) -> None:
         if not self.alive or plan != self._plans or self.waiting is not None:
             return
+        chore = self.world.next_chore() if self.calm else None
+        if chore is not None:
+            self._ask(*chore)
+            return
         for submission in self.journal:
             if submission.key and not submission.over:
                 self._submit(submission)
                 return
         if self.calm:
-            chore = self.world.next_chore()
-            if chore is not None:
-                self._ask(*chore)
-            else:
-                self._soon()
-            return
-        if self.calls_left <= 0:
-            return
-        self.calls_left -= 1
-        self._one_of_many()
+            self._soon()
+        elif self.calls_left > 0:
+            self.calls_left -= 1
+            self._one_of_many()
 
     def _one_of_many(self) -> None:
         plan, rng = self.world.plan, self._rng

@@ -532,14 +532,22 @@ class Judge:
         fact = self.book.facts.get(key[0])
         if fact is None or fact.generation or fact.outcome is not None or self.world.plan.excuses:
             return  # a cancelled task may go on until its device hears of it
+        if self._excused(worker):
+            return
         for other, where in self._running.items():
-            if other[0] != key[0] or where.was_frozen or not where.alive:
-                continue
-            if where.device_id in self._removed or not where.kills_on_lease_loss:
-                continue
-            if any(clone.profile.device_id == where.device_id for clone in self.world.clones):
-                continue  # whoever says HELLO with an id takes over what the other one had
-            self.fail(f"task {key[0]} runs as {key} on {worker.name} and {where.name}", key[0])
+            if other[0] == key[0] and not self._excused(where):
+                self.fail(f"task {key[0]} runs as {key} on {worker.name} and {where.name}", key[0])
+
+    def _excused(self, worker: Worker) -> bool:
+        """Whether a worker cannot be held to stopping in time."""
+        return (
+            worker.was_frozen
+            or not worker.alive
+            or not worker.kills_on_lease_loss
+            or worker.device_id in self._removed
+            # Whoever says HELLO with an id takes over what the other one had.
+            or any(clone.profile.device_id == worker.device_id for clone in self.world.clones)
+        )
 
 
 def _is_goodbye(event: ev.Event) -> bool:

@@ -70,6 +70,11 @@ OPS: Final = {
     "config.reset": 0.3,
     "events.poll": 0.5,
 }
+#: What puts leases to the test.
+_OF_LEASES: Final = (
+    "main.crash", "main.crash_after_commit", "main.power_cut", "net.break", "net.partition",
+    "net.half_partition", "net.full_queue",
+)  # fmt: skip
 #: Requirements that the first two devices meet, and mostly others do not.
 _NEEDS: Final[tuple[dict[str, Any], ...]] = (
     {"min_cpu_cores": 4},
@@ -90,7 +95,7 @@ def _form(rng: random.Random) -> dict[str, Any]:
         "priority": rng.choice(("low", "normal", "high", "urgent")),
         "requirements": {
             "max_retries": rng.choice((0, 1, 2, 3, 6)),
-            "timeout_seconds": rng.choice((2, 5)),
+            "timeout_seconds": rng.choice((2, 5, 20)),
         },
     }
     if rng.random() < 0.3:
@@ -98,6 +103,10 @@ def _form(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.15:
         form["delay_seconds"] = rng.choice((0.5, 3.0))
     return form
+
+
+def _is_long(form: dict[str, Any]) -> bool:
+    return form["task_type"] == "once" and form["requirements"]["timeout_seconds"] == 20
 
 
 #: A fixed set: validating a new form costs as much as ten events.
@@ -135,8 +144,21 @@ class Plan:
             for deed in ("error", "deterministic", "hang", "kill_worker", "die")
             if rng.random() < 0.4
         ]
+        #: Seconds that tasks take which succeed.
+        self.durations: tuple[float, ...] = (0.0, 0.2, 1.0, 3.0)
+        if rng.random() < 0.1:
+            self._be_about_leases()
         #: Faults that make it impossible to promise that nothing runs in two places.
         self.excuses = self.weather.harsh
+
+    def _be_about_leases(self) -> None:
+        """Long tasks that may not run twice, devices cut off, settings that change meanwhile."""
+        self.weather = Weather(high=self.rng.choice((0.005, 0.2)))
+        self.faults = {name: FAULTS[name] for name in _OF_LEASES}
+        self.ops, self.op_weights = ["task.submit", "config.update"], [3.0, 1.0]
+        self.calls, self.chaos_seconds = 8, 12.0
+        self.deeds, self.durations = [], (1.0, 3.0, 8.0)
+        self.forms = [form for form in _FORMS if _is_long(form)]
 
     def _settings(self) -> Settings:
         rng = self.rng
@@ -224,5 +246,5 @@ class Plan:
         while self.deeds and rng.random() < 0.5:
             found.append((rng.choice(self.deeds), rng.choice((0.0, 0.3, 1.5))))
         if rng.random() < 0.7:
-            found.append(("success", rng.choice((0.0, 0.2, 1.0, 3.0))))
+            found.append(("success", rng.choice(self.durations)))
         return found
