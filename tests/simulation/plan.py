@@ -106,7 +106,7 @@ def _form(rng: random.Random) -> dict[str, Any]:
 
 
 def _is_long(form: dict[str, Any]) -> bool:
-    return form["task_type"] == "once" and form["requirements"]["timeout_seconds"] == 20
+    return bool(form["task_type"] == "once" and form["requirements"]["timeout_seconds"] == 20)
 
 
 #: A fixed set: validating a new form costs as much as ten events.
