@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     MakeRig = Callable[..., Rig]
 
 # `from tests.chaos.rig import Rig` works here and in `run.py`, wherever either is started from.
-_kit = sys.modules.setdefault("tests.chaos", ModuleType("tests.chaos"))
-_kit.__path__ = [str(Path(__file__).parent)]
+for _name in ("chaos", "unit"):
+    _kit = sys.modules.setdefault(f"tests.{_name}", ModuleType(f"tests.{_name}"))
+    _kit.__path__ = [str(Path(__file__).parents[1] / _name)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -116,15 +116,19 @@ class Rig:
 
     def start_broker(self, *extra: str, failpoint: str = "", wait: bool = True) -> Child:
         """The main node."""
-        argv = [
-            "--port", str(self.admin_port), "--worker-port", str(self.bus_port),
-            "--event-port", str(self.event_port), "--data-dir", str(self.data_dir),
-            "--config", str(self.config), *extra,
-        ]  # fmt: skip
+        argv = [*self.broker_arguments(), *extra]
         self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint)
         if wait:
             self.await_broker()
         return self.broker
+
+    def broker_arguments(self) -> list[str]:
+        """What the main node is started with."""
+        return [
+            "--port", str(self.admin_port), "--worker-port", str(self.bus_port),
+            "--event-port", str(self.event_port), "--data-dir", str(self.data_dir),
+            "--config", str(self.config),
+        ]  # fmt: skip
 
     def await_broker(self, timeout_seconds: float = 20.0) -> None:
         """Until it answers."""
@@ -187,12 +191,19 @@ class Rig:
         return {row["device_id"] for row in rows if row["status"] == "online"}
 
     def submit(
-        self, task_type: str, payload: dict[str, Any] | None = None, count: int = 1, **fields: Any
+        self,
+        task_type: str,
+        payload: dict[str, Any] | None = None,
+        count: int = 1,
+        *,
+        patience_seconds: float = 10.0,
+        **fields: Any,
     ) -> list[str]:
         """Ids of new tasks that are alike."""
         args = {"task": {"task_type": task_type, **fields}, "count": count, "brief": True}
         blobs = [json.dumps(payload or {}).encode()] * count
-        ids: list[str] = self.admin.call("task.submit", args, blobs, timeout_seconds=10)["task_ids"]
+        data = self.admin.call("task.submit", args, blobs, timeout_seconds=patience_seconds)
+        ids: list[str] = data["task_ids"]
         return ids
 
     def status(self, task_id: str) -> str:
