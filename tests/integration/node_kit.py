@@ -56,7 +56,16 @@ class Bus:
     def bind(self) -> None:
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.bind(f"tcp://127.0.0.1:{self.port or '*'}")
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.socket.bind(f"tcp://127.0.0.1:{self.port or '*'}")
+                break
+            except zmq.ZMQError as error:
+                # libzmq closes the old socket on a thread of its own, a little later.
+                if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.port = int(endpoint.rpartition(":")[2])
 
