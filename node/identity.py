@@ -12,9 +12,13 @@ import re
 import secrets
 import socket
 import sys
+import time
 from pathlib import Path
 
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+
+#: A task process that a killed worker was just starting holds a copy of the lock until it runs.
+LOCK_SECONDS = 1.0
 
 _DEVICE_ID = re.compile(rf"{DEVICE_ID_PATTERN}\Z")
 
@@ -30,10 +34,7 @@ class FolderLock:
         """Takes the lock. Raises `FolderTaken`, or `OSError` when the folder cannot be used."""
         path = folder / "worker.lock"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            taken = not _try_lock(self._fd)
-        except OSError:
-            taken = False  # a file system without locks (Android's shared storage): go without
+        taken = not _lock_soon(self._fd)
         if taken:
             owner = os.pread(self._fd, 20, 1).decode("ascii", "replace") if _HAS_PREAD else ""
             os.close(self._fd)
@@ -52,6 +53,19 @@ class FolderLock:
 
 
 _HAS_PREAD = hasattr(os, "pread")
+
+
+def _lock_soon(fd: int) -> bool:
+    """Whether the lock was got, at once or within `LOCK_SECONDS`."""
+    until = time.monotonic() + LOCK_SECONDS
+    try:
+        while not _try_lock(fd):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+    except OSError:
+        pass  # a file system without locks (Android's shared storage): go without
+    return True
 
 
 def _try_lock(fd: int) -> bool:

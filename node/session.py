@@ -397,6 +397,9 @@ class Session:
         message = event.message
         assert isinstance(message, messages.Assign)
         takes_work = self._takes_work()
+        # What comes late, or while we are not heard, may have been given to others by now.
+        self._check_fence(now)
+        let_go = self.lease.fenced and self._kill_on_lease_loss
         attempts: list[Attempt] = []
         held, outbox, repeatable = self.held, self.outbox, self._repeatable
         for item, payload in zip(message.items, event.blobs, strict=True):
@@ -406,9 +409,11 @@ class Session:
             if not takes_work:
                 outbox.add(_released(key, self._reason_not_to_accept()))
                 continue
-            attempt = Attempt(
-                key, task_id, task_type, timeout_seconds, payload, repeatable(task_type, payload)
-            )
+            safe = repeatable(task_type, payload)
+            if let_go and not safe:
+                outbox.add(_released(key, "the lease was over when it came"))
+                continue
+            attempt = Attempt(key, task_id, task_type, timeout_seconds, payload, safe)
             held[key] = attempt
             attempts.append(attempt)
         if attempts:

@@ -198,7 +198,8 @@ class Campaign:
             name = point.partition(":")[0]
         else:
             with self._lock:
-                self.surprises.append(f"{victim} ({point or 'no failpoint'}) ended: {child.code}")
+                how = f"{victim} ({point or 'no failpoint'}) ended: {child.code}"
+                self.surprises.append(f"{how}: {child.last_words()}")
             time.sleep(0.2)
             return
         with self._lock:

@@ -44,7 +44,7 @@ class Zygote:
             "do": "start", "command": command, "argv": list(argv), "log": str(log),
             "failpoint": failpoint,
         }  # fmt: skip
-        return Child(self, int(self._ask(order)), command)
+        return Child(self, int(self._ask(order)), command, log)
 
     def close(self) -> None:
         """Kill every child that is left."""
@@ -69,12 +69,17 @@ class Zygote:
 class Child:
     """One process of the product."""
 
-    def __init__(self, zygote: Zygote, pid: int, command: str) -> None:
+    def __init__(self, zygote: Zygote, pid: int, command: str, log: Path) -> None:
         self._zygote = zygote
         self.pid = pid
         self.command = command
+        self.log = log
         #: Exit code, negative for a signal; None while it runs.
         self.code: int | None = None
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return self.log.read_text("utf-8", "replace")[-300:].strip()
 
     def poll(self) -> int | None:
         """How it ended, None while it runs."""
