@@ -430,13 +430,16 @@ def test(args: Sequence[str]) -> int:
         report = os.path.join(folder, "junit.xml")
         selection = ["--ignore=tests/acceptance", "-m", "not slow"] if fast else []
         coverage = [] if given else ["--cov", "--cov-report="]
-        pytest = ["pytest", "-q", "--junitxml=" + report, *selection, *coverage, *given]
+        # Most tests wait for processes of their own: one more worker than there are cores.
+        parallel = [] if given else ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile"]
+        pytest = ["pytest", "-q", "--junitxml=" + report, *selection, *coverage, *parallel, *given]
         step("pytest", command(*pytest))
         verdict = read_report(_read(report))
         if worth_a_second_run(verdict):
             again = os.path.join(folder, "again.xml")
             steps[-1] = steps[-1]._replace(name="pytest, first run", good=True)
-            second = ["pytest", "-q", "--last-failed", "--junitxml=" + again]
+            second = ["pytest", "-q", "--last-failed", "--last-failed-no-failures=none"]
+            second += ["--junitxml=" + again]
             step("pytest, the failed ones alone", command(*second))
             verdict = after_second_run(verdict, read_report(_read(again)))
         else:

@@ -18,13 +18,19 @@ from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
-for _name, _folder in (("tests", _HERE.parent), ("tests.chaos", _HERE)):
+for _name in ("", ".chaos", ".unit"):
+    _folder = _HERE.parent / _name.lstrip(".")
+    _name = "tests" + _name
     _kit = sys.modules.setdefault(_name, ModuleType(_name))
     _kit.__path__ = [str(_folder)]
 
-from tests.chaos import fuzz, measure  # noqa: E402 - after the kit can be found
+from hypothesis import HealthCheck, settings  # noqa: E402 - with the kit that can now be found
+from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
+
+from tests.chaos import fuzz, measure  # noqa: E402
 from tests.chaos.kills import Campaign  # noqa: E402
 from tests.chaos.rig import Rig, eventually, rig  # noqa: E402
+from tests.chaos.test_chaos_model import ClusterModel  # noqa: E402
 
 #: Kills of one cluster; then a new one is made, so that no run profits from a small store.
 ROUND = 400
@@ -77,6 +83,25 @@ def frames(count: int, seed: int) -> Iterator[Row]:
     yield (f"F4 {count} broken frames: 500s, exits", "0, 0", text, good)
     growth = found.rss_growth_mb
     yield ("F4 memory growth after warm-up", "< 20 MB", f"{growth:.1f} MB", growth < 20)
+
+
+def every_order(wanted: int) -> Iterator[Row]:
+    """F4, the state machine over the public operations; it shrinks and shows what it finds."""
+    began = ClusterModel.steps
+    examples = -(-wanted // 40)
+    run_state_machine_as_test(
+        ClusterModel,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    done = ClusterModel.steps - began
+    text = f"none in {done} steps of {examples} runs"
+    yield ("F4 orders of operations that break an invariant", "0", text, done >= wanted)
 
 
 #: What the API means to do otherwise: some valid bodies do not fit the cluster's state, an empty
@@ -175,12 +200,14 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=100_000, help="broken frames of F4 (100000)")
     parser.add_argument("--cases", type=int, default=100, help="API: examples an operation (100)")
     parser.add_argument("--seconds", type=int, default=480, help="API: at most so long (480)")
+    parser.add_argument("--steps", type=int, default=20_000, help="MODEL: operations (20000)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="F1,F4,API,F5,F6", help="which figures, by commas")
+    parser.add_argument("--only", default="F1,F4,MODEL,API,F5,F6", help="which figures, by commas")
     args = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "F1": lambda: kills(args.kills, args.minutes, args.seed),
         "F4": lambda: frames(args.frames, args.seed),
+        "MODEL": lambda: every_order(args.steps),
         "API": lambda: api(args.cases, args.seconds, args.seed),
         "F5": repairs,
         "F6": slow_clients,

@@ -30,6 +30,9 @@ some = st.integers(0, 10**6)
 class ClusterModel(RuleBasedStateMachine):
     """Tasks, devices and time."""
 
+    #: Operations done by all instances, shrinking not counted apart.
+    steps = 0
+
     @initialize(durable=st.booleans(), seed=some)
     def begin(self, durable: bool, seed: int) -> None:
         """An empty cluster."""
@@ -235,6 +238,7 @@ class ClusterModel(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         """Every acknowledged task is retained."""
+        ClusterModel.steps += 1
         if hasattr(self, "promised"):
             assert self.cluster.state.ledger.total == len(self.promised)
 
