@@ -163,6 +163,8 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         take_offline(state, previous, now)  # the connection changed its device id
         previous.routing, previous.session = b"", ""
     state.connections.pop(device.routing, None)
+    # Who waited to take over from the one before does not take over from this one.
+    state.challenges.pop(device.device_id, None)
     if not was_online:
         state.online_count += 1
     device.register(hello, routing, now.mono)

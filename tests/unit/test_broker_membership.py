@@ -199,6 +199,19 @@ def test_a_second_process_takes_over_when_the_first_does_not_answer(cluster: Clu
     assert rejected(old.beat()).code == "register"
 
 
+def test_a_newcomer_that_has_died_does_not_take_over_from_the_next_one(cluster: Cluster) -> None:
+    challenge(cluster)
+    cluster.pass_time(0.5)
+    cluster.state.devices["box"].last_seen_mono -= 60
+    third = cluster.stranger()
+    (welcome,) = sent(third.join(instance="a third process"))
+    assert isinstance(welcome, msg.Welcome)
+    cluster.pass_time(0.6)
+    cluster.tick("deadlines")
+    assert third.record.routing == third.routing
+    assert third.record.instance == "a third process"
+
+
 def test_a_wrong_answer_to_the_question_is_none(cluster: Cluster) -> None:
     old, _, nonce = challenge(cluster)
     assert old.say(msg.Pong(old.session, nonce ^ 1)) == []
