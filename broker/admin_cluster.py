@@ -15,7 +15,7 @@ from retire_cluster.broker.timestamps import duration, stamp
 from retire_cluster.conf.settings import merge_section, public_view, specs
 from retire_cluster.schemas import requests
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.vocabulary import TaskStatus
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
 #: Without a tick for so long the scheduler counts as degraded.
 TICK_SILENCE_SECONDS: Final = 10.0
@@ -159,6 +159,9 @@ def prometheus(admin: Admin, call: Call) -> Reply:
             "uptime_seconds": round(_uptime(admin, call), 3),
             "devices": breakdown(list(state.devices.values()))["by_status"],
             "tasks": state.ledger.by_status(),
+            "tasks_ended": {
+                status.value: stats.ended_by_status[status.value] for status in sorted(TERMINAL)
+            },
             "backlog": state.ledger.by_priority(waiting),
             "slots": {"used": round(used, 4), "total": slots},
             "heartbeat_age_seconds": ages,
@@ -173,6 +176,7 @@ def prometheus(admin: Admin, call: Call) -> Reply:
             "http": {"requests": stats.http.requests, "errors": stats.http.errors},
             "store_commits": admin.store.commits,
             "last_event": state.log.last,
+            "events": state.log.recorded,
         }
     )
 

@@ -40,6 +40,11 @@ class EventLog:
         """Id of the newest event ever given here (a cursor: what comes after it is new)."""
         return self._next - 1
 
+    @property
+    def recorded(self) -> int:
+        """How many events this process has recorded."""
+        return self.last % EPOCH_SPAN
+
     def resize(self, size: int) -> None:
         """Keep this many events from now on; the oldest go first."""
         if size != self._entries.maxlen:

@@ -52,7 +52,7 @@ def restore(
             elif final in (TaskStatus.FAILED, TaskStatus.TIMEOUT):
                 device.failed += count
     for completed_ms, word, seconds in snapshot.recent:
-        state.stats.ended(TaskStatus(word), seconds, completed_ms)
+        state.stats.recall(TaskStatus(word), seconds, completed_ms)
     state.submissions = {(row.owner, row.key): row for row in snapshot.submissions}
     return state, warnings
 

@@ -46,6 +46,8 @@ class Stats:
         #: Completion times (ms) of the newest tasks, for tasks per second.
         self._recent: deque[tuple[int, int]] = deque()
         self.duration_buckets: Counter[int] = Counter()
+        #: Tasks that ended in this process, by how. The ledger's counts fall with retention.
+        self.ended_by_status: Counter[str] = Counter()
         self.duration_sum = 0.0
         self.duration_count = 0
         #: (mono, used units, all units) samples.
@@ -58,6 +60,18 @@ class Stats:
 
     def ended(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
         """A task ended."""
+        self.ended_by_status[status.value] += 1
+        self.recall(status, seconds, wall_ms)
+        if seconds is not None and status is not TaskStatus.CANCELLED:
+            self.duration_sum += seconds
+            self.duration_count += 1
+            for index, bound in enumerate(DURATION_BOUNDS):
+                if seconds <= bound:
+                    self.duration_buckets[index] += 1
+                    break
+
+    def recall(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
+        """Take a task into what looks back in time; the counters are of this process only."""
         minute = wall_ms // _MINUTE_MS
         if self._recent and self._recent[-1][0] > wall_ms + _MINUTE_MS:
             # The clock was set back: what lies in its future would never leave the windows.
@@ -74,12 +88,6 @@ class Stats:
                 self._recent.popleft()
         if seconds is not None and status is not TaskStatus.CANCELLED:
             self.durations.append(seconds)
-            self.duration_sum += seconds
-            self.duration_count += 1
-            for index, bound in enumerate(DURATION_BOUNDS):
-                if seconds <= bound:
-                    self.duration_buckets[index] += 1
-                    break
 
     def placed(self, waited_seconds: float) -> None:
         """A task got its device."""

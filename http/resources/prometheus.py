@@ -71,6 +71,12 @@ def families(data: Mapping[str, Any]) -> Iterator[Metric]:
     # The name is the REST document's, though Prometheus keeps `_total` for counters.
     yield _gauges("devices_total", "Total number of registered devices", "status", data["devices"])
     yield _counters("tasks", "Total number of tasks", "status", data["tasks"])
+    yield _counters(
+        "tasks_ended",
+        "Tasks that ended since the main node started",
+        "status",
+        data["tasks_ended"],
+    )
     yield _gauges("backlog_tasks", "Tasks that wait, by priority", "priority", data["backlog"])
     yield _gauges("slots", "Slots of the online devices", "state", data["slots"])
     yield _gauges(
@@ -87,7 +93,7 @@ def families(data: Mapping[str, Any]) -> Iterator[Metric]:
     yield _counter("http_requests", "HTTP requests of all processes", data["http"]["requests"])
     yield _counter("http_errors", "HTTP requests answered 5xx", data["http"]["errors"])
     yield _counter("store_commits", "Commits of the store", data["store_commits"])
-    yield _counter("events", "Events recorded", data["last_event"])
+    yield _counter("events", "Events since the main node started", data["events"])
 
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:

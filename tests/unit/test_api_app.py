@@ -55,6 +55,7 @@ class MemoryCluster:
                                           "count": 6},
                 "retries": {"error": 1}, "dropped_messages": {},
                 "http": {"requests": 1, "errors": 0}, "store_commits": 9, "last_event": 5,
+                "events": 5, "tasks_ended": {"success": 1250, "failed": 3},
             },
         }  # fmt: skip
         self.blobs: dict[str, list[tuple[str, bytes]]] = {}

@@ -655,6 +655,8 @@ def test_the_metrics_are_measured(cluster: Cluster) -> None:
     assert set(numbers["heartbeat_age_seconds"]) == {"box", "unsaid"}
     assert numbers["store_commits"] == cluster.store.commits
     assert numbers["last_event"] == cluster.state.log.last
+    assert numbers["events"] == cluster.state.log.last % 2**32 > 0
+    assert numbers["tasks_ended"] == {"cancelled": 0, "failed": 0, "success": 1, "timeout": 0}
 
 
 def test_metrics_without_devices_are_zero(cluster: Cluster) -> None:

@@ -33,6 +33,16 @@ def test_execution_times_are_counted_but_for_cancelled_and_unstarted_tasks() -> 
     assert stats.tasks_per_hour(WALL_MS) == 4
 
 
+def test_what_an_earlier_process_saw_fills_the_windows_but_not_the_counters() -> None:
+    stats = Stats()
+    stats.recall(S, 0.5, WALL_MS)
+    stats.ended(F, 1.5, WALL_MS)
+    assert stats.average_duration() == 1.0
+    assert stats.tasks_per_hour(WALL_MS) == 2
+    assert (stats.duration_sum, stats.duration_count) == (1.5, 1)
+    assert stats.ended_by_status == {"failed": 1}
+
+
 def test_the_histogram_puts_each_time_in_one_bucket_and_beyond_the_last_in_none() -> None:
     stats = Stats()
     for seconds in (0.0005, 0.001, 0.3, 3600.0, 9999.0):
