@@ -236,6 +236,7 @@ def device_brief(device: Device, now: Now) -> View:
         "uptime": duration(device.uptime_seconds(now.mono)),
         "capabilities": device.capabilities,
         "tags": sorted(device.tags),
+        "accepting": device.ready,
     }
 
 
@@ -254,7 +255,6 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "total_heartbeats": device.total_heartbeats,
         "task_types": sorted(device.types),
         "slots": device.slots,
-        "accepting": device.ready,
         "running_tasks": [
             state.ids.public(task.number, task.created_ms) for task in device.attempts.values()
         ],

@@ -154,6 +154,43 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return found
 
 
+#: Where an answer holds what a further operation takes.
+_SOURCES: Final = {
+    "task_id": "$response.body#/data/task_id",
+    "device_id": "$response.body#/data/device_id",
+    "since": "$response.body#/data/next",
+    "ticket": "$response.body#/data/ticket",
+}
+#: The task answers name their device otherwise.
+_DEVICE_OF: Final = {
+    "TaskResult": "$response.body#/data/worker_device_id",
+    "TaskState": "$response.body#/data/assigned_device_id",
+    "TaskDetails": "$response.body#/data/assigned_device_id",
+}
+
+
+def _links(operation: Operation) -> dict[str, Any]:
+    """How a program goes on from this answer, for tools that chain operations."""
+    by_id = {row.operation_id: row for row in OPERATIONS.values()}
+    found = {}
+    for name in operation.leads_to:
+        target = by_id[name]
+        wanted = re.findall(r"{(\w+)}", target.path)
+        wanted += [key for key in ("since", "ticket") if key in target.query]
+        given = {"device_id": _DEVICE_OF.get(operation.answer, _SOURCES["device_id"])}
+        held = SCHEMAS[operation.answer]["properties"]
+        sources = {**_SOURCES, **given}
+        parameters = {
+            key: sources[key] for key in wanted if sources[key].rpartition("/")[2] in held
+        }
+        found[name] = {
+            "operationId": name,
+            "parameters": parameters,
+            "description": target.summary,
+        }
+    return found
+
+
 def _codes(operation: Operation) -> list[str]:
     codes = ["VALIDATION_ERROR", *operation.errors]
     if not operation.always_open:
@@ -193,6 +230,8 @@ def _success(operation: Operation) -> dict[str, Any]:
     }
     if not operation.unlimited:
         found["headers"] = _LIMIT_HEADERS
+    if operation.leads_to:
+        found["links"] = _links(operation)
     return found
 
 

@@ -55,6 +55,8 @@ class Operation:
     #: Content type of the answer.
     media_type: str = "application/json"
     description: str = ""
+    #: Operations that go on from this answer, by id.
+    leads_to: tuple[str, ...] = ()
     #: An example of `data` (or of the bare answer), and of the body.
     example: Any = None
     body_example: Any = None
@@ -156,7 +158,7 @@ _ROWS: Final = (
                     "cpu_count": 8, "memory_total_gb": 16, "storage_total_gb": 500,
                     "has_gpu": True,
                 },
-                "tags": ["development", "gpu-capable"],
+                "tags": ["development", "gpu-capable"], "accepting": True,
             }
         ],
     ),
@@ -167,6 +169,7 @@ _ROWS: Final = (
     Operation(
         "GET", f"{API}/devices/{{device_id}}", "getDevice", "Devices",
         "Everything about one device", "DeviceDetails", errors=_DEVICE,
+        leads_to=("getDeviceStatus", "pingDevice", "drainDevice", "removeDevice"),
     ),
     Operation(
         "GET", f"{API}/devices/{{device_id}}/status", "getDeviceStatus", "Devices",
@@ -178,6 +181,16 @@ _ROWS: Final = (
         scope="read", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
     Operation(
+        "POST", f"{API}/devices/{{device_id}}/drain", "drainDevice", "Devices",
+        "Give a device nothing new; what it has it finishes", "DeviceState",
+        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+    ),
+    Operation(
+        "POST", f"{API}/devices/{{device_id}}/resume", "resumeDevice", "Devices",
+        "End a drain", "DeviceState",
+        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+    ),
+    Operation(
         "DELETE", f"{API}/devices/{{device_id}}", "removeDevice", "Devices",
         "Remove a device; its running tasks go back to the queue", "DeviceRemoval",
         scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
@@ -186,6 +199,7 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/tasks", "submitTask", "Tasks", "Submit a task", "TaskSubmitted",
         body=requests.TASK_SUBMISSION, status=201, errors=_SUBMIT,
+        leads_to=("getTaskStatus", "getTaskResult", "getTask", "explainTask", "cancelTask"),
         description="Types other than `echo`, `sleep` and `system_info` need a key (or, while"
         " authentication is off, a client on this machine). With an `Idempotency-Key` header the"
         " same body gives the first answer again for 24 hours; another body is 409.",
@@ -223,20 +237,37 @@ _ROWS: Final = (
     Operation(
         "GET", f"{API}/tasks/{{task_id}}", "getTask", "Tasks",
         "A task with payload, requirements, attempts and result", "TaskDetails", errors=_TASK,
+        leads_to=("getTaskResult", "cancelTask", "retryTask", "getDevice"),
     ),
     Operation(
         "GET", f"{API}/tasks/{{task_id}}/status", "getTaskStatus", "Tasks",
         "Current status, progress and, while it waits, why", "TaskState", errors=_TASK,
+        leads_to=("getTaskResult", "explainTask", "cancelTask", "retryTask", "getDevice"),
     ),
     Operation(
         "GET", f"{API}/tasks/{{task_id}}/result", "getTaskResult", "Tasks",
         "The result of a finished task", "TaskResult", errors=(*_TASK, "NO_TASK_RESULT"),
+        leads_to=("retryTask", "getDevice"),
         example={
             "task_id": _TASK_UUID, "status": "success",
             "result_data": {"echo": {"message": "Hello World"}},
             "execution_time_seconds": 0.05, "worker_device_id": "laptop-001",
             "started_at": _TIME, "completed_at": _TIME, "error_message": None,
             "error_traceback": None, "logs": None,
+        },
+    ),
+    Operation(
+        "GET", f"{API}/tasks/{{task_id}}/explanation", "explainTask", "Tasks",
+        "Per device, whether it may run the task now and why not", "TaskExplanation",
+        errors=_TASK,
+        example={
+            "task_id": _TASK_UUID, "status": "queued",
+            "queued_reason": {
+                "eligible_devices": 0, "busy_devices": 0, "rejected": {"missing tag gpu": 1},
+            },
+            "devices": [
+                {"device_id": "laptop-001", "eligible": False, "reasons": ["missing tag gpu"]},
+            ],
         },
     ),
     Operation(
@@ -249,12 +280,12 @@ _ROWS: Final = (
         "POST", f"{API}/tasks/{{task_id}}/retry", "retryTask", "Tasks",
         "Run a failed, timed-out or cancelled task again", "TaskRetried",
         scope="submit", body=requests.NO_BODY, body_optional=True,
-        errors=(*_TASK, "CANNOT_RETRY_TASK"),
+        errors=(*_TASK, "CANNOT_RETRY_TASK"), leads_to=("getTaskStatus", "getTaskResult"),
     ),
     # --- events ---
     Operation(
         "GET", f"{API}/events", "pollEvents", "Events", "Events after a cursor, as a long poll",
-        "Events", query=requests.EVENTS_QUERY, unlimited=True,
+        "Events", query=requests.EVENTS_QUERY, unlimited=True, leads_to=("pollEvents",),
         description="Pass the `next` of one answer as `since` of the next request. `gap: true`"
         " says that some events between are no longer kept. `/ws` streams the same events.",
     ),
@@ -262,7 +293,7 @@ _ROWS: Final = (
         "POST", f"{API}/events/ticket", "makeEventTicket", "Events",
         "A short-lived ticket for /ws?ticket=, for pages that cannot send headers",
         "EventTicket", scope="read", body=requests.NO_BODY, body_optional=True,
-        needs_cluster=False,
+        needs_cluster=False, leads_to=("streamEvents",),
     ),
     Operation(
         "GET", "/ws", "streamEvents", "Events", "Events as a WebSocket, one JSON event a message",

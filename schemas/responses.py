@@ -123,6 +123,7 @@ _DEVICE: Final[Json] = {
         },
     ),
     "tags": _list(TEXT),
+    "accepting": {"type": "boolean", "description": "False while offline or drained"},
 }
 _METRICS: Final = _object(
     {},
@@ -304,6 +305,16 @@ SCHEMAS: Final[dict[str, Json]] = {
             "can_retry": BOOL,
             "queued_reason": _maybe(_QUEUED_REASON),
             "timestamp": TIME,
+        }
+    ),
+    "TaskExplanation": _object(
+        {
+            "task_id": TASK_ID,
+            "status": STATUS,
+            "queued_reason": _maybe(_QUEUED_REASON),
+            "devices": _list(
+                _object({"device_id": DEVICE_ID, "eligible": BOOL, "reasons": _list(TEXT)})
+            ),
         }
     ),
     "TaskResult": _object(_RESULT),

@@ -1,4 +1,4 @@
-"""Devices: list, look at, ping, remove."""
+"""Devices: list, look at, ping, drain, remove."""
 
 from __future__ import annotations
 
@@ -54,6 +54,21 @@ class Device(Resource):
         )
         reached = "The device answered" if data["ping_successful"] else "The device did not answer"
         answer(req, resp, data, message=reached)
+
+    def on_post_drain(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """Give it nothing new."""
+        self._steer(req, resp, "device.drain", device_id, "The device takes nothing new")
+
+    def on_post_resume(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
+        """End a drain."""
+        self._steer(req, resp, "device.resume", device_id, "The device takes work again")
+
+    def _steer(
+        self, req: falcon.Request, resp: falcon.Response, op: str, device_id: str, message: str
+    ) -> None:
+        device_id = validation.device_id(device_id)
+        validation.checked_body(req)
+        answer(req, resp, self._cluster.data(op, {"device_id": device_id}), message=message)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Remove it; its running tasks go back to the queue."""

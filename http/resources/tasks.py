@@ -113,6 +113,10 @@ class Task(Resource):
         """Its result, once it has one."""
         self._show(req, resp, "task.result", task_id)
 
+    def on_get_explanation(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Per device: may it run this task, and why not."""
+        self._show(req, resp, "task.explain", task_id)
+
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Cancel it."""
         task_id = validation.task_id(task_id)

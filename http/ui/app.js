@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 const ROUTES = [
   [/^$/, "overview", "overview", "overview"], [/^devices$/, "devices", "devices", "devices"], [/^devices\/(.+)$/, "devices", "device", "devices"],
   [/^tasks$/, "tasks", "tasks", "tasks"], [/^tasks\/([^/]+)$/, "tasks", "task", "tasks"], [/^submit$/, "submit", "submit", "submit"], [/^config$/, "settings", "config", "config"],
+  [/^log$/, "log", "log", "log"], [/^join$/, "join", "join", "devices"],
 ];
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -153,6 +154,7 @@ function signs() {
   $("about").textContent = `Retire-Cluster ${session.version}${session.auth_required ? "" : " · authentication is off"}`;
 }
 
+addEventListener("sign", () => $("sign").click());
 $("sign").onclick = async () => {
   if (!session.signed_in) { signIn(""); return; }
   Object.assign(session, (await ui("POST", "logout", {})).data);
@@ -174,8 +176,8 @@ $("theme").onclick = () => {
 
 // --- keys ---
 
-const KEYS = [["/", "filter"], ["j  k", "next, previous row"], ["Enter", "open it"], ["x", "choose the row"], ["g o", "overview"], ["g d", "devices"], ["g t", "tasks"], ["g s", "submit"], ["g c", "config"], ["t", "dark or light"], ["?", "this help"], ["Esc", "close, leave a field"]];
-const PLACES = { o: "#/", d: "#/devices", t: "#/tasks", s: "#/submit", c: "#/config" };
+const KEYS = [["/", "filter"], ["j  k", "next, previous row"], ["Enter", "open it"], ["x", "choose the row"], ["g o", "overview"], ["g d", "devices"], ["g t", "tasks"], ["g s", "submit"], ["g l", "log"], ["g c", "config"], ["g j", "add a device"], ["t", "dark or light"], ["?", "this help"], ["Esc", "close, leave a field"]];
+const PLACES = { o: "#/", d: "#/devices", t: "#/tasks", s: "#/submit", l: "#/log", c: "#/config", j: "#/join" };
 
 $("help").onclick = () => dialog("Keyboard", (close) => [
   h("dl.keys", null, KEYS.map(([keys, text]) => h("div", null, h("dt", null, keys.split(/\s+/).map((key) => h("kbd", null, key))), h("dd", null, text)))),

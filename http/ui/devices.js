@@ -3,7 +3,7 @@ import { h, ago, ask, count, gb, glyph, link, now, plural, span, toast } from ".
 import { get, may, refresher, send } from "./net.js";
 import { addBeat, learn, model, setBeat } from "./model.js";
 import { spark, strip } from "./charts.js";
-import { card, facts, filterBar, guarded, joinBody, joinDialog, pager, pastBeats, patch, taskTable, trouble } from "./parts.js";
+import { card, facts, filterBar, guarded, joinBody, pager, pastBeats, patch, taskTable, trouble } from "./parts.js";
 
 const WINDOW_MS = 5 * 60000;
 const WORDS = { status: ["online", "offline"], role: ["worker", "compute", "storage", "mobile"], platform: ["linux", "windows", "android", "darwin"] };
@@ -65,7 +65,7 @@ export function devices(render, params) {
         ? h("div.empty", null, h("p", null, "No device matches."), h("a", { href: link("devices") }, "Show all"))
         : h("section.card.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Add the first one:"), join);
       return [
-        h("div.head", null, h("h1", null, "Devices"), h("span.quiet", null, plural(pages.total_items ?? 0, "device")), h("button", { type: "button", onclick: joinDialog }, "+ Add a device")),
+        h("div.head", null, h("h1", null, "Devices"), h("span.quiet", null, plural(pages.total_items ?? 0, "device")), h("a.button", { href: link("join") }, "+ Add a device")),
         filterBar("devices", params, "Status, role, platform or tag", "online mobile gpu-capable", filter,
           Object.entries(WORDS).map(([name, words]) => [name, words])),
         rows.length ? h("table.devices", null, h("caption.sr", null, "Devices"),
@@ -145,10 +145,12 @@ export function device(render, params, id) {
       return [
         h("div.head", null, h("h1", null, h("a.up", { href: link("devices") }, "Devices"), " ", id), deviceChip(found),
           may("read") && h("button", { type: "button", onclick: ping }, "Ping"),
+          may("admin") && online && (found.accepting ? h("button", { type: "button", onclick: drain, title: "It finishes what it has and gets nothing new" }, "Drain") : h("button.primary", { type: "button", onclick: resume }, "Resume")),
           may("admin") && h("button.danger", { type: "button", onclick: remove }, "Remove…")),
         !online && h("p.banner", null, glyph("offline"), " Offline. What follows is what it last said, ", ago(found.last_heartbeat), "."),
+        online && !found.accepting && h("p.banner", null, glyph("draining"), ` It gets no new work${found.running_tasks.length ? ` and finishes what it has: ${plural(found.running_tasks.length, "task")}` : " and has nothing left to do"}. Resume it when it may work again.`),
         card("Heartbeats", { class: "card wide" }, strip(model.pulses.get(id), id, from, to, online, { width: 900, height: 34 }),
-          h("p.row.quiet", null, h("span", null, "last ", lastBeat(found)), h("span", null, `${count(found.total_heartbeats)} in all`), h("span", null, "5 minutes shown"))),
+          h("p.row.quiet", null, h("span", null, "last ", lastBeat(found)), h("span", null, `${count(found.total_heartbeats)} in all`), h("span", null, "5 minutes shown"), h("a", { href: link("log", { device_id: id }) }, "its log"))),
         h("div.meters", null, METERS.map(([name, label, unit, options]) => {
           const value = found.metrics[name];
           const series = values.map((entry) => entry[name]);
@@ -181,6 +183,18 @@ export function device(render, params, id) {
     const { ping_successful: good, response_time_ms: ms } = answer.data;
     toast(good ? `${id} answered in ${span(ms / 1000)}` : `${id} did not answer`, good ? "ok" : "bad");
   }
+
+  async function steer(verb, text) {
+    const answer = await guarded(() => send("POST", `${path}/${verb}`, {}), text);
+    if (!answer) return;
+    found.accepting = answer.data.accepting;
+    render();
+    pokeSoon();
+  }
+
+  function drain() { steer("drain", `${id} finishes what it has and gets nothing new`); }
+
+  function resume() { steer("resume", `${id} takes work again`); }
 
   async function remove() {
     const running = found.running_tasks.length;

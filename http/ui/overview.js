@@ -3,7 +3,7 @@ import { h, count, glyph, gb, link, now, percent, plural, span } from "./dom.js"
 import { get, refresher } from "./net.js";
 import { backlogSeries, learn, model, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
 import { bands, bars, durations, timeline } from "./charts.js";
-import { card, joinBody, joinDialog, noTasks, pastBeats, patch, taskTable } from "./parts.js";
+import { card, joinBody, noTasks, pastBeats, patch, taskTable } from "./parts.js";
 
 const MOST_DEVICES = 12, RECENT = 8;
 let minutes = 5;
@@ -74,7 +74,7 @@ export function overview(render) {
         card("What the devices do", { class: "card wide" },
           legend([["running", "running"], ["success", "success"], ["failed", "failed or timed out"], ["cancelled", "cancelled"], ["beat", "heartbeat"]]),
           timeline(devices, model.attempts, model.pulses, from, to, (id) => model.tasks.get(id)?.type || "task", (id) => { location.hash = link(`tasks/${id}`); }),
-          h("p.row.quiet", null, deviceTotal > devices.length && h("a", { href: link("devices") }, `all ${count(deviceTotal)} devices`), h("button.ghost", { type: "button", onclick: joinDialog }, "+ Add a device"))),
+          h("p.row.quiet", null, deviceTotal > devices.length && h("a", { href: link("devices") }, `all ${count(deviceTotal)} devices`), h("a.button.ghost", { href: link("join") }, "+ Add a device"))),
         card("Newest tasks", { class: "card wide" },
           tasks.length ? [taskTable(tasks.slice(0, RECENT), "Newest tasks"), h("p", null, h("a", { href: link("tasks") }, "All tasks"))] : noTasks()),
       ];

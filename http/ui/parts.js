@@ -1,5 +1,5 @@
 // What several pages show: task rows, how to join, why a task waits, acting on tasks.
-import { h, ago, ask, chip, copyable, dialog, link, plural, shortId, span, toast } from "./dom.js";
+import { h, ago, ask, chip, copyable, glyph, link, plural, shortId, span, toast } from "./dom.js";
 import { each, get, limit, may, send } from "./net.js";
 import { addBeat, TERMINAL } from "./model.js";
 
@@ -136,14 +136,9 @@ export async function submitEcho() {
 
 // --- joining ---
 
-/** How to add a device, with the line to paste. */
-export async function joinDialog() {
-  const body = await joinBody();
-  await dialog("Add a device", (close) => [body, h("div.row.end", null, h("button.primary", { type: "button", onclick: () => close(true) }, "Done"))]);
-}
-
 const isLocal = (host) => ["", "localhost", "127.0.0.1", "::1", "[::1]"].includes(host);
 
+/** How to add a device, with the line to paste. */
 export async function joinBody() {
   let server = null;
   if (may("read")) server = (await get("config").catch(() => null))?.data.server;
@@ -178,13 +173,22 @@ const CURES = [
   [/policy refused/, () => "another device has to take it"],
 ];
 
-export function whyBox(status) {
-  const reason = status.queued_reason;
-  if (status.status === "pending") {
-    return h("section.card.why", null, h("h2", null, "Why it waits"), h("p", null, "It is waiting for its time: the pause before the next attempt is not over yet."), reason && reasons(reason));
-  }
-  if (status.status !== "queued" || !reason) return null;
-  return h("section.card.why", null, h("h2", null, "Why it waits"), h("p.lead", null, whyText(reason)), reasons(reason));
+/** Why a task waits: in a sentence, by reason with its cure, and device by device. */
+export function whyBox({ status, queued_reason: reason, devices }) {
+  if (!["pending", "queued"].includes(status)) return null;
+  const text = status === "pending" ? "It is waiting for its time: the pause before the next attempt is not over yet." : reason && whyText(reason);
+  return text && h("section.card.why", null, h("h2", null, "Why it waits"), h("p.lead", null, text), reason && reasons(reason), devices?.length > 0 && byDevice(devices));
+}
+
+const MOST_ROWS = 50;
+function byDevice(devices) {
+  const rows = [...devices].sort((a, b) => b.eligible - a.eligible).slice(0, MOST_ROWS);
+  return h("details", null, h("summary", null, "Device by device"), h("table", null, h("caption.sr", null, "Why not, device by device"),
+    h("thead", null, h("tr", null, ["Device", "May it?", "Why"].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", null, rows.map((row) => h("tr", { "data-key": row.device_id }, h("td.name", { "data-label": "Device" }, deviceLink(row.device_id)),
+      h("td", { "data-label": "May it?" }, h("span.chip", { "data-status": row.eligible ? "success" : "cancelled" }, glyph(row.eligible ? "success" : "failed"), row.eligible ? "yes" : "no")),
+      h("td", { "data-label": "Why" }, row.reasons.join("; ") || "it has room"))))),
+  devices.length > MOST_ROWS && h("p.quiet", null, `and ${plural(devices.length - MOST_ROWS, "more device")}`));
 }
 
 export function whyText({ eligible_devices: fit, busy_devices: busy, rejected }) {

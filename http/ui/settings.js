@@ -1,5 +1,5 @@
 // The configuration: look, change what may be changed, reset.
-import { h, ask, toast } from "./dom.js";
+import { h, ask, copyable, glyph, toast } from "./dom.js";
 import { get, may, refresher, send, session } from "./net.js";
 import { card, facts, trouble } from "./parts.js";
 
@@ -78,11 +78,22 @@ export function config(render) {
       return [
         h("div.head", null, h("h1", null, "Configuration"), may("admin") && h("button.danger", { type: "button", onclick: reset }, "Reset to defaults…")),
         !may("admin") && h("p.banner", null, session.auth_required ? "This key may look, not change." : "Changes are open to the main node's machine only while authentication is off."),
-        h("div.columns", null, Object.keys(EDITABLE).map((name) => card(TITLES[name], { class: "card", "data-key": name }, h("p.quiet", null, "Applied at once, without a restart."), forms[name]))),
+        h("div.columns", null, Object.keys(EDITABLE).map((name) => card(TITLES[name], { class: "card", "data-key": name }, h("p.quiet", null, "Applied at once, without a restart."), forms[name])), access()),
         h("div.columns", null, rest.map(([name, rows]) => card(`${TITLES[name] || name}${EDITABLE[name] ? ", as started" : ""}`, { class: "card", "data-key": `rest-${name}` }, facts(rows.map(([key, value]) => [key.replaceAll("_", " "), words(value)]))))),
       ];
     },
   };
+}
+
+const SCOPES = { read: "look at the configuration, ping devices", submit: "cancel and retry tasks", "submit:dangerous": "submit tasks of every type", admin: "drain and remove devices, change the configuration" };
+
+function access() {
+  const rights = Object.entries(SCOPES).map(([scope, text]) => h("li", { "data-on": may(scope) ? true : null }, glyph(may(scope) ? "success" : "offline"), h("span", null, h("b", null, scope), " ", text)));
+  const how = session.auth_required
+    ? [h("p.quiet", null, session.signed_in ? "Signed in with a key; it lives in a cookie that no script can read." : "Not signed in: looking, and harmless tasks, need no key."),
+      h("button", { type: "button", onclick: () => dispatchEvent(new Event("sign")) }, session.signed_in ? "Sign out" : "Sign in")]
+    : [h("p.quiet", null, "Authentication is off: this machine may do everything, others may look and submit harmless tasks. To ask for a key, start with"), copyable("retire-cluster up --auth")];
+  return card("What this browser may do", { class: "card", "data-key": "access" }, h("ul.rights", null, rights), how, h("p.row", null, h("a", { href: "#/join" }, "Add a device"), h("a", { href: "../api/v1/docs" }, "API documentation")));
 }
 
 const words = (value) => (value === true ? "yes" : value === false ? "no" : Array.isArray(value) ? value.join(", ") || "none" : value === "" || value === null ? "–" : String(value));

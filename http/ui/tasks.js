@@ -85,7 +85,7 @@ export function task(render, params, id) {
     render();
   };
   const loadStatus = async () => {
-    status = (await get(`tasks/${id}/status`)).data;
+    status = (await get(`tasks/${id}/explanation`)).data;
     if (found && status.status !== found.status) found.status = status.status;
     render();
   };
@@ -125,7 +125,7 @@ export function task(render, params, id) {
           !done && may("submit") && h("button.danger", { type: "button", onclick: cancel }, "Cancel"),
           ["failed", "timeout", "cancelled"].includes(found.status) && may("submit") && h("button", { type: "button", onclick: () => guarded(() => act(id, "retry"), "It is queued again") }, "Retry"),
           h("a.button", { href: link("submit", { like: id }) }, "Submit one like it")),
-        h("p.id.full", null, id),
+        h("p.id.full", null, id, " ", h("a", { href: link("log", { task_id: id }) }, "its log")),
         found.status === "running" && part !== null && part !== undefined && h("div.progress", null, h("progress", { max: 100, value: part, "aria-label": "Progress" }), h("span", null, `${Math.round(part)} % ${progress?.message || ""}`)),
         status && whyBox(status),
         steps(found),

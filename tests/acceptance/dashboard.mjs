@@ -84,11 +84,56 @@ const scenarios = {
     const page = await open(context, `#/tasks/${id}`);
     const why = page.locator(".why");
     await why.getByText("No device can run it as things are.").waitFor();
-    await why.getByText("missing tag no-such-tag").waitFor();
+    await why.locator(".reasons").getByText("missing tag no-such-tag").waitFor();
     expect((await why.textContent()).includes("2 devices"), "it does not say how many");
+    await why.getByText("Device by device").click();
+    await why.locator("tbody tr").nth(1).getByText("missing tag no-such-tag").waitFor();
     await page.getByRole("button", { name: "Cancel" }).click();
     await chip(page, "cancelled");
     expect(await why.count() === 0, "an ended task still explains");
+  },
+
+  async drain(context) {
+    const [first, second] = await api("GET", "devices");
+    const page = await open(context, `#/devices/${first.device_id}`);
+    await page.getByRole("button", { name: "Drain" }).click();
+    await chip(page, "draining");
+    await page.getByText("has nothing left to do").waitFor();
+    const { task_ids: ids } = await api("POST", "tasks/batch", { tasks: Array(6).fill({ task_type: "echo", payload: {} }) });
+    await page.goto(`${base}/ui/#/tasks/${ids[5]}`);
+    await chip(page, "success");
+    for (const id of ids) {
+      const { assigned_device_id: device } = await api("GET", `tasks/${id}`);
+      expect(device === second.device_id, `${id} went to ${device}, which is drained`);
+    }
+    await page.goto(`${base}/ui/#/devices`);
+    await page.locator("table.devices .chip[data-status=draining]").waitFor();
+    await page.getByRole("link", { name: first.device_id }).click();
+    await page.getByRole("button", { name: "Resume" }).click();
+    await chip(page, "online");
+    await page.getByRole("button", { name: "Drain" }).waitFor();
+  },
+
+  async log(context) {
+    const { task_id: id } = await post({ task_type: "echo", payload: {} });
+    const page = await open(context, "#/log");
+    await live(page);
+    await page.locator("table.log tbody tr").first().waitFor();
+    const { task_id: failing } = await post({ task_type: "python_eval", payload: { expression: "1/0" } });
+    await page.locator("table.log tr", { hasText: failing.slice(-6) }).filter({ hasText: "failed" }).waitFor();
+    await page.getByRole("button", { name: "Hold" }).click();
+    const rows = await page.locator("table.log tbody tr").count();
+    await post({ task_type: "echo", payload: {} });
+    await page.getByText(/held; [1-9]\d* more since/).waitFor();
+    expect(await page.locator("table.log tbody tr").count() === rows, "it moves while held");
+    await page.getByLabel("Type, device or a task id").fill(id);
+    await page.keyboard.press("Enter");
+    await page.waitForURL(new RegExp(`task_id=${id}`));
+    await page.waitForFunction(() => document.querySelectorAll("table.log tbody tr").length === 4);
+    const found = await page.locator("table.log tbody tr").allTextContents();
+    expect(found.every((text) => text.includes(id.slice(-6))), JSON.stringify(found));
+    await page.locator("table.log [data-nav]").first().click();
+    await page.waitForURL(new RegExp(`tasks/${id}$`));
   },
 
   async many(context) {
@@ -121,7 +166,7 @@ const scenarios = {
     const page = await open(context);
     await page.locator(".timeline li").first().waitFor();
     const [device] = await api("GET", "devices");
-    for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=command", "#/config"]) {
+    for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=command", "#/config", "#/log", "#/join"]) {
       await page.goto(`${base}/ui/${hash}`);
       await page.locator("main h1").waitFor();
       await page.waitForTimeout(600);
@@ -190,7 +235,7 @@ const scenarios = {
     const source = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
     for (const scheme of ["light", "dark"]) {
       await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
-      for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=http_request", "#/config"]) {
+      for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=http_request", "#/config", "#/log", "#/join"]) {
         await page.goto(`${base}/ui/${hash}`);
         await page.locator("main h1").waitFor();
         await page.waitForTimeout(700);
@@ -206,7 +251,7 @@ const scenarios = {
 
   async weight(context) {
     const found = {};
-    for (const hash of ["#/", "#/devices", "#/tasks", "#/submit", "#/config"]) {
+    for (const hash of ["#/", "#/devices", "#/tasks", "#/submit", "#/config", "#/log", "#/join"]) {
       const page = await open(context, hash);
       const weight = await page.evaluate(() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
         .filter((entry) => new URL(entry.name).pathname.startsWith("/ui/")).reduce((sum, entry) => sum + entry.decodedBodySize, 0));
@@ -275,6 +320,8 @@ const scenarios = {
     const page = await open(context);
     await page.getByRole("heading", { name: "No devices yet" }).waitFor();
     await page.getByText(/retire-cluster-worker --join \S+:\d+/).first().waitFor();
+    await page.goto(`${base}/ui/#/join`);
+    await page.getByText("Waiting for a device to come.").waitFor();
     await page.goto(`${base}/ui/#/tasks`);
     await page.getByRole("button", { name: "Send an echo" }).click();
     await page.locator(".why").getByText("No device has joined the cluster yet.").waitFor();

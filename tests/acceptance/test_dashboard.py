@@ -101,6 +101,8 @@ def cluster(drive: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pytest.param("refused", id="a_field_says_what_is_wrong_with_it"),
         pytest.param("cancel", id="a_running_task_is_cancelled_and_tried_again"),
         pytest.param("explain", id="a_stuck_task_says_why_it_waits"),
+        pytest.param("drain", id="a_drained_device_gets_nothing_new_until_it_is_resumed"),
+        pytest.param("log", id="the_log_grows_holds_and_is_filtered"),
         pytest.param("many", id="retrying_many_asks_once_with_the_count"),
         pytest.param("lists", id="filters_and_pages_are_the_servers"),
         pytest.param("phone", id="nothing_is_wider_than_a_phone_of_360_pixels"),

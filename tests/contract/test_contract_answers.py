@@ -327,3 +327,35 @@ def test_an_empty_list_has_no_pages(api: Any) -> None:
     assert document["data"] == []
     assert document["pagination"]["total_pages"] == 0
     assert api.get(f"{API}/devices?page_size=1000").json["pagination"]["page_size"] == 100
+
+
+def test_a_drained_device_gets_nothing_new_until_it_is_resumed(api: Any, cluster: Any) -> None:
+    device = f"{API}/devices/{cluster.device_id}"
+    drained = api.post(f"{device}/drain").data
+    try:
+        assert (drained["is_online"], drained["accepting"]) == (True, False)
+        assert drained["not_accepting_reason"]
+        task_id = api.submit("echo", {})
+        found = api.get(f"{API}/tasks/{task_id}/explanation").data
+        assert (found["task_id"], found["status"]) == (task_id, "queued")
+        (row,) = found["devices"]
+        assert (row["device_id"], row["eligible"]) == (cluster.device_id, False)
+        assert row["reasons"] == ["draining"]
+        assert found["queued_reason"] == api.status(task_id)["queued_reason"]
+    finally:
+        resumed = api.post(f"{device}/resume").data
+    assert resumed["accepting"] is True
+    assert api.finished(task_id)["status"] == "success"
+    ended = api.get(f"{API}/tasks/{task_id}/explanation").data
+    assert (ended["queued_reason"], ended["devices"]) == (None, [])
+
+
+def test_draining_needs_a_key_that_may_and_a_device_that_is_there(
+    api: Any, start_api: Any, cluster: Any
+) -> None:
+    closed = start_api("--api-key", "k", "--no-rate-limit")
+    for verb in ("drain", "resume"):
+        assert closed.post(f"{API}/devices/{cluster.device_id}/{verb}").status == 401
+        assert api.post(f"{API}/devices/nobody/{verb}").code == "DEVICE_NOT_FOUND"
+    missing = "550e8400-e29b-41d4-a716-446655440000"
+    assert api.get(f"{API}/tasks/{missing}/explanation").code == "TASK_NOT_FOUND"

@@ -58,7 +58,8 @@ PATHS = [
     "/health", "/api/health", "/", API, "/cluster/status", "/cluster/health", "/cluster/metrics",
     "/cluster/config", "/devices", "/devices/summary", "/devices/{device_id}",
     "/devices/{device_id}/status", "/tasks", "/tasks/statistics", "/tasks/types",
-    "/tasks/{task_id}", "/tasks/{task_id}/status", "/tasks/{task_id}/result", "/events",
+    "/tasks/{task_id}", "/tasks/{task_id}/status", "/tasks/{task_id}/result",
+    "/tasks/{task_id}/explanation", "/events",
     "/config", "/config/server", "/config/heartbeat",
 ]  # fmt: skip
 _BARE = ("/", "/health", "/api/health", API)
@@ -87,6 +88,7 @@ def test_a_real_answer_is_what_the_document_says(
         ("post", "/tasks", {"task_type": "echo", "payload": {}}, 201),
         ("post", "/tasks/batch", {"tasks": [{"task_type": "echo", "payload": {}}]}, 201),
         ("post", "/devices/{device_id}/ping", None, 200),
+        ("post", "/devices/{device_id}/resume", None, 200),
         ("post", "/events/ticket", None, 200),
         ("put", "/config/server", {"max_connections": 1000}, 200),
         ("post", "/config/reset", None, 200),
@@ -117,3 +119,55 @@ def test_the_document_says_when_a_key_is_needed(start_api: Any, document: Any) -
     assert operation["security"] == [{"ApiKey": []}, {"Bearer": []}]
     assert {} in document["paths"][f"{API}/config"]["get"]["security"]
     assert {} in closed["paths"][f"{API}/devices"]["get"]["security"]
+
+
+def test_every_link_leads_from_a_real_answer_to_an_operation_with_all_it_needs(
+    document: Any, api: Any, cluster: Any
+) -> None:
+    by_id = {
+        operation["operationId"]: (method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    done = api.submit("python_eval", {"expression": "1/0"})
+    api.finished(done)
+    asked = {"task_id": done, "device_id": cluster.device_id}
+    count = 0
+    for method, path, operation in by_id.values():
+        for response in operation["responses"].values():
+            links = response.get("links", {})
+            if not links:
+                continue
+            real = re.sub(r"{(\w+)}", lambda found: asked[found[1]], path)
+            body = {"task_type": "echo", "payload": {}} if path == f"{API}/tasks" else None
+            answer = api.post(real, body) if method == "post" else api.get(real)
+            for link in links.values():
+                _, target, aim = by_id[link["operationId"]]
+                known = {each["name"] for each in aim.get("parameters", ())}
+                assert set(re.findall(r"{(\w+)}", target)) <= set(link["parameters"]) <= known
+                for pointer in link["parameters"].values():
+                    value = answer.json
+                    for step in pointer.removeprefix("$response.body#/").split("/"):
+                        value = value[step]
+                    assert value not in (None, ""), (path, link)
+                    count += 1
+    assert count > 20
+
+
+def test_a_program_gets_from_submit_to_the_result_by_the_documents_links(
+    document: Any, api: Any
+) -> None:
+    paths = {
+        operation["operationId"]: (path, operation)
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+    }
+    path, submit = paths["submitTask"]
+    example = submit["requestBody"]["content"]["application/json"]["examples"]["documented"]
+    body = {**example["value"], "requirements": {}}
+    answer = api.post(path, body).json
+    link = submit["responses"]["201"]["links"]["getTaskResult"]
+    task_id = answer["data"][link["parameters"]["task_id"].rpartition("/")[2]]
+    api.finished(task_id)
+    target = paths[link["operationId"]][0].replace("{task_id}", task_id)
+    assert api.get(target).data["result_data"] == {"echo": body["payload"]}

@@ -19,7 +19,7 @@ from retire_cluster.broker.client import Answer
 from retire_cluster.conf.settings import Api, Settings
 
 FILES = load_files()
-PAGES = ("overview.js", "devices.js", "tasks.js", "submit.js", "settings.js")
+PAGES = ("overview.js", "devices.js", "tasks.js", "submit.js", "settings.js", "log.js", "join.js")
 MOST_BYTES = 100 * 1024
 
 
@@ -141,6 +141,10 @@ def test_no_page_weighs_more_than_100_kb() -> None:
     shared = sum(size for name, size in total.items() if name not in (*PAGES, "charts.js"))
     for page in PAGES:
         assert shared + total["charts.js"] + total[page] <= MOST_BYTES, page
+
+
+def test_all_of_it_together_is_sent_in_half_of_that() -> None:
+    assert sum(len(file.packed) for file in FILES.values()) <= MOST_BYTES / 2
 
 
 # --- the cookie ----------------------------------------------------------------------------------
