@@ -154,7 +154,6 @@ function signs() {
   $("about").textContent = `Retire-Cluster ${session.version}${session.auth_required ? "" : " · authentication is off"}`;
 }
 
-addEventListener("sign", () => $("sign").click());
 $("sign").onclick = async () => {
   if (!session.signed_in) { signIn(""); return; }
   Object.assign(session, (await ui("POST", "logout", {})).data);

@@ -90,8 +90,7 @@ const SCOPES = { read: "look at the configuration, ping devices", submit: "cance
 function access() {
   const rights = Object.entries(SCOPES).map(([scope, text]) => h("li", { "data-on": may(scope) ? true : null }, glyph(may(scope) ? "success" : "offline"), h("span", null, h("b", null, scope), " ", text)));
   const how = session.auth_required
-    ? [h("p.quiet", null, session.signed_in ? "Signed in with a key; it lives in a cookie that no script can read." : "Not signed in: looking, and harmless tasks, need no key."),
-      h("button", { type: "button", onclick: () => dispatchEvent(new Event("sign")) }, session.signed_in ? "Sign out" : "Sign in")]
+    ? h("p.quiet", null, session.signed_in ? "Signed in with a key; it lives in a cookie that no script can read. Sign out at the top." : "Not signed in: looking, and harmless tasks, need no key. Sign in at the top.")
     : [h("p.quiet", null, "Authentication is off: this machine may do everything, others may look and submit harmless tasks. To ask for a key, start with"), copyable("retire-cluster up --auth")];
   return card("What this browser may do", { class: "card", "data-key": "access" }, h("ul.rights", null, rights), how, h("p.row", null, h("a", { href: "#/join" }, "Add a device"), h("a", { href: "../api/v1/docs" }, "API documentation")));
 }

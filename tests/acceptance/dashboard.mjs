@@ -86,7 +86,7 @@ const scenarios = {
     await why.getByText("No device can run it as things are.").waitFor();
     await why.locator(".reasons").getByText("missing tag no-such-tag").waitFor();
     expect((await why.textContent()).includes("2 devices"), "it does not say how many");
-    await why.getByText("Device by device").click();
+    await why.locator("summary").click();
     await why.locator("tbody tr").nth(1).getByText("missing tag no-such-tag").waitFor();
     await page.getByRole("button", { name: "Cancel" }).click();
     await chip(page, "cancelled");
@@ -119,7 +119,7 @@ const scenarios = {
     const page = await open(context, "#/log");
     await live(page);
     await page.locator("table.log tbody tr").first().waitFor();
-    const { task_id: failing } = await post({ task_type: "python_eval", payload: { expression: "1/0" } });
+    const { task_id: failing } = await post({ task_type: "http_request", payload: { url: "http://127.0.0.1/" }, requirements: { max_retries: 0 } });
     await page.locator("table.log tr", { hasText: failing.slice(-6) }).filter({ hasText: "failed" }).waitFor();
     await page.getByRole("button", { name: "Hold" }).click();
     const rows = await page.locator("table.log tbody tr").count();

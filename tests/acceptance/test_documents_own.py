@@ -30,6 +30,12 @@ NOT_RUN = {
     "pip install retire-cluster ": "installs from an index; its worker line is run below",
     "# thumbnails/tasks.py": "run by test_the_task_type_of_the_readme_runs",
     "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
+    '{"id": ': "an event; compared by test_an_event_looks_like_the_one_that_is_shown",
+    "GET /api/v1/events ": "requests in words; tests/contract/test_contract_answers.py",
+    "websocat ": "clients of others; tests/integration/test_api_server.py is one",
+    "prometheus --config.file": "of others; tests/contract/test_monitoring.py runs promtool",
+    "pip install openapi-python-client": "run by tests/acceptance/test_generated_client.py",
+    "from retire_cluster_rest_api_client": "run by tests/acceptance/test_generated_client.py",
 }
 RUN = [b for b in BLOCKS if not b.text.startswith(tuple(NOT_RUN))]
 #: Commands of others that the documents name.
@@ -174,9 +180,22 @@ def test_the_commands_and_flags_that_are_named_exist(path: Path) -> None:
 def test_the_addresses_that_are_named_are_served(rest: Rest) -> None:
     served = set(rest.ask("GET", "/api/v1/openapi.json").json["paths"])
     text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
-    named = set(re.findall(r"[` ](?:GET |POST |PUT )?(/api/v1/[a-z/._]+|/metrics|/health)", text))
+    named = set(re.findall(r"[` ](?:GET |POST |PUT )?(/api/v1/[a-z/._{}]+|/metrics|/health)", text))
     assert {"/metrics", "/health", "/api/v1/tasks/types"} <= named
     assert sorted(path.rstrip("./") for path in named - served) == []
+
+
+def test_an_event_looks_like_the_one_that_is_shown(rest: Rest) -> None:
+    page = (ROOT / "docs" / "events.md").read_text("utf-8")
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    task_id = rest.ask("POST", "/api/v1/tasks", {"task_type": "echo", "payload": {}}).data[
+        "task_id"
+    ]
+    path = f"events?since=0&wait=20&type=task.running&task_id={task_id}"
+    (real,) = until(lambda: rest.get(f"/{path}")["events"], "the event of its start")
+    assert list(real) == list(shown)
+    assert real["data"].keys() == shown["data"].keys()
+    assert real["type"] == shown["type"]
 
 
 def test_the_numbers_of_operations_are_the_ones_that_are_given(cluster: Cluster) -> None:

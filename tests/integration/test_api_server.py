@@ -23,7 +23,9 @@ from wsproto.events import (
     TextMessage,
 )
 
+from retire_cluster.api import websocket
 from retire_cluster.api.app import Facade, create_app
+from retire_cluster.api.auth import SESSION_COOKIE, cookie_value
 from retire_cluster.api.keys import KeyRing, key_of
 from retire_cluster.api.waitress_server import Patience
 from retire_cluster.api.websocket import StreamServer
@@ -39,6 +41,9 @@ class EventLog:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.events: list[dict[str, Any]] = []
+        #: Ids up to this one are no longer kept.
+        self.forgotten = 0
+        self.somebody_waits = threading.Event()
         self.status: Callable[[], dict[str, Any]] = dict
 
     def happen(self, kind: str, **facts: Any) -> None:
@@ -68,9 +73,12 @@ class EventLog:
             since = args.get("since")
             since = len(self.events) if since is None else since
             wait = args.get("wait_seconds", 0)
+            if wait:
+                self.somebody_waits.set()
             self._changed.wait_for(lambda: len(self.events) > since, timeout=wait)
+            gap, since = since < self.forgotten, max(since, self.forgotten)
             found = self.events[since : since + args.get("limit", 1000)]
-            return {"events": found, "next": since + len(found), "gap": False}
+            return {"events": found, "next": since + len(found), "gap": gap}
 
     def close(self) -> None:
         return
@@ -533,6 +541,90 @@ def test_a_client_that_does_not_keep_up_is_dropped_and_others_are_not(bench: Ben
     assert len(bench.server.streams) == 1
     slow.close()
     quick.close()
+
+
+def test_a_stream_that_resumes_too_late_is_told_of_the_gap_first(bench: Bench) -> None:
+    for number in range(20):
+        bench.log.happen("task.queued", task_id=str(number))
+    bench.log.forgotten = 15
+    late = Stream(bench, "/ws?since=4").opened()
+    gap, *rest = late.texts(6)
+    assert gap["type"] == "gap"
+    assert gap["next"] >= 15
+    assert [event["id"] for event in rest] == [16, 17, 18, 19, 20]
+    in_time = Stream(bench, "/ws?since=15").opened()
+    assert in_time.texts(1)[0]["id"] == 16
+    late.close()
+    in_time.close()
+
+
+def test_one_stream_too_many_is_told_to_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "MAX_STREAMS", 2)
+    bench = Bench()
+    try:
+        first, second = Stream(bench).opened(), Stream(bench).opened()
+        assert Stream(bench).refused() == 503
+        first.close()
+        until = time.monotonic() + 10
+        while len(bench.server.streams) > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        third = Stream(bench).opened()
+        bench.log.happen("task.queued", task_id="a")
+        assert second.texts(1) == third.texts(1)
+    finally:
+        bench.close()
+
+
+def test_a_peer_that_is_gone_is_closed_and_one_that_answers_pings_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(websocket, "DEAD_SECONDS", 2.5)
+    bench = Bench()
+    try:
+        dead, alive = Stream(bench).opened(), Stream(bench).opened()
+        until = time.monotonic() + 20
+        while len(bench.server.streams) > 1 and time.monotonic() < until:
+            event = alive.next()
+            assert isinstance(event, Ping)
+            alive.send(event.response())
+        assert len(bench.server.streams) == 1
+        bench.log.happen("task.queued", task_id="a")
+        while isinstance(event := alive.next(), Ping):
+            alive.send(event.response())
+        assert json.loads(event.data)["id"] == 1
+        while dead.connection.recv(65536):  # what was sent before it was given up
+            continue
+    finally:
+        bench.close()
+
+
+def test_the_dashboards_cookie_opens_the_stream_for_its_own_pages_only() -> None:
+    bench = Bench("secret", auth_reads=True)
+    try:
+        cookie = f"{SESSION_COOKIE}={cookie_value('secret')}"
+        own = f"http://127.0.0.1:{bench.server.port}"
+        Stream(bench, Cookie=cookie, Origin=own).opened().close()
+        assert Stream(bench, Cookie=cookie, Origin="http://evil.example").refused() == 403
+        assert Stream(bench, Cookie=cookie, Origin="null").refused() == 403
+        wrong = f"{SESSION_COOKIE}={cookie_value('guess')}"
+        assert Stream(bench, Cookie=wrong, Origin=own).refused() == 401
+    finally:
+        bench.close()
+
+
+def test_parked_polls_leave_three_quarters_of_the_threads_to_others(bench: Bench) -> None:
+    ask = b"GET /api/v1/events?wait=%d&since=0 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with bench.connect() as parked:
+        parked.sendall(ask % 60)
+        assert bench.log.somebody_waits.wait(5)
+        # The one place of four threads is taken: further polls come back with nothing.
+        for _ in range(6):
+            status, _, body = bench.raw(ask % 50)
+            assert (status, json.loads(body)["data"]["events"]) == (200, [])
+        bench.log.happen("task.queued", task_id="a")
+        status, _, body = parse(read_all(parked))
+        assert [event["id"] for event in json.loads(body)["data"]["events"]] == [1]
 
 
 def test_streams_are_told_when_the_server_stops() -> None:

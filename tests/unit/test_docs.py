@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from retire_cluster.broker.admin import operations
 from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
 from retire_cluster.schemas import messages
+from retire_cluster.schemas.vocabulary import TaskStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+EVENTS = (ROOT / "docs" / "events.md").read_text("utf-8")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 
 
@@ -33,3 +36,11 @@ def test_every_verb_of_the_bus_is_documented() -> None:
     verbs = {*messages._FROM_DEVICE, *messages._FROM_BROKER}
     missing = sorted(verb.decode() for verb in verbs if f"`{verb.decode()}`" not in PROTOCOL)
     assert missing == []
+
+
+def test_every_type_of_event_is_documented() -> None:
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "broker").glob("*.py"))
+    kinds = set(re.findall(r'"((?:device|config)\.(?:online|offline|changed|removed))"', code))
+    kinds |= {f"task.{status.value}" for status in TaskStatus} | {"task.progress"}
+    assert len(kinds) == 14
+    assert sorted(kind for kind in kinds if f"`{kind}`" not in EVENTS) == []
