@@ -70,15 +70,15 @@ class EventLog:
 
     def _poll(self, args: dict[str, Any]) -> dict[str, Any]:
         with self._changed:
-            since = args.get("since")
-            since = len(self.events) if since is None else since
+            asked = args.get("since")
+            after: int = len(self.events) if asked is None else asked
             wait = args.get("wait_seconds", 0)
             if wait:
                 self.somebody_waits.set()
-            self._changed.wait_for(lambda: len(self.events) > since, timeout=wait)
-            gap, since = since < self.forgotten, max(since, self.forgotten)
+            self._changed.wait_for(lambda: len(self.events) > after, timeout=wait)
+            since = max(after, self.forgotten)
             found = self.events[since : since + args.get("limit", 1000)]
-            return {"events": found, "next": since + len(found), "gap": gap}
+            return {"events": found, "next": since + len(found), "gap": since > after}
 
     def close(self) -> None:
         return
