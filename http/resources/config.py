@@ -26,12 +26,17 @@ class Config(Resource):
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """All sections."""
-        answer(req, resp, {**self._cluster.data("config.get"), "api": self._api_section})
+        answer(req, resp, self._with_own(self._cluster.data("config.get")))
 
     def on_post_reset(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Back to the defaults."""
         validation.checked_body(req)
-        answer(req, resp, self._cluster.data("config.reset"), message="Configuration reset")
+        data = self._cluster.data("config.reset")
+        current = self._with_own(data["current_config"])
+        answer(req, resp, {**data, "current_config": current}, message="Configuration reset")
+
+    def _with_own(self, sections: Mapping[str, Any]) -> dict[str, Any]:
+        return {**sections, "api": self._api_section}
 
 
 class ConfigSection(Resource):

@@ -298,6 +298,14 @@ def test_a_partial_change_is_judged_on_the_merged_values(api: Any) -> None:
         api.post(f"{API}/config/reset")
 
 
+def test_a_reset_answers_with_the_configuration_that_then_holds(api: Any) -> None:
+    api.ask("PUT", f"{API}/config/server", json={"max_connections": 77})
+    data = api.post(f"{API}/config/reset").data
+    assert set(data) >= fields("reset_at current_config")
+    assert data["current_config"] == api.get(f"{API}/config").data
+    assert data["current_config"]["server"]["max_connections"] == 1000
+
+
 def test_an_idempotency_key_gives_the_first_answer_again(api: Any) -> None:
     document = {"task_type": "echo", "payload": {"once": True}}
     headers = {"Idempotency-Key": f"key-{time.monotonic_ns()}"}
