@@ -42,6 +42,7 @@ class MemoryCluster:
             "cluster.status": {"server_info": {"version": "1", "uptime": "0m", "host": "h",
                                                "port": 1}},
             "cluster.config": {"server": {}, "heartbeat": {}, "features": {}},
+            "config.reset": {"reset_at": "t", "current_config": {}},
             "device.list": {"items": [], "pagination": PAGES},
             "task.list": {"items": [], "pagination": PAGES},
             "device.ping": {"ping_successful": False},
