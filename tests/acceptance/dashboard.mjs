@@ -43,6 +43,15 @@ const post = (body) => api("POST", "tasks", body);
 const live = (page, state = "live") => page.locator(`#live[data-state=${state}]`).waitFor();
 const chip = (page, status) => page.locator(`main .head .chip[data-status=${status}]`).waitFor();
 
+/** Notes what axe-core takes for serious on this page. */
+async function serious(page, where) {
+  await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
+  const { violations } = await page.evaluate(() => window.axe.run());
+  for (const { id: rule, impact, nodes } of violations) {
+    if (["serious", "critical"].includes(impact)) problems.push(`axe ${where}: ${rule}: ${nodes.slice(0, 3).map((node) => `${node.target} ${node.failureSummary?.split("\n")[1]?.trim() || ""}`).join(" | ")}`);
+  }
+}
+
 const scenarios = {
   async submit(context) {
     const page = await open(context, "#/submit?type=sleep");
@@ -232,21 +241,31 @@ const scenarios = {
     const { task_id: id } = await post({ task_type: "echo", payload: {}, requirements: { required_tags: ["none-has-it"] } });
     const page = await open(context);
     const [device] = await api("GET", "devices");
-    const source = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
     for (const scheme of ["light", "dark"]) {
       await page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
       for (const hash of ["#/", "#/devices", `#/devices/${device.device_id}`, "#/tasks", `#/tasks/${id}`, "#/submit?type=http_request", "#/config", "#/log", "#/join"]) {
         await page.goto(`${base}/ui/${hash}`);
         await page.locator("main h1").waitFor();
         await page.waitForTimeout(700);
-        await page.evaluate(source);
-        const { violations } = await page.evaluate(() => window.axe.run());
-        for (const { id: rule, impact, nodes } of violations) {
-          if (["serious", "critical"].includes(impact)) problems.push(`axe ${scheme} ${hash}: ${rule}: ${nodes.slice(0, 3).map((node) => `${node.target} ${node.failureSummary?.split("\n")[1]?.trim() || ""}`).join(" | ")}`);
-        }
+        await serious(page, `${scheme} ${hash}`);
       }
     }
     await api("POST", `tasks/${id}/cancel`, {});
+  },
+
+  async docs(context) {
+    const page = await context.newPage();
+    watch(page);
+    for (const [scheme, width] of [["light", 1280], ["dark", 360]]) {
+      await page.emulateMedia({ colorScheme: scheme });
+      await page.setViewportSize({ width, height: 800 });
+      await page.goto(`${base}/api/v1/docs`);
+      await page.getByRole("link", { name: "GET /tasks/{task_id}/result" }).click();
+      await page.locator("section:target").getByText("The result of a finished task.").waitFor();
+      expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `too wide at ${width}`);
+      await serious(page, `${scheme} docs`);
+    }
+    expect(requests.every((url) => url.host === new URL(base).host), `asks elsewhere: ${requests}`);
   },
 
   async weight(context) {

@@ -109,6 +109,7 @@ def cluster(drive: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pytest.param("themes", id="dark_and_light_follow_the_system_and_the_button"),
         pytest.param("keyboard", id="everything_works_by_keyboard_alone"),
         pytest.param("axe", id="axe_finds_no_serious_issue_in_either_theme"),
+        pytest.param("docs", id="the_documentation_is_readable_on_a_phone_and_by_axe"),
         pytest.param("weight", id="no_page_weighs_more_than_100_kb_or_asks_elsewhere"),
         pytest.param("poll", id="without_websocket_it_is_live_by_the_long_poll"),
     ],

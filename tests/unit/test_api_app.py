@@ -668,8 +668,15 @@ def test_a_browser_is_sent_from_the_root_to_the_dashboard_and_a_program_gets_jso
 
 def test_the_documentation_page_needs_nothing_from_elsewhere(bench: Bench) -> None:
     text = bench.ask("GET", f"{API}/docs").text
-    assert "://" not in re.sub(r"<pre>.*?</pre>", "", text, flags=re.S)
+    assert "://" not in re.sub(r"<pre[^>]*>.*?</pre>", "", text, flags=re.S)
     assert "<script" not in text
+    anchors, targets = set(re.findall(r'href="#(\w+)"', text)), set(re.findall(r'id="(\w+)"', text))
+    assert anchors == targets
+    # Fields inside an object, of the body and of the answer; where a program goes on from here.
+    assert "<code>requirements.required_tags</code>" in text
+    assert "<code>queued_reason.eligible_devices</code>" in text
+    assert re.search(r'From here: .*<a href="#getTaskResult">', text)
+    assert "`" not in re.sub(r"<pre[^>]*>.*?</pre>", "", text, flags=re.S)
     for row in OPERATIONS.values():
         assert row.operation_id in text
 
