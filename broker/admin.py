@@ -36,6 +36,11 @@ class Facts:
     worker_port: int
     event_port: int
     started: Now
+    #: Public key of the admin socket and the event feed; empty: they are not encrypted.
+    server_key: str = ""
+    worker_host: str = "127.0.0.1"
+    #: Whether the worker bus has that key too.
+    bus_encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +191,9 @@ def operation(
 def operations() -> Mapping[str, Operation]:
     """The whole table."""
     # The modules enter themselves when imported; they import this one.
-    from retire_cluster.broker import admin_cluster, admin_devices, admin_tasks
+    from retire_cluster.broker import admin_access, admin_cluster, admin_devices, admin_tasks
 
-    assert all((admin_cluster, admin_devices, admin_tasks))
+    assert all((admin_access, admin_cluster, admin_devices, admin_tasks))
     return _TABLE
 
 

@@ -44,6 +44,8 @@ def info(admin: Admin, call: Call) -> Reply:
             "worker_port": facts.worker_port,
             "event_port": facts.event_port,
             "store": admin.store.name.partition(":")[0],
+            "server_key": facts.server_key,
+            "bus_encrypted": facts.bus_encrypted,
         }
     )
 

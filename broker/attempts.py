@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from retire_cluster.broker import enrolment
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -140,6 +141,8 @@ def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
     """A batch of results: record the current ones, acknowledge all."""
     device = state.connections.get(event.routing)
     message = event.message
+    if event.key is not None and enrolment.is_strange(state, event.key, device, event.routing, now):
+        return
     if device is None or device.session != message.session:
         state.emit(Send(event.routing, Reject(message.session, "register", "say HELLO again")))
         return

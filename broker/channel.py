@@ -11,7 +11,7 @@ import functools
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +23,7 @@ from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.ids import TaskIds
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.schemas import wire
-from retire_cluster.schemas.errors import ClusterError, ValidationError
+from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
 from retire_cluster.schemas.jsontext import JSONError, dumps
 from retire_cluster.schemas.messages import Finished, Reject, read_from_device
 from retire_cluster.schemas.wire import WireError
@@ -64,16 +64,18 @@ def bind(socket: Socket, host: str, port: int) -> None:
         raise BindError(f"cannot listen on {host}:{port}: {cure}") from None
 
 
-def _receive(socket: Socket) -> tuple[bytes, str, list[bytes]] | None:
-    """`(routing id, peer's address, frames)`, None when there is nothing to read.
+def _receive(socket: Socket, *, keyed: bool) -> tuple[bytes, str, str | None, list[bytes]] | None:
+    """`(routing id, peer's address, its key, frames)`, None when there is nothing to read.
 
-    A message with far too many frames is read to its end, but not kept.
+    The key is what the handshake proved, None on a socket without CURVE. Of a message with far too
+    many frames all are read, but not kept.
     """
     try:
         first = socket.recv(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return None
     address = ""
+    key: str | None = "" if keyed else None
     frames: list[bytes] = []
     more = first.more
     while more:
@@ -81,12 +83,14 @@ def _receive(socket: Socket) -> tuple[bytes, str, list[bytes]] | None:
         if not frames:
             try:
                 address = str(frame.get("Peer-Address"))
+                if keyed:
+                    key = str(frame.get("User-Id"))
             except zmq.ZMQError:
                 address = ""
         if len(frames) <= wire.MAX_FRAMES:
             frames.append(frame.bytes)
         more = frame.more
-    return first.bytes, _plain(address), frames
+    return first.bytes, _plain(address), key, frames
 
 
 @functools.lru_cache(maxsize=1_024)
@@ -100,8 +104,9 @@ def _plain(address: str) -> str:
 
 
 class _Channel:
-    def __init__(self, socket: Socket, facts: Facts) -> None:
+    def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
         self.socket = socket
+        self.keyed = keyed
         self.facts = facts
         self._told: set[bytes] = set()
 
@@ -128,10 +133,10 @@ class Bus(_Channel):
     def read(self, limit: int, dropped: Counter[str]) -> Iterator[FromDevice | ResultsArrived]:
         """Events of at most `limit` messages; what is malformed is counted and skipped."""
         for _ in range(limit):
-            got = _receive(self.socket)
+            got = _receive(self.socket, keyed=self.keyed)
             if got is None:
                 return
-            routing, address, frames = got
+            routing, address, key, frames = got
             if frames and frames[0] == wire.ADMIN:
                 self._wrong_port(routing, frames, dropped)
                 continue
@@ -141,16 +146,16 @@ class Bus(_Channel):
                 if isinstance(message, Finished):
                     if len(found.blobs) != 2 * len(message.items):
                         raise WireError("FINISHED has two blobs an item")
-                    yield ResultsArrived(routing, message, found.blobs)
+                    yield ResultsArrived(routing, message, found.blobs, key)
                 else:
-                    yield FromDevice(routing, message, address)
+                    yield FromDevice(routing, message, address, key)
             except WireError as error:
                 self._drop(routing, address, str(error), dropped)
 
     def discard(self, limit: int) -> None:
         """Read and forget: the devices will say it again."""
         for _ in range(limit):
-            if _receive(self.socket) is None:
+            if _receive(self.socket, keyed=False) is None:
                 return
 
     def send(
@@ -167,11 +172,8 @@ class Bus(_Channel):
 
     def _wrong_port(self, routing: bytes, frames: list[bytes], dropped: Counter[str]) -> None:
         dropped["wrong_port"] += 1
-        call_id = None
-        with contextlib.suppress(WireError):
-            call_id = wire.decode(wire.ADMIN, frames).header.get("id")
         header = {
-            "id": call_id,
+            "id": _call_id(frames),
             "code": "WRONG_PORT",
             "status": 400,
             "message": f"this is the worker bus; the admin socket is port {self.facts.admin_port}",
@@ -181,16 +183,33 @@ class Bus(_Channel):
         self.put([routing, *wire.encode(wire.ADMIN, b"ERROR", header)])
 
 
+def _call_id(frames: list[bytes]) -> Any:
+    with contextlib.suppress(WireError):
+        return wire.decode(wire.ADMIN, frames).header.get("id")
+    return None
+
+
 class Clients(_Channel):
     """The admin socket."""
+
+    def __init__(
+        self, socket: Socket, facts: Facts, may_use: Callable[[str], bool] | None = None
+    ) -> None:
+        super().__init__(socket, facts, keyed=may_use is not None)
+        #: Asked for each message: a key may have been revoked since its handshake.
+        self._may_use = may_use
 
     def read(self, limit: int, now: Now, dropped: Counter[str]) -> Iterator[Call]:
         """Calls of at most `limit` messages; what cannot be read is answered with an error."""
         for _ in range(limit):
-            got = _receive(self.socket)
+            got = _receive(self.socket, keyed=self.keyed)
             if got is None:
                 return
-            routing, address, frames = got
+            routing, address, key, frames = got
+            if self._may_use is not None and not self._may_use(key or ""):
+                dropped["revoked_key"] += 1
+                self.refuse((routing, _call_id(frames)), Forbidden("This key was revoked."))
+                continue
             if frames and frames[0] == wire.BUS:
                 dropped["wrong_port"] += 1
                 text = f"this is the admin socket; workers join port {self.facts.worker_port}"

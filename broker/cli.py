@@ -18,10 +18,10 @@ import zmq
 
 from retire_cluster.broker.channel import BindError
 from retire_cluster.broker.open_store import open_store, set_aside
-from retire_cluster.broker.server import TICKS_ENDPOINT, Broker
+from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
 from retire_cluster.broker.store import Store, StoreDamaged, StoreError
 from retire_cluster.broker.sweeper import Sweeper
-from retire_cluster.conf import logs
+from retire_cluster.conf import curve, logs, neighbours
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
@@ -45,7 +45,7 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
     add = found.add_argument
     add("--host", help="address of the admin socket (default 127.0.0.1)")
     add("--port", type=int, help="port of the admin socket (default 8080; 0: any)")
-    add("--worker-host", help="address of the worker bus (default 127.0.0.1)")
+    add("--worker-host", help="address of the worker bus (default 0.0.0.0, encrypted)")
     add("--worker-port", type=int, help="port of the worker bus (default 8082; 0: any)")
     add("--event-port", type=int, help="port of the event feed (default 8083; 0: any)")
     add("--data-dir", help="folder for everything that outlives the process")
@@ -55,7 +55,7 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
         "--insecure",
         action="store_true",
         default=None,
-        help="let the worker bus listen beyond this machine unencrypted: anyone who reaches it"
+        help="leave the worker bus unencrypted, beyond this machine too: anyone who reaches it"
         " can join and see the work",
     )
     add(
@@ -98,16 +98,22 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.config,
     )
     server = settings.server
-    for name, host in (("server.host", server.host), ("server.event_host", server.event_host)):
-        if not is_loopback(host):
-            raise StartError(
-                f"{name}: {host} is beyond this machine; the admin socket and the event feed are"
-                " not encrypted, so they listen on 127.0.0.1 only"
-            )
-    if server.worker_host and not is_loopback(server.worker_host) and not server.insecure:
+    if server.curve and not curve.available():
         raise StartError(
-            f"server.worker_host: {server.worker_host} is beyond this machine; the worker bus is"
-            " not encrypted there. On a network you trust, add --insecure"
+            "this libzmq cannot encrypt: pip install --force-reinstall pyzmq (its wheels can);"
+            " server.curve = false works on this machine only"
+        )
+    for name, host in (("server.host", server.host), ("server.event_host", server.event_host)):
+        if not is_loopback(host) and not server.curve:
+            raise StartError(
+                f"{name}: {host} is beyond this machine, and server.curve is off; the admin socket"
+                " and the event feed listen elsewhere only encrypted"
+            )
+    beyond = server.worker_host and not is_loopback(server.worker_host)
+    if beyond and not server.curve and not server.insecure:
+        raise StartError(
+            f"server.worker_host: {server.worker_host} is beyond this machine, and server.curve is"
+            " off. On a network you trust, add --insecure"
         )
     if server.insecure and not server.worker_host:
         # Asked for in so many words: on every address, as a device elsewhere needs it.
@@ -115,12 +121,28 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
+def _keys(settings: Settings) -> MainKeys | None:
+    if not settings.server.curve:
+        return None
+    folder = settings.data_dir
+    try:
+        pair = curve.server_pair(folder)
+        tooling = curve.client_keys(folder / curve.ADMIN_KEY)
+    except curve.KeyFileError as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        raise StartError(_unusable(folder, error)) from None
+    assert tooling is not None
+    return MainKeys(pair, tooling.pair.public)
+
+
 def _broker(settings: Settings, set_aside_damaged: bool) -> Broker:
     url = settings.store_url
+    keys = _keys(settings)
     store: Store | None = None
     try:
         store = open_store(url)
-        return Broker(settings, store)
+        return Broker(settings, store, keys=keys)
     except StoreDamaged as error:
         if store is not None:
             store.close()
@@ -128,7 +150,7 @@ def _broker(settings: Settings, set_aside_damaged: bool) -> Broker:
             raise
         kept = set_aside(url)
         log.error("%s: set aside as %s; this main node begins with an empty one", error, kept)
-    return Broker(settings, open_store(url))
+    return Broker(settings, open_store(url), keys=keys)
 
 
 def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitStack) -> None:
@@ -157,10 +179,19 @@ def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitS
         raise StartError(_unusable(folder, error)) from None
     stack.callback(run_file.unlink, missing_ok=True)
     facts = broker.facts
+    neighbour = neighbours.announce(
+        folder,
+        pid=facts.pid,
+        admin_port=facts.admin_port,
+        worker_port=facts.worker_port,
+        encrypted=bool(facts.server_key),
+    )
+    if neighbour is not None:
+        stack.callback(neighbour.unlink, missing_ok=True)
     log.info(
         "%s %s: admin socket %s:%d, worker bus %s:%d, event feed %d, store %s, %d tasks waiting",
         program, facts.version, facts.host, facts.admin_port,
-        settings.server.worker_host or "127.0.0.1", facts.worker_port, facts.event_port,
+        facts.worker_host, facts.worker_port, facts.event_port,
         settings.store_url.partition(":")[0], len(broker.state.tasks),
     )  # fmt: skip
     sweeper.start()
@@ -194,6 +225,8 @@ def _announce(folder: Path, broker: Broker) -> Path:
         "admin_port": facts.admin_port,
         "worker_port": facts.worker_port,
         "event_port": facts.event_port,
+        "server_key": facts.server_key,
+        "bus_encrypted": facts.bus_encrypted,
     }
     draft = path.with_suffix(f".{facts.pid}.tmp")
     draft.write_text(json.dumps(document), "utf-8")

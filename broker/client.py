@@ -11,15 +11,22 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import zmq
 
+from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.schemas import jsontext, wire
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
+_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 class Answer(NamedTuple):
@@ -36,6 +43,8 @@ class AdminClient:
     :param host: address or name of the main node
     :param port: its admin port
     :param timeout_seconds: how long a call waits unless it says otherwise
+    :param keys: gives the keys to dial with, or None for a main node without CURVE; asked for each
+        new connection, so that keys that are made later are found
     """
 
     def __init__(
@@ -44,15 +53,18 @@ class AdminClient:
         port: int = 8080,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        keys: Callable[[], ClientKeys | None] | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.timeout_seconds = timeout_seconds
+        self._keys = keys
         self._local = threading.local()
         self._lock = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._pid = 0
         self._sockets: set[zmq.Socket[bytes]] = set()
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
         self._ids = itertools.count(1)
 
     @property
@@ -99,9 +111,7 @@ class AdminClient:
         try:
             socket.send_multipart(wire.encode(wire.ADMIN, b"CALL", header, blobs), zmq.NOBLOCK)
             while True:
-                left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-                if not socket.poll(left_ms):
-                    raise ClusterUnavailable(self._silence(wait), retry_after=1)
+                self._await(socket, deadline, wait)
                 message = self._receive(socket)
                 if message.header.get("id") == call_id:
                     return self._answer(message)
@@ -121,13 +131,59 @@ class AdminClient:
         with self._lock:
             if self._pid == os.getpid():
                 for socket in self._sockets:
-                    socket.close(0)
+                    _close(socket, self._monitors.get(socket))
                 if self._context is not None:
                     self._context.term()
             self._sockets.clear()
+            self._monitors.clear()
             self._context = None
             self._pid = 0
         self._local = threading.local()
+
+    def _await(self, socket: zmq.Socket[bytes], deadline: float, wait: float) -> None:
+        """Until there is something to read. Raises `ClusterUnavailable`, at once when refused."""
+        local = self._local
+        while not local.up:
+            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            ready = dict(local.poller.poll(left_ms))
+            if local.monitor in ready:
+                self._watch_handshake()
+            if socket in ready:
+                return
+            if not ready:
+                raise ClusterUnavailable(self._silence(wait), retry_after=1)
+        left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+        if not socket.poll(left_ms):
+            raise ClusterUnavailable(self._silence(wait), retry_after=1)
+
+    def _watch_handshake(self) -> None:
+        local = self._local
+        while True:
+            try:
+                event = int.from_bytes(local.monitor.recv_multipart(zmq.NOBLOCK)[0][:2], "little")
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                local.up = True
+            elif event == zmq.EVENT_DISCONNECTED and local.keyed:
+                continue
+            else:
+                raise ClusterUnavailable(self._refusal(event, local.keyed), retry_after=5)
+
+    def _refusal(self, event: int, keyed: bool) -> str:
+        where = f"{self.host}:{self.port}"
+        if not keyed:
+            return (
+                f"the main node at {where} asks for a key and none was found; run this as the user"
+                " who started it, name its folder with --data-dir, or a key with --cluster-key"
+                " (made there with: retire-cluster admin-key create NAME)"
+            )
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return f"the main node at {where} does not know this key: it is another's, or revoked"
+        return (
+            f"what answers at {where} is not the main node of this key: another one listens there,"
+            " or its key is new (then use its new keys/admin.key)"
+        )
 
     def _silence(self, wait: float) -> str:
         return (
@@ -169,6 +225,7 @@ class AdminClient:
             if self._pid != pid:  # first use, or the child of a fork: the parent's is not ours
                 self._context = zmq.Context()
                 self._sockets = set()
+                self._monitors = {}
                 self._pid = pid
             context = self._context
             assert context is not None
@@ -180,19 +237,47 @@ class AdminClient:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if ":" in self.host:
             socket.setsockopt(zmq.IPV6, 1)
+        try:
+            keys = self._keys() if self._keys is not None else None
+        except KeyFileError as error:
+            self._forget(socket)
+            raise ClusterUnavailable(str(error)) from None
+        if keys is not None:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
+            socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
+        local = self._local
+        local.keyed, local.up = keys is not None, False
+        local.monitor = socket.get_monitor_socket(_HANDSHAKES)
+        local.poller = zmq.Poller()
+        local.poller.register(socket, zmq.POLLIN)
+        local.poller.register(local.monitor, zmq.POLLIN)
         socket.connect(self.endpoint)
-        self._local.socket = socket
-        self._local.pid = pid
+        local.socket = socket
+        local.pid = pid
+        with self._lock:
+            self._monitors[socket] = local.monitor
         return socket
+
+    def _forget(self, socket: zmq.Socket[bytes]) -> None:
+        with self._lock:
+            self._sockets.discard(socket)
+            monitor = self._monitors.pop(socket, None)
+        _close(socket, monitor)
 
     def _drop(self) -> None:
         socket = getattr(self._local, "socket", None)
         if socket is not None:
-            with self._lock:
-                self._sockets.discard(socket)
-            socket.close(0)
+            self._forget(socket)
         self._local.socket = None
         self._local.pid = None
+
+
+def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None) -> None:
+    if monitor is not None:
+        socket.disable_monitor()
+        monitor.close(0)
+    socket.close(0)
 
 
 def place(data: Any, path: str, value: Any) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retire_cluster.broker.access import AdminKey, Token
 from retire_cluster.broker.rows import OutcomeRow
 from retire_cluster.broker.task import TaskSpec
 from retire_cluster.conf.settings import Section
 from retire_cluster.schemas.messages import (
     ConfigAck,
     Drain,
+    Enrol,
     Finished,
     Goodbye,
     Heartbeat,
@@ -39,9 +41,11 @@ class FromDevice:
     """A device's message other than HELLO and FINISHED, and the connection it came by."""
 
     routing: bytes
-    message: Hello | Heartbeat | Started | Progress | ConfigAck | Pong | Drain | Goodbye
+    message: Hello | Enrol | Heartbeat | Started | Progress | ConfigAck | Pong | Drain | Goodbye
     #: The peer's IP address as the transport says; empty when unknown.
     address: str = ""
+    #: The public key its connection proved; None on a bus without CURVE.
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class ResultsArrived:
     routing: bytes
     message: Finished
     blobs: Sequence[bytes]
+    #: As in `FromDevice`.
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,42 @@ class DeviceReadmitted:
 
 
 @dataclass(frozen=True)
+class TokenMade:
+    """An administrator made a join token; one with the same id is replaced."""
+
+    token: Token
+
+
+@dataclass(frozen=True)
+class TokenRevoked:
+    """An administrator takes a join token back."""
+
+    token_id: str
+
+
+@dataclass(frozen=True)
+class AdminKeyAdded:
+    """An administrator lets a key in from elsewhere."""
+
+    admin: AdminKey
+
+
+@dataclass(frozen=True)
+class AdminKeyRevoked:
+    """An administrator shuts a key out."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class DeviceAuthorised:
+    """An administrator says which key a device has: it joins without a token."""
+
+    device_id: str
+    key: str
+
+
+@dataclass(frozen=True)
 class DrainAsked:
     """An administrator drains a device, or resumes it."""
 
@@ -168,5 +210,6 @@ class Place:
 Event = (
     FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged
     | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
-    | ConfigChanged | WaitAsked | Tick | Place
+    | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
+    | AdminKeyRevoked | DeviceAuthorised
 )  # fmt: skip

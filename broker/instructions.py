@@ -11,6 +11,7 @@ from typing import Any
 
 from retire_cluster.broker.events import Ticket
 from retire_cluster.broker.rows import (
+    AccessRow,
     AttemptRow,
     DeviceRow,
     DispatchRow,
@@ -112,14 +113,22 @@ class ForgetSubmissions:
     before_ms: int
 
 
+@dataclass(frozen=True)
+class StoreAccess:
+    """Insert, replace or delete keys and tokens."""
+
+    rows: Sequence[AccessRow]
+
+
 Write = (
     StoreTasks | StoreOutcomes | StoreAttempts | StoreLive | ReviveTasks | StoreDispatch
     | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks
-    | ForgetSubmissions
+    | ForgetSubmissions | StoreAccess
 )  # fmt: skip
 WRITES = (
     StoreTasks, StoreOutcomes, StoreAttempts, StoreLive, ReviveTasks, StoreDispatch,
     ForgetDispatches, StoreDevices, ForgetDevices, StoreConfig, ForgetTasks, ForgetSubmissions,
+    StoreAccess,
 )  # fmt: skip
 
 # --- after the commit ----------------------------------------------------------------------------

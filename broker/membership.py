@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from retire_cluster.broker import attempts
+from retire_cluster.broker import attempts, enrolment
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -44,10 +44,15 @@ DRAINED = "drained by the administrator"
 def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
     """A device's message: HELLO registers, all else counts only within a session."""
     message, routing = event.message, event.routing
+    if isinstance(message, msg.Enrol):
+        enrolment.enrol(state, event, message, now)
+        return
     if isinstance(message, msg.Hello):
         _hello(state, event, message, now)
         return
     device = state.connections.get(routing)
+    if event.key is not None and enrolment.is_strange(state, event.key, device, routing, now):
+        return
     if device is None or device.session != message.session:
         state.stats.dropped["unknown_session"] += 1
         state.emit(Send(routing, msg.Reject(message.session, "register", "say HELLO again")))
@@ -112,6 +117,11 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
         return
     if fault := _fault(hello):
         refuse("bad_hello", fault)
+        return
+    if event.key is not None and state.access.device_of(event.key) != hello.device_id:
+        # Who proves one device's key and says it is another is no mistake of ours to repeat.
+        enrolment.note_stranger(state, event.key, hello.device_id, now)
+        refuse("wrong_key", f"the key of this connection is not the one of {hello.device_id}")
         return
     if hello.device_id in state.tombstones:
         refuse(

@@ -34,6 +34,7 @@ def restore(
     )
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
     warnings += _devices(state, snapshot, now)
+    warnings += state.access.load(snapshot.access)
     out = _newest_dispatches(snapshot)
     specs: dict[tuple[object, ...], TaskSpec] = {}
     rows = {row.number: row for row in snapshot.live}

@@ -102,6 +102,15 @@ class SubmissionRow(NamedTuple):
     at_ms: int
 
 
+class AccessRow(NamedTuple):
+    """A key or token that may speak to this main node; without a document it is deleted."""
+
+    #: `device`, `token` or `admin`.
+    kind: str
+    name: str
+    document: bytes | None
+
+
 #: `(task, type, priority, status, device or None, ended second)`; status None: it lives.
 IndexRow = tuple[int, str, int, str | None, str | None, int]
 
@@ -125,6 +134,7 @@ class Snapshot:
     #: `(completed_ms, status, execution_seconds or None)` of the last hour, oldest first.
     recent: list[tuple[int, str, float | None]] = field(default_factory=list)
     submissions: list[SubmissionRow] = field(default_factory=list)
+    access: list[AccessRow] = field(default_factory=list)
     #: Persisted settings by section.
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     config_version: int = 1

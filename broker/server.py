@@ -17,20 +17,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.access import ADMIN, BUS, FEED
 from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, find
 from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.admin_tasks import waited
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
+from retire_cluster.broker.gate import Gate
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.store import RowDamaged, Store, StoreError
 from retire_cluster.conf import failpoints
+from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
@@ -53,11 +56,20 @@ def system_now() -> ev.Now:
     return ev.Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
+class MainKeys(NamedTuple):
+    """What locks the sockets."""
+
+    pair: Pair
+    #: Public key of this machine's own tooling.
+    tooling: str
+
+
 class Broker:
     """One main node.
 
     :param settings: what it was started with
     :param store: opened, not yet loaded; it is closed by `close`
+    :param keys: lock the sockets with these; None leaves them open, which is for loopback only
     :raises StoreError: when the store cannot be loaded
     :raises zmq.ZMQError: when a port cannot be bound; its text names the address
     """
@@ -67,6 +79,7 @@ class Broker:
         settings: Settings,
         store: Store,
         *,
+        keys: MainKeys | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         rng: random.Random | None = None,
         now: Callable[[], ev.Now] = system_now,
@@ -89,10 +102,15 @@ class Broker:
         self._answers: list[tuple[ev.Ticket, Reply | ClusterError]] = []
         self._reads: list[tuple[Operation, Call]] = []
         self.state, self._started = self._restore()
+        self._gate: Gate | None = None
+        bus_locked = keys is not None and not server.insecure
         try:
-            admin = self._bind(zmq.ROUTER, server.host, server.port)
-            bus = self._bind(zmq.ROUTER, server.worker_host or "127.0.0.1", server.worker_port)
-            feed = self._bind(zmq.XPUB, server.event_host, server.event_port)
+            if keys is not None:
+                self._gate = Gate(self.context, keys.pair, keys.tooling, lambda: self.state.access)
+            admin = self._bind(zmq.ROUTER, server.host, server.port, ADMIN)
+            worker_host = server.worker_host or ("0.0.0.0" if keys else "127.0.0.1")
+            bus = self._bind(zmq.ROUTER, worker_host, server.worker_port, BUS if bus_locked else "")
+            feed = self._bind(zmq.XPUB, server.event_host, server.event_port, FEED)
             self._ticks = self.context.socket(zmq.PULL)
             self._sockets.append(self._ticks)
             self._ticks.bind(TICKS_ENDPOINT)
@@ -101,14 +119,19 @@ class Broker:
             raise
         self.facts = Facts(
             version("retire-cluster"), os.getpid(), server.host, *_ports(admin, bus, feed),
-            self._started,
+            self._started, self._gate.pair.public if self._gate else "", worker_host,
+            bus_locked,
         )  # fmt: skip
-        self._bus, self._clients = Bus(bus, self.facts), Clients(admin, self.facts)
+        self._bus = Bus(bus, self.facts, keyed=bus_locked)
+        self._clients = Clients(
+            admin, self.facts, None if self._gate is None else self._gate.may_use_admin
+        )
         self._feed = Feed(feed)
         self._admin = Admin(self.state, store, settings, self.facts)
         self._admin.ticked_mono = self._started.mono
         self._poller = zmq.Poller()
-        for socket in (self._ticks, bus, admin, feed):
+        gated = self._gate.pollable if self._gate is not None else []
+        for socket in (self._ticks, bus, admin, feed, *gated):
             self._poller.register(socket, zmq.POLLIN)
 
     # --- life ------------------------------------------------------------------------------------
@@ -121,6 +144,9 @@ class Broker:
 
     def close(self) -> None:
         """Close sockets and store; everything committed stays."""
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
         for socket in self._sockets:
             socket.close(0)
         self._sockets.clear()
@@ -130,6 +156,8 @@ class Broker:
         """One pass of the loop; waits for something to do at most so long."""
         ready = dict(self._poller.poll(self._wait_ms(longest_seconds)))
         now = self._now()
+        if self._gate is not None:
+            self._gate.serve(now.mono, now.wall_ms, self.state.stats.dropped)
         if self._stalled:
             self._stalled_turn(now)
             return
@@ -478,9 +506,11 @@ class Broker:
             except StoreError as error:
                 log.error("%s; counters of devices are not kept", error)
 
-    def _bind(self, kind: int, host: str, port: int) -> zmq.Socket[bytes]:
+    def _bind(self, kind: int, host: str, port: int, lock: str) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self.context.socket(kind)
         self._sockets.append(socket)
+        if self._gate is not None and lock:
+            self._gate.lock(socket, lock)
         bind(socket, host, port)
         return socket
 

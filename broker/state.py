@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retire_cluster.broker import events as ev
+from retire_cluster.broker.access import Access
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.ids import TaskIds
@@ -99,6 +100,7 @@ class ClusterState:
         self.next_dispatch = 1
         self.tasks: dict[int, Task] = {}
         self.devices: dict[str, Device] = {}
+        self.access = Access()
         #: Removed device ids and when (epoch ms).
         self.tombstones: dict[str, int] = {}
         #: Connection → the device that is registered on it.
@@ -338,7 +340,7 @@ Handler = Callable[[ClusterState, Any, ev.Now], None]
 @functools.cache
 def _handlers() -> dict[type, Handler]:
     # Imported at first use: the rules import this module.
-    from retire_cluster.broker import attempts, membership, placing, sweeps
+    from retire_cluster.broker import attempts, enrolment, membership, placing, sweeps
 
     return {
         ev.FromDevice: membership.heard,
@@ -356,4 +358,9 @@ def _handlers() -> dict[type, Handler]:
         ev.WaitAsked: attempts.wait,
         ev.Tick: sweeps.tick,
         ev.Place: placing.place,
+        ev.TokenMade: enrolment.token_made,
+        ev.TokenRevoked: enrolment.token_revoked,
+        ev.AdminKeyAdded: enrolment.admin_added,
+        ev.AdminKeyRevoked: enrolment.admin_revoked,
+        ev.DeviceAuthorised: enrolment.authorised,
     }

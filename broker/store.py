@@ -11,6 +11,7 @@ from typing import Protocol
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.rows import (
+    AccessRow,
     AttemptRow,
     DeviceRow,
     DispatchRow,
@@ -105,6 +106,7 @@ class MemoryStore:
         self._submissions: dict[tuple[str, str], SubmissionRow] = {}
         self._config: dict[str, dict[str, object]] = {}
         self._config_version = 1
+        self._access: dict[tuple[str, str], AccessRow] = {}
 
     def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
@@ -136,6 +138,7 @@ class MemoryStore:
             index=index,
             recent=recent,
             submissions=list(self._submissions.values()),
+            access=list(self._access.values()),
             config={name: dict(values) for name, values in self._config.items()},
             config_version=self._config_version,
         )
@@ -205,6 +208,11 @@ class MemoryStore:
             case ins.StoreConfig(sections, version):
                 self._config.update(sections)
                 self._config_version = version
+            case ins.StoreAccess(keys):
+                for key in keys:
+                    self._access.pop(key[:2], None)
+                    if key.document is not None:
+                        self._access[key[:2]] = key
             case ins.ForgetTasks(numbers):
                 for number in numbers:
                     self._tasks.pop(number, None)

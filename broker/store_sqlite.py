@@ -24,6 +24,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker import sealed
 from retire_cluster.broker.ids import SALT_BITS
 from retire_cluster.broker.rows import (
+    AccessRow,
     AttemptRow,
     DeviceRow,
     IndexRow,
@@ -59,6 +60,7 @@ MIGRATIONS: Final = (
         owner text, key text, fingerprint text, first int, count int, at_ms int,
         primary key(owner, key)) without rowid;
     create table config(section text primary key, document text) without rowid;
+    create table access(kind text, name text, document blob, primary key(kind, name)) without rowid;
     """,
 )
 #: Rows of one multi-row statement.
@@ -220,6 +222,13 @@ class SQLiteStore:
         self._insert("insert or replace into config values", 2, rows)
         self._set("config_version", write.version)
 
+    def _access(self, write: ins.StoreAccess) -> None:
+        for row in write.rows:
+            if row.document is None:
+                self._db.execute("delete from access where kind = ? and name = ?", row[:2])
+            else:
+                self._insert("insert or replace into access values", 3, [row])
+
     def _gone_tasks(self, write: ins.ForgetTasks) -> None:
         # Numbers are never used twice, also when the newest task is deleted.
         self._db.execute(
@@ -305,6 +314,7 @@ class SQLiteStore:
                 if row[1] in sealed.ENDED
             ],
             submissions=self._sound("submissions", sealed.submission_row, warnings),
+            access=[AccessRow(*row) for row in db.execute("select * from access")],
             config=dict(self._sound("config", sealed.config_row, warnings)),
             config_version=int(meta.get("config_version", 1)),
             damaged=damaged,
@@ -436,6 +446,7 @@ _WRITERS: Final[dict[type, Callable[[SQLiteStore, Any], None]]] = {
     ins.StoreDevices: SQLiteStore._devices,
     ins.ForgetDevices: SQLiteStore._gone_devices,
     ins.StoreConfig: SQLiteStore._config,
+    ins.StoreAccess: SQLiteStore._access,
     ins.ForgetTasks: SQLiteStore._gone_tasks,
     ins.ForgetSubmissions: SQLiteStore._gone_submissions,
 }

@@ -29,6 +29,10 @@ class Announcement:
     data_dir_flag: str = ""
     #: Folder of our commands with its separator, where they are not found by name alone.
     commands: str = ""
+    #: What another device is given to join; empty: nothing.
+    join: str = ""
+    #: The worker bus is not encrypted.
+    insecure: bool = False
 
     @property
     def url(self) -> str:
@@ -65,22 +69,30 @@ class Announcement:
         return "\n".join(lines)
 
     def _join_lines(self) -> list[str]:
-        if not is_loopback(self.worker_host):
+        here = f"{bracketed(dial_host(self.worker_host))}:{self.worker_port}"
+        worker = "retire-cluster-worker --join"
+        if self.join:
+            return [
+                "Add another device (Python >= 3.10), paste there:",
+                "  pip install retire-cluster",
+                f"  {worker} {self.join}",
+                "This line lets devices in: it is good for 20 of them, until tomorrow. More:",
+                f"  {self.commands}retire-cluster token create{self.data_dir_flag}",
+            ]
+        if not is_loopback(self.worker_host) and self.insecure:
             address = self.lan_address or "ADDRESS-OF-THIS-MACHINE"
             return [
                 "Add another device (Python >= 3.10), paste there:",
                 "  pip install retire-cluster",
-                f"  retire-cluster-worker --join {bracketed(address)}:{self.worker_port}",
+                f"  {worker} {bracketed(address)}:{self.worker_port}",
                 "This worker bus is not encrypted (--insecure): only on a network you trust.",
             ]
         return [
             "Add another worker on this machine:",
-            f"  {self.commands}retire-cluster-worker"
-            f" --join {bracketed(dial_host(self.worker_host))}"
-            f":{self.worker_port} --data-dir FOLDER",
-            "Other devices cannot join yet: the worker bus listens on this machine only. On a",
-            "network you trust, start with `retire-cluster up --insecure`; it then prints the line",
-            "to paste there.",
+            f"  {self.commands}{worker} {here} --data-dir FOLDER",
+            "For other devices this machine needs a network, and the worker bus has to listen on it"
+            if self.lan_address is None
+            else "Other devices cannot join: server.worker_host is this machine only.",
         ]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Output
 from retire_cluster.cli.target import Target, find_target
@@ -50,6 +49,7 @@ def connection_flags() -> argparse.ArgumentParser:
     group = found.add_argument_group("the cluster")
     group.add_argument("--cluster-host", metavar="HOST", help="where the main node is")
     group.add_argument("--cluster-port", type=int, metavar="N", help="its admin port (8080)")
+    group.add_argument("--cluster-key", metavar="FILE", help="key for a main node elsewhere")
     group.add_argument("--data-dir", metavar="FOLDER", help="find the cluster by its data folder")
     group.add_argument("--config", metavar="FILE", help="TOML file of settings")
     group.add_argument("--json", action="store_true", help="print the envelope of the REST API")
@@ -72,11 +72,12 @@ def run(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 
             port=args.cluster_port,
             data_dir=args.data_dir,
             config=args.config,
+            key_file=args.cluster_key,
         )
     except SettingsError as error:
         output.hint(f"retire-cluster: {error}")
         return exits.USAGE
-    client = AdminClient(target.host, target.port, timeout_seconds=timeout_seconds)
+    client = target.client(timeout_seconds)
     try:
         return command(Session(client, output, target, args))
     except ClusterUnavailable as error:

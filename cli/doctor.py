@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.announce import bracketed, dial_host, lan_address
 from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
@@ -61,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             port=args.cluster_port,
             data_dir=args.data_dir,
             config=args.config,
+            key_file=args.cluster_key,
         )
     except SettingsError as error:
         findings = [Finding("fail", f"settings: {error}", "correct or unset it")]
@@ -86,7 +86,7 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
     yield from data_folder(settings.data_dir)
     yield from secret_files(settings.data_dir)
     info = None
-    client = AdminClient(target.host, target.port)
+    client = target.client(2.0)
     try:
         info = client.call("broker.info")
     except ClusterError as error:

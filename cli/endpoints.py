@@ -27,6 +27,9 @@ class MainEndpoints:
     admin_port: int
     worker_port: int
     event_port: int
+    #: Its public key; empty: its sockets are not encrypted.
+    server_key: str = ""
+    bus_encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,18 @@ def run_path(data_dir: Path, name: str) -> Path:
 def read_main(document: Mapping[str, Any] | None) -> MainEndpoints | None:
     """The broker's entry, or None when it is not well-formed."""
     numbers = _numbers(document, ("pid", "admin_port", "worker_port", "event_port"))
-    return MainEndpoints(*numbers) if numbers else None
+    if not numbers or document is None:
+        return None
+    key = document.get("server_key")
+    encrypted = document.get("bus_encrypted") is True
+    return MainEndpoints(
+        numbers[0],
+        numbers[1],
+        numbers[2],
+        numbers[3],
+        key if isinstance(key, str) else "",
+        encrypted,
+    )
 
 
 def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
@@ -87,9 +101,18 @@ def endpoints_document(
 ) -> dict[str, Any]:
     """The content of `endpoints.json`."""
     return {
-        "main": asdict(main) if main else None,
+        "main": _ports(main) if main else None,
         "api": asdict(api) if api else None,
         "workers": [asdict(worker) for worker in workers],
+    }
+
+
+def _ports(main: MainEndpoints) -> dict[str, int]:
+    return {
+        "pid": main.pid,
+        "admin_port": main.admin_port,
+        "worker_port": main.worker_port,
+        "event_port": main.event_port,
     }
 
 

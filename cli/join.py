@@ -1,4 +1,4 @@
-"""`retire-cluster join HOST[:PORT]`: `retire-cluster-worker --join` by a shorter name."""
+"""`retire-cluster join LINE`: `retire-cluster-worker --join` by a shorter name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from retire_cluster.cli.output import Output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb; everything after the address goes to the worker."""
+    """The verb; everything after it goes to the worker."""
     words = list(argv or ())
     if not words or words[0].startswith("-"):
-        Output.standard().hint(
-            "usage: retire-cluster join HOST[:PORT] [flags of retire-cluster-worker]"
-        )
+        Output.standard().hint("usage: retire-cluster join LINE [flags of retire-cluster-worker]")
         return exits.OK if words[:1] in (["-h"], ["--help"]) else exits.USAGE
     from retire_cluster.node.cli import main as worker
 

@@ -112,7 +112,12 @@ class Plan:
     def worker_host(self) -> str:
         """Where the worker bus is bound."""
         server = self._settings.server
-        return server.worker_host or ("0.0.0.0" if server.insecure else "127.0.0.1")
+        everywhere = server.insecure or server.curve
+        return server.worker_host or ("0.0.0.0" if everywhere else "127.0.0.1")
+
+    def worker_address(self, main: MainEndpoints) -> str:
+        """Where local workers reach the worker bus."""
+        return f"{bracketed(dial_host(self.worker_host))}:{main.worker_port}"
 
     def worker_dir(self, number: int) -> Path:
         """The data folder of a local worker."""
@@ -149,12 +154,13 @@ class Plan:
 
     def worker(self, number: int, main: MainEndpoints) -> list[str]:
         """A local worker of `main`."""
-        host = bracketed(dial_host(self.worker_host))
         command = [
             *self._module("worker", self.worker_dir(number)),
-            *("--join", f"{host}:{main.worker_port}", "--device-id", self.device_ids[number]),
+            *("--join", self.worker_address(main), "--device-id", self.device_ids[number]),
             *("--drain-seconds", f"{_DRAIN_SECONDS:g}"),
         ]
+        if not main.bus_encrypted:
+            command.append("--plain")
         if self._args.slots is not None:
             command += ["--slots", str(self._args.slots)]
         return command + [f"--allow={task_type}" for task_type in self._args.allow]

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli.announce import bracketed
 from retire_cluster.cli.endpoints import running_main
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import COMMAND_LINE, read_settings
+from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterUnavailable
 
@@ -25,6 +27,17 @@ class Target:
     #: Where the address came from, for people.
     source: str
     data_dir: Path
+    #: File with the key for it; empty: the data folder's.
+    key_file: str = ""
+
+    def client(self, timeout_seconds: float) -> AdminClient:
+        """A client of it."""
+        return AdminClient(
+            self.host,
+            self.port,
+            timeout_seconds=timeout_seconds,
+            keys=lambda: tooling_keys(self.data_dir, self.key_file, self.host, self.port),
+        )
 
     @property
     def address(self) -> str:
@@ -60,6 +73,7 @@ def find_target(
     port: int | None,
     data_dir: str | None,
     config: str | None,
+    key_file: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Target:
     """The main node by flag, environment, TOML file, this machine's endpoints, or default.
@@ -67,6 +81,7 @@ def find_target(
     Raises `SettingsError` for a setting that is wrong.
     """
     flags = {"api.cluster_host": host, "api.cluster_port": port, "data_dir": data_dir}
+    flags["api.cluster_key_file"] = key_file
     settings = read_settings(flags, config, environ)
     host_source = _source(settings, "api.cluster_host", "--cluster-host")
     port_source = _source(settings, "api.cluster_port", "--cluster-port")
@@ -75,12 +90,20 @@ def find_target(
         found = running_main(settings.data_dir)
         if found is not None:
             main, path = found
-            return Target("127.0.0.1", main.admin_port, str(path), settings.data_dir)
+            return Target(
+                "127.0.0.1",
+                main.admin_port,
+                str(path),
+                settings.data_dir,
+                settings.api.cluster_key_file,
+            )
         source = f"the default; no cluster runs with the data folder {settings.data_dir}"
     else:
         source = " and ".join(dict.fromkeys(chosen))
     api = settings.api
-    return Target(api.cluster_host, api.cluster_port, source, settings.data_dir)
+    return Target(
+        api.cluster_host, api.cluster_port, source, settings.data_dir, api.cluster_key_file
+    )
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -35,16 +35,24 @@ from retire_cluster.cli.endpoints import (
     run_path,
     write_json,
 )
+from retire_cluster.cli.keys import device_pair, join_string
 from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
+from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
+from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
+from retire_cluster.schemas.errors import ClusterError
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
+#: The join line that is printed works this often and this long.
+UP_TOKEN_USES = 20
+UP_TOKEN_SECONDS = 24 * 3600
 #: What a worker's process ends with once its device was removed from the cluster.
 REMOVED_CODE = 4
 
@@ -156,6 +164,8 @@ class Up:
                 f"main node: admin port {main.admin_port}, worker bus {main.worker_port}, "
                 f"events {main.event_port}"
             )
+            if main.bus_encrypted:
+                self._let_workers_in(main)
             for child in self._supervisor.children.values():
                 if child.state is State.NEW:
                     self._supervisor.start(child.name, now)
@@ -167,6 +177,47 @@ class Up:
             self._write_endpoints()
             if self._readiness is None:
                 self._readiness = self._begin_readiness()
+
+    def _let_workers_in(self, main: MainEndpoints) -> None:
+        """Tell the main node the keys of the local workers: they need no token."""
+        client = self._admin_client(main)
+        try:
+            for number, device_id in self._plan.device_ids.items():
+                folder = self._plan.worker_dir(number)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                try:
+                    pair = device_pair(folder, main.server_key, self._plan.worker_address(main))
+                    args = {"device_id": device_id, "public_key": pair.public}
+                    client.call("device.authorise", args, timeout_seconds=10.0)
+                except (ClusterError, KeyFileError) as error:
+                    self._say(f"worker {device_id}: {error}")
+        finally:
+            client.close()
+
+    def _join_line(self, main: MainEndpoints) -> str:
+        """A new join string for other devices, empty when there is none to give."""
+        host = lan_address()
+        if not main.bus_encrypted or host is None or is_loopback(self._plan.worker_host):
+            return ""
+        client = self._admin_client(main)
+        try:
+            args = {"token_id": "up", "uses": UP_TOKEN_USES, "age_seconds": UP_TOKEN_SECONDS,
+                    "note": "printed by retire-cluster up"}  # fmt: skip
+            made = client.call("token.create", args)
+        except ClusterError as error:
+            self._say(f"no join line: {error}")
+            return ""
+        finally:
+            client.close()
+        return join_string(made, host)
+
+    def _admin_client(self, main: MainEndpoints) -> AdminClient:
+        host = self._plan.admin_host
+        return AdminClient(
+            host,
+            main.admin_port,
+            keys=lambda: tooling_keys(self._data_dir, "", host, main.admin_port),
+        )
 
     def _news_of(self, name: str, file: str) -> dict[str, Any] | None:
         """What a child wrote since it was last started, once."""
@@ -199,7 +250,7 @@ class Up:
 
     def _begin_readiness(self) -> Readiness:
         assert self._main is not None
-        client = AdminClient(self._plan.admin_host, self._main.admin_port)
+        client = self._admin_client(self._main)
         url = f"{self._announcement().url}/health"
         readiness = Readiness(client, url, self._expected_devices, self._say)
         readiness.start()
@@ -213,7 +264,7 @@ class Up:
             if children[_worker_name(number)].state is not State.FINAL
         ]
 
-    def _announcement(self) -> Announcement:
+    def _announcement(self, join: str = "") -> Announcement:
         assert self._main is not None
         assert self._api is not None
         usual = default_data_dir(sys.platform, os.environ)
@@ -226,11 +277,14 @@ class Up:
             lan_address=lan_address(),
             data_dir_flag=flag,
             commands=commands_folder(),
+            join=join,
+            insecure=not self._main.bus_encrypted,
         )
 
     def _announce(self) -> None:
         self._announced = True
-        found = self._announcement()
+        assert self._main is not None
+        found = self._announcement(self._join_line(self._main))
         _write(self._out, f"ready {found.url}")
         _write(self._err, found.text())
 

@@ -58,6 +58,11 @@ class Server(Section):
 
     section: ClassVar[str] = "server"
 
+    curve: bool = setting(
+        True,
+        "Encrypts the sockets and lets in only keys that are known. Without it everything listens"
+        " on this machine only.",
+    )
     host: str = setting("127.0.0.1", "Address of the admin socket; elsewhere only with CURVE.")
     port: int = _port(8080, "Port of the admin socket")
     worker_host: str = setting(
@@ -67,7 +72,9 @@ class Server(Section):
     event_host: str = setting("127.0.0.1", "Address of the event feed; elsewhere only with CURVE.")
     event_port: int = _port(8083, "Port of the event feed")
     insecure: bool = setting(
-        False, "Lets the worker bus listen beyond loopback without CURVE. Not for real networks."
+        False,
+        "Leaves the worker bus, and only that, without CURVE, also beyond this machine: anyone who"
+        " reaches it can join. Not for real networks.",
     )
     max_connections: int = setting(
         1000, "How many devices may be online at once.", low=1, high=100_000, mutable=True

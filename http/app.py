@@ -34,6 +34,8 @@ from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
 from retire_cluster.broker.client import AdminClient
+from retire_cluster.conf.curve import ClientKeys, KeyFileError
+from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings, SettingsError, public_view
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.openapi import openapi_document
@@ -200,15 +202,22 @@ def assemble(settings: Settings) -> Facade:
     Raises `SettingsError` or `keys.KeyFileError`.
     """
     api = settings.api
-    if api.cluster_key_file:
-        raise SettingsError(
-            "api.cluster_key_file",
-            "this version dials the main node without CURVE; leave it out, and run the API on the"
-            " main node's machine",
-            settings.source_of("api.cluster_key_file"),
+
+    def keys() -> ClientKeys | None:
+        return tooling_keys(
+            settings.data_dir, api.cluster_key_file, api.cluster_host, api.cluster_port
         )
+
+    try:
+        keys()
+    except KeyFileError as error:
+        source = settings.source_of("api.cluster_key_file")
+        raise SettingsError("api.cluster_key_file", str(error), source) from None
     kept = api_keys.read_keys(settings.data_dir / api_keys.FILE_NAME)
     client = AdminClient(
-        api.cluster_host, api.cluster_port, timeout_seconds=api.cluster_timeout_seconds
+        api.cluster_host,
+        api.cluster_port,
+        timeout_seconds=api.cluster_timeout_seconds,
+        keys=keys,
     )
     return create_app(client, settings, keys=api_keys.KeyRing(kept))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import secrets
 import socket
 import sys
 from collections import deque
@@ -22,6 +23,7 @@ import zmq
 
 from retire_cluster.conf import failpoints
 from retire_cluster.node import probe
+from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.records import (
     Connect,
     Ended,
@@ -43,11 +45,26 @@ from retire_cluster.node.records import (
     Tick,
 )
 from retire_cluster.node.runner import Runner
-from retire_cluster.node.session import Session
-from retire_cluster.node.sockets import Dialer, Link
+from retire_cluster.node.session import EXIT_REFUSED, Session
+from retire_cluster.node.sockets import (
+    NEEDS_JOIN_STRING,
+    NOT_OURS,
+    REFUSED,
+    UP,
+    Dialer,
+    Link,
+)
 from retire_cluster.node.spool import Spool, SpoolError
 from retire_cluster.schemas import wire
-from retire_cluster.schemas.messages import Assign, Heartbeat, read_from_broker
+from retire_cluster.schemas.messages import (
+    Assign,
+    Enrol,
+    Enrolled,
+    FromBroker,
+    Heartbeat,
+    Reject,
+    read_from_broker,
+)
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -56,6 +73,10 @@ MAX_POLL_MS = 500 if sys.platform == "win32" else 5_000
 MAX_MESSAGES_A_TURN = 200
 REPROBE_SECONDS = 600.0
 GOODBYE_LINGER_MS = 1_000
+UNKNOWN_KEY = (
+    "it does not know this device's key: the device was forgotten there, or this port is not its"
+    " worker bus; join again with the line of `retire-cluster token create`"
+)
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -94,6 +115,7 @@ class Agent:
         runner: Runner,
         spool: Spool,
         dialer: Dialer,
+        credentials: Credentials | None = None,
         waker: Waker,
         sample: Callable[[], Mapping[str, Any]],
         capabilities: dict[str, Any],
@@ -103,6 +125,8 @@ class Agent:
         self._runner = runner
         self._spool = spool
         self._dialer = dialer
+        self._credentials = credentials
+        self._enrolment = ""
         self._waker = waker
         self._sample = sample
         self._capabilities = capabilities
@@ -168,7 +192,51 @@ class Agent:
         for news in link.news():
             if self._link is not link:
                 return
-            self._feed(LinkUp() if news == "up" else LinkDown(news))
+            if news == REFUSED:
+                self._on_refused()
+            elif news != UP:
+                self._feed(LinkDown(news, news in (NEEDS_JOIN_STRING, NOT_OURS)))
+            elif self._credentials is not None and self._credentials.enrolling:
+                self._enrol(self._credentials)
+            else:
+                self._feed(LinkUp())
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _enrol(self, credentials: Credentials) -> None:
+        self._enrolment = secrets.token_hex(8)
+        message = Enrol(self._enrolment, self._session.device_id, credentials.pair.public)
+        verb, header = message.write()
+        self._outgoing.append(wire.encode(wire.BUS, verb, header))
+
+    def _read_enrolment(self, credentials: Credentials, record: FromBroker) -> None:
+        """What is said on a connection that is there to enrol."""
+        if isinstance(record, Enrolled) and record.session == self._enrolment:
+            try:
+                credentials.note_enrolled()
+            except OSError as error:
+                log.error("%s cannot be written: %s", credentials.path, error)
+            log.info("enrolled at %s; the join token is not needed again", self._dialer.address)
+            self._connect()
+        elif isinstance(record, Reject):
+            log.error("%s does not take this device: %s", self._dialer.address, record.message)
+            self._exit_code = EXIT_REFUSED
+
+    def _on_refused(self) -> None:
+        """The main node does not know our key: the socket must not go on dialling with it."""
+        credentials = self._credentials
+        self._drop_link(0)
+        if credentials is not None and credentials.note_refused():
+            self._connect()
+        elif credentials is not None and not credentials.was_enrolled:
+            log.error(
+                "%s refuses the join token: it is used up, expired or revoked. Make a new one on"
+                " the main node: retire-cluster token create",
+                self._dialer.address,
+            )
+            self._exit_code = EXIT_REFUSED
+        else:
+            self._feed(LinkDown(UNKNOWN_KEY, cured=True))
 
     def _read_messages(self) -> None:
         for _ in range(MAX_MESSAGES_A_TURN):
@@ -187,7 +255,10 @@ class Agent:
             except wire.WireError as error:
                 self._count_malformed(error)
                 continue
-            self._feed(Received(record, message.blobs))
+            if self._credentials is not None and self._credentials.enrolling:
+                self._read_enrolment(self._credentials, record)
+            elif not isinstance(record, Enrolled):
+                self._feed(Received(record, message.blobs))
 
     def _count_malformed(self, error: wire.WireError) -> None:
         self.malformed += 1

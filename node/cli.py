@@ -19,19 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.conf import logs
+from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
-from retire_cluster.node import probe, proctree
+from retire_cluster.node import credentials, probe, proctree
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
+from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, host_name
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.metrics import Sampler
+from retire_cluster.node.neighbour import let_in
 from retire_cluster.node.policy import Policy, running_as_root
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.runner import Runner
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED, Pace, Session
-from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer, parse_join
+from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess
 from retire_cluster.node.tasks import custom
@@ -59,7 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Joins this device to a Retire-Cluster and runs tasks for it.",
     )
     parser.add_argument(
-        "--join", metavar="HOST[:PORT]", help=f"the main node (port {DEFAULT_PORT})"
+        "--join",
+        metavar="LINE",
+        help="the line that `retire-cluster token create` prints on the main node, or HOST[:PORT]"
+        f" (port {DEFAULT_PORT}) of one without encryption; once joined it may be left out",
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="do not encrypt, whatever key this device has"
     )
     parser.add_argument("--device-id", help="name in the cluster; made once when not given")
     parser.add_argument("--role", choices=ROLES, help="what the device is for")
@@ -100,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(arguments)
         policy = _policy(arguments, settings)
-        address = _address(settings)
         logs.configure(settings.logging)
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(settings.data_dir)
@@ -109,11 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")
     try:
-        worker = build(settings, policy, address, Pace(grace_seconds=arguments.drain_seconds))
+        address, keys = _main_node(settings, plain=arguments.plain)
+        if keys is None and not arguments.plain:
+            name = device_id(settings.data_dir, settings.worker.device_id)
+            keys = let_in(settings.data_dir, address, name)
+        worker = build(settings, policy, address, Pace(grace_seconds=arguments.drain_seconds), keys)
         if arguments.test:
             from retire_cluster.node.report import check
 
-            return check(worker.dialer, worker.introduction, worker.capabilities, worker.catalog)
+            return check(
+                worker.dialer, worker.introduction, worker.capabilities, worker.catalog, keys
+            )
         proctree.hide_memory()
         return _run(worker)
     except (Unusable, ValueError) as error:
@@ -136,9 +150,16 @@ class Worker:
     plan: Plan
     limits: Limits
     pace: Pace
+    credentials: Credentials | None = None
 
 
-def build(settings: Settings, policy: Policy, address: Address, pace: Pace) -> Worker:
+def build(
+    settings: Settings,
+    policy: Policy,
+    address: Address,
+    pace: Pace,
+    keys: Credentials | None = None,
+) -> Worker:
     """Finds out what this device is and has. Raises `ValueError` and `OSError`."""
     folder = settings.data_dir
     for tag in settings.worker.tags:
@@ -183,8 +204,8 @@ def build(settings: Settings, policy: Policy, address: Address, pace: Pace) -> W
         memory_bytes=plan.memory_bytes,
         environment=policy.task_environment(os.environ, android=android),
     )
-    dialer = Dialer(address)
-    return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace)
+    dialer = Dialer(address, keys.current if keys is not None else None)
+    return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace, keys)
 
 
 def _run(worker: Worker) -> int:
@@ -221,6 +242,7 @@ def _run(worker: Worker) -> int:
         runner=runner,
         spool=spool,
         dialer=worker.dialer,
+        credentials=worker.credentials,
         waker=waker,
         sample=sampler.sample,
         capabilities=worker.capabilities,
@@ -291,12 +313,10 @@ def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
     )
 
 
-def _address(settings: Settings) -> Address:
-    if not settings.worker.join:
-        raise Unusable("name the main node: --join HOST[:PORT]")
+def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials | None]:
     try:
-        return parse_join(settings.worker.join)
-    except ValueError as error:
+        return credentials.find(settings.data_dir, settings.worker.join.strip(), plain=plain)
+    except (ValueError, KeyFileError) as error:
         raise Unusable(str(error)) from None
 
 

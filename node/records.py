@@ -108,6 +108,8 @@ class LinkDown(NamedTuple):
     """The transport lost the main node, or could not reach it."""
 
     reason: str
+    #: The reason names its own cure, so general advice is left out.
+    cured: bool = False
 
 
 class Received(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any
 import zmq
 
 from retire_cluster.node.catalog import Catalog
+from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED
-from retire_cluster.node.sockets import Dialer, Link
+from retire_cluster.node.sockets import REFUSED, UP, Dialer, Link
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.messages import (
     FromBroker,
@@ -34,12 +35,22 @@ def check(
     me: Introduction,
     capabilities: Mapping[str, Any],
     catalog: Catalog,
+    keys: Credentials | None = None,
     wait_seconds: float = WAIT_SECONDS,
 ) -> int:
-    """Prints the report; 0 welcomed, 2 refused, 3 no answer."""
+    """Prints the report; 0 welcomed, 2 refused, 3 no answer. A join token is not used up."""
     _show(me, capabilities, catalog)
     session = secrets.token_hex(8)
-    answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds)
+    only_knock = keys is not None and keys.enrolling
+    answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds, only_knock)
+    if trouble == UP:
+        _line("main node", f"{dialer.address} takes this join token")
+        return EXIT_OK
+    if trouble == REFUSED:
+        what = "join token: it is used up, expired or revoked" if only_knock else "device's key"
+        _line("main node", f"{dialer.address} refuses this {what}")
+        sys.stderr.write("Make a join line on the main node: retire-cluster token create\n")
+        return EXIT_REFUSED
     if isinstance(answer, Welcome):
         _line("main node", f"{dialer.address} welcomes this device")
         return EXIT_OK
@@ -77,6 +88,7 @@ def _ask(
     capabilities: Mapping[str, Any],
     session: str,
     wait_seconds: float,
+    only_knock: bool,
 ) -> tuple[FromBroker | None, str]:
     trouble = "no answer"
     end = time.monotonic() + wait_seconds
@@ -90,7 +102,9 @@ def _ask(
         while (left := end - time.monotonic()) > 0:
             poller.poll(int(min(left, 0.5) * 1000))
             for news in link.news():
-                if news == "up":
+                if news == REFUSED or (news == UP and only_knock):
+                    return None, news
+                if news == UP:
                     _send(link, _hello(me, capabilities, session))
                 else:
                     trouble = news

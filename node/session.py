@@ -202,6 +202,11 @@ class Session:
                 due.append(self._grace_until if self._kill_until is None else self._kill_until)
         return min((at for at in due if at is not None), default=None)
 
+    @property
+    def device_id(self) -> str:
+        """This device's name in the cluster."""
+        return self._me.device_id
+
     # --- the one entrance ---------------------------------------------------------------------
 
     def handle(self, event: records.Event, now: float) -> list[Instruction]:
@@ -239,12 +244,15 @@ class Session:
         self._linked = False
         self._state = Phase.CONNECTING
         self._welcome_by = None
-        self._say_outage(event.reason)
+        self._say_outage(event.reason, cured=event.cured)
 
-    def _say_outage(self, reason: str) -> None:
+    def _say_outage(self, reason: str, *, cured: bool = False) -> None:
         if self._outage_said or self._stop_reason is not None:
             return
         self._outage_said = True
+        if cured:
+            self._say("warning", f"no connection to {self._address}: {reason}; trying on")
+            return
         self._say(
             "warning",
             f"no connection to {self._address} ({reason}). Check that the main node runs there,"

@@ -1,6 +1,6 @@
 """The device's socket and the news of its transport. TCP only.
 
-Everything about how a connection is made is in `Dialer`, so that encryption has one place to go.
+Everything about how a connection is made is in `Dialer`, encryption too.
 Defaults of libzmq that would hurt are changed here (endless linger, no reconnect cap, unlimited
 frames); see the options' names in zmq_setsockopt(3).
 """
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
 
+from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.schemas.wire import MAX_FRAME_BYTES
 
 DEFAULT_PORT = 8082
@@ -26,6 +28,16 @@ _MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _EVENT = struct.Struct("=HI")
+UP = "up"
+REFUSED = "refused"
+NEEDS_JOIN_STRING = (
+    "it is encrypted and asks for a join string: run `retire-cluster token create` on the main"
+    " node and paste the line it prints"
+)
+NOT_OURS = (
+    "what answers there is not the main node that this device joined: another one, one whose key is"
+    " new, or one without encryption; join again with the line of `retire-cluster token create`"
+)
 _HOST = re.compile(r"[A-Za-z0-9._\-]{1,253}\Z|\[[0-9A-Fa-f:.%a-z]{2,60}\]\Z")
 
 
@@ -70,10 +82,19 @@ def parse_join(text: str) -> Address:
 
 
 class Dialer:
-    """Makes sockets that dial one address."""
+    """Makes sockets that dial one address.
 
-    def __init__(self, address: Address) -> None:
+    :param keys: gives the keys of the next connection; None dials without encryption
+    """
+
+    def __init__(self, address: Address, keys: Callable[[], ClientKeys] | None = None) -> None:
         self.address = address
+        self._keys = keys
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it dials with keys."""
+        return self._keys is not None
 
     def dial(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         """A new DEALER that is connecting. Raises `zmq.ZMQError` for an impossible address."""
@@ -94,6 +115,11 @@ class Dialer:
             socket.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
             socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
             socket.setsockopt(zmq.IPV6, 1)
+            if self._keys is not None:
+                keys = self._keys()
+                socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
+                socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
+                socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
             socket.connect(self.address.url)
         except zmq.ZMQError:
             socket.close(linger=0)
@@ -105,11 +131,12 @@ class Link:
     """One socket and the monitor that tells how its transport fares."""
 
     def __init__(self, dialer: Dialer, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._encrypted = dialer.encrypted
         self.socket = dialer.dial(context)
         self.monitor = self.socket.get_monitor_socket(_MONITORED)
 
     def news(self) -> list[str]:
-        """`up`, or why it is not, for each change since the last call."""
+        """`UP`, `REFUSED` (our key is not known), or why it is not up, for each change."""
         found: list[str] = []
         while True:
             try:
@@ -119,13 +146,15 @@ class Link:
             except (zmq.ZMQError, struct.error):
                 return found
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                found.append("up")
+                found.append(UP)
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                found.append(REFUSED)
             elif event == zmq.EVENT_DISCONNECTED:
                 found.append("the connection broke")
             elif event == zmq.EVENT_CONNECT_RETRIED:
                 found.append("nothing answers there")
             else:
-                found.append("the handshake failed: if it uses encryption, a join string is needed")
+                found.append(NOT_OURS if self._encrypted else NEEDS_JOIN_STRING)
 
     def close(self, linger_ms: int = 0) -> None:
         """Gives both sockets back; unsent messages get up to `linger_ms`."""

@@ -223,6 +223,25 @@ class Hello(_Verb):
 
 
 @dataclass(frozen=True)
+class Enrol(_Verb):
+    """A device that was given a join token asks to be known by its own key from now on."""
+
+    verb = b"ENROL"
+    session: str
+    device_id: str
+    #: Z85.
+    public_key: str
+
+    @classmethod
+    def read(cls, header: Header) -> Enrol:
+        return cls(
+            session=_text(header, "session", limit=100),
+            device_id=_text(header, "device_id", limit=200),
+            public_key=_text(header, "public_key", limit=100),
+        )
+
+
+@dataclass(frozen=True)
 class Heartbeat(_Verb):
     """A device lives."""
 
@@ -437,6 +456,19 @@ class Welcome(_Verb):
 
 
 @dataclass(frozen=True)
+class Enrolled(_Verb):
+    """The device's key is known: it comes back with it, and needs no token again."""
+
+    verb = b"ENROLLED"
+    session: str
+    device_id: str
+
+    @classmethod
+    def read(cls, header: Header) -> Enrolled:
+        return cls(_text(header, "session", limit=100), _text(header, "device_id", limit=200))
+
+
+@dataclass(frozen=True)
 class Reject(_Verb):
     """The broker refuses a message; `code` says what the device does next."""
 
@@ -590,22 +622,35 @@ def write_held(held: Held) -> list[object]:
     return [*held.key, held.started, round(held.elapsed_seconds, 3)]
 
 
-FromDevice = Hello | Heartbeat | Started | Progress | Finished | ConfigAck | Pong | Drain | Goodbye
+FromDevice = (
+    Hello | Enrol | Heartbeat | Started | Progress | Finished | ConfigAck | Pong | Drain | Goodbye
+)
 FromBroker = (
     Welcome | Reject | HeartbeatAck | Assign | FinishedAck | Cancel | Abandon | Config | Ping
-    | Drain | Resume
+    | Drain | Resume | Enrolled
 )  # fmt: skip
 
 _M = TypeVar("_M")
 _FROM_DEVICE: dict[bytes, Callable[[Header], FromDevice]] = {
     cls.verb: cls.read
-    for cls in (Hello, Heartbeat, Started, Progress, Finished, ConfigAck, Pong, Drain, Goodbye)
+    for cls in (
+        Hello,
+        Enrol,
+        Heartbeat,
+        Started,
+        Progress,
+        Finished,
+        ConfigAck,
+        Pong,
+        Drain,
+        Goodbye,
+    )
 }
 _FROM_BROKER: dict[bytes, Callable[[Header], FromBroker]] = {
     cls.verb: cls.read
     for cls in (
         Welcome, Reject, HeartbeatAck, Assign, FinishedAck, Cancel, Abandon, Config, Ping, Drain,
-        Resume,
+        Resume, Enrolled,
     )
 }  # fmt: skip
 

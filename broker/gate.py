@@ -1,0 +1,135 @@
+"""The gate: CURVE on the sockets, and the handler that libzmq asks about each key (ZAP, RFC 27).
+
+It is served by the broker's own loop, so what it looks at needs no lock. A refused handshake is
+counted and told once a minute for each address; one that fails before a key is known (a client
+without encryption, or one that expects another main node) is seen by the monitors.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import Counter
+from collections.abc import Callable
+
+import zmq
+from zmq.utils import z85
+
+from retire_cluster.broker.access import ADMIN, BUS, FEED, Access
+from retire_cluster.conf.curve import Pair, fingerprint
+
+log = logging.getLogger("broker")
+
+_ENDPOINT = "inproc://zeromq.zap.01"
+_FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_EVENT = struct.Struct("=HI")
+_TOLD_SECONDS = 60.0
+_ADDRESSES_TOLD = 1_000
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+
+class Gate:
+    """Locks sockets and answers who may open them.
+
+    :param context: of the sockets to lock; it has one gate at most
+    :param pair: the main node's
+    :param tooling: public key of this machine's own tooling
+    :param access: the keys that are known; asked at each handshake
+    """
+
+    def __init__(
+        self, context: Context, pair: Pair, tooling: str, access: Callable[[], Access]
+    ) -> None:
+        self.pair = pair
+        self._tooling = tooling
+        self._access = access
+        self._told: dict[tuple[str, str], float] = {}
+        self.handler: Socket = context.socket(zmq.ROUTER)
+        self.handler.setsockopt(zmq.LINGER, 0)
+        self.handler.bind(_ENDPOINT)
+        self._locked: dict[Socket, tuple[str, Socket]] = {}
+
+    def lock(self, socket: Socket, name: str) -> None:
+        """Have `socket` (not bound yet) speak only to keys that `name` is open to."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self.pair.secret.encode("ascii"))
+        socket.setsockopt(zmq.ZAP_DOMAIN, name.encode("ascii"))
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+        self._locked[socket] = (name, socket.get_monitor_socket(_FAILURES))
+
+    @property
+    def pollable(self) -> list[Socket]:
+        """What wakes the loop for this gate."""
+        return [self.handler, *(monitor for _, monitor in self._locked.values())]
+
+    def close(self) -> None:
+        """Give the sockets back; before those that are locked are closed."""
+        for socket, (_, monitor) in self._locked.items():
+            if not socket.closed:
+                socket.disable_monitor()
+            monitor.close(0)
+        self._locked.clear()
+        self.handler.close(0)
+
+    def may_use_admin(self, key: str) -> bool:
+        """Whether a key that once passed may still use the admin socket."""
+        return key == self._tooling or self._access().may_connect(ADMIN, key, 0)
+
+    def serve(self, now_mono: float, wall_ms: int, dropped: Counter[str]) -> None:
+        """Answer all handshakes that wait."""
+        while True:
+            try:
+                frames = self.handler.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            reply = self._judge(frames, now_mono, wall_ms, dropped)
+            if reply is not None:
+                self.handler.send_multipart(reply, zmq.NOBLOCK)
+        for name, monitor in self._locked.values():
+            while True:
+                try:
+                    event = monitor.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._note_failure(name, event, now_mono, dropped)
+
+    def _judge(
+        self, frames: list[bytes], now_mono: float, wall_ms: int, dropped: Counter[str]
+    ) -> list[bytes] | None:
+        if len(frames) < 8:
+            return None
+        routing, empty, version, request, domain, address, _, mechanism, *credentials = frames
+        key = ""
+        if mechanism == b"CURVE" and credentials and len(credentials[0]) == 32:
+            key = z85.encode(credentials[0]).decode("ascii")
+        name = domain.decode("ascii", "replace")
+        good = bool(key) and (
+            self._access().may_connect(name, key, wall_ms)
+            or (name in (ADMIN, FEED) and key == self._tooling)
+        )
+        if not good:
+            dropped[f"handshake_refused_{name}"] += 1
+            peer = address.decode("utf-8", "replace")
+            what = "unknown device, or a join token that is over" if name == BUS else "unknown key"
+            self._tell(name, peer, now_mono, f"{what} (key {fingerprint(key)})")
+        status = (b"200", b"OK", key.encode("ascii")) if good else (b"400", b"unknown key", b"")
+        return [routing, empty, version, request, *status, b""]
+
+    def _note_failure(
+        self, name: str, event: list[bytes], now_mono: float, dropped: Counter[str]
+    ) -> None:
+        dropped[f"handshake_failed_{name}"] += 1
+        number, _ = _EVENT.unpack(event[0][: _EVENT.size]) if len(event[0]) >= 6 else (0, 0)
+        if number:
+            peer = "a client"
+            self._tell(name, peer, now_mono, "it does not encrypt, or expects another main node")
+
+    def _tell(self, name: str, peer: str, now_mono: float, why: str) -> None:
+        last = self._told.get((name, peer))
+        if last is not None and now_mono - last < _TOLD_SECONDS:
+            return
+        if len(self._told) >= _ADDRESSES_TOLD:
+            self._told.clear()
+        self._told[name, peer] = now_mono
+        log.warning("refused a handshake on the %s socket from %s: %s", name, peer, why)

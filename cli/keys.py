@@ -1,0 +1,36 @@
+"""Keys and join strings as the tooling makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retire_cluster.conf import curve
+from retire_cluster.conf.curve import Invitation, Pair
+
+
+def device_pair(folder: Path, server_key: str, address: str) -> Pair:
+    """The pair of a local worker, kept in its folder; made when it is missing.
+
+    Raises `KeyFileError` and `OSError`.
+    """
+    path = folder / curve.DEVICE_KEY
+    kept = curve.read_key_file(path)
+    pair = curve.new_pair() if kept is None else Pair(kept["public"], kept["secret"])
+    wanted = {"server": server_key, "main": address, "enrolled": True}
+    if kept is None or any(kept.get(name) != value for name, value in wanted.items()):
+        curve.write_key_file(path, pair, **wanted)
+    return pair
+
+
+def join_string(made: Mapping[str, Any], host: str, port: int | None = None) -> str:
+    """The word to paste on a device, from the answer of `token.create`."""
+    return curve.write_join(
+        Invitation(
+            host,
+            made["worker_port"] if port is None else port,
+            made["server_key"],
+            bytes.fromhex(made["token"]),
+        )
+    )

@@ -1,0 +1,220 @@
+"""CURVE keys: pairs, the files that hold them, and the join string that carries them.
+
+A *pair* is two Z85 texts of 40 characters. Key files are JSON, 0600; one that others may read is
+refused. The main node's folder holds
+
+    keys/main.key    its own pair; devices and tooling know its public half
+    keys/admin.key   the pair of this machine's tooling, with the main node's public key
+
+and a device's folder holds `device.key`: its own pair, the main node's public key and address.
+
+A *join string* is one word, `rc1.` and base64url of: the main node's public key (32 bytes), a token
+(16 random bytes), `HOST:PORT`, and 4 bytes of SHA-256 over all of it. The token is the seed of a
+pair that may do nothing but enrol a device's own key, so that strangers are refused in the
+handshake, before a single frame of theirs is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils import z85
+
+TOKEN_BYTES = 16
+JOIN_PREFIX = "rc1."
+KEY_CHARACTERS = 40
+_CHECK_BYTES = 4
+_SEED_DOMAIN = b"retire-cluster enrolment 1\0"
+MAIN_KEY = Path("keys", "main.key")
+ADMIN_KEY = Path("keys", "admin.key")
+DEVICE_KEY = Path("device.key")
+
+
+class KeyFileError(Exception):
+    """A key file cannot be used; the text names the file and the cure."""
+
+
+class Pair(NamedTuple):
+    """A CURVE key pair, as Z85 texts."""
+
+    public: str
+    secret: str
+
+
+class ClientKeys(NamedTuple):
+    """What a client needs to speak to a main node."""
+
+    pair: Pair
+    #: The main node's public key.
+    server: str
+
+
+def available() -> bool:
+    """Whether this libzmq can encrypt (every wheel of pyzmq can)."""
+    return bool(zmq.has("curve"))
+
+
+def new_pair() -> Pair:
+    """A new random pair."""
+    public, secret = zmq.curve_keypair()
+    return Pair(public.decode("ascii"), secret.decode("ascii"))
+
+
+def pair_of_token(token: bytes) -> Pair:
+    """The enrolment pair whose seed is a join token."""
+    secret: bytes = z85.encode(hashlib.sha256(_SEED_DOMAIN + token).digest())
+    return Pair(zmq.curve_public(secret).decode("ascii"), secret.decode("ascii"))
+
+
+def is_key(text: object) -> bool:
+    """Whether this is the Z85 text of a key."""
+    if not isinstance(text, str) or len(text) != KEY_CHARACTERS:
+        return False
+    try:
+        return len(z85.decode(text.encode("ascii"))) == 32
+    except (ValueError, KeyError, UnicodeEncodeError):
+        return False
+
+
+def fingerprint(key: str) -> str:
+    """A short name of a public key, for people."""
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def read_key_file(path: Path) -> dict[str, Any] | None:
+    """The content of a key file, None when there is none.
+
+    Raises `KeyFileError` when others may read it or it is no key file.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.name == "posix" and stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                raise KeyFileError(f"{path}: others may read this key; run: chmod 600 {path}")
+            document = json.loads(file.read(65_536))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise KeyFileError(f"{path} is no key file; {_cure(path)}") from None
+    if (
+        not isinstance(document, dict)
+        or not is_key(document.get("public"))
+        or not is_key(document.get("secret"))
+        or ("server" in document and not is_key(document["server"]))
+    ):
+        raise KeyFileError(f"{path} is no key file; {_cure(path)}")
+    return document
+
+
+def _cure(path: Path) -> str:
+    return f"restore it from a backup, or move it away and start again: {path.name} is then made"
+
+
+def write_key_file(path: Path, pair: Pair, **more: object) -> None:
+    """Keep a pair and what belongs to it, 0600, all or nothing. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({**pair._asdict(), **more}, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def server_pair(data_dir: Path) -> Pair:
+    """The main node's pair, and the tooling's beside it; both are made when they are missing.
+
+    Raises `KeyFileError` or `OSError`.
+    """
+    path = data_dir / MAIN_KEY
+    found = read_key_file(path)
+    if found is None:
+        pair = new_pair()
+        write_key_file(path, pair)
+    else:
+        pair = Pair(found["public"], found["secret"])
+    tooling = data_dir / ADMIN_KEY
+    kept = read_key_file(tooling)
+    if kept is None or kept.get("server") != pair.public:
+        mine = new_pair() if kept is None else Pair(kept["public"], kept["secret"])
+        write_key_file(tooling, mine, server=pair.public)
+    return pair
+
+
+def client_keys(path: Path) -> ClientKeys | None:
+    """The keys in an admin key file, None when there is no such file. Raises `KeyFileError`."""
+    found = read_key_file(path)
+    if found is None:
+        return None
+    if "server" not in found:
+        raise KeyFileError(f"{path} does not name the main node's key: it is no admin key")
+    return ClientKeys(Pair(found["public"], found["secret"]), found["server"])
+
+
+# --- join strings --------------------------------------------------------------------------------
+
+
+class Invitation(NamedTuple):
+    """What a join string says."""
+
+    host: str
+    port: int
+    server: str
+    token: bytes
+
+
+def write_join(invitation: Invitation) -> str:
+    """The join string."""
+    address = f"{invitation.host}:{invitation.port}".encode()
+    body: bytes = z85.decode(invitation.server.encode("ascii")) + invitation.token + address
+    check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
+    return JOIN_PREFIX + base64.urlsafe_b64encode(body + check).decode("ascii").rstrip("=")
+
+
+def looks_like_join(text: str) -> bool:
+    """Whether a text means to be a join string (of whatever version)."""
+    head, dot, rest = text.strip().partition(".")
+    return bool(dot) and head[:2] == "rc" and head[2:].isdigit() and len(rest) > 60
+
+
+def read_join(text: str) -> Invitation:
+    """What a join string says. Raises `ValueError` with the cure."""
+    word = "".join(text.split())
+    if not word.startswith(JOIN_PREFIX):
+        raise ValueError(
+            "this join string was made by another version of retire-cluster: update the older one"
+        )
+    body = word[len(JOIN_PREFIX) :]
+    try:
+        data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+    except ValueError:
+        data = b""
+    content, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
+    host, _, port = content[32 + TOKEN_BYTES :].decode("utf-8", "replace").rpartition(":")
+    if hashlib.sha256(content).digest()[:_CHECK_BYTES] != check or not (host and port.isdigit()):
+        raise ValueError(
+            "the join string is cut or mistyped: copy the whole line again, or make a new one on"
+            " the main node with: retire-cluster token create"
+        )
+    server: bytes = z85.encode(content[:32])
+    return Invitation(host, int(port), server.decode("ascii"), content[32 : 32 + TOKEN_BYTES])

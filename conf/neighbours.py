@@ -1,0 +1,97 @@
+"""Main nodes of this user on this machine, by port: how local tooling finds a key without flags.
+
+A running main node leaves `mains/ADMIN_PORT.json` in this user's usual data folder, whatever folder
+it works in itself. Only its own user can read its key, so this lets nobody in who could not get in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.curve import ADMIN_KEY, ClientKeys, KeyFileError, client_keys
+from retire_cluster.conf.loading import default_data_dir
+
+
+def _folder() -> Path:
+    return default_data_dir(sys.platform, os.environ) / "mains"
+
+
+def announce(
+    data_dir: Path, *, pid: int, admin_port: int, worker_port: int, encrypted: bool
+) -> Path | None:
+    """Say where a main node works; the file, to be removed at its end. None: it cannot be said."""
+    folder = _folder()
+    document = {
+        "pid": pid,
+        "admin_port": admin_port,
+        "worker_port": worker_port,
+        "encrypted": encrypted,
+        "data_dir": str(data_dir.absolute()),
+    }
+    path = folder / f"{admin_port}.json"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for other in folder.glob("*.json"):
+            if _read(other) is None:
+                other.unlink(missing_ok=True)
+        draft = folder / f".{admin_port}.{pid}"
+        draft.write_text(json.dumps(document), "utf-8")
+        os.replace(draft, path)
+    except OSError:
+        return None  # a convenience only
+    return path
+
+
+def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
+    """The main node that listens on this machine's `port` (`admin_port` or `worker_port`)."""
+    if not is_loopback(host.strip("[]")):
+        return None
+    with contextlib.suppress(OSError):
+        for path in _folder().glob("*.json"):
+            found = _read(path)
+            if found is not None and found.get(kind) == port:
+                return found
+    return None
+
+
+def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientKeys | None:
+    """The keys for a main node's admin socket.
+
+    Those of `key_file`; else those of the main node of this user that listens there; else those of
+    the data folder. None: it is not encrypted, or has never been started. Raises `KeyFileError`.
+    """
+    if key_file:
+        found = client_keys(Path(key_file))
+        if found is None:
+            raise KeyFileError(f"{key_file}: there is no such key file")
+        return found
+    neighbour = find(host, port, "admin_port")
+    folder = Path(neighbour["data_dir"]) if neighbour is not None else data_dir
+    if neighbour is not None and not neighbour.get("encrypted"):
+        return None
+    return client_keys(folder / ADMIN_KEY)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a live main node left, None for a dead one's."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        pid, folder = int(document["pid"]), document["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(folder, str):
+        return None
+    if os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+    return document
