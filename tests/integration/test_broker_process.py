@@ -120,7 +120,7 @@ def test_a_bad_settings_file_is_one_line_naming_the_setting(
     [
         (("--config", "missing.toml"), "missing.toml"),
         (("--port", "70000"), "server.port"),
-        (("--host", "0.0.0.0"), "the admin socket and the event feed are not encrypted"),
+        (("--host", "0.0.0.0"), "listen elsewhere only encrypted"),
         (("--worker-host", "0.0.0.0"), "add --insecure"),
         (("--host", "203.0.113.1"), "beyond this machine"),
         (("--store", "nonsense://x"), "use sqlite:///FILE or memory://"),

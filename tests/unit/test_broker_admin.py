@@ -45,6 +45,8 @@ def test_the_table_is_the_protocols() -> None:
         "task.submit", "task.list", "task.get", "task.status", "task.result", "task.cancel",
         "task.retry", "task.explain", "task.wait", "task.statistics", "task.types",
         "config.get", "config.update", "config.reset", "events.poll", "rate.hit", "facade.report",
+        "token.create", "token.list", "token.revoke", "device.authorise",
+        "admin_key.add", "admin_key.list", "admin_key.revoke",
     }  # fmt: skip
 
 
@@ -597,7 +599,7 @@ def test_who_answers_here(cluster: Cluster) -> None:
     assert cluster.call("broker.info").data == {
         "version": "1.2.3", "epoch": 1, "pid": 77, "uptime_seconds": 90.0, "started_at": AT,
         "host": "127.0.0.1", "admin_port": 8080, "worker_port": 8082, "event_port": 8083,
-        "store": "memory",
+        "store": "memory", "server_key": "", "bus_encrypted": False,
     }  # fmt: skip
 
 

@@ -314,12 +314,19 @@ def announcement(**more: Any) -> Announcement:
 def test_a_loopback_bus_is_not_offered_to_other_devices() -> None:
     text = announcement().text(windows=False)
     assert "192.0.2.7" not in text
-    assert "retire-cluster up --insecure" in text
+    assert "Other devices cannot join" in text
     assert "http://127.0.0.1:8081/api/v1" in text
 
 
+def test_an_encrypted_bus_is_offered_by_its_join_line() -> None:
+    text = announcement(worker_host="0.0.0.0", join="rc1.abc").text(windows=False)
+    assert "retire-cluster-worker --join rc1.abc\n" in text
+    assert "retire-cluster token create" in text
+    assert "not encrypted" not in text
+
+
 def test_an_open_bus_is_offered_by_the_lan_address() -> None:
-    text = announcement(worker_host="0.0.0.0").text(windows=False)
+    text = announcement(worker_host="0.0.0.0", insecure=True).text(windows=False)
     assert "retire-cluster-worker --join 192.0.2.7:8082\n" in text
     assert "not encrypted" in text
 
