@@ -53,7 +53,7 @@ class Target:
 
     def unreachable(self, error: ClusterUnavailable) -> ClusterUnavailable:
         """The error with what helps: the address, where it came from, the next command."""
-        silent = error.message.startswith("the main node at ")
+        silent = "did not answer within" in error.message
         what = f"the main node at {self.address} does not answer" if silent else error.message
         return ClusterUnavailable(
             f"{what} (address from {self.source}); try: {self.next_command}",

@@ -71,7 +71,8 @@ def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientK
         if found is None:
             raise KeyFileError(f"{key_file}: there is no such key file")
         return found
-    neighbour = find(host, port, "admin_port")
+    # One whose worker bus was dialled instead tells which port is the right one.
+    neighbour = find(host, port, "admin_port") or find(host, port, "worker_port")
     folder = Path(neighbour["data_dir"]) if neighbour is not None else data_dir
     if neighbour is not None and not neighbour.get("encrypted"):
         return None

@@ -26,6 +26,11 @@ def let_in(folder: Path, address: Address, device_id: str) -> Credentials | None
     None when no main node of this user listens there, or its bus is not encrypted. Raises
     `ValueError` with the main node's reason when it refuses, `OSError`.
     """
+    wrong = neighbours.find(address.host, address.port, "admin_port")
+    if wrong is not None:
+        raise ValueError(
+            f"{address} is the main node's admin socket; workers join port {wrong['worker_port']}"
+        )
     main = neighbours.find(address.host, address.port, "worker_port")
     if main is None:
         return None

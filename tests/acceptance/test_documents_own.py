@@ -14,6 +14,7 @@ import pytest
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli.main import VERBS
+from retire_cluster.conf.curve import ADMIN_KEY, client_keys
 from tests.acceptance import documents
 from tests.acceptance.documents import Block, blocks
 from tests.acceptance.kit import Cluster, Process, Rest, run, until
@@ -202,7 +203,8 @@ def test_the_numbers_of_operations_are_the_ones_that_are_given(cluster: Cluster)
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
     listed = text.partition("admin operation `metrics`: `")[2].partition("`.")[0]
     names = {re.sub(r"[\[{].*", "", word.strip()) for word in re.split(r",(?![^{]*})", listed)}
-    client = AdminClient("127.0.0.1", cluster.admin_port)
+    keys = client_keys(cluster.data_dir / ADMIN_KEY)
+    client = AdminClient("127.0.0.1", cluster.admin_port, keys=lambda: keys)
     try:
         assert set(client.call("metrics")) == names
     finally:
