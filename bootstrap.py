@@ -51,6 +51,8 @@ PURE_CORE = (
     "broker/stats*.py",
     "broker/attempts.py",
     "broker/membership.py",
+    "broker/enrolment.py",
+    "broker/access.py",
     "broker/placing.py",
     "broker/restore.py",
     "broker/ledger.py",

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
-
-
-# What tests start listens on this machine only.
-os.environ.setdefault("RETIRE_CLUSTER_SERVER_WORKER_HOST", "127.0.0.1")
 
 
 class WaitUntil(Protocol):

@@ -43,6 +43,8 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any
 def plain_environment(**more: str) -> dict[str, str]:
     """This environment without the caller's settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    # What tests start listens on this machine only.
+    kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     return {**kept, "NO_PROXY": "*", **more}
 
 

@@ -29,6 +29,7 @@ NOT_RUN = {
     "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/test_bootstrap.py",
     " you ──REST──▶ facade": "a picture",
     "pip install retire-cluster ": "installs from an index; its worker line is run below",
+    "prometheus --config.file=": "tests/contract/test_monitoring.py, where promtool is installed",
     "# thumbnails/tasks.py": "run by test_the_task_type_of_the_readme_runs",
     "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
     '{"id": ': "an event; compared by test_an_event_looks_like_the_one_that_is_shown",

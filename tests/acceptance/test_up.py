@@ -41,6 +41,8 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "") -
 
 def plain_environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    # What tests start listens on this machine only.
+    kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     return {**kept, **more}
 
 

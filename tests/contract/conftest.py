@@ -56,6 +56,8 @@ class Process:
 def launch(module: str, *flags: str, **environment: str) -> Process:
     """Start `python -m module flags` with none of the caller's settings."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    # What tests start listens on this machine only.
+    environ["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     popen = subprocess.Popen(
         [sys.executable, "-m", module, *flags],
         stdout=subprocess.PIPE,

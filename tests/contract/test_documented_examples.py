@@ -433,6 +433,8 @@ def test_gunicorn_serves_the_documented_application(
     cluster: Any, tmp_path: Any, free_port: int, until: Any
 ) -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    # What tests start listens on this machine only.
+    environ["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "gunicorn", "-w", "4", "-b", f"127.0.0.1:{free_port}"),

@@ -20,8 +20,10 @@ import zmq
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.broker.open_store import open_store
-from retire_cluster.broker.server import TICKS_ENDPOINT, Broker
+from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
 from retire_cluster.broker.sweeper import Sweeper
+from retire_cluster.conf import curve
+from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
@@ -61,14 +63,20 @@ def settings_for(folder: Path, **sections: dict[str, Any]) -> Settings:
 class MainNode:
     """A broker that runs in a thread of this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, keys: ClientKeys | None = None) -> None:
         self.settings = settings
-        self.broker = Broker(settings, open_store(settings.store_url), rng=random.Random(5))
+        locks = None
+        if keys is not None:
+            locks = MainKeys(curve.server_pair(settings.data_dir), keys.pair.public)
+        store = open_store(settings.store_url)
+        self.broker = Broker(settings, store, keys=locks, rng=random.Random(5))
         self.facts = self.broker.facts
         interval = settings.scheduler.sweep_interval_seconds
         self.sweeper = Sweeper(self.broker.context, TICKS_ENDPOINT, interval)
         self._thread = threading.Thread(target=self.broker.run, name="broker")
-        self.client = AdminClient(port=self.facts.admin_port, timeout_seconds=PATIENCE_SECONDS)
+        self.client = AdminClient(
+            port=self.facts.admin_port, timeout_seconds=PATIENCE_SECONDS, keys=lambda: keys
+        )
         self._devices: list[RawDevice] = []
         self.sweeper.start()
         self._thread.start()
@@ -94,9 +102,9 @@ class MainNode:
         device.join(**hello)
         return device
 
-    def socket(self, device_id: str = "box") -> RawDevice:
+    def socket(self, device_id: str = "box", keys: ClientKeys | None = None) -> RawDevice:
         """A device that has not said HELLO."""
-        device = RawDevice(self.facts.worker_port, device_id)
+        device = RawDevice(self.facts.worker_port, device_id, keys=keys)
         self._devices.append(device)
         return device
 
@@ -121,12 +129,23 @@ class MainNode:
 class RawDevice:
     """A DEALER that speaks docs/protocol.md by hand."""
 
-    def __init__(self, port: int, device_id: str = "box", *, tag: bytes = wire.BUS) -> None:
+    def __init__(
+        self,
+        port: int,
+        device_id: str = "box",
+        *,
+        tag: bytes = wire.BUS,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self.device_id = device_id
         self.tag = tag
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode())
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode())
         self.socket.connect(f"tcp://127.0.0.1:{port}")
         self.session = ""
         self.batch = 0

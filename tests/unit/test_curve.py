@@ -1,0 +1,211 @@
+"""Join strings, key files and who may connect."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retire_cluster.broker.access import Access, AdminKey, Token
+from retire_cluster.broker.rows import AccessRow
+from retire_cluster.conf import curve
+from retire_cluster.conf.curve import Invitation, KeyFileError
+from retire_cluster.node import credentials
+
+SERVER = curve.new_pair()
+TOKEN = bytes(range(16))
+WORD = curve.write_join(Invitation("192.0.2.7", 8082, SERVER.public, TOKEN))
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "pi.local", "fe80::1%eth0"])
+def test_a_join_string_is_one_word_that_carries_everything(host: str) -> None:
+    invitation = Invitation(host, 65535, SERVER.public, TOKEN)
+    word = curve.write_join(invitation)
+    assert curve.looks_like_join(word)
+    assert len(word.split()) == 1
+    assert curve.read_join(f"  {word[:30]}\n{word[30:]}\n") == invitation
+
+
+@given(st.integers(4, len(WORD) - 1), st.sampled_from("Aaz09-_"))
+def test_a_mistyped_join_string_is_told_as_one(position: int, letter: str) -> None:
+    wrong = WORD[:position] + letter + WORD[position + 1 :]
+    if wrong != WORD:
+        with pytest.raises(ValueError, match=r"cut or mistyped.*token create"):
+            curve.read_join(wrong)
+
+
+@pytest.mark.parametrize("word", [WORD[:-1], WORD[:70], WORD + "A", "rc1." + "A" * 80])
+def test_a_cut_join_string_is_told_as_one(word: str) -> None:
+    with pytest.raises(ValueError, match="cut or mistyped"):
+        curve.read_join(word)
+
+
+def test_a_join_string_of_another_version_says_so() -> None:
+    assert curve.looks_like_join("rc2." + WORD[4:])
+    with pytest.raises(ValueError, match="another version"):
+        curve.read_join("rc2." + WORD[4:])
+
+
+@pytest.mark.parametrize("text", ["rc1.lan", "rc1.lan:8082", "192.0.2.7", "", "rcx." + WORD[4:]])
+def test_a_host_is_not_taken_for_a_join_string(text: str) -> None:
+    assert not curve.looks_like_join(text)
+
+
+def test_the_pair_of_a_token_is_always_the_same_and_of_no_other_token() -> None:
+    assert curve.pair_of_token(TOKEN) == curve.pair_of_token(TOKEN)
+    assert curve.pair_of_token(TOKEN) != curve.pair_of_token(bytes(16))
+    assert curve.is_key(curve.pair_of_token(TOKEN).public)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_keys_are_made_once_and_only_their_owner_may_read_them(tmp_path: Path) -> None:
+    first = curve.server_pair(tmp_path)
+    tooling = curve.client_keys(tmp_path / curve.ADMIN_KEY)
+    assert curve.server_pair(tmp_path) == first
+    assert curve.client_keys(tmp_path / curve.ADMIN_KEY) == tooling
+    assert tooling is not None
+    assert tooling.server == first.public
+    if os.name == "posix":
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()}
+        assert modes == {0o600}
+
+
+def test_tooling_follows_a_main_node_whose_key_is_new(tmp_path: Path) -> None:
+    curve.server_pair(tmp_path)
+    before = curve.client_keys(tmp_path / curve.ADMIN_KEY)
+    (tmp_path / curve.MAIN_KEY).unlink()
+    new = curve.server_pair(tmp_path)
+    after = curve.client_keys(tmp_path / curve.ADMIN_KEY)
+    assert before is not None
+    assert after == (before.pair, new.public)
+
+
+@posix
+def test_a_key_that_others_may_read_is_refused_with_the_cure(tmp_path: Path) -> None:
+    curve.server_pair(tmp_path)
+    path = tmp_path / curve.MAIN_KEY
+    path.chmod(0o640)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        curve.server_pair(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"public": "x", "secret": "y"}', "\x00"])
+def test_a_damaged_key_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "some.key"
+    path.touch(0o600)
+    path.write_text(text)
+    with pytest.raises(KeyFileError, match=r"some\.key is no key file"):
+        curve.read_key_file(path)
+
+
+def test_a_devices_key_file_is_no_admin_key(tmp_path: Path) -> None:
+    curve.write_key_file(tmp_path / "x.key", SERVER)
+    with pytest.raises(KeyFileError, match="no admin key"):
+        curve.client_keys(tmp_path / "x.key")
+    assert curve.client_keys(tmp_path / "none.key") is None
+
+
+# --- a device's credentials ----------------------------------------------------------------------
+
+
+def test_a_device_enrols_once_and_needs_no_line_afterwards(tmp_path: Path) -> None:
+    address, first = credentials.find(tmp_path, WORD)
+    assert first is not None
+    assert str(address) == "192.0.2.7:8082"
+    assert first.enrolling
+    assert first.current().pair == curve.pair_of_token(TOKEN)
+    first.note_enrolled()
+    assert first.current() == (first.pair, SERVER.public)
+    again, later = credentials.find(tmp_path, "")
+    assert later is not None
+    assert (again, later.pair, later.enrolling) == (address, first.pair, False)
+
+
+def test_a_crash_before_the_answer_keeps_the_key_that_was_told(tmp_path: Path) -> None:
+    _, first = credentials.find(tmp_path, WORD)
+    _, second = credentials.find(tmp_path, WORD)
+    assert first is not None
+    assert second is not None
+    assert first.pair == second.pair
+    assert second.enrolling
+
+
+def test_a_refused_key_tries_the_token_then_stays_with_its_own(tmp_path: Path) -> None:
+    _, found = credentials.find(tmp_path, WORD)
+    assert found is not None
+    found.note_enrolled()
+    assert found.note_refused(), "the token of the line may let it in again"
+    assert found.enrolling
+    assert not found.note_refused()
+    assert found.current().pair == found.pair
+    assert not found.note_refused()
+
+
+def test_a_line_of_another_cluster_brings_nothing_of_the_old_one(tmp_path: Path) -> None:
+    _, first = credentials.find(tmp_path, WORD)
+    assert first is not None
+    first.note_enrolled()
+    other = curve.write_join(Invitation("192.0.2.8", 1, curve.new_pair().public, TOKEN))
+    _, second = credentials.find(tmp_path, other)
+    assert second is not None
+    assert second.enrolling
+    assert second.pair != first.pair
+
+
+def test_without_a_line_and_a_key_the_device_is_told_what_to_paste(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="token create"):
+        credentials.find(tmp_path, "")
+    assert credentials.find(tmp_path, "192.0.2.7")[1] is None
+    with pytest.raises(ValueError, match="--plain"):
+        credentials.find(tmp_path, WORD, plain=True)
+
+
+# --- who is known --------------------------------------------------------------------------------
+
+
+def key(seed: int) -> str:
+    return curve.pair_of_token(bytes([seed]) * 16).public
+
+
+def test_a_token_opens_the_bus_until_its_time_or_uses_are_over() -> None:
+    access = Access()
+    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=2, used=1))
+    assert access.may_connect("bus", key(1), 99)
+    assert not access.may_connect("bus", key(1), 100)
+    assert not access.may_connect("admin", key(1), 0)
+    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=2, used=2))
+    assert not access.may_connect("bus", key(1), 0)
+
+
+def test_a_token_long_over_is_forgotten() -> None:
+    access = Access()
+    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=1))
+    assert access.prune(100) == []
+    assert access.prune(100 + 86_400_000) == [AccessRow("token", "t", None)]
+    assert access.tokens == {}
+
+
+def test_what_was_stored_is_read_back_and_damaged_rows_are_told() -> None:
+    access = Access()
+    rows = [
+        access.enrol("box", key(1), 5),
+        access.enrol("box", key(2), 6),
+        access.put_token(Token("t", key(3), created_ms=0, expires_ms=100, uses=1)),
+        access.put_admin(AdminKey("ann", key(4), 7)),
+    ]
+    found = Access()
+    broken = [
+        AccessRow("device", "x", b"{"),
+        AccessRow("token", "y", b'{"key": 1}'),
+        AccessRow("admin", "z", b'{"key": "' + key(5).encode() + b'"}'),
+    ]
+    warnings = found.load([*rows, *broken])
+    assert found == access
+    assert found.device_of(key(1)) is None, "a replaced key is forgotten"
+    assert [name in text for name, text in zip("xyz", warnings, strict=True)] == [True] * 3
