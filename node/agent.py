@@ -222,6 +222,11 @@ class Agent:
             log.error("%s does not take this device: %s", self._dialer.address, record.message)
             self._exit_code = EXIT_REFUSED
 
+    def _is_lifted(self, record: FromBroker) -> bool:
+        """Whether this device was removed and holds a join token that may undo that."""
+        removed = isinstance(record, Reject) and record.code == "removed"
+        return removed and self._credentials is not None and self._credentials.note_refused()
+
     def _on_refused(self) -> None:
         """The main node does not know our key: the socket must not go on dialling with it."""
         credentials = self._credentials
@@ -257,6 +262,8 @@ class Agent:
                 continue
             if self._credentials is not None and self._credentials.enrolling:
                 self._read_enrolment(self._credentials, record)
+            elif self._is_lifted(record):
+                self._connect()  # with the token that lifts the removal
             elif not isinstance(record, Enrolled):
                 self._feed(Received(record, message.blobs))
 
