@@ -95,7 +95,10 @@ export function setClock(iso) {
   if (at) skew = at - Date.now();
 }
 
-export function span(seconds) {
+/** A duration; its number and unit stay on one line. */
+export const span = (seconds) => spanText(seconds).replaceAll(" ", "\u00a0");
+
+function spanText(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   const ms = seconds * 1000;
   if (ms < 1) return "< 1 ms";
