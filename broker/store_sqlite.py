@@ -60,7 +60,10 @@ MIGRATIONS: Final = (
         owner text, key text, fingerprint text, first int, count int, at_ms int,
         primary key(owner, key)) without rowid;
     create table config(section text primary key, document text) without rowid;
-    create table access(kind text, name text, document blob, primary key(kind, name)) without rowid;
+    """,
+    """
+    create table if not exists access(
+        kind text, name text, document blob, primary key(kind, name)) without rowid;
     """,
 )
 #: Rows of one multi-row statement.

@@ -292,6 +292,22 @@ def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
         SQLiteStore(path)
 
 
+@pytest.mark.parametrize("access", ["drop table access", "select 1"])
+def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access: str) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1)])])
+    store.close()
+    # Version 1 was written without this table, and for a while with it.
+    flip(path, access)
+    flip(path, "pragma user_version = 1")
+    store = SQLiteStore(path)
+    found = load(store)
+    assert [row[0] for row in found.index] == [1]
+    assert found.access == []
+    store.close()
+
+
 def test_commits_are_durable_and_journalled(path: Path) -> None:
     store = SQLiteStore(path)
     pragmas = [
