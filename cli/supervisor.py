@@ -125,6 +125,12 @@ class Supervisor:
         child.starts += 1
         child.started_mono = now
 
+    def leave_out(self, name: str) -> None:
+        """Never start a child that has not been started yet; one that was is left alone."""
+        child = self.children[name]
+        if child.state is State.NEW:
+            child.state = State.FINAL
+
     def step(self, now: float) -> list[Exit]:
         """Notice who has died, start again who is due. Returns what ended since the last step."""
         ended = []

@@ -46,7 +46,7 @@ from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
-from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.errors import ClusterError, Forbidden
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
@@ -191,6 +191,8 @@ class Up:
                     client.call("device.authorise", args, timeout_seconds=10.0)
                 except (ClusterError, KeyFileError) as error:
                     self._say(f"worker {device_id}: {error}")
+                    if isinstance(error, Forbidden):  # removed: it stays down
+                        self._supervisor.leave_out(_worker_name(number))
         finally:
             client.close()
 

@@ -332,6 +332,19 @@ def test_a_removed_worker_stays_down_until_it_is_readmitted(running: Running) ->
     assert running.healthy()
 
 
+def test_up_is_ready_without_a_local_worker_that_was_removed(tmp_path: Path) -> None:
+    first = Running(tmp_path / "data", "--workers", "2")
+    gone, kept = (worker["device_id"] for worker in first.endpoints()["workers"])
+    first.cli("devices", "rm", gone)
+    first.stop()
+    again = Running(tmp_path / "data", "--workers", "2")
+    try:
+        assert [worker["device_id"] for worker in again.endpoints()["workers"]] == [kept]
+        assert f"devices readmit {gone}" in again.log.read_text()
+    finally:
+        again.stop()
+
+
 def test_a_task_that_runs_when_everything_stops_is_given_back_and_runs_again(
     tmp_path: Path,
 ) -> None:
