@@ -7,6 +7,7 @@ nothing here can be used to get in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from retire_cluster.schemas.jsontext import JSONError, dumps, loads
 BUS, ADMIN, FEED = "bus", "admin", "feed"
 #: A token that is over is still shown for so long.
 TOKEN_KEPT_MS = 24 * 3_600_000
+KEY_USE_STORED_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Access:
     owners: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
     admins: dict[str, AdminKey] = field(default_factory=dict)
+    #: API keys by id, and when each was last used (epoch ms).
+    key_uses: dict[str, int] = field(default_factory=dict)
 
     # --- asked -----------------------------------------------------------------------------------
 
@@ -109,6 +113,16 @@ class Access:
         del self.admins[name]
         return AccessRow("admin", name, None)
 
+    def note_uses(self, uses: Mapping[str, int]) -> list[AccessRow]:
+        """API keys were used; stored only once a minute for each."""
+        rows = []
+        for key_id, at_ms in uses.items():
+            before = self.key_uses.get(key_id)
+            if before is None or at_ms >= before + KEY_USE_STORED_MS:
+                self.key_uses[key_id] = at_ms
+                rows.append(_row("used", key_id, {"at_ms": at_ms}))
+        return rows
+
     def prune(self, wall_ms: int) -> list[AccessRow]:
         """Forget tokens that have been over for a day."""
         over = [
@@ -124,6 +138,9 @@ class Access:
         for row in rows:
             try:
                 document: dict[str, Any] = loads(row.document or b"")
+                if row.kind == "used":
+                    self.key_uses[row.name] = int(document["at_ms"])
+                    continue
                 if not curve.is_key(document["key"]):
                     raise ValueError("its key is none")
                 if row.kind == "device":

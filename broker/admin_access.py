@@ -141,6 +141,30 @@ def authorise(admin: Admin, call: Call) -> Reply:
     return Reply({"device_id": device_id, "server_key": admin.facts.server_key})
 
 
+@operation(
+    "api_key.used",
+    {
+        "keys": {
+            "type": "dict", "required": True, "maxlength": 1_000,
+            "keysrules": {"type": "string", "regex": "[0-9a-f]{16}"},
+            "valuesrules": {"type": "strict_int", "min": 0},
+        },
+    },
+    changes=True,
+)  # fmt: skip
+def api_keys_used(admin: Admin, call: Call) -> Reply:
+    """A facade tells when API keys were last used; it never tells a key."""
+    admin.apply(ev.ApiKeysUsed(call.args["keys"]), call.now)
+    return Reply({})
+
+
+@operation("api_key.uses", {})
+def api_key_uses(admin: Admin, call: Call) -> Reply:
+    """When API keys were last used, by id, to the minute."""
+    uses = admin.state.access.key_uses
+    return Reply({"items": {key_id: stamp(at_ms) for key_id, at_ms in sorted(uses.items())}})
+
+
 def _key(call: Call) -> str:
     key: str = call.args["public_key"]
     if not curve.is_key(key):

@@ -129,3 +129,9 @@ def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> Non
         raise ValidationError("public_key", "is already another device's")
     if access.devices.get(event.device_id) != event.key:
         state.emit(StoreAccess((access.enrol(event.device_id, event.key, now.wall_ms),)))
+
+
+def keys_used(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:
+    """When API keys were last used, for whoever wonders which of them may go."""
+    if rows := state.access.note_uses(event.uses):
+        state.emit(StoreAccess(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -159,6 +159,13 @@ class AdminKeyRevoked:
 
 
 @dataclass(frozen=True)
+class ApiKeysUsed:
+    """A facade says which API keys were used, by id, and when (epoch ms)."""
+
+    uses: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class DeviceAuthorised:
     """An administrator says which key a device has: it joins without a token."""
 
@@ -211,5 +218,5 @@ Event = (
     FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged
     | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
     | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
-    | AdminKeyRevoked | DeviceAuthorised
+    | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed
 )  # fmt: skip

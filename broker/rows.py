@@ -105,7 +105,7 @@ class SubmissionRow(NamedTuple):
 class AccessRow(NamedTuple):
     """A key or token that may speak to this main node; without a document it is deleted."""
 
-    #: `device`, `token` or `admin`.
+    #: `device`, `token`, `admin` or `used` (an API key's last use).
     kind: str
     name: str
     document: bytes | None

@@ -363,4 +363,5 @@ def _handlers() -> dict[type, Handler]:
         ev.AdminKeyAdded: enrolment.admin_added,
         ev.AdminKeyRevoked: enrolment.admin_revoked,
         ev.DeviceAuthorised: enrolment.authorised,
+        ev.ApiKeysUsed: enrolment.keys_used,
     }

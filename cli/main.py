@@ -30,6 +30,7 @@ VERBS: Final = {
     "worker": Verb("retire_cluster.node.cli", "main", "a worker on this device"),
     "join": Verb(f"{_CLI}.join", "main", "join LINE: a worker on this device"),
     "token": Verb(f"{_CLI}.token", "main", "create | ls | revoke: join lines for new devices"),
+    "keys": Verb(f"{_CLI}.api_keys", "main", "create | ls | revoke: keys for the REST API"),
     "admin-key": Verb(f"{_CLI}.admin_key", "main", "create | ls | revoke: tooling elsewhere"),
     "status": Verb(f"{_CLI}.status", "umbrella", "how the cluster is"),
     "devices": Verb(f"{_CLI}.devices", "main", "ls | show | ping | drain | resume | rm | readmit"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import falcon
 
@@ -74,6 +75,7 @@ def create_app(
     settings: Settings,
     *,
     keys: api_keys.KeyRing | None = None,
+    key_file: Path | None = None,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Facade:
@@ -82,21 +84,26 @@ def create_app(
     :param settings: `settings.api` is what is looked at; authentication is on when it says so or
         when there are keys
     :param keys: accepted keys beside those in `settings.api.keys`
+    :param key_file: file of further ones, which may change while this runs
     :param clock: epoch seconds
     :param monotonic: seconds, for deadlines
     """
     api = settings.api
     ring = api_keys.KeyRing(
-        [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())]
+        [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())], key_file
     )
     guarded = GuardedCluster(cluster, monotonic)
     access = Access(
-        ring, required=api.auth or bool(ring), reads=api.auth_reads, monotonic=monotonic
+        ring,
+        required=api.auth or bool(ring),
+        reads=api.auth_reads,
+        monotonic=monotonic,
+        clock=clock,
     )
     peers = _peers(settings)
     origins = Origins(api.cors_origins, enabled=api.cors)
     stats = HttpStats()
-    reporter = Reporter(guarded, stats)
+    reporter = Reporter(guarded, stats, key_uses=access.take_uses)
     drain = Drain()
     tickets = Tickets(clock)
     gate = Gate(
@@ -213,11 +220,12 @@ def assemble(settings: Settings) -> Facade:
     except KeyFileError as error:
         source = settings.source_of("api.cluster_key_file")
         raise SettingsError("api.cluster_key_file", str(error), source) from None
-    kept = api_keys.read_keys(settings.data_dir / api_keys.FILE_NAME)
+    key_file = settings.data_dir / api_keys.FILE_NAME
+    api_keys.read_keys(key_file)  # one that cannot be used stops the start
     client = AdminClient(
         api.cluster_host,
         api.cluster_port,
         timeout_seconds=api.cluster_timeout_seconds,
         keys=keys,
     )
-    return create_app(client, settings, keys=api_keys.KeyRing(kept))
+    return create_app(client, settings, key_file=key_file)

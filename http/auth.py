@@ -91,6 +91,7 @@ class Access:
     :param required: authentication is on
     :param reads: with authentication on, reading needs a key too
     :param monotonic: clock in seconds, for the count of wrong keys
+    :param clock: epoch seconds, for when a key was last used
     """
 
     def __init__(
@@ -100,8 +101,11 @@ class Access:
         required: bool,
         reads: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.keys = keys
+        self._clock = clock
+        self._uses: dict[str, int] = {}
         self.required = required
         self.reads = required and reads
         self._wrong = _WrongKeys(monotonic)
@@ -117,7 +121,14 @@ class Access:
         key = self.keys.find(presented)
         if key is None:
             self._wrong.count(network_of(peer.address))
+        else:
+            self._uses[key.key_id] = int(self._clock() * 1000)
         return Identity(peer, key, wrong_key=key is None)
+
+    def take_uses(self) -> dict[str, int]:
+        """Key ids and when each was last used (epoch ms), since the last call."""
+        taken, self._uses = self._uses, {}
+        return taken
 
     def check(self, identity: Identity, operation: Operation) -> None:
         """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 from retire_cluster.schemas.operations import SCOPES
 
 FILE_NAME = "api-keys.json"
+_log = logging.getLogger("api")
 #: A key given at start, and a generated one, may do everything.
 ALL_SCOPES = ("admin",)
 
@@ -65,13 +67,46 @@ def generate() -> str:
 
 
 class KeyRing:
-    """The keys that are accepted."""
+    """The keys that are accepted.
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
-        self.keys = tuple(keys)
+    :param keys: those of this start
+    :param path: file of further ones; a change of it counts from the next request on, in every
+        process that reads it
+    """
+
+    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None) -> None:
+        self._given = tuple(keys)
+        self._path = path
+        self._kept: tuple[Key, ...] = ()
+        self._stamp: tuple[int, ...] | None = None
+        self._refresh()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All of them, now."""
+        self._refresh()
+        return self._given + self._kept
 
     def __bool__(self) -> bool:
         return bool(self.keys)
+
+    def _refresh(self) -> None:
+        if self._path is None:
+            return
+        stamp: tuple[int, ...] = ()
+        try:
+            found = os.stat(self._path)
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError:
+            pass  # no file: no kept keys
+        if stamp == self._stamp:
+            return
+        try:
+            self._kept = tuple(read_keys(self._path))
+        except KeyFileError as error:
+            # Whoever had a key keeps it; nobody new gets in.
+            _log.error("%s; the keys read before go on to count", error)
+        self._stamp = stamp
 
     def find(self, presented: str) -> Key | None:
         """The key that was presented, or None. Takes the same time whichever it is."""

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -20,6 +21,7 @@ from retire_cluster.schemas.operations import API
 
 REPORT_INTERVAL_SECONDS = 2.0
 _FAREWELL_SECONDS = 0.5
+_KEYS_A_REPORT = 500
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: Their durations are the client's wish and say nothing of how fast we are.
 _LONG_POLLS = frozenset({f"{API}/events"})
@@ -86,8 +88,11 @@ class Reporter:
         stats: HttpStats,
         *,
         interval_seconds: float = REPORT_INTERVAL_SECONDS,
+        key_uses: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._cluster = cluster
+        self._key_uses = key_uses
+        self._unreported: dict[str, int] = {}
         self._stats = stats
         self._interval_seconds = interval_seconds
         self._lock = threading.Lock()
@@ -121,7 +126,13 @@ class Reporter:
 
     def _report(self, facade: str) -> None:
         totals = self._stats.take()
+        self._unreported.update(self._key_uses())
+        uses = dict(list(self._unreported.items())[:_KEYS_A_REPORT])
         try:
+            if uses:
+                self._cluster.data("api_key.used", {"keys": uses})
+                for key_id in uses:
+                    del self._unreported[key_id]
             self._cluster.data(
                 "facade.report",
                 {

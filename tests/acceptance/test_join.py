@@ -165,6 +165,38 @@ def test_an_admin_key_opens_the_cluster_from_elsewhere_until_it_is_revoked(
     assert "does not know this key" in revoked.stderr
 
 
+def test_api_keys_are_made_listed_with_their_last_use_and_revoked_at_once(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "--auth", "--no-rate-limit", "--workers", "0")
+    data = ("--data-dir", str(cluster.data_dir))
+    try:
+        made = run("keys", "create", "--scope", "read", "--note", "wall display", *data)
+        assert made.returncode == 0, made.stderr
+        key = made.stdout.strip()
+        headers = {"X-API-Key": key}
+        assert cluster.rest.ask("GET", "/api/v1/config", headers=headers).status == 200
+        changed = cluster.rest.ask("PUT", "/api/v1/config/heartbeat", {}, headers=headers)
+        assert (changed.status, changed.code) == (403, "FORBIDDEN")
+        task = {"task_type": "command", "payload": {"command": ["true"]}}
+        refused = cluster.rest.ask("POST", "/api/v1/tasks", task, headers=headers)
+        assert (refused.status, refused.code) == (403, "FORBIDDEN")
+        stored = (cluster.data_dir / "api-keys.json").read_text()
+        assert key not in stored
+
+        def listed() -> dict[str, str]:
+            rows = json.loads(run("keys", "ls", "--json", *data).stdout)["data"]
+            (row,) = [row for row in rows if row["note"] == "wall display"]
+            found: dict[str, str] = row
+            return found
+
+        until(lambda: listed()["last_used_at"], "its last use to be known")
+        assert run("keys", "revoke", listed()["key_id"], *data).returncode == 0
+        gone = cluster.rest.ask("GET", "/api/v1/config", headers=headers)
+        assert (gone.status, gone.code) == (401, "UNAUTHORIZED")
+        assert run("keys", "revoke", "nobody", *data).returncode == 5
+    finally:
+        assert cluster.close() == 0
+
+
 # --- three machines ------------------------------------------------------------------------------
 
 _NAMES = ("rcmain", "rcdev", "rcevil")

@@ -169,6 +169,29 @@ def test_kept_keys_are_hashes_in_a_file_of_its_owner_only(tmp_path: Path) -> Non
     assert [entry.name for entry in path.parent.iterdir()] == ["api-keys.json"]
 
 
+def test_a_changed_key_file_counts_from_the_next_request_on(tmp_path: Path) -> None:
+    path = tmp_path / "api-keys.json"
+    ring = KeyRing([key_of("given")], path)
+    assert ring.find("later") is None
+    write_keys(path, [key_of("later", scopes=["read"])])
+    found = ring.find("later")
+    assert found is not None
+    assert found.scopes == ("read",)
+    assert ring.find("given") is not None
+    path.write_text("{")
+    assert ring.find("later") is not None, "a damaged file takes nobody's key away"
+    write_keys(path, [])
+    assert ring.find("later") is None
+
+
+def test_the_last_use_of_a_key_is_told_once() -> None:
+    access = Access(KeyRing([key_of("key")]), required=True, clock=lambda: 12.5)
+    access.identify(NEAR, "key")
+    access.identify(NEAR, "wrong")
+    assert access.take_uses() == {key_of("key").key_id: 12_500}
+    assert access.take_uses() == {}
+
+
 def test_generated_keys_are_long_and_differ() -> None:
     assert len({generate() for _ in range(50)}) == 50
     assert len(generate()) >= 40

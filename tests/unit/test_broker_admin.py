@@ -46,6 +46,7 @@ def test_the_table_is_the_protocols() -> None:
         "task.retry", "task.explain", "task.wait", "task.statistics", "task.types",
         "config.get", "config.update", "config.reset", "events.poll", "rate.hit", "facade.report",
         "token.create", "token.list", "token.revoke", "device.authorise",
+        "api_key.used", "api_key.uses",
         "admin_key.add", "admin_key.list", "admin_key.revoke",
     }  # fmt: skip
 

@@ -191,6 +191,16 @@ def test_a_token_long_over_is_forgotten() -> None:
     assert access.tokens == {}
 
 
+def test_the_last_use_of_an_api_key_is_stored_once_a_minute() -> None:
+    access = Access()
+    (row,) = access.note_uses({"0123456789abcdef": 1_000})
+    assert access.note_uses({"0123456789abcdef": 60_999}) == []
+    assert len(access.note_uses({"0123456789abcdef": 61_000})) == 1
+    found = Access()
+    assert found.load([row]) == []
+    assert found.key_uses == {"0123456789abcdef": 1_000}
+
+
 def test_what_was_stored_is_read_back_and_damaged_rows_are_told() -> None:
     access = Access()
     rows = [
