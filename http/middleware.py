@@ -10,6 +10,7 @@ from threading import Condition
 from typing import Any
 
 import falcon
+from falcon.constants import COMBINED_METHODS
 
 from retire_cluster.api import envelope
 from retire_cluster.api.auth import CHALLENGE, Access, Identity, presented_key
@@ -122,8 +123,8 @@ class Gate:
         if self._reporter is not None:
             self._reporter.ensure_running()
         peer = self._peers.of(req.env)
-        if req.method not in METHODS:
-            raise MethodNotAllowed(f"There is no method {req.method[:20]} here")
+        if req.method not in COMBINED_METHODS:  # those the router answers, and says what is allowed
+            raise falcon.HTTPMethodNotAllowed(METHODS)
         if self._hosts is not None and not self._hosts.is_known(req.env.get("HTTP_HOST", "")):
             raise ValidationError(
                 "Host",
@@ -291,7 +292,7 @@ def on_http_error(
     if isinstance(error, falcon.HTTPRouteNotFound):
         answer_error(req, resp, NotFound("There is nothing at this address"))
     elif isinstance(error, falcon.HTTPMethodNotAllowed):
-        answer_error(req, resp, MethodNotAllowed(f"{req.method} is not possible here"))
+        answer_error(req, resp, MethodNotAllowed(f"{req.method[:20]} is not possible here"))
         resp.set_headers(error.headers or {})
     elif cls is not None:
         answer_error(req, resp, cls(error.description or error.title))

@@ -112,7 +112,10 @@ def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
     if parameters:
         found["parameters"] = parameters
     if operation.body is not None:
-        content: dict[str, Any] = {"schema": json_schema(operation.body)}
+        schema = json_schema(operation.body)
+        if operation.method == "PUT":
+            schema["minProperties"] = 1
+        content: dict[str, Any] = {"schema": schema}
         if operation.body_example is not None:
             content["examples"] = {"documented": {"value": operation.body_example}}
         found["requestBody"] = {

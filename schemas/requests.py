@@ -165,7 +165,7 @@ TASK_LIST_QUERY: Final[dict[str, Any]] = {
     "after": _described(
         "`pagination.next_cursor` of the page before; keeps deep lists cheap",
         type="string",
-        regex=r"[A-Za-z0-9_.~:=\-]{1,200}",
+        regex=TASK_ID_PATTERN,
         meta={"reason": "is not a cursor of pagination.next_cursor"},
     ),
     "status": _described("Filter by status", type="string", allowed=list(map(str, TaskStatus))),

@@ -196,6 +196,14 @@ def test_what_is_no_request_is_refused_in_the_envelope(
     assert bench.health() == 200
 
 
+def test_a_method_nobody_knows_is_told_which_there_are(bench: Bench) -> None:
+    status, headers, body = bench.raw(
+        b"BREW /api/v1/tasks HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    assert (status, json.loads(body)["error_code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert {"GET", "POST"} <= {word.strip() for word in headers["allow"].split(",")}
+
+
 @pytest.mark.parametrize("size", [1024 * 1024 + 1, 5_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_too_large_gets_its_413_and_no_reset(bench: Bench, size: int, chunked: bool) -> None:

@@ -666,6 +666,14 @@ def test_a_browser_is_sent_from_the_root_to_the_dashboard_and_a_program_gets_jso
     assert bench.ask("GET", "/").json["data"]["api_version"] == "v1"
 
 
+@pytest.mark.parametrize("method", ["PATCH", "TRACE"])
+def test_a_method_that_is_not_possible_is_told_which_are(bench: Bench, method: str) -> None:
+    result = bench.ask(method, f"{API}/cluster/status")
+    assert (result.status_code, result.json["error_code"]) == (405, "METHOD_NOT_ALLOWED")
+    allowed = {word.strip() for word in result.headers["allow"].split(",")}
+    assert {"GET", "HEAD"} <= allowed
+
+
 def test_the_documentation_page_needs_nothing_from_elsewhere(bench: Bench) -> None:
     text = bench.ask("GET", f"{API}/docs").text
     assert "://" not in re.sub(r"<pre[^>]*>.*?</pre>", "", text, flags=re.S)
