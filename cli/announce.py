@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
-import socket
 import sys
 from dataclasses import dataclass
 
@@ -119,12 +117,3 @@ def dial_host(bound: str) -> str:
 def bracketed(host: str) -> str:
     """The host as it stands before `:PORT`."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def lan_address() -> str | None:
-    """This machine's address on its network, by asking the system for a route; sends nothing."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # RFC 5737: documentation addresses, nobody is there
-        address: str = probe.getsockname()[0]
-        return None if is_loopback(address) or address == "0.0.0.0" else address
-    return None

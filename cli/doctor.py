@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.cli import common, exits
-from retire_cluster.cli.announce import bracketed, dial_host, lan_address
+from retire_cluster.cli.announce import bracketed, dial_host
 from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
 from retire_cluster.cli.output import Output, Style, clean
 from retire_cluster.cli.readiness import answers_ok
 from retire_cluster.cli.target import Target, find_target
 from retire_cluster.cli.version import installed
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError

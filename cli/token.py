@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 
 from retire_cluster.cli import common, exits
-from retire_cluster.cli.announce import lan_address
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.keys import join_string
 from retire_cluster.cli.output import table
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.addresses import is_loopback, lan_address
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 HEADERS = ("TOKEN", "STATE", "USED", "CREATED", "EXPIRES", "NOTE")

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
-from retire_cluster.cli.announce import Announcement, commands_folder, lan_address
+from retire_cluster.cli.announce import Announcement, commands_folder
 from retire_cluster.cli.endpoints import (
     ApiEndpoint,
     MainEndpoints,
@@ -39,7 +39,7 @@ from retire_cluster.cli.keys import device_pair, join_string
 from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked

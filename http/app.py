@@ -26,6 +26,7 @@ from retire_cluster.api.resources.cluster import ClusterHealth, Health, HealthPr
 from retire_cluster.api.resources.config import Config, ConfigSection
 from retire_cluster.api.resources.devices import Device, Devices
 from retire_cluster.api.resources.events import Events, EventTicket
+from retire_cluster.api.resources.join import JoinTokens
 from retire_cluster.api.resources.meta import Docs, Index, OpenApi, Root
 from retire_cluster.api.resources.prometheus import Prometheus
 from retire_cluster.api.resources.stream import Stream
@@ -168,6 +169,7 @@ def create_app(
     route(f"{API}/devices/{{device_id}}/ping", device, suffix="ping")
     route(f"{API}/devices/{{device_id}}/drain", device, suffix="drain")
     route(f"{API}/devices/{{device_id}}/resume", device, suffix="resume")
+    route(f"{API}/join-tokens", JoinTokens(guarded, api))
     route(f"{API}/tasks", tasks)
     route(f"{API}/tasks/batch", tasks, suffix="batch")
     route(f"{API}/tasks/statistics", tasks, suffix="statistics")

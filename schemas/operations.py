@@ -195,6 +195,13 @@ _ROWS: Final = (
         "Remove a device; its running tasks go back to the queue", "DeviceRemoval",
         scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
+    Operation(
+        "POST", f"{API}/join-tokens", "makeJoinToken", "Devices",
+        "The line that lets a new device join, with a token made for it", "JoinToken",
+        scope="admin", body=requests.JOIN_TOKEN, body_optional=True, status=201,
+        description="It is told this once. 403 when the worker bus is not encrypted: devices then"
+        " join with `HOST:PORT`. Tokens are listed and revoked by `retire-cluster token`.",
+    ),
     # --- tasks ---
     Operation(
         "POST", f"{API}/tasks", "submitTask", "Tasks", "Submit a task", "TaskSubmitted",

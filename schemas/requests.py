@@ -215,6 +215,26 @@ NO_QUERY: Final[dict[str, Any]] = {}
 #: For an endpoint whose body, if there is one, is an empty object.
 NO_BODY: Final[dict[str, Any]] = {}
 
+JOIN_TOKEN: Final[dict[str, Any]] = {
+    "uses": _described(
+        "How many devices may join with it", type="strict_int", min=1, max=1_000, default=1
+    ),
+    "age_seconds": _described(
+        "Seconds until it is worth nothing",
+        type="strict_int",
+        min=60,
+        max=30 * 86_400,
+        default=3_600,
+    ),
+    "host": _described(
+        "Where the devices reach the main node; without it, this machine's address",
+        type="string",
+        regex=r"[A-Za-z0-9._\-]{1,253}",
+        meta={"reason": "is not a host name or IPv4 address", "examples": ["192.168.1.10"]},
+    ),
+    "note": _described("What it is for", type="string", maxlength=200, default=""),
+}
+
 # --- configuration -------------------------------------------------------------------------------
 
 SERVER_CONFIG: Final[dict[str, Any]] = {

@@ -268,6 +268,15 @@ SCHEMAS: Final[dict[str, Json]] = {
     "DeviceRemoval": _object(
         {"device_id": DEVICE_ID, "removed_at": TIME, "was_online": BOOL, "removal_reason": TEXT}
     ),
+    "JoinToken": _object(
+        {
+            "join": {"type": "string", "description": "The word to paste on a device"},
+            "command": {"type": "string", "description": "The line to paste on a device"},
+            "token_id": TEXT,
+            "uses": COUNT,
+            "expires_at": TIME,
+        }
+    ),
     "DeviceSummary": _object(
         {
             "total_devices": COUNT,

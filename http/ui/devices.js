@@ -1,5 +1,5 @@
 // All devices, and one.
-import { h, ago, ask, count, gb, glyph, link, now, plural, span, toast } from "./dom.js";
+import { h, ago, ask, count, keep, gb, glyph, link, now, plural, span, toast } from "./dom.js";
 import { get, may, refresher, send } from "./net.js";
 import { addBeat, learn, model, setBeat } from "./model.js";
 import { spark, strip } from "./charts.js";
@@ -63,7 +63,7 @@ export function devices(render, params) {
       const to = now(), from = to - WINDOW_MS;
       const empty = Object.keys(params).length
         ? h("div.empty", null, h("p", null, "No device matches."), h("a", { href: link("devices") }, "Show all"))
-        : h("section.card.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Add the first one:"), join);
+        : h("section.card.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Add the first one:"), keep(join));
       return [
         h("div.head", null, h("h1", null, "Devices"), h("span.quiet", null, plural(pages.total_items ?? 0, "device")), h("a.button", { href: link("join") }, "+ Add a device")),
         filterBar("devices", params, "Status, role, platform or tag", "online mobile gpu-capable", filter,

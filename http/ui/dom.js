@@ -29,6 +29,10 @@ export function s(tag, attrs, ...kids) {
   return fill(document.createElementNS(SVG, tag), attrs, kids);
 }
 
+/** An element with state of its own (`data-keep`), as a page's view gives it again and again: while it
+ * is shown, a stand-in takes its place, so that it is never moved and keeps focus. */
+export const keep = (el) => (el?.isConnected ? el.cloneNode(false) : el);
+
 const keyOf = (node) => (node.nodeType === 1 ? node.getAttribute("data-key") : null);
 
 /** Makes `old` look like `next` and keeps focus, scroll and what a user is typing. */

@@ -1,5 +1,5 @@
 // How to add a device; says when one has come.
-import { h, glyph, link } from "./dom.js";
+import { h, glyph, keep, link } from "./dom.js";
 import { card, deviceLink, joinBody } from "./parts.js";
 
 export function join(render) {
@@ -21,7 +21,7 @@ export function join(render) {
       return [
         h("div.head", null, h("h1", null, h("a.up", { href: link("devices") }, "Devices"), " Add one")),
         h("div.columns", null,
-          card("On the device", null, body),
+          card("On the device", null, keep(body)),
           card("Here", null, h("p", { role: "status" }, come.size ? "It is here:" : "Waiting for a device to come. This page says so at once."),
             come.size > 0 && h("ul.rights", null, [...come.keys()].map((id) => h("li", { "data-on": true }, glyph("online"), h("b", null, deviceLink(id))))),
             come.size > 0 && h("p", null, h("a.button.primary", { href: link("submit") }, "Give it something to do")),

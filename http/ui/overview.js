@@ -1,5 +1,5 @@
 // The first page: how the cluster is, in one look.
-import { h, count, glyph, gb, link, now, percent, plural, span } from "./dom.js";
+import { h, count, keep, glyph, gb, link, now, percent, plural, span } from "./dom.js";
 import { get, refresher } from "./net.js";
 import { backlogSeries, learn, model, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
 import { bands, bars, durations, timeline } from "./charts.js";
@@ -83,7 +83,7 @@ export function overview(render) {
 }
 
 function newcomer(join) {
-  return [h("h1", null, "Overview"), h("section.card.wide.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Everything is ready for the first one. An old laptop, a phone with Termux, a Raspberry Pi: whatever runs Python."), join)];
+  return [h("h1", null, "Overview"), h("section.card.wide.hello", null, h("h2", null, "No devices yet"), h("p.lead", null, "Everything is ready for the first one. An old laptop, a phone with Termux, a Raspberry Pi: whatever runs Python."), keep(join))];
 }
 
 function tiles({ cluster_stats: stats, server_info: server }, statistics, from) {

@@ -136,30 +136,28 @@ export async function submitEcho() {
 
 // --- joining ---
 
-const isLocal = (host) => ["", "localhost", "127.0.0.1", "::1", "[::1]"].includes(host);
+const install = () => [h("p", null, "On the device (Python 3.10 or newer):"), copyable("pip install retire-cluster")];
 
 /** How to add a device, with the line to paste. */
 export async function joinBody() {
-  let server = null;
-  if (may("read")) server = (await get("config").catch(() => null))?.data.server;
-  if (!server) {
-    return h("div.join", null, h("p", null, "On the device (Python 3.10 or newer), install Retire-Cluster and give the worker the main node's address:"),
-      copyable("pip install retire-cluster"), copyable("retire-cluster-worker --join MAIN-NODE:8082"),
-      h("p.quiet", null, "The exact line is printed where the main node was started; signed in, you see it here."));
+  if (!may("admin")) {
+    return h("div.join", null, install(), h("p", null, "Then the line that this command on the main node's machine prints:"), copyable("retire-cluster token create"),
+      h("p.quiet", null, "With an administrator's key it is made here."));
   }
-  const bound = server.worker_host || (server.insecure ? "0.0.0.0" : "127.0.0.1");
-  if (isLocal(bound)) {
-    return h("div.join", null, h("p", null, "Another worker on the main node's own machine:"),
-      copyable(`retire-cluster-worker --join 127.0.0.1:${server.worker_port} --data-dir FOLDER`),
-      h("h3", null, "From other machines"),
-      h("p", null, "The worker bus listens on the main node's machine only, so other devices cannot join yet. On a network that you trust, start it with"),
-      copyable("retire-cluster up --insecure"),
-      h("p.quiet", null, "It then prints the line to paste on each device."));
-  }
-  const host = isLocal(location.hostname) ? "ADDRESS-OF-THE-MAIN-NODE" : location.hostname;
-  return h("div.join", null, h("p", null, "On the device (Python 3.10 or newer), paste these two lines:"),
-    copyable("pip install retire-cluster"), copyable(`retire-cluster-worker --join ${host}:${server.worker_port}`),
-    h("p.quiet", null, "It shows up here within a second of starting."));
+  const place = h("div", null, h("p.quiet", null, "The line holds the main node's key and a token that is good for one device within an hour. It is shown once."));
+  const make = async () => {
+    try {
+      const { data } = await send("POST", "join-tokens", { note: "made by the dashboard" });
+      place.replaceChildren(copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`));
+    } catch (error) {
+      if (error.status !== 403) { toast(error.message, "bad"); return; }
+      const server = (await get("config").catch(() => null))?.data.server;
+      place.replaceChildren(h("p", null, "The worker bus is not encrypted: whoever reaches it may join."), copyable(`retire-cluster-worker --join ${location.hostname}:${server?.worker_port ?? 8082}`));
+    }
+    button.textContent = "Make another";
+  };
+  const button = h("button.primary", { type: "button", onclick: make }, "Make the join line");
+  return h("div.join", { "data-keep": true }, install(), h("p.row", null, button), place);
 }
 
 // --- why a task waits ---

@@ -1,5 +1,5 @@
 // Submitting a task: the form is made from the type's payload schema.
-import { copyable, h, link, plural, toast } from "./dom.js";
+import { copyable, h, keep, link, plural, toast } from "./dom.js";
 import { get, may, send } from "./net.js";
 import { PRIORITIES } from "./model.js";
 import { card, loadTypes } from "./parts.js";
@@ -186,7 +186,7 @@ export function submit(render, params) {
         h("div.head", null, h("h1", null, "Submit a task")),
         h("nav.types", { "aria-label": "Task type" }, known.map((type) => h("a", { href: link("submit", { type }), "data-nav": true, "aria-current": type === model.type ? "true" : null },
           h("b", null, type), h("span.note", null, types.by_type[type]?.devices ? plural(types.by_type[type].devices, "device") : "no device now")))),
-        h("div", { "data-key": `form-${model.type}-${params.like || ""}` }, form),
+        h("div", { "data-key": `form-${model.type}-${params.like || ""}` }, keep(form)),
       ];
     },
   };

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.conf import curve
+
 API = "/api/v1"
 
 
@@ -356,6 +358,23 @@ def test_a_drained_device_gets_nothing_new_until_it_is_resumed(api: Any, cluster
     assert api.finished(task_id)["status"] == "success"
     ended = api.get(f"{API}/tasks/{task_id}/explanation").data
     assert (ended["queued_reason"], ended["devices"]) == (None, [])
+
+
+def test_a_join_token_is_told_once_as_the_line_to_paste(api: Any, start_api: Any) -> None:
+    reply = api.post(f"{API}/join-tokens", {"host": "192.168.1.10", "uses": 2})
+    assert reply.status == 201
+    data = reply.data
+    assert set(data) == fields("join command token_id uses expires_at")
+    assert data["command"] == f"retire-cluster-worker --join {data['join']}"
+    assert data["uses"] == 2
+    said = curve.read_join(data["join"])
+    assert said.host == "192.168.1.10"
+    assert api.post(f"{API}/join-tokens").data["uses"] == 1
+    for bad in ({"host": "a b"}, {"uses": 0}, {"age_seconds": 59}, {"nope": 1}):
+        assert api.post(f"{API}/join-tokens", bad).code == "VALIDATION_ERROR"
+    closed = start_api("--api-key", "k", "--no-rate-limit")
+    assert closed.post(f"{API}/join-tokens").status == 401
+    assert closed.post(f"{API}/join-tokens", key="k").status == 201
 
 
 def test_draining_needs_a_key_that_may_and_a_device_that_is_there(

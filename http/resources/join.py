@@ -1,0 +1,44 @@
+"""Letting devices join."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from retire_cluster.api import validation
+from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.conf import curve
+from retire_cluster.conf.addresses import is_loopback, lan_address
+from retire_cluster.conf.settings import Api
+
+_TOLD = ("token_id", "uses", "expires_at")
+
+
+class JoinTokens(Resource):
+    """`POST /join-tokens`: a token, as the line that a device needs."""
+
+    def __init__(self, cluster: GuardedCluster, api: Api) -> None:
+        self._cluster = cluster
+        self._main_host = api.cluster_host
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Make one. Whoever has the line may join, so it is an administrator's to make."""
+        args = validation.checked_body(req)
+        host = args.pop("host", None) or self._address()
+        made = self._cluster.data("token.create", args)
+        join = curve.write_join(
+            curve.Invitation(
+                host, made["worker_port"], made["server_key"], bytes.fromhex(made["token"])
+            )
+        )
+        data: dict[str, Any] = {name: made[name] for name in _TOLD}
+        data |= {"join": join, "command": f"retire-cluster-worker --join {join}"}
+        answer(req, resp, data, message="Join token made", status=201)
+
+    def _address(self) -> str:
+        """Where devices reach the main node, as far as can be told from here."""
+        if is_loopback(self._main_host):
+            return lan_address() or "127.0.0.1"
+        return self._main_host
