@@ -272,6 +272,10 @@ SCHEMAS: Final[dict[str, Json]] = {
         {
             "join": {"type": "string", "description": "The word to paste on a device"},
             "command": {"type": "string", "description": "The line to paste on a device"},
+            "local_only": {
+                "type": "boolean",
+                "description": "The address is this machine's own: other devices cannot join",
+            },
             "token_id": TEXT,
             "uses": COUNT,
             "expires_at": TIME,

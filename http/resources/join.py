@@ -13,6 +13,8 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.settings import Api
 
+#: A bus that is bound to no address in particular.
+_ANY_ADDRESS = ("", "0.0.0.0", "::", "*")
 _TOLD = ("token_id", "uses", "expires_at")
 
 
@@ -34,11 +36,15 @@ class JoinTokens(Resource):
             )
         )
         data: dict[str, Any] = {name: made[name] for name in _TOLD}
-        data |= {"join": join, "command": f"retire-cluster-worker --join {join}"}
+        command = f"retire-cluster-worker --join {join}"
+        data |= {"join": join, "command": command, "local_only": is_loopback(host)}
         answer(req, resp, data, message="Join token made", status=201)
 
     def _address(self) -> str:
         """Where devices reach the main node, as far as can be told from here."""
+        bound: str = self._cluster.data("config.get", {"section": "server"})["worker_host"]
+        if bound not in _ANY_ADDRESS:
+            return bound
         if is_loopback(self._main_host):
             return lan_address() or "127.0.0.1"
         return self._main_host

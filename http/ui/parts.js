@@ -148,7 +148,8 @@ export async function joinBody() {
   const make = async () => {
     try {
       const { data } = await send("POST", "join-tokens", { note: "made by the dashboard" });
-      place.replaceChildren(copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`));
+      place.replaceChildren(...[copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`),
+        data.local_only && h("p.banner", null, "Only on this machine (add --data-dir FOLDER): the worker bus listens here alone, see server.worker_host.")].filter(Boolean));
     } catch (error) {
       if (error.status !== 403) { toast(error.message, "bad"); return; }
       const server = (await get("config").catch(() => null))?.data.server;

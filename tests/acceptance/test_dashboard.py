@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import Cluster
+from tests.acceptance.kit import Cluster, Process
 
 pytestmark = pytest.mark.slow
 
@@ -134,10 +134,22 @@ def test_a_busy_cluster_is_watched_with_few_requests(drive: Drive, tmp_path: Pat
         cluster.close()
 
 
-def test_an_empty_cluster_says_how_to_add_a_device(drive: Drive, tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, "--workers", "0", "--no-rate-limit")
+def test_an_empty_cluster_makes_the_line_by_which_a_device_joins(
+    drive: Drive, tmp_path: Path
+) -> None:
+    cluster = Cluster(tmp_path / "main", "--workers", "0", "--no-rate-limit")
     try:
-        drive(cluster, "newcomer")
+        line = drive(cluster, "newcomer")["line"].split()
+        assert line[:2] == ["retire-cluster-worker", "--join"]
+        place = ["--data-dir", str(tmp_path / "device"), "--device-id", "newcomer"]
+        worker = Process(tmp_path / "worker.log", "worker", *line[1:], *place)
+        try:
+            cluster.rest.await_online("newcomer")
+            # What was sent before anybody was there runs now.
+            (task,) = cluster.rest.get("/tasks")
+            cluster.rest.await_status(task["task_id"], "success")
+        finally:
+            assert worker.stop() == 0
     finally:
         cluster.close()
 

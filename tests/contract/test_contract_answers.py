@@ -364,12 +364,17 @@ def test_a_join_token_is_told_once_as_the_line_to_paste(api: Any, start_api: Any
     reply = api.post(f"{API}/join-tokens", {"host": "192.168.1.10", "uses": 2})
     assert reply.status == 201
     data = reply.data
-    assert set(data) == fields("join command token_id uses expires_at")
+    assert set(data) == fields("join command local_only token_id uses expires_at")
     assert data["command"] == f"retire-cluster-worker --join {data['join']}"
     assert data["uses"] == 2
     said = curve.read_join(data["join"])
-    assert said.host == "192.168.1.10"
-    assert api.post(f"{API}/join-tokens").data["uses"] == 1
+    assert (said.host, data["local_only"]) == ("192.168.1.10", False)
+    # Without a host it is where the worker bus listens.
+    plain = api.post(f"{API}/join-tokens").data
+    bound = api.get(f"{API}/config/server").data["worker_host"]
+    assert plain["uses"] == 1
+    assert bound in ("", curve.read_join(plain["join"]).host)
+    assert plain["local_only"] == (curve.read_join(plain["join"]).host == "127.0.0.1")
     for bad in ({"host": "a b"}, {"uses": 0}, {"age_seconds": 59}, {"nope": 1}):
         assert api.post(f"{API}/join-tokens", bad).code == "VALIDATION_ERROR"
     closed = start_api("--api-key", "k", "--no-rate-limit")

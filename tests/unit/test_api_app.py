@@ -42,6 +42,7 @@ class MemoryCluster:
             "cluster.status": {"server_info": {"version": "1", "uptime": "0m", "host": "h",
                                                "port": 1}},
             "cluster.config": {"server": {}, "heartbeat": {}, "features": {}},
+            "config.get": {"worker_host": ""},
             "config.reset": {"reset_at": "t", "current_config": {}},
             "token.create": {"token_id": "t", "uses": 1, "expires_at": "t", "token": "00" * 16,
                              "server_key": "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7",
