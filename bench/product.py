@@ -18,6 +18,8 @@ from typing import Any
 
 import zmq
 
+from retire_cluster.conf.curve import ClientKeys
+from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.schemas import wire
 
 _START_SECONDS = 60.0
@@ -33,15 +35,20 @@ class Product:
 
     def client(self) -> ProductClient:
         """A pipelining client of its admin socket."""
-        return ProductClient(f"tcp://127.0.0.1:{self.admin_port}")
+        keys = tooling_keys(self.folder, "", "127.0.0.1", self.admin_port)
+        return ProductClient(f"tcp://127.0.0.1:{self.admin_port}", keys)
 
 
 class ProductClient:
     """Submits and awaits through the admin socket, several calls under way (docs/protocol.md)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, keys: ClientKeys | None = None) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode())
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode())
         self._socket.connect(url)
         self._calls = 0
 
@@ -93,7 +100,9 @@ class ProductClient:
 
 
 @contextmanager
-def product(workers: int = 2, slots: int = 2, *extra: str) -> Iterator[Product]:
+def product(
+    workers: int = 2, slots: int = 2, *extra: str, encrypted: bool = False
+) -> Iterator[Product]:
     """A cluster in a temporary folder on free ports of loopback."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,6 +113,8 @@ def product(workers: int = 2, slots: int = 2, *extra: str) -> Iterator[Product]:
             "--no-rate-limit", *extra,
         ]  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+        environment["RETIRE_CLUSTER_SERVER_CURVE"] = "true" if encrypted else "false"
+        environment["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
         with open(folder / "up.log", "wb") as log:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
