@@ -298,6 +298,31 @@ class Policy(Section):
     pass_environment: tuple[str, ...] = setting(
         (), "Names of the worker's environment variables that tasks may see."
     )
+    commands: tuple[str, ...] = setting(
+        (),
+        'What `command` may run, word by word, * for anything: "ffmpeg *". Empty: any program.',
+    )
+    folders: tuple[str, ...] = setting(
+        (), "Folders that `command` may name as its cwd, and those below. Empty: any."
+    )
+    user: str = setting("", "User that tasks run as, when the worker is run by root.")
+    sandbox: str = setting(
+        "", "bwrap: tasks run in bubblewrap, where they write to their own folder only.",
+        choices=("", "bwrap"),
+    )  # fmt: skip
+    cpu_limit_seconds: int = setting(
+        0, "Processor time one process of a task may use; 0: any.", low=0, high=31_536_000
+    )
+    file_limit_mb: int = setting(
+        0, "Size of a file that a task may write; 0: any.", low=0, high=1 << 24
+    )
+    process_limit: int = setting(
+        512, "Processes and threads that tasks may add, when they do not run as root.",
+        low=1, high=1_000_000,
+    )  # fmt: skip
+    output_limit_kb: int = setting(
+        256, "Bytes kept of a task's output, in KiB; the rest is cut.", low=1, high=1024
+    )
     memory_limit_mb: int = setting(
         0, "Memory one task may use; 0: three quarters of what the device has.", low=0, high=1 << 24
     )

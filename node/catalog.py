@@ -113,6 +113,9 @@ def decode(payload: bytes) -> dict[str, Any]:
 def _builtin(policy: Policy) -> tuple[Kind, ...]:
     def check_command(payload: Mapping[str, Any]) -> None:
         command.check(payload, shell=policy.shell)
+        refusal = policy.command_refusal(payload)
+        if refusal is not None:
+            raise Denied(refusal)
 
     return (
         Kind(echo.INFO, Place.INLINE),

@@ -22,12 +22,14 @@ from retire_cluster.conf import logs
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
-from retire_cluster.node import credentials, probe, proctree
+from retire_cluster.node import confine, credentials, probe, proctree
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
+from retire_cluster.node.confine import Confinement, Unconfined
 from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, host_name
 from retire_cluster.node.leftovers import Leftovers
+from retire_cluster.node.limits import Bounds
 from retire_cluster.node.metrics import Sampler
 from retire_cluster.node.neighbour import let_in
 from retire_cluster.node.policy import Policy, running_as_root
@@ -116,17 +118,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")
+    temporary: list[Path] = []
     try:
         address, keys = _main_node(settings, plain=arguments.plain)
         if keys is None and not arguments.plain:
             name = device_id(settings.data_dir, settings.worker.device_id)
             keys = let_in(settings.data_dir, address, name)
-        worker = build(settings, policy, address, Pace(grace_seconds=arguments.drain_seconds), keys)
+        pace = Pace(grace_seconds=arguments.drain_seconds)
+        worker = build(settings, policy, address, pace, keys, temporary)
         if arguments.test:
             from retire_cluster.node.report import check
 
             return check(
-                worker.dialer, worker.introduction, worker.capabilities, worker.catalog, keys
+                worker.dialer,
+                worker.introduction,
+                worker.capabilities,
+                worker.catalog,
+                keys,
+                worker.plan,
             )
         proctree.hide_memory()
         return _run(worker)
@@ -135,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{settings.data_dir} cannot be used: {error}; name another by --data-dir")
     finally:
+        for folder in temporary:
+            shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
@@ -159,8 +170,13 @@ def build(
     address: Address,
     pace: Pace,
     keys: Credentials | None = None,
+    temporary: list[Path] | None = None,
 ) -> Worker:
-    """Finds out what this device is and has. Raises `ValueError` and `OSError`."""
+    """Finds out what this device is and has. Raises `ValueError` and `OSError`.
+
+    :param temporary: takes folders that go when the worker does
+    """
+    temporary = temporary if temporary is not None else []
     folder = settings.data_dir
     for tag in settings.worker.tags:
         if not _TAG.match(tag):
@@ -179,12 +195,36 @@ def build(
     ended = leftovers.end_earlier()
     if ended:
         log.warning("ended %d process(es) that an earlier worker had left", ended)
-    plan = Plan(
-        folder=_fresh(folder / "task-start"),
-        scratch=_fresh(folder / "task-work"),
-        environment=policy.process_environment(os.environ, android=android),
-        leftovers=leftovers,
+    rules = settings.policy
+    theirs: dict[str, str] = {}
+    environment = policy.process_environment(os.environ, android=android)
+    try:
+        confinement = confine.find(rules.user, rules.sandbox, folder)
+        if confinement.user is not None:
+            # Its user may not enter the worker's own folder.
+            start, scratch = confinement.folder("start"), confinement.folder("work")
+            theirs = {"HOME": str(scratch), "TMPDIR": str(scratch)}
+            environment.update(theirs)
+            temporary.extend((start, scratch))
+        else:
+            start, scratch = _fresh(folder / "task-start"), _fresh(folder / "task-work")
+        if confinement != Confinement():
+            confinement.try_out(sys.executable, start, environment)
+    except Unconfined as error:
+        raise ValueError(str(error)) from None
+    bounds = Bounds(
         memory_bytes=_memory_bytes(settings, facts),
+        cpu_seconds=rules.cpu_limit_seconds,
+        file_bytes=rules.file_limit_mb * _MIB,
+        new_processes=rules.process_limit,
+    )
+    plan = Plan(
+        folder=start,
+        scratch=scratch,
+        environment=environment,
+        leftovers=leftovers,
+        bounds=bounds,
+        confinement=confinement,
     )
     catalog = Catalog(policy, _own_types(policy, plan))
     introduction = Introduction(
@@ -201,8 +241,9 @@ def build(
     limits = Limits(
         shell=policy.shell,
         private_addresses=policy.private_addresses,
-        memory_bytes=plan.memory_bytes,
-        environment=policy.task_environment(os.environ, android=android),
+        memory_bytes=bounds.memory_bytes,
+        output_bytes=rules.output_limit_kb * 1024,
+        environment={**policy.task_environment(os.environ, android=android), **theirs},
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
     return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace, keys)
@@ -310,6 +351,9 @@ def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
         is_root=running_as_root(),
         allow_root=rules.allow_root,
         pass_environment=rules.pass_environment,
+        commands=rules.commands,
+        folders=rules.folders,
+        other_user=bool(rules.user),
     )
 
 

@@ -38,7 +38,7 @@ def serve() -> int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    limits.apply(int(os.environ.get("RC_MEMORY_BYTES") or 0))
+    limits.apply(limits.Bounds(**json.loads(os.environ.pop("RC_BOUNDS", "{}"))))
     capture = Capture()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     return _Executor(requests_fd, answers_fd, capture).serve()

@@ -5,16 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import dataclass
 
 #: Processes and threads that one user's tasks may add.
 MAX_NEW_PROCESSES = 512
 
 
-def apply(memory_bytes: int) -> None:
-    """Bounds this process and what it starts: memory, processes, no core files.
+@dataclass(frozen=True)
+class Bounds:
+    """What a task process and all it starts may use; 0: as much as there is."""
 
-    Each bound is tried on its own; a system without one goes without. 0 bytes: no memory bound.
+    memory_bytes: int = 0
+    cpu_seconds: int = 0
+    file_bytes: int = 0
+    new_processes: int = MAX_NEW_PROCESSES
+
+
+def apply(bounds: Bounds) -> None:
+    """Bounds this process and what it starts; no core files.
+
+    Each bound is tried on its own; a system without one goes without.
     """
+    memory_bytes = bounds.memory_bytes
     if sys.platform == "win32":
         return
     import resource
@@ -26,7 +38,11 @@ def apply(memory_bytes: int) -> None:
     if hasattr(resource, "RLIMIT_NPROC") and os.geteuid() != 0:
         tasks = _tasks_of_user()
         if tasks:
-            _bound(resource.RLIMIT_NPROC, tasks + MAX_NEW_PROCESSES)
+            _bound(resource.RLIMIT_NPROC, tasks + bounds.new_processes)
+    if bounds.cpu_seconds:
+        _bound(resource.RLIMIT_CPU, bounds.cpu_seconds)
+    if bounds.file_bytes:
+        _bound(resource.RLIMIT_FSIZE, bounds.file_bytes)
     # When memory runs out, the system should end a task and not the worker.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("800")

@@ -6,10 +6,13 @@ Denial is an outcome of the attempt (`policy_denied`), reached before any proces
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
@@ -55,6 +58,12 @@ class Policy:
     allow_root: bool = False
     #: Further variables of the worker that tasks may see.
     pass_environment: frozenset[str] = frozenset()
+    #: What `command` may run, as templates; empty: any program.
+    commands: tuple[str, ...] = ()
+    #: Where `command` may be told to run, empty: anywhere.
+    folders: tuple[str, ...] = ()
+    #: Tasks run as another, unprivileged user.
+    other_user: bool = False
 
     @classmethod
     def make(
@@ -67,6 +76,9 @@ class Policy:
         is_root: bool = False,
         allow_root: bool = False,
         pass_environment: Iterable[str] = (),
+        commands: Iterable[str] = (),
+        folders: Iterable[str] = (),
+        other_user: bool = False,
     ) -> Policy:
         """A policy from settings, in which `command:shell` counts as two permissions."""
         names = set(allow)
@@ -81,6 +93,9 @@ class Policy:
             is_root=is_root,
             allow_root=allow_root,
             pass_environment=frozenset(pass_environment),
+            commands=tuple(commands),
+            folders=tuple(folders),
+            other_user=other_user,
         )
 
     def refusal(self, task_type: str) -> str | None:
@@ -102,7 +117,27 @@ class Policy:
     def refused_for_root(self, task_type: str) -> bool:
         """Whether only being root stands against this type."""
         dangerous = task_type == "command" or task_type not in BUILTIN_TASK_TYPES
-        return self.is_root and not self.allow_root and dangerous
+        return self.is_root and not self.allow_root and not self.other_user and dangerous
+
+    def command_refusal(self, payload: Mapping[str, Any]) -> str | None:
+        """Why this payload of `command` is not run here, or None when it is."""
+        words = payload.get("command")
+        if self.commands:
+            if not isinstance(words, list):
+                return "this device runs only the commands of policy.commands, and no shell"
+            if not any(fits(template, words) for template in self.commands):
+                return f"this device's owner has not allowed {words[0]!r:.80} so (policy.commands)"
+            if payload.get("env"):
+                # Variables such as LD_PRELOAD would make another program of an allowed one.
+                return "this device's owner has not allowed env with policy.commands"
+        folder = payload.get("cwd")
+        if self.folders and isinstance(folder, str):
+            real = os.path.realpath(folder)
+            allowed = (os.path.realpath(os.path.expanduser(name)) for name in self.folders)
+            if not any(real == name or real.startswith(name.rstrip(os.sep) + os.sep)
+                       for name in allowed):  # fmt: skip
+                return f"this device's owner has not allowed the folder {folder!r:.200}"
+        return None
 
     def task_environment(
         self, environ: Mapping[str, str], *, android: bool = False
@@ -123,6 +158,27 @@ class Policy:
         found = self.task_environment(environ, android=android)
         found.update({k: v for k, v in environ.items() if k in _FOR_PYTHON})
         return found
+
+
+def fits(template: str, words: Sequence[str]) -> bool:
+    """Whether a command is one of a template's: each word by its pattern, a last `*` for the rest.
+
+    A program is compared as it is written: `ffmpeg` does not stand for `/tmp/ffmpeg`.
+    """
+    try:
+        patterns = shlex.split(template)
+    except ValueError:
+        return False
+    if not patterns or not words:
+        return False
+    if patterns[-1] == "*" and len(patterns) > 1:
+        patterns.pop()
+        if len(words) < len(patterns):
+            return False
+        words = words[: len(patterns)]
+    return len(words) == len(patterns) and all(
+        fnmatch.fnmatchcase(word, pattern) for word, pattern in zip(words, patterns, strict=True)
+    )
 
 
 def running_as_root() -> bool:

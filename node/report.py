@@ -10,11 +10,15 @@ from typing import Any
 
 import zmq
 
+from retire_cluster.node import proctree
 from retire_cluster.node.catalog import Catalog
+from retire_cluster.node.confine import Confinement
 from retire_cluster.node.credentials import Credentials
+from retire_cluster.node.policy import Policy
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED
 from retire_cluster.node.sockets import REFUSED, UP, Dialer, Link
+from retire_cluster.node.taskprocess import Plan
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.messages import (
     FromBroker,
@@ -36,10 +40,13 @@ def check(
     capabilities: Mapping[str, Any],
     catalog: Catalog,
     keys: Credentials | None = None,
+    plan: Plan | None = None,
     wait_seconds: float = WAIT_SECONDS,
 ) -> int:
     """Prints the report; 0 welcomed, 2 refused, 3 no answer. A join token is not used up."""
     _show(me, capabilities, catalog)
+    if plan is not None:
+        show_containment(plan, catalog.policy)
     session = secrets.token_hex(8)
     only_knock = keys is not None and keys.enrolling
     answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds, only_knock)
@@ -75,6 +82,36 @@ def _show(me: Introduction, facts: Mapping[str, Any], catalog: Catalog) -> None:
     kept_back = catalog.kept_back()
     if kept_back:
         _line("not as root", ", ".join(kept_back))
+
+
+def show_containment(plan: Plan, policy: Policy) -> None:
+    """What this device can keep a task from, with the cure for what it cannot."""
+    confinement, bounds = plan.confinement, plan.bounds
+    whom = confinement.what
+    if confinement == Confinement():
+        whom += (
+            ": a task can read what this worker can, its key too; see policy.user, policy.sandbox"
+        )
+    _line("tasks run as", whom)
+    mib = 1024 * 1024
+    limits = {
+        "memory": f"{bounds.memory_bytes // mib} MiB" if bounds.memory_bytes else "",
+        "processor time": f"{bounds.cpu_seconds} s" if bounds.cpu_seconds else "",
+        "file size": f"{bounds.file_bytes // mib} MiB" if bounds.file_bytes else "",
+        "new processes": str(bounds.new_processes),
+    }
+    if sys.platform == "win32":
+        limits = {}
+    _line("limits", ", ".join(f"{k} {v}" for k, v in limits.items() if v) or "none on this system")
+    if proctree.IS_LINUX:
+        kills = "whole process trees, also what left its session"
+    elif sys.platform == "win32":
+        kills = "Job Objects"
+    else:
+        kills = "process groups; what leaves its session escapes on this system"
+    _line("ending tasks", kills)
+    if "command" in policy.allow:
+        _line("commands", "; ".join(policy.commands) or "any program (see policy.commands)")
 
 
 def _line(name: str, text: str) -> None:

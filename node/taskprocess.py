@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retire_cluster.node import proctree
+from retire_cluster.node.confine import Confinement
 from retire_cluster.node.frames import Frame, read_frame, write_frame
 from retire_cluster.node.leftovers import Leftovers
+from retire_cluster.node.limits import Bounds
 
 _MODULE = "retire_cluster.node.child"
 #: A keeper ends its tree within its own patience; then the worker does it for it.
@@ -32,8 +35,8 @@ class Plan:
     scratch: Path
     environment: Mapping[str, str]
     leftovers: Leftovers
-    #: Bytes of memory of one process; 0: no limit.
-    memory_bytes: int = 0
+    bounds: Bounds = field(default_factory=Bounds)
+    confinement: Confinement = field(default_factory=Confinement)
     python: str = sys.executable
 
 
@@ -45,7 +48,7 @@ class TaskProcess:
         environment = dict(plan.environment)
         environment["RC_WORKER"] = plan.leftovers.mark
         environment["RC_SCRATCH"] = str(plan.scratch)
-        environment["RC_MEMORY_BYTES"] = str(plan.memory_bytes)
+        environment["RC_BOUNDS"] = json.dumps(asdict(plan.bounds))
         self._leftovers = plan.leftovers
         self._lock = threading.Lock()
         self._life_fd: int | None = None
@@ -60,6 +63,8 @@ class TaskProcess:
             read_fd, self._life_fd = os.pipe()
             arguments.append(str(read_fd))
             flags.update(pass_fds=(read_fd,), start_new_session=True)
+            flags.update(plan.confinement.options())
+        arguments = plan.confinement.command(arguments, (plan.folder, plan.scratch))
         try:
             self._process = subprocess.Popen(
                 arguments,

@@ -29,6 +29,8 @@ NOT_RUN = {
     "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/test_bootstrap.py",
     " you ──REST──▶ facade": "a picture",
     "pip install retire-cluster ": "installs from an index; its worker line is run below",
+    "server {\n    listen 443": "tests/acceptance/test_proxy.py, where nginx is installed",
+    "pip install pip-audit": "asks an index of vulnerabilities",
     "prometheus --config.file=": "tests/contract/test_monitoring.py, where promtool is installed",
     "# thumbnails/tasks.py": "run by test_the_task_type_of_the_readme_runs",
     "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",

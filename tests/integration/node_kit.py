@@ -165,9 +165,12 @@ def start(bus: Bus, tmp_path: Path) -> Iterator[Start]:
     processes = []
 
     def start_worker(
-        *flags: str, environ: dict[str, str] | None = None, folder: str = "w"
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        folder: str = "w",
+        python: str = sys.executable,
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "retire_cluster.node"]
+        command = [python, "-m", "retire_cluster.node"]
         command += ["--join", f"127.0.0.1:{bus.port}", "--data-dir", str(tmp_path / folder)]
         process = subprocess.Popen(
             [*command, "--slots", "2", *flags],

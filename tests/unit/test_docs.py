@@ -32,6 +32,15 @@ def test_every_admin_operation_is_documented(name: str) -> None:
     assert f"`{name}`" in PROTOCOL
 
 
+def test_every_test_that_the_security_page_names_is_there(root: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "security.md").read_text("utf-8")))
+    there = set()
+    for path in (root / "tests").rglob("test_*.py"):
+        there.update(re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE))
+    assert len(named) > 20
+    assert sorted(named - there) == []
+
+
 def test_every_verb_of_the_bus_is_documented() -> None:
     verbs = {*messages._FROM_DEVICE, *messages._FROM_BROKER}
     missing = sorted(verb.decode() for verb in verbs if f"`{verb.decode()}`" not in PROTOCOL)

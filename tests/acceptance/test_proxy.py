@@ -1,0 +1,120 @@
+"""The TLS proxy of docs/security.md, as it stands there, before a real cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.kit import Cluster, free_port
+
+NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(NGINX), reason="nginx is not installed"),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
+]
+KEY = "key-behind-the-proxy"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, int]]:
+    """A cluster with a key, and the port of the proxy before it."""
+    folder = tmp_path_factory.mktemp("proxy")
+    config = folder / "cluster.toml"
+    config.write_text('[api]\ntrusted_proxies = ["127.0.0.1"]\n')
+    cluster = Cluster(folder, "--api-key", KEY, "--config", str(config))
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=cluster.example", "-keyout", "cluster.key", "-out", "cluster.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    block = re.search(r"```nginx\n(.*?)```", text, re.DOTALL)
+    assert block
+    port = free_port()
+    site = (
+        block[1]
+        .replace("listen 443", f"listen 127.0.0.1:{port}")
+        .replace("/etc/ssl", str(folder))
+        .replace("127.0.0.1:8081", f"127.0.0.1:{cluster.rest.port}")
+    )
+    places = "".join(
+        f"{name}_temp_path {folder}/{name};\n"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off;\npid {folder}/nginx.pid;\nerror_log stderr;\nworker_processes 1;\n"
+        f"events {{}}\nhttp {{\naccess_log off;\n{places}{site}}}\n"
+    )
+    with (folder / "nginx.log").open("wb") as log:
+        nginx = subprocess.Popen(
+            [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError):
+                if ask(port, "GET", "/health")[0] == 200:
+                    break
+            assert nginx.poll() is None, (folder / "nginx.log").read_text()
+            assert time.monotonic() < deadline, (folder / "nginx.log").read_text()
+            time.sleep(0.05)
+        yield cluster, port
+    finally:
+        nginx.terminate()
+        nginx.wait(20)
+        assert cluster.close() == 0
+
+
+def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of a request over TLS."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=trusting)
+    try:
+        sent = {"Host": "cluster.example", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        connection.request(method, path, headers=sent)
+        answer = connection.getresponse()
+        body = b"" if answer.status == 101 else answer.read()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+    finally:
+        connection.close()
+
+
+def test_the_api_is_there_over_tls_and_wants_its_key(proxy: tuple[Cluster, int]) -> None:
+    _, port = proxy
+    assert ask(port, "GET", "/api/v1/config")[0] == 401
+    assert ask(port, "GET", "/api/v1/config", X_API_Key=KEY)[0] == 200
+
+
+def test_who_is_behind_the_proxy_is_no_local_client(proxy: tuple[Cluster, int]) -> None:
+    _, port = proxy
+    # What a client says of itself is replaced by what the proxy saw.
+    for forged in ("127.0.0.1", "203.0.113.9"):
+        status, headers, _ = ask(port, "GET", "/api/v1/devices", X_Forwarded_For=forged)
+        assert status == 200
+        left = int(headers["x-ratelimit-remaining"])
+        _, later, _ = ask(port, "GET", "/api/v1/devices", X_Forwarded_For="198.51.100.1")
+        assert int(later["x-ratelimit-remaining"]) == left - 1, "another address, the same client"
+
+
+def test_the_live_feed_goes_through(proxy: tuple[Cluster, int]) -> None:
+    _, port = proxy
+    status, headers, _ = ask(
+        port, "GET", "/ws", Connection="Upgrade", Upgrade="websocket",
+        Sec_WebSocket_Version="13", Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==",
+    )  # fmt: skip
+    assert status == 101
+    assert headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
