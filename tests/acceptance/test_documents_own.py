@@ -190,7 +190,8 @@ def test_the_commands_and_flags_that_are_named_exist(path: Path) -> None:
 def test_the_addresses_that_are_named_are_served(rest: Rest) -> None:
     served = set(rest.ask("GET", "/api/v1/openapi.json").json["paths"])
     text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
-    named = set(re.findall(r"[` ](?:GET |POST |PUT )?(/api/v1/[a-z/._{}-]+|/metrics|/health)", text))
+    address = r"[` ](?:GET |POST |PUT )?(/api/v1/[a-z/._{}-]+|/metrics|/health)"
+    named = set(re.findall(address, text))
     assert {"/metrics", "/health", "/api/v1/tasks/types"} <= named
     assert sorted(path.rstrip("./") for path in named - served) == []
 
