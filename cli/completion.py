@@ -10,7 +10,7 @@ from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.main import VERBS
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
-_CONNECTION = ("--cluster-host", "--cluster-port", "--data-dir", "--config", "--json", "--help")
+_CONNECTION = ("--cluster-host", "--cluster-port", "--cluster-key", "--data-dir", "--config", "--json", "--help")
 #: Words that may follow each verb.
 WORDS: dict[str, tuple[str, ...]] = {
     "up": (
@@ -28,7 +28,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--log-format", "--threads", "--debug", "--help",
     ),
     "worker": (
-        "--join", "--device-id", "--role", "--tag", "--slots", "--allow", "--data-dir", "--config",
+        "--join", "--plain", "--device-id", "--role", "--tag", "--slots", "--allow", "--data-dir", "--config",
         "--test", "--debug", "--help",
     ),
     "status": ("--devices", "--device", "--role", "--timeout", *_CONNECTION),
@@ -45,6 +45,18 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--priority", "--device", "--limit", "--timeout", *_CONNECTION,
     ),
     "explain": _CONNECTION,
+    "map": (
+        *BUILTIN_TASK_TYPES, "--priority", "--requirement", "--require", "--window", "--resume",
+        *_CONNECTION,
+    ),
+    "top": ("--interval", "--once", *_CONNECTION),
+    "token": ("create", "ls", "revoke", "--uses", "--age", "--note", "--host", *_CONNECTION),
+    "keys": ("create", "ls", "revoke", "--scope", "--note", *_CONNECTION),
+    "admin-key": ("create", "ls", "revoke", "--out", *_CONNECTION),
+    "service": (
+        "install", "uninstall", "status", "up", "main", "api", "worker", "--name", "--system",
+        "--user", "--data-dir", "--dry-run",
+    ),
     "config": ("get", "set", "reset", *_CONNECTION),
     "doctor": _CONNECTION,
     "completion": ("bash", "zsh", "fish"),
