@@ -10,7 +10,15 @@ from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.main import VERBS
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
-_CONNECTION = ("--cluster-host", "--cluster-port", "--cluster-key", "--data-dir", "--config", "--json", "--help")
+_CONNECTION = (
+    "--cluster-host",
+    "--cluster-port",
+    "--cluster-key",
+    "--data-dir",
+    "--config",
+    "--json",
+    "--help",
+)
 #: Words that may follow each verb.
 WORDS: dict[str, tuple[str, ...]] = {
     "up": (
@@ -28,8 +36,8 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--log-format", "--threads", "--debug", "--help",
     ),
     "worker": (
-        "--join", "--plain", "--device-id", "--role", "--tag", "--slots", "--allow", "--data-dir", "--config",
-        "--test", "--debug", "--help",
+        "--join", "--plain", "--device-id", "--role", "--tag", "--slots", "--allow", "--data-dir",
+        "--config", "--test", "--debug", "--help",
     ),
     "status": ("--devices", "--device", "--role", "--timeout", *_CONNECTION),
     "devices": (
@@ -59,7 +67,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "config": ("get", "set", "reset", *_CONNECTION),
     "doctor": _CONNECTION,
-    "completion": ("bash", "zsh", "fish"),
+    "completion": ("bash", "zsh", "fish", "powershell"),
 }  # fmt: skip
 
 _HELP = """\
@@ -67,6 +75,7 @@ how to use it:
   bash   eval "$(retire-cluster completion bash)"     in ~/.bashrc
   zsh    eval "$(retire-cluster completion zsh)"      in ~/.zshrc, after compinit
   fish   retire-cluster completion fish > ~/.config/fish/completions/retire-cluster.fish
+  PowerShell   retire-cluster completion powershell | Out-String | Invoke-Expression   in $PROFILE
 """
 
 
@@ -80,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.add_argument("shell", choices=WORDS["completion"])
     shell = parser.parse_args(argv).shell
-    print({"bash": bash, "zsh": zsh, "fish": fish}[shell](), file=sys.stdout)
+    scripts = {"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}
+    print(scripts[shell](), file=sys.stdout)
     return exits.OK
 
 
@@ -125,3 +135,25 @@ def fish() -> str:
             if word.startswith("--")
         ]
     return "\n".join(lines)
+
+
+def powershell() -> str:
+    """The script for PowerShell."""
+    rows = "\n".join(
+        f"        '{verb}' = @({', '.join(repr(word) for word in words)})"
+        for verb, words in WORDS.items()
+    )
+    verbs = ", ".join(repr(verb) for verb in VERBS)
+    return f"""\
+Register-ArgumentCompleter -Native -CommandName retire-cluster -ScriptBlock {{
+    param($here, $line, $position)
+    $known = @{{
+{rows}
+    }}
+    $words = @($line.CommandElements | ForEach-Object {{ $_.ToString() }})
+    $done = if ($here) {{ $words.Count - 1 }} else {{ $words.Count }}
+    $offer = if ($done -le 1) {{ @({verbs}) }} else {{ $known[$words[1]] }}
+    $offer | Where-Object {{ $_ -like "$here*" }} | ForEach-Object {{
+        [System.Management.Automation.CompletionResult]::new($_)
+    }}
+}}"""

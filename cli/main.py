@@ -43,7 +43,7 @@ VERBS: Final = {
     "doctor": Verb(f"{_CLI}.doctor", "main", "look for what is wrong, with the cure"),
     "service": Verb(f"{_CLI}.service", "main", "install | uninstall | status: start at boot"),
     "version": Verb(f"{_CLI}.version", "main", "versions of this installation"),
-    "completion": Verb(f"{_CLI}.completion", "main", "completion bash | zsh | fish"),
+    "completion": Verb(f"{_CLI}.completion", "main", "completion bash | zsh | fish | powershell"),
 }
 _SPELLINGS: Final = {"--version": "version", "-V": "version", "device": "devices", "task": "tasks"}
 

@@ -60,8 +60,7 @@ def look(session: Session) -> dict[str, Any]:
     status = client.call("cluster.status")
     devices = list(common.pages(client, "device.list", {}))
     details = [
-        client.call("device.get", {"device_id": device["device_id"]})
-        for device in devices[:_SHOWN]
+        client.call("device.get", {"device_id": device["device_id"]}) for device in devices[:_SHOWN]
     ]
     return {**status, "devices": details, "more_devices": max(0, len(devices) - _SHOWN)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plistlib
 import shlex
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,7 +82,12 @@ def systemd(service: Service) -> str:
             "ProtectSystem=full",
             f"ReadWritePaths={_systemd_word(service.data_dir)}",
         ]
-    lines += ["", "[Install]", f"WantedBy={'multi-user' if service.system else 'default'}.target", ""]
+    lines += [
+        "",
+        "[Install]",
+        f"WantedBy={'multi-user' if service.system else 'default'}.target",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -115,7 +121,7 @@ def launchd(service: Service) -> bytes:
 def task_scheduler(service: Service, user: str) -> str:
     """A task for `schtasks /Create /XML`: from logon (or boot) on, without a time limit."""
     program, *words = service.command
-    arguments = " ".join(windows_word(word) for word in words)
+    arguments = subprocess.list2cmdline(words)
     trigger = "BootTrigger" if service.system else "LogonTrigger"
     whose = "" if service.system else f"<UserId>{escape(user)}</UserId>"
     account = "S-1-5-19" if service.system else user  # LocalService: few rights
@@ -152,21 +158,6 @@ def task_scheduler(service: Service, user: str) -> str:
   </Actions>
 </Task>
 """
-
-
-def windows_word(word: str) -> str:
-    """A word as the C runtime of Windows reads it back (CommandLineToArgvW)."""
-    if word and not any(char in word for char in ' \t"'):
-        return word
-    quoted = ""
-    backslashes = 0
-    for char in word:
-        if char == "\\":
-            backslashes += 1
-            continue
-        quoted += "\\" * (2 * backslashes + 1 if char == '"' else backslashes) + char
-        backslashes = 0
-    return f'"{quoted}{chr(92) * (2 * backslashes)}"'
 
 
 def termux_boot(service: Service) -> str:

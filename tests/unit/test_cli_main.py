@@ -10,6 +10,7 @@ import pytest
 
 from retire_cluster.cli import completion, entry, exits, main, version
 from retire_cluster.schemas.errors import BY_CODE, ClusterError, ValidationError
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +132,7 @@ def test_no_error_exits_0() -> None:
     assert exits.for_error(ClusterError()) != 0
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
 def test_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["completion", shell]) == 0
     text = capsys.readouterr().out
@@ -139,7 +140,10 @@ def test_completion_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[s
 
 
 def test_completion_offers_only_flags_that_exist() -> None:
-    for verb in ("up", "status", "submit", "devices", "tasks", "explain", "config", "doctor"):
+    for verb in (
+        "up", "status", "submit", "devices", "tasks", "explain", "config", "doctor", "map", "top",
+        "token", "keys", "admin-key", "service",
+    ):  # fmt: skip
         code = f"from retire_cluster.cli.main import main; main([{verb!r}, '--help'])"
         text = _help_of(verb, code)
         for word in completion.WORDS[verb]:
@@ -148,12 +152,20 @@ def test_completion_offers_only_flags_that_exist() -> None:
 
 def _help_of(verb: str, code: str) -> str:
     texts = [_output(code)]
-    verbs = {"devices": ("ls", "show"), "tasks": ("ls", "wait"), "config": ("get",)}
+    verbs = {
+        "devices": ("ls", "show"),
+        "tasks": ("ls", "wait"),
+        "config": ("get",),
+        "token": ("create",),
+        "keys": ("create",),
+        "admin-key": ("create",),
+        "service": ("install",),
+    }
     texts += [
         _output(code.replace("'--help'", f"{word!r}, '--help'")) for word in verbs.get(verb, ())
     ]
-    if verb == "submit":
-        texts.append("system_info python_eval")
+    if verb in ("submit", "map"):
+        texts.append(" ".join(BUILTIN_TASK_TYPES))
     return "\n".join(texts)
 
 
