@@ -105,8 +105,8 @@ def every_order(wanted: int) -> Iterator[Row]:
 
 
 #: What the API means to do otherwise: some valid bodies do not fit the cluster's state, an empty
-#: query value is none, wrong keys are limited (429) before they are refused (401), and the result of
-#: a task that was just made is 404 until there is one.
+#: query value is none, wrong keys are limited (429) before they are refused (401), and a task that
+#: was just made has no result yet (404).
 _OTHERWISE = (
     "positive_data_acceptance,negative_data_rejection,ignored_auth,unsupported_method,"
     "ensure_resource_availability"
