@@ -29,6 +29,8 @@ class Announcement:
     commands: str = ""
     #: What another device is given to join; empty: nothing.
     join: str = ""
+    #: The line for a device with nothing but Python; empty: nothing.
+    one_line: str = ""
     #: The worker bus is not encrypted.
     insecure: bool = False
 
@@ -70,9 +72,14 @@ class Announcement:
         here = f"{bracketed(dial_host(self.worker_host))}:{self.worker_port}"
         worker = "retire-cluster-worker --join"
         if self.join:
+            paste = (
+                [f"  {self.one_line}", "or, where retire-cluster is installed:"]
+                if self.one_line
+                else ["  pip install retire-cluster"]
+            )
             return [
-                "Add another device (Python >= 3.10), paste there:",
-                "  pip install retire-cluster",
+                "Add another device (Python >= 3.10; on Windows say python), paste there:",
+                *paste,
                 f"  {worker} {self.join}",
                 "This line lets devices in: it is good for 20 of them, until tomorrow. More:",
                 f"  {self.commands}retire-cluster token create{self.data_dir_flag}",

@@ -115,6 +115,11 @@ class Plan:
         everywhere = server.insecure or server.curve
         return server.worker_host or ("0.0.0.0" if everywhere else "127.0.0.1")
 
+    @property
+    def join_port(self) -> int:
+        """Where the installer for new devices is served."""
+        return self._settings.server.join_port
+
     def worker_address(self, main: MainEndpoints) -> str:
         """Where local workers reach the worker bus."""
         return f"{bracketed(dial_host(self.worker_host))}:{main.worker_port}"

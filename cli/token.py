@@ -10,6 +10,7 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.keys import join_string
 from retire_cluster.cli.output import table
+from retire_cluster.conf import joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -66,7 +67,13 @@ def _create(session: Session) -> int:
     host = args.host or _host(session)
     word = join_string(made, host)
     del made["token"]
-    output.data({**made, "join": word}, f"retire-cluster-worker --join {word}")
+    server = joining.find(session.target.data_dir)
+    line = joining.one_line(server, host, word) if server is not None else ""
+    output.data(
+        {**made, "join": word, "one_line": line or None}, f"retire-cluster-worker --join {word}"
+    )
+    if line:
+        output.hint(f"on a device with nothing but Python:\n{line}")
     what = "one device" if made["uses"] == 1 else f"{made['uses']} devices"
     output.hint(
         f"good for {what} until {made['expires_at']}; devices dial {host}:{made['worker_port']}"

@@ -35,10 +35,12 @@ from retire_cluster.cli.endpoints import (
     run_path,
     write_json,
 )
+from retire_cluster.cli.joinserver import JoinServer
 from retire_cluster.cli.keys import device_pair, join_string
 from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
+from retire_cluster.conf import joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
@@ -94,6 +96,7 @@ class Up:
         self._signals = 0
         self._readiness: Readiness | None = None
         self._announced = False
+        self._joins: JoinServer | None = None
         self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
 
     def run(self) -> int:
@@ -107,6 +110,7 @@ class Up:
                 endpoints_path(self._data_dir),
                 run_path(self._data_dir, "main"),
                 run_path(self._data_dir, "api"),
+                joining.path_of(self._data_dir),
             ):
                 path.unlink(missing_ok=True)
             self._add_children()
@@ -115,6 +119,9 @@ class Up:
             finally:
                 if self._readiness is not None:
                     self._readiness.stop()
+                if self._joins is not None:
+                    self._joins.close()
+                joining.path_of(self._data_dir).unlink(missing_ok=True)
                 self._supervisor.stop(hurry=lambda: self._signals > 1)
 
     def _watch(self) -> int:
@@ -213,6 +220,18 @@ class Up:
             client.close()
         return join_string(made, host)
 
+    def _serve_installer(self, main: MainEndpoints) -> None:
+        """Serve `/join.py` where the worker bus listens, if devices elsewhere can reach that."""
+        host, name = self._plan.worker_host, lan_address()
+        if not main.bus_encrypted or name is None or is_loopback(host):
+            return
+        try:
+            self._joins = JoinServer(host, self._plan.join_port, name, self._data_dir / "wheels")
+            document = {"pid": os.getpid(), "port": self._joins.port, "sha256": self._joins.sha256}
+            write_json(joining.path_of(self._data_dir), document)
+        except OSError as error:
+            self._say(f"no installer for new devices is served: {error}")
+
     def _admin_client(self, main: MainEndpoints) -> AdminClient:
         host = self._plan.admin_host
         return AdminClient(
@@ -280,12 +299,21 @@ class Up:
             data_dir_flag=flag,
             commands=commands_folder(),
             join=join,
+            one_line=self._one_line(join),
             insecure=not self._main.bus_encrypted,
         )
+
+    def _one_line(self, join: str) -> str:
+        host = lan_address()
+        if not join or self._joins is None or host is None:
+            return ""
+        server = joining.JoinServer(self._joins.port, self._joins.sha256)
+        return joining.one_line(server, host, join)
 
     def _announce(self) -> None:
         self._announced = True
         assert self._main is not None
+        self._serve_installer(self._main)
         found = self._announcement(self._join_line(self._main))
         _write(self._out, f"ready {found.url}")
         _write(self._err, found.text())

@@ -71,6 +71,7 @@ class Server(Section):
     worker_port: int = _port(8082, "Port of the worker bus")
     event_host: str = setting("127.0.0.1", "Address of the event feed; elsewhere only with CURVE.")
     event_port: int = _port(8083, "Port of the event feed")
+    join_port: int = _port(8084, "Port where `up` serves the installer for new devices")
     insecure: bool = setting(
         False,
         "Leaves the worker bus, and only that, without CURVE, also beyond this machine: anyone who"

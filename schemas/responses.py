@@ -272,6 +272,11 @@ SCHEMAS: Final[dict[str, Json]] = {
         {
             "join": {"type": "string", "description": "The word to paste on a device"},
             "command": {"type": "string", "description": "The line to paste on a device"},
+            "one_line": {
+                "type": ["string", "null"],
+                "description": "For a device with only Python; null where `retire-cluster up`"
+                " does not serve the installer.",
+            },
             "local_only": {
                 "type": "boolean",
                 "description": "The address is this machine's own: other devices cannot join",

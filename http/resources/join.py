@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import falcon
@@ -9,7 +10,7 @@ import falcon
 from retire_cluster.api import validation
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.conf import curve
+from retire_cluster.conf import curve, joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.settings import Api
 
@@ -21,8 +22,9 @@ _TOLD = ("token_id", "uses", "expires_at")
 class JoinTokens(Resource):
     """`POST /join-tokens`: a token, as the line that a device needs."""
 
-    def __init__(self, cluster: GuardedCluster, api: Api) -> None:
+    def __init__(self, cluster: GuardedCluster, api: Api, data_dir: Path) -> None:
         self._cluster = cluster
+        self._data_dir = data_dir
         self._main_host = api.cluster_host
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -37,7 +39,14 @@ class JoinTokens(Resource):
         )
         data: dict[str, Any] = {name: made[name] for name in _TOLD}
         command = f"retire-cluster-worker --join {join}"
-        data |= {"join": join, "command": command, "local_only": is_loopback(host)}
+        server = joining.find(self._data_dir)
+        line = joining.one_line(server, host, join) if server is not None else None
+        data |= {
+            "join": join,
+            "command": command,
+            "one_line": line,
+            "local_only": is_loopback(host),
+        }
         answer(req, resp, data, message="Join token made", status=201)
 
     def _address(self) -> str:

@@ -136,19 +136,19 @@ export async function submitEcho() {
 
 // --- joining ---
 
-const install = () => [h("p", null, "On the device (Python 3.10 or newer):"), copyable("pip install retire-cluster")];
+const install = () => h("p", null, "On the device, with Python 3.10 or newer:");
 
 /** How to add a device, with the line to paste. */
 export async function joinBody() {
   if (!may("admin")) {
-    return h("div.join", null, install(), h("p", null, "Then the line that this command on the main node's machine prints:"), copyable("retire-cluster token create"),
+    return h("div.join", null, install(), h("p", null, "the line that this command on the main node's machine prints:"), copyable("retire-cluster token create"),
       h("p.quiet", null, "With an administrator's key it is made here."));
   }
   const place = h("div", null, h("p.quiet", null, "The line holds the main node's key and a token that is good for one device within an hour. It is shown once."));
   const make = async () => {
     try {
       const { data } = await send("POST", "join-tokens", { note: "made by the dashboard" });
-      place.replaceChildren(...[copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`),
+      place.replaceChildren(...[data.one_line && copyable(data.one_line), data.one_line && h("p", null, "or, where retire-cluster is installed:"), copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`),
         data.local_only && h("p.banner", null, "Only on this machine (add --data-dir FOLDER): the worker bus listens here alone, see server.worker_host.")].filter(Boolean));
     } catch (error) {
       if (error.status !== 403) { toast(error.message, "bad"); return; }

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from retire_cluster.cli.joinserver import JoinServer
+from retire_cluster.conf import joining
 from tests.acceptance.kit import COMMAND, Cluster, plain_environment, run, until
 
 MINUTES = 120.0
@@ -320,3 +323,43 @@ def test_up_on_one_machine_the_line_pasted_on_another_and_a_stranger_gets_nothin
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
+
+
+# --- a device with nothing but Python ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_device_with_nothing_but_python_joins_by_one_line(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    server = JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
+    process = None
+    log = tmp_path / "bare.log"
+    try:
+        where = joining.JoinServer(server.port, server.sha256)
+        pasted = joining.one_line(where, "127.0.0.1", line(cluster))
+        pasted = pasted.replace("python3", sys.executable, 1) + " --device-id bare"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                shlex.split(pasted), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                env=plain_environment(HOME=str(tmp_path / "home")), cwd=tmp_path,
+            )  # fmt: skip
+        deadline = time.monotonic() + MINUTES
+        while "joined " not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        task_id = cluster.rest.submit("echo", {"n": 1})
+        assert cluster.rest.result(task_id)["worker_device_id"] == "bare"
+        wrong = pasted.replace(server.sha256, "0" * 64)
+        refused = subprocess.run(
+            shlex.split(wrong), capture_output=True, text=True, env=plain_environment(),
+            check=False, timeout=60,
+        )  # fmt: skip
+        assert refused.returncode != 0
+        assert "join.py was changed on its way" in refused.stderr
+    finally:
+        server.close()
+        if process is not None:
+            process.terminate()
+            process.wait(20)

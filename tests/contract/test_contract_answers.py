@@ -364,7 +364,7 @@ def test_a_join_token_is_told_once_as_the_line_to_paste(api: Any, start_api: Any
     reply = api.post(f"{API}/join-tokens", {"host": "192.168.1.10", "uses": 2})
     assert reply.status == 201
     data = reply.data
-    assert set(data) == fields("join command local_only token_id uses expires_at")
+    assert set(data) == fields("join command one_line local_only token_id uses expires_at")
     assert data["command"] == f"retire-cluster-worker --join {data['join']}"
     assert data["uses"] == 2
     said = curve.read_join(data["join"])

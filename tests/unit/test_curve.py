@@ -15,7 +15,8 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.curve import Invitation, KeyFileError
 from retire_cluster.node import credentials
 
-SERVER = curve.new_pair()
+#: Always the same: names of tests are made of it.
+SERVER = curve.pair_of_token(b"a main node")
 TOKEN = bytes(range(16))
 WORD = curve.write_join(Invitation("192.0.2.7", 8082, SERVER.public, TOKEN))
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")

@@ -1,0 +1,164 @@
+"""Makes this device a worker of a Retire-Cluster. Standard library only.
+
+The main node hands this out as /join.py with the three values below filled in. It makes a virtual
+environment, installs the worker into it (the wheel's SHA-256 is checked; its libraries come from
+the main node where that keeps them, else from the package index), and starts it.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any, Callable, List, Sequence
+
+BASE = ""
+WHEEL = ""
+SHA256 = ""
+
+LEAST = (3, 10)
+LIBRARIES = ("pyzmq", "simpleeval", "urllib3")
+
+
+class Stop(Exception):
+    """It cannot go on; the text says why and what to do."""
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    sys.stderr.write(f"join: {text}\n")
+    sys.stderr.flush()
+
+
+def check_python(version: Sequence[Any], has: Callable[[str], object]) -> None:
+    """Stops where this Python is too old, naming one that is there or how to get one."""
+    if tuple(version[:2]) >= LEAST:
+        return
+    text = "this is Python {}.{}, and 3.10 or newer is needed. ".format(*version[:2])
+    for minor in (13, 12, 11, 10, 14):
+        name = f"python3.{minor}"
+        if has(name):
+            raise Stop(text + f"Paste the line again with {name} in place of python3.")
+    if "com.termux" in os.environ.get("PREFIX", ""):
+        raise Stop(text + "Run: pkg upgrade && pkg install python")
+    raise Stop(
+        text + "Get one from your system's packages or https://www.python.org/downloads/, then"
+        " paste the line again with its name in place of python3."
+    )
+
+
+def home() -> str:
+    """The folder that the environment is made in."""
+    chosen = os.environ.get("RETIRE_CLUSTER_HOME")
+    if chosen:
+        return chosen
+    if os.name == "nt":
+        return os.path.join(
+            os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "retire-cluster"
+        )
+    shared = os.environ.get("XDG_DATA_HOME") or os.path.join(
+        os.path.expanduser("~"), ".local", "share"
+    )
+    return os.path.join(shared, "retire-cluster")
+
+
+def fetch(path: str) -> bytes:
+    """A file of the main node."""
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(BASE + path, timeout=60) as answer:
+            content: bytes = answer.read()
+            return content
+    except OSError as error:
+        raise Stop(f"{BASE}{path} cannot be fetched: {error}") from None
+
+
+def run(command: List[str], what: str) -> None:
+    """Runs a command; stops with its last words when it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        raise Stop("{} failed: {}".format(what, "\n".join(lines[-8:])))
+
+
+def make_environment(folder: str) -> str:
+    """The Python of a virtual environment in this folder."""
+    venv = os.path.join(folder, "venv")
+    python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
+    python += ".exe" if os.name == "nt" else ""
+    if os.path.exists(python) and not subprocess.call([python, "-c", "import pip"]):
+        return python
+    os.makedirs(folder, exist_ok=True)
+    say(f"making {venv}")
+    try:
+        run([sys.executable, "-m", "venv", "--clear", venv], "python -m venv")
+    except Stop as stop:
+        cure = ""
+        if shutil.which("apt-get"):
+            cure = "\nRun: sudo apt-get install -y python{}.{}-venv".format(*sys.version_info[:2])
+        raise Stop(f"{stop}{cure}") from None
+    return python
+
+
+def install(python: str, folder: str) -> None:
+    """Puts the worker and its libraries into the environment."""
+    wheel = fetch("/wheels/" + WHEEL)
+    if hashlib.sha256(wheel).hexdigest() != SHA256:
+        raise Stop("the worker's wheel was changed on its way here; nothing was installed")
+    path = os.path.join(folder, WHEEL)
+    with open(path, "wb") as file:
+        file.write(wheel)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    kept = fetch("/wheels/").decode("utf-8", "replace")
+    here = ["--no-index", "--find-links", BASE + "/wheels/", "--trusted-host", host_of(BASE)]
+    has_all = all(name + "-" in kept for name in LIBRARIES)
+    say(f"installing {WHEEL}")
+    try:
+        run(pip + (here if has_all else ["--prefer-binary"]) + [path], "pip install")
+    except Stop:
+        if not has_all:
+            raise
+        # What the main node keeps may be for another kind of device.
+        run([*pip, "--prefer-binary", path], "pip install")
+    # Better facts and faster JSON, where there are wheels for this device.
+    more = here if has_all else ["--only-binary", ":all:"]
+    subprocess.call(
+        pip + more + ["psutil", "orjson"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.unlink(path)
+
+
+def host_of(url: str) -> str:
+    """`HOST:PORT` of an address, for pip's --trusted-host."""
+    return url.partition("://")[2].partition("/")[0]
+
+
+def main(words: Sequence[str]) -> int:
+    """Installs and starts the worker; the exit code."""
+    try:
+        check_python(sys.version_info, shutil.which)
+        if not words or words[0] in ("-h", "--help"):
+            raise Stop("give the join line of the main node, then flags of retire-cluster-worker")
+        folder = home()
+        python = make_environment(folder)
+        install(python, folder)
+    except Stop as stop:
+        say(str(stop))
+        return 2
+    except OSError as error:
+        say(f"{error}; set RETIRE_CLUSTER_HOME to a folder that may be written")
+        return 2
+    command = [python, "-m", "retire_cluster.cli.main"]
+    say("starting the worker; Ctrl-C ends it. Later: {} worker".format(" ".join(command)))
+    say("to have it started by the system: {} service install worker".format(" ".join(command)))
+    sys.stderr.flush()
+    worker = [*command, "worker", "--join", *words]
+    if os.name != "nt":
+        os.execv(python, worker)
+    return subprocess.call(worker)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""What makes a device with nothing but Python a worker."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from retire_cluster.cli import join_script, joinserver, wheel
+from retire_cluster.conf import joining
+from retire_cluster.conf.joining import JoinServer
+
+SHA = "ab" * 32
+
+
+def test_the_wheel_is_what_runs_here_and_always_the_same() -> None:
+    name, content = wheel.build()
+    assert (name, content) == wheel.build()
+    version = importlib.metadata.version("retire-cluster")
+    assert name == f"retire_cluster-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+        record = archive.read(f"retire_cluster-{version}.dist-info/RECORD").decode()
+        assert len(record.splitlines()) == len(names)
+        here = Path(wheel.__file__).read_bytes()
+        assert archive.read("retire_cluster/cli/wheel.py") == here
+    assert {"retire_cluster/node/cli.py", "retire_cluster/api/ui/index.html"} <= set(names)
+    assert not [one for one in names if "__pycache__" in one]
+
+
+def test_the_script_knows_where_it_came_from_and_what_to_expect() -> None:
+    text = joinserver.script("http://192.0.2.7:8084", "x.whl", SHA).decode()
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert (values["BASE"], values["WHEEL"]) == ("http://192.0.2.7:8084", "x.whl")
+    assert values["SHA256"] == SHA
+
+
+def test_the_script_needs_nothing_but_the_standard_library_and_parses_on_old_pythons() -> None:
+    text = Path(join_script.__file__).read_text("utf-8")
+    tree = ast.parse(text, feature_version=(3, 7))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+    assert found <= {"hashlib", "os", "shutil", "subprocess", "sys", "typing", "urllib"}
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 13, 1), (4, 0)])
+def test_a_python_that_is_new_enough_goes_on(version: tuple[int, ...]) -> None:
+    join_script.check_python(version, lambda name: None)
+
+
+def test_an_old_python_names_a_newer_one_or_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(join_script.Stop, match=r"this is Python 3\.8.* with python3\.11 in place"):
+        join_script.check_python((3, 8, 1), lambda name: name == "python3.11")
+    with pytest.raises(join_script.Stop, match=r"python\.org"):
+        join_script.check_python((3, 6), lambda name: None)
+    monkeypatch.setenv("PREFIX", "/data/data/com.termux/files/usr")
+    with pytest.raises(join_script.Stop, match="pkg install python"):
+        join_script.check_python((3, 9), lambda name: None)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "fe80::1"])
+def test_the_line_is_one_word_of_python_and_the_join_string(host: str) -> None:
+    line = joining.one_line(JoinServer(8084, SHA), host, "rc1.abc")
+    found = re.fullmatch(r'python3 -c "([^"$`\\]+)" rc1\.abc', line)
+    assert found, "the quotes of sh, cmd and PowerShell hold it together"
+    compile(found[1], "line", "exec")
+    assert SHA in found[1]
+
+
+def test_where_it_is_served_is_read_back_or_nowhere(tmp_path: Path) -> None:
+    assert joining.find(tmp_path) is None
+    path = joining.path_of(tmp_path)
+    path.parent.mkdir()
+    path.write_text("{")
+    assert joining.find(tmp_path) is None
+    path.write_text('{"pid": 1, "port": 8084, "sha256": "x"}')
+    assert joining.find(tmp_path) == (8084, "x")
+
+
+def test_only_its_own_files_are_served(tmp_path: Path) -> None:
+    kept = tmp_path / "wheels"
+    kept.mkdir()
+    (kept / "pyzmq-1-py3-none-any.whl").write_bytes(b"kept")
+    (kept / "notes.txt").write_text("private")
+    (tmp_path / "secret.whl").write_text("private")
+    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    try:
+        join_script.BASE = f"http://127.0.0.1:{server.port}"
+        assert join_script.fetch("/join.py") == server.script
+        assert hashlib.sha256(server.script).hexdigest() == server.sha256
+        listing = join_script.fetch("/wheels/").decode()
+        assert "pyzmq-1-py3-none-any.whl" in listing
+        assert "notes" not in listing
+        assert join_script.fetch("/wheels/pyzmq-1-py3-none-any.whl") == b"kept"
+        for path in (
+            "/",
+            "/wheels/notes.txt",
+            "/wheels/../secret.whl",
+            "/wheels/%2e%2e/secret.whl",
+        ):
+            with pytest.raises(join_script.Stop, match="404"):
+                join_script.fetch(path)
+    finally:
+        join_script.BASE = ""
+        server.close()
+
+
+def test_a_wheel_that_was_changed_on_its_way_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join_script, "fetch", lambda path: b"something else")
+    monkeypatch.setattr(join_script, "SHA256", SHA)
+    with pytest.raises(join_script.Stop, match="changed on its way"):
+        join_script.install("python3", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
