@@ -115,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"cannot listen on {where}: {reason}; choose another with --port")
     run_file = settings.data_dir / "run" / "api.json"
     try:
-        _announce(settings, server, facade, run_file, new_key)
+        # Before anybody is told that it is here: who then stops it at once gets a clean end.
         _stop_on_signals(server)
+        _announce(settings, server, facade, run_file, new_key)
         server.serve()
     except KeyboardInterrupt:  # a second one, or on a platform whose handler came too late
         server.end()
