@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.schemas import wire
@@ -46,9 +47,7 @@ class ProductClient:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         if keys is not None:
-            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
-            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode())
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode())
+            curve.lock(self._socket, keys)
         self._socket.connect(url)
         self._calls = 0
 

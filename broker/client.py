@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
+from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.schemas import jsontext, wire
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
@@ -243,9 +244,7 @@ class AdminClient:
             self._forget(socket)
             raise ClusterUnavailable(str(error)) from None
         if keys is not None:
-            socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
-            socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
-            socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
+            curve.lock(socket, keys)
         local = self._local
         local.keyed, local.up = keys is not None, False
         local.monitor = socket.get_monitor_socket(_HANDSHAKES)

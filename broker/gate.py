@@ -8,7 +8,6 @@ without encryption, or one that expects another main node) is seen by the monito
 from __future__ import annotations
 
 import logging
-import struct
 from collections import Counter
 from collections.abc import Callable
 
@@ -22,7 +21,6 @@ log = logging.getLogger("broker")
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_EVENT = struct.Struct("=HI")
 _TOLD_SECONDS = 60.0
 _ADDRESSES_TOLD = 1_000
 Socket = zmq.Socket[bytes]
@@ -89,10 +87,12 @@ class Gate:
         for name, monitor in self._locked.values():
             while True:
                 try:
-                    event = monitor.recv_multipart(zmq.NOBLOCK)
+                    monitor.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                self._note_failure(name, event, now_mono, dropped)
+                dropped[f"handshake_failed_{name}"] += 1
+                why = "it does not encrypt, or expects another main node"
+                self._tell(name, "a client", now_mono, why)
 
     def _judge(
         self, frames: list[bytes], now_mono: float, wall_ms: int, dropped: Counter[str]
@@ -115,15 +115,6 @@ class Gate:
             self._tell(name, peer, now_mono, f"{what} (key {fingerprint(key)})")
         status = (b"200", b"OK", key.encode("ascii")) if good else (b"400", b"unknown key", b"")
         return [routing, empty, version, request, *status, b""]
-
-    def _note_failure(
-        self, name: str, event: list[bytes], now_mono: float, dropped: Counter[str]
-    ) -> None:
-        dropped[f"handshake_failed_{name}"] += 1
-        number, _ = _EVENT.unpack(event[0][: _EVENT.size]) if len(event[0]) >= 6 else (0, 0)
-        if number:
-            peer = "a client"
-            self._tell(name, peer, now_mono, "it does not encrypt, or expects another main node")
 
     def _tell(self, name: str, peer: str, now_mono: float, why: str) -> None:
         last = self._told.get((name, peer))

@@ -53,8 +53,8 @@ def _create(session: Session) -> int:
         raise ValidationError("--out", f"{path} cannot be written: {error.strerror}") from None
     session.output.data({"name": name, "file": str(path)}, str(path))
     session.output.hint(
-        "take this file to the other machine and use it there with: retire-cluster --help, then"
-        f" VERB --cluster-host HOST --cluster-key {path.name}"
+        "take this file to the other machine and use it there, as in:"
+        f" retire-cluster status --cluster-host HOST --cluster-key {path.name}"
     )
     return exits.OK
 

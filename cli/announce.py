@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from retire_cluster.conf.addresses import is_loopback
 
+#: The join line that is printed works this often, and this long.
+JOIN_USES = 20
+JOIN_SECONDS = 24 * 3600
+
 
 @dataclass(frozen=True)
 class Announcement:
@@ -75,20 +79,19 @@ class Announcement:
             paste = (
                 [f"  {self.one_line}", "or, where retire-cluster is installed:"]
                 if self.one_line
-                else ["  pip install retire-cluster"]
+                else []
             )
             return [
                 "Add another device (Python >= 3.10; on Windows say python), paste there:",
                 *paste,
                 f"  {worker} {self.join}",
-                "This line lets devices in: it is good for 20 of them, until tomorrow. More:",
+                f"It lets {JOIN_USES} devices in, for a day or until the next start here. More:",
                 f"  {self.commands}retire-cluster token create{self.data_dir_flag}",
             ]
         if not is_loopback(self.worker_host) and self.insecure:
             address = self.lan_address or "ADDRESS-OF-THIS-MACHINE"
             return [
-                "Add another device (Python >= 3.10), paste there:",
-                "  pip install retire-cluster",
+                "Add another device where retire-cluster is installed, paste there:",
                 f"  {worker} {bracketed(address)}:{self.worker_port}",
                 "This worker bus is not encrypted (--insecure): only on a network you trust.",
             ]

@@ -234,7 +234,10 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
         addresses = [host]
     else:
         lan = lan_address()
-        addresses = ["127.0.0.1", *([lan] if lan and settings.server.insecure else [])]
+        addresses = [
+            "127.0.0.1",
+            *([lan] if lan and not is_loopback(settings.server.bus_host) else []),
+        ]
     for address in addresses:
         where = f"{bracketed(address)}:{port}"
         try:

@@ -7,7 +7,6 @@ installer without the API being opened to the network.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -15,12 +14,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from waitress.server import create_server
-
+from retire_cluster.api.middleware import Drain
+from retire_cluster.api.waitress_server import FacadeServer, Patience
 from retire_cluster.cli import wheel
 
 _WHEEL_NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,200}\.whl\Z")
 _SCRIPT = Path(__file__).with_name("join_script.py")
+#: A home's devices, not the public; an installer that is under way when we stop is run again.
+_PATIENCE = Patience(connections=100, drain_seconds=1.0)
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
@@ -37,13 +38,11 @@ class JoinServer:
     def __init__(self, host: str, port: int, name: str, kept: Path) -> None:
         self._kept = kept
         self._wheel_name, self._wheel = wheel.build()
-        options = {"host": host, "threads": 2, "connection_limit": 100, "channel_timeout": 20}
-        options |= {"clear_untrusted_proxy_headers": True, "ident": None}
         try:
-            self._server = create_server(self._answer, port=port, **options)
+            self._server = self._listen(host, port)
         except OSError:
-            self._server = create_server(self._answer, port=0, **options)
-        self.port = int(self._server.effective_port)
+            self._server = self._listen(host, 0)
+        self.port = self._server.port
         bracketed = f"[{name}]" if ":" in name else name
         self.script = script(
             f"http://{bracketed}:{self.port}",
@@ -51,13 +50,16 @@ class JoinServer:
             hashlib.sha256(self._wheel).hexdigest(),
         )
         self.sha256 = hashlib.sha256(self.script).hexdigest()
-        logging.getLogger("waitress").setLevel(logging.ERROR)
-        self._thread = threading.Thread(target=self._server.run, name="join server", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve, name="join server", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening."""
-        self._server.close()
+        """Stop listening, having let what is under way finish for a moment."""
+        self._server.stop()
+        self._thread.join(5)
+
+    def _listen(self, host: str, port: int) -> FacadeServer:
+        return FacadeServer(self._answer, host, port, drain=Drain(), threads=2, patience=_PATIENCE)
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -1,13 +1,11 @@
-"""Keys and join strings as the tooling makes them."""
+"""Keys as the tooling makes them for local workers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from retire_cluster.conf import curve
-from retire_cluster.conf.curve import Invitation, Pair
+from retire_cluster.conf.curve import Pair
 
 
 def device_pair(folder: Path, server_key: str, address: str) -> Pair:
@@ -22,15 +20,3 @@ def device_pair(folder: Path, server_key: str, address: str) -> Pair:
     if kept is None or any(kept.get(name) != value for name, value in wanted.items()):
         curve.write_key_file(path, pair, **wanted)
     return pair
-
-
-def join_string(made: Mapping[str, Any], host: str, port: int | None = None) -> str:
-    """The word to paste on a device, from the answer of `token.create`."""
-    return curve.write_join(
-        Invitation(
-            host,
-            made["worker_port"] if port is None else port,
-            made["server_key"],
-            bytes.fromhex(made["token"]),
-        )
-    )

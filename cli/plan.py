@@ -111,9 +111,7 @@ class Plan:
     @property
     def worker_host(self) -> str:
         """Where the worker bus is bound."""
-        server = self._settings.server
-        everywhere = server.insecure or server.curve
-        return server.worker_host or ("0.0.0.0" if everywhere else "127.0.0.1")
+        return self._settings.server.bus_host
 
     @property
     def join_port(self) -> int:

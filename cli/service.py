@@ -22,7 +22,6 @@ from retire_cluster.conf.settings import SettingsError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,60}\Z")
 #: Words that would put a secret where everybody can read it.
 _SECRET_FLAGS = ("--api-key",)
-Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
 class ServiceError(Exception):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
-from retire_cluster.cli.keys import join_string
 from retire_cluster.cli.output import table
 from retire_cluster.conf import joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
@@ -65,7 +64,7 @@ def _create(session: Session) -> int:
         "token.create", {"uses": args.uses, "age_seconds": args.age, "note": args.note}
     )
     host = args.host or _host(session)
-    word = join_string(made, host)
+    word = joining.join_string(made, host)
     del made["token"]
     server = joining.find(session.target.data_dir)
     line = joining.one_line(server, host, word) if server is not None else ""

@@ -48,7 +48,6 @@ def systemd(service: Service) -> str:
     lines = [
         "[Unit]",
         f"Description={service.description}",
-        "Documentation=https://github.com/retire-cluster/retire-cluster",
         "Wants=network-online.target",
         "After=network-online.target",
         "StartLimitIntervalSec=0",

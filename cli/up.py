@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
-from retire_cluster.cli.announce import Announcement, commands_folder
+from retire_cluster.cli.announce import JOIN_SECONDS, JOIN_USES, Announcement, commands_folder
 from retire_cluster.cli.endpoints import (
     ApiEndpoint,
     MainEndpoints,
@@ -36,7 +36,7 @@ from retire_cluster.cli.endpoints import (
     write_json,
 )
 from retire_cluster.cli.joinserver import JoinServer
-from retire_cluster.cli.keys import device_pair, join_string
+from retire_cluster.cli.keys import device_pair
 from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
@@ -52,9 +52,6 @@ from retire_cluster.schemas.errors import ClusterError, Forbidden
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
-#: The join line that is printed works this often and this long.
-UP_TOKEN_USES = 20
-UP_TOKEN_SECONDS = 24 * 3600
 #: What a worker's process ends with once its device was removed from the cluster.
 REMOVED_CODE = 4
 
@@ -210,7 +207,7 @@ class Up:
             return ""
         client = self._admin_client(main)
         try:
-            args = {"token_id": "up", "uses": UP_TOKEN_USES, "age_seconds": UP_TOKEN_SECONDS,
+            args = {"token_id": "up", "uses": JOIN_USES, "age_seconds": JOIN_SECONDS,
                     "note": "printed by retire-cluster up"}  # fmt: skip
             made = client.call("token.create", args)
         except ClusterError as error:
@@ -218,7 +215,7 @@ class Up:
             return ""
         finally:
             client.close()
-        return join_string(made, host)
+        return joining.join_string(made, host)
 
     def _serve_installer(self, main: MainEndpoints) -> None:
         """Serve `/join.py` where the worker bus listens, if devices elsewhere can reach that."""

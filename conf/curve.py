@@ -85,6 +85,13 @@ def is_key(text: object) -> bool:
         return False
 
 
+def lock(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
+    """Have a socket that is not connected yet dial with these keys."""
+    socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
+
+
 def fingerprint(key: str) -> str:
     """A short name of a public key, for people."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12]

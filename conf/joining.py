@@ -1,10 +1,14 @@
-"""The line that makes a device with nothing but Python a worker, and where it is served."""
+"""What is pasted on a device so that it joins, and where its installer is served."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from retire_cluster.conf import curve
+from retire_cluster.conf.neighbours import is_running
 
 
 class JoinServer(NamedTuple):
@@ -24,9 +28,17 @@ def find(data_dir: Path) -> JoinServer | None:
     """The join server of a cluster that runs with this folder, None when there is none."""
     try:
         document = json.loads(path_of(data_dir).read_bytes())
+        if not is_running(int(document["pid"])):
+            return None
         return JoinServer(int(document["port"]), str(document["sha256"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def join_string(made: Mapping[str, Any], host: str) -> str:
+    """The word to paste on a device, from the answer of `token.create`."""
+    token = bytes.fromhex(made["token"])
+    return curve.write_join(curve.Invitation(host, made["worker_port"], made["server_key"], token))
 
 
 def one_line(server: JoinServer, host: str, join: str) -> str:
@@ -35,7 +47,8 @@ def one_line(server: JoinServer, host: str, join: str) -> str:
     code = (
         "import urllib.request as u,hashlib as h;"
         f"s=u.urlopen('http://{name}:{server.port}/join.py').read();"
-        f"assert h.sha256(s).hexdigest()=='{server.sha256}','join.py was changed on its way';"
-        "exec(s)"
+        # No assert: PYTHONOPTIMIZE would take it out.
+        f"exec(s) if h.sha256(s).hexdigest()=='{server.sha256}' else"
+        " exit('join.py was changed on its way')"
     )
     return f'python3 -c "{code}" {join}'

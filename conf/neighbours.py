@@ -86,13 +86,17 @@ def _read(path: Path) -> dict[str, Any] | None:
         pid, folder = int(document["pid"]), document["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not isinstance(folder, str):
-        return None
-    if os.name == "posix":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            pass
-    return document
+    return document if isinstance(folder, str) and is_running(pid) else None
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; True where asking could end it (Windows)."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -81,6 +81,12 @@ class Server(Section):
         1000, "How many devices may be online at once.", low=1, high=100_000, mutable=True
     )
 
+    @property
+    def bus_host(self) -> str:
+        """Where the worker bus is bound when these settings are started."""
+        everywhere = self.curve or self.insecure
+        return self.worker_host or ("0.0.0.0" if everywhere else "127.0.0.1")
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Section):

@@ -44,11 +44,6 @@ class Credentials:
         #: Whether the main node once knew this key.
         self.was_enrolled = enrolled
 
-    @property
-    def has_token(self) -> bool:
-        """Whether it could enrol (again)."""
-        return self._token is not None
-
     def current(self) -> ClientKeys:
         """The keys of the next connection: the token's while it is to enrol, else its own."""
         if self.enrolled or self._token is None:

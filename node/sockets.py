@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.schemas.wire import MAX_FRAME_BYTES
 
@@ -116,10 +117,7 @@ class Dialer:
             socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
             socket.setsockopt(zmq.IPV6, 1)
             if self._keys is not None:
-                keys = self._keys()
-                socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
-                socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
-                socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
+                curve.lock(socket, self._keys())
             socket.connect(self.address.url)
         except zmq.ZMQError:
             socket.close(linger=0)

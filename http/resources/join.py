@@ -10,7 +10,7 @@ import falcon
 from retire_cluster.api import validation
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.conf import curve, joining
+from retire_cluster.conf import joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
 from retire_cluster.conf.settings import Api
 
@@ -32,11 +32,7 @@ class JoinTokens(Resource):
         args = validation.checked_body(req)
         host = args.pop("host", None) or self._address()
         made = self._cluster.data("token.create", args)
-        join = curve.write_join(
-            curve.Invitation(
-                host, made["worker_port"], made["server_key"], bytes.fromhex(made["token"])
-            )
-        )
+        join = joining.join_string(made, host)
         data: dict[str, Any] = {name: made[name] for name in _TOLD}
         command = f"retire-cluster-worker --join {join}"
         server = joining.find(self._data_dir)

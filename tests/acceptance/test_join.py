@@ -133,6 +133,16 @@ def test_a_worker_of_the_same_user_on_this_machine_needs_no_line(
     join = ("--join", f"127.0.0.1:{port}", "--device-id", "neighbour")
     with worker(tmp_path / "box", *join, after="joined ", away_from_home=False):
         cluster.rest.await_online("neighbour")
+    data = ("--data-dir", str(cluster.data_dir))
+    assert run("devices", "rm", "neighbour", *data).returncode == 0
+    # Once removed it is told so, and keeps no key that would be refused for good.
+    anew = tmp_path / "anew"
+    done = run("worker", *join, "--data-dir", str(anew))
+    assert (done.returncode, "was removed" in done.stderr) == (2, True), done.stderr
+    assert not (anew / "device.key").exists()
+    assert run("devices", "readmit", "neighbour", *data).returncode == 0
+    with worker(anew, *join, after="joined ", away_from_home=False):
+        cluster.rest.await_online("neighbour")
 
 
 def test_a_removed_device_leaves_and_a_new_line_brings_it_back(
@@ -353,8 +363,8 @@ def test_a_device_with_nothing_but_python_joins_by_one_line(
         assert cluster.rest.result(task_id)["worker_device_id"] == "bare"
         wrong = pasted.replace(server.sha256, "0" * 64)
         refused = subprocess.run(
-            shlex.split(wrong), capture_output=True, text=True, env=plain_environment(),
-            check=False, timeout=60,
+            shlex.split(wrong), capture_output=True, text=True, check=False, timeout=60,
+            env=plain_environment(PYTHONOPTIMIZE="1"),
         )  # fmt: skip
         assert refused.returncode != 0
         assert "join.py was changed on its way" in refused.stderr

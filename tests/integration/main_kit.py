@@ -143,9 +143,7 @@ class RawDevice:
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         if keys is not None:
-            self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
-            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode())
-            self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode())
+            curve.lock(self.socket, keys)
         self.socket.connect(f"tcp://127.0.0.1:{port}")
         self.session = ""
         self.batch = 0

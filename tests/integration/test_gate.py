@@ -293,9 +293,7 @@ def test_the_event_feed_speaks_to_known_keys_only(fort: Fort) -> None:
 
     def listener(keys: ClientKeys) -> zmq.Socket[bytes]:
         found: zmq.Socket[bytes] = context.socket(zmq.SUB)
-        found.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
-        found.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode())
-        found.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode())
+        curve.lock(found, keys)
         found.setsockopt(zmq.SUBSCRIBE, b"")
         found.connect(f"tcp://127.0.0.1:{fort.facts.event_port}")
         return found

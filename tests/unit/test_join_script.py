@@ -6,7 +6,10 @@ import ast
 import hashlib
 import importlib.metadata
 import io
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -87,8 +90,14 @@ def test_where_it_is_served_is_read_back_or_nowhere(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("{")
     assert joining.find(tmp_path) is None
-    path.write_text('{"pid": 1, "port": 8084, "sha256": "x"}')
+    described = '{"pid": %d, "port": 8084, "sha256": "x"}'
+    path.write_text(described % os.getpid())
     assert joining.find(tmp_path) == (8084, "x")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    path.write_text(described % gone.pid)
+    if os.name == "posix":
+        assert joining.find(tmp_path) is None
 
 
 def test_only_its_own_files_are_served(tmp_path: Path) -> None:
