@@ -23,7 +23,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
+#: Documents whose blocks belong together and are run in order by a test of their own.
+ELSEWHERE = {"cookbook.md": "test_cookbook.py"}
+BLOCKS = [block for path in DOCUMENTS if path.name not in ELSEWHERE for block in blocks(path)]
 #: How a block that is not run as it stands begins → why.
 NOT_RUN = {
     "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/test_bootstrap.py",
@@ -65,6 +67,13 @@ def rest(cluster: Cluster) -> Rest:
 @pytest.mark.parametrize("beginning", NOT_RUN)
 def test_what_is_not_run_is_there(beginning: str) -> None:
     assert [block.name for block in BLOCKS if block.text.startswith(beginning)]
+
+
+@pytest.mark.parametrize("document", ELSEWHERE)
+def test_a_document_with_a_test_of_its_own_has_it(document: str) -> None:
+    code = Path(__file__).with_name(ELSEWHERE[document]).read_text("utf-8")
+    assert f'"{document}"' in code
+    assert document in {path.name for path in DOCUMENTS}
 
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
