@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Documents whose blocks belong together and are run in order by a test of their own.
-ELSEWHERE = {"cookbook.md": "test_cookbook.py"}
+ELSEWHERE = {"cookbook.md": "test_cookbook.py", "tutorial.md": "test_tutorial.py"}
 BLOCKS = [block for path in DOCUMENTS if path.name not in ELSEWHERE for block in blocks(path)]
 #: How a block that is not run as it stands begins → why.
 NOT_RUN = {
