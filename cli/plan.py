@@ -118,6 +118,11 @@ class Plan:
         """Where the installer for new devices is served."""
         return self._settings.server.join_port
 
+    @property
+    def public_host(self) -> str:
+        """By which devices elsewhere reach this machine, empty when it is to be found out."""
+        return self._settings.server.public_host
+
     def worker_address(self, main: MainEndpoints) -> str:
         """Where local workers reach the worker bus."""
         return f"{bracketed(dial_host(self.worker_host))}:{main.worker_port}"

@@ -29,6 +29,8 @@ class Target:
     data_dir: Path
     #: File with the key for it; empty: the data folder's.
     key_file: str = ""
+    #: By which devices reach this machine, where that was said.
+    public_host: str = ""
 
     def client(self, timeout_seconds: float) -> AdminClient:
         """A client of it."""
@@ -96,14 +98,16 @@ def find_target(
                 str(path),
                 settings.data_dir,
                 settings.api.cluster_key_file,
+                settings.server.public_host,
             )
         source = f"the default; no cluster runs with the data folder {settings.data_dir}"
     else:
         source = " and ".join(dict.fromkeys(chosen))
     api = settings.api
     return Target(
-        api.cluster_host, api.cluster_port, source, settings.data_dir, api.cluster_key_file
-    )
+        api.cluster_host, api.cluster_port, source, settings.data_dir, api.cluster_key_file,
+        settings.server.public_host,
+    )  # fmt: skip
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -85,7 +85,7 @@ def _create(session: Session) -> int:
 def _host(session: Session) -> str:
     if not is_loopback(session.target.host):
         return session.target.host
-    return lan_address() or "127.0.0.1"
+    return session.target.public_host or lan_address() or "127.0.0.1"
 
 
 def _ls(session: Session) -> int:

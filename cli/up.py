@@ -202,7 +202,7 @@ class Up:
 
     def _join_line(self, main: MainEndpoints) -> str:
         """A new join string for other devices, empty when there is none to give."""
-        host = lan_address()
+        host = self._public_host()
         if not main.bus_encrypted or host is None or is_loopback(self._plan.worker_host):
             return ""
         client = self._admin_client(main)
@@ -219,7 +219,7 @@ class Up:
 
     def _serve_installer(self, main: MainEndpoints) -> None:
         """Serve `/join.py` where the worker bus listens, if devices elsewhere can reach that."""
-        host, name = self._plan.worker_host, lan_address()
+        host, name = self._plan.worker_host, self._public_host()
         if not main.bus_encrypted or name is None or is_loopback(host):
             return
         try:
@@ -292,7 +292,7 @@ class Up:
             api_port=self._api.port,
             worker_port=self._main.worker_port,
             worker_host=self._plan.worker_host,
-            lan_address=lan_address(),
+            lan_address=self._public_host(),
             data_dir_flag=flag,
             commands=commands_folder(),
             join=join,
@@ -300,8 +300,11 @@ class Up:
             insecure=not self._main.bus_encrypted,
         )
 
+    def _public_host(self) -> str | None:
+        return self._plan.public_host or lan_address()
+
     def _one_line(self, join: str) -> str:
-        host = lan_address()
+        host = self._public_host()
         if not join or self._joins is None or host is None:
             return ""
         server = joining.JoinServer(self._joins.port, self._joins.sha256)

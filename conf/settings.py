@@ -72,6 +72,11 @@ class Server(Section):
     event_host: str = setting("127.0.0.1", "Address of the event feed; elsewhere only with CURVE.")
     event_port: int = _port(8083, "Port of the event feed")
     join_port: int = _port(8084, "Port where `up` serves the installer for new devices")
+    public_host: str = setting(
+        "",
+        "Name or address by which devices reach this machine, for join lines; empty: its address"
+        " on the network. A container has to be told.",
+    )
     insecure: bool = setting(
         False,
         "Leaves the worker bus, and only that, without CURVE, also beyond this machine: anyone who"

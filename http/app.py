@@ -169,7 +169,7 @@ def create_app(
     route(f"{API}/devices/{{device_id}}/ping", device, suffix="ping")
     route(f"{API}/devices/{{device_id}}/drain", device, suffix="drain")
     route(f"{API}/devices/{{device_id}}/resume", device, suffix="resume")
-    route(f"{API}/join-tokens", JoinTokens(guarded, api, settings.data_dir))
+    route(f"{API}/join-tokens", JoinTokens(guarded, settings))
     route(f"{API}/tasks", tasks)
     route(f"{API}/tasks/batch", tasks, suffix="batch")
     route(f"{API}/tasks/statistics", tasks, suffix="statistics")

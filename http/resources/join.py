@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import falcon
@@ -12,7 +11,7 @@ from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import joining
 from retire_cluster.conf.addresses import is_loopback, lan_address
-from retire_cluster.conf.settings import Api
+from retire_cluster.conf.settings import Settings
 
 #: A bus that is bound to no address in particular.
 _ANY_ADDRESS = ("", "0.0.0.0", "::", "*")
@@ -22,10 +21,11 @@ _TOLD = ("token_id", "uses", "expires_at")
 class JoinTokens(Resource):
     """`POST /join-tokens`: a token, as the line that a device needs."""
 
-    def __init__(self, cluster: GuardedCluster, api: Api, data_dir: Path) -> None:
+    def __init__(self, cluster: GuardedCluster, settings: Settings) -> None:
         self._cluster = cluster
-        self._data_dir = data_dir
-        self._main_host = api.cluster_host
+        self._data_dir = settings.data_dir
+        self._main_host = settings.api.cluster_host
+        self._public_host = settings.server.public_host
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make one. Whoever has the line may join, so it is an administrator's to make."""
@@ -47,6 +47,8 @@ class JoinTokens(Resource):
 
     def _address(self) -> str:
         """Where devices reach the main node, as far as can be told from here."""
+        if self._public_host:
+            return self._public_host
         bound: str = self._cluster.data("config.get", {"section": "server"})["worker_host"]
         if bound not in _ANY_ADDRESS:
             return bound

@@ -382,6 +382,12 @@ def test_a_join_token_is_told_once_as_the_line_to_paste(api: Any, start_api: Any
     assert closed.post(f"{API}/join-tokens", key="k").status == 201
 
 
+def test_a_join_token_names_the_host_that_the_settings_say(start_api: Any) -> None:
+    api = start_api("--no-rate-limit", RETIRE_CLUSTER_SERVER_PUBLIC_HOST="nas.example")
+    data = api.post(f"{API}/join-tokens").data
+    assert (curve.read_join(data["join"]).host, data["local_only"]) == ("nas.example", False)
+
+
 def test_draining_needs_a_key_that_may_and_a_device_that_is_there(
     api: Any, start_api: Any, cluster: Any
 ) -> None:
