@@ -57,7 +57,7 @@ PURE_CORE = (
     "broker/restore.py",
     "broker/ledger.py",
     "broker/feed.py",
-    "broker/ids.py",
+    "schemas/ids.py",
     "broker/ratelimit.py",
     "broker/views.py",
     "node/session.py",

@@ -6,7 +6,9 @@ device that has it (`current`); anything else is stale: counted, acknowledged, w
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby, repeat
+from typing import Any, NamedTuple
 
 from retire_cluster.broker import enrolment
 from retire_cluster.broker import events as ev
@@ -24,6 +26,7 @@ from retire_cluster.broker.retry import Decision, decide
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow, SubmissionRow, TaskRow
 from retire_cluster.broker.state import ClusterState, Wait
 from retire_cluster.broker.task import Task
+from retire_cluster.schemas.batches import FinishedGroup
 from retire_cluster.schemas.messages import (
     Cancel,
     FinishedAck,
@@ -39,6 +42,8 @@ from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
+#: No device excluded: the usual class of a new task.
+NOBODY: frozenset[str] = frozenset()
 #: The outcome word of an attempt whose device was lost.
 LOST = "lost"
 #: `details` in place of what was too large to keep.
@@ -48,41 +53,42 @@ _CUT = b'{"truncated":true,"logs":"left out by the main node: larger than the pr
 def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
     """New tasks: kept, then queued (or waiting for their time)."""
     first = state.next_task
-    state.next_task += len(event.specs)
-    rows = []
+    count = len(event.specs)
+    state.next_task += count
+    kept = state.keep_payloads(event.payloads)
+    rows: list[TaskRow] = []
     delayed: list[Task] = []
-    for offset, (spec, payload) in enumerate(zip(event.specs, event.payloads, strict=True)):
-        number = first + offset
-        delay = event.delays_seconds[offset] if event.delays_seconds else 0.0
+    delays = event.delays_seconds or repeat(0.0, count)
+    # Neighbours of one form are handled together: batches are often all alike.
+    for (spec, delay), run in groupby(zip(event.specs, delays, strict=True)):
+        start, size = len(rows), len(list(run))
+        numbers = range(first + start, first + start + size)
         status = TaskStatus.PENDING if delay > 0 else TaskStatus.QUEUED
-        kept = state.keep_payload(payload)
-        task = Task(number, spec, now.wall_ms, kept, len(payload), status, now.mono)
-        state.tasks[number] = task
-        state.ledger.add(number, status, spec.task_type, spec.priority)
+        tasks = [
+            Task(number, spec, now.wall_ms, payload, status, now.mono)
+            for number, payload in zip(numbers, kept[start : start + size], strict=True)
+        ]
+        state.tasks.update(zip(numbers, tasks, strict=True))
+        state.ledger.extend(numbers[0], size, status, spec.task_type, spec.priority)
         data: dict[str, Any] = {
             "from": None,
             "attempt": 0,
             "priority": PRIORITIES[spec.priority],
             "task_type": spec.task_type,
         }
-        state.log.add("task." + status.value, now.wall_ms, number, now.wall_ms, None, data)
-        rows.append(
-            TaskRow(
-                number,
-                now.wall_ms,
-                spec.task_type,
-                spec.priority,
-                spec.timeout_seconds,
-                spec.max_retries,
-                spec.document,
-                payload,
-            )
-        )
+        created = [now.wall_ms] * size
+        state.log.add_burst("task." + status.value, now.wall_ms, numbers, created, None, data)
+        form = (spec.task_type, spec.priority, spec.timeout_seconds, spec.max_retries)
+        rows += map(
+            TaskRow, numbers, created, *map(repeat, form), repeat(spec.document),
+            event.payloads[start : start + size],
+        )  # fmt: skip
         if delay > 0:
-            state.wait_until(task, now.mono + delay)
-            delayed.append(task)
+            for task in tasks:
+                state.wait_until(task, now.mono + delay)
+            delayed += tasks
         else:
-            state.enqueue(task, now)
+            state.enqueue_all(tasks, state.class_of(spec, NOBODY))
     record = None
     if event.idempotency is not None:
         owner, key, fingerprint = event.idempotency
@@ -96,10 +102,12 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
 def current(state: ClusterState, key: Key, device: Device) -> Task | None:
     """The task whose current attempt, on this device, has this key; None for a stale key."""
     task = state.tasks.get(key[0])
-    if task is None or task.device is not device or task.dispatch is None or task.key != key:
-        state.stats.dropped["stale_attempt"] += 1
-        return None
-    return task
+    if task is not None and task.device is device and task.attempt == key[1]:
+        dispatch = task.dispatch
+        if dispatch is not None and dispatch.token == key[2] and dispatch.epoch == key[3]:
+            return task
+    state.stats.dropped["stale_attempt"] += 1
+    return None
 
 
 def started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
@@ -112,12 +120,20 @@ def started(state: ClusterState, device: Device, message: Started, now: Now) -> 
 
 def start(state: ClusterState, task: Task, elapsed_seconds: float, now: Now) -> None:
     """An assigned attempt runs, since `elapsed_seconds` but not since before it was assigned."""
-    if task.assigned_ms is not None:
-        elapsed_seconds = min(elapsed_seconds, max(0, now.wall_ms - task.assigned_ms) / 1000)
-    task.started_mono = now.mono - elapsed_seconds
-    task.started_ms = now.wall_ms - int(elapsed_seconds * 1000)
-    state.move(task, "start", now)
-    state.running[task.number] = task
+    start_all(state, ((task, elapsed_seconds),), now)
+
+
+def start_all(state: ClusterState, starting: Sequence[tuple[Task, float]], now: Now) -> None:
+    """As `start`, for attempts on one device and how long each has run."""
+    if not starting:
+        return
+    for task, elapsed in starting:
+        if task.assigned_ms is not None:
+            elapsed = min(elapsed, max(0, now.wall_ms - task.assigned_ms) / 1000)
+        task.started_mono = now.mono - elapsed
+        task.started_ms = now.wall_ms - int(elapsed * 1000)
+        state.running[task.number] = task
+    state.move_all([task for task, _ in starting], "start", now)
 
 
 def progressed(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
@@ -149,27 +165,80 @@ def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
     device.last_seen_mono = now.mono
     outcomes: list[OutcomeRow] = []
     deviating: list[int] = []
-    for index, item in enumerate(message.items):
-        task = current(state, item.key, device)
-        if task is None:
-            continue
-        result, details = _bounded(event.blobs[2 * index], event.blobs[2 * index + 1])
-        row = _settle(state, device, task, item, result, details, now)
-        if row is not None:
-            outcomes.append(row)
-            if task.deviates:
-                deviating.append(task.number)
+    results, details = _bounded(event.blobs)
+    start = 0
+    for group in message.groups:
+        end = start + len(group.tasks)
+        part = _Part(group, results[start:end], details[start:end])
+        ended = _succeeded if group.outcome == Outcome.SUCCESS else _settled
+        outcomes += ended(state, device, part, deviating, now)
+        start = end
     if outcomes:
         state.emit(StoreOutcomes(outcomes, deviating))
     state.emit(Send(event.routing, FinishedAck(message.session, message.batch)))
     state.note_room(device)
 
 
-def _bounded(result: bytes, details: bytes) -> tuple[bytes, bytes]:
-    """What a device sent, without a part that is larger than the protocol allows."""
-    if len(result) > MAX_RESULT_BYTES:
-        result, details = b"", _CUT
-    return result, details if len(details) <= MAX_DETAILS_BYTES else _CUT
+class _Part(NamedTuple):
+    """Attempts that ended alike, and what each of them told."""
+
+    group: FinishedGroup
+    results: Sequence[bytes]
+    details: Sequence[bytes]
+
+
+def _bounded(blobs: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """Results and details as a device sent them, without what the protocol does not allow."""
+    results, details = blobs[::2], blobs[1::2]
+    if max(map(len, results), default=0) > MAX_RESULT_BYTES:
+        details = [
+            _CUT if len(result) > MAX_RESULT_BYTES else detail
+            for result, detail in zip(results, details, strict=True)
+        ]
+        results = [b"" if len(result) > MAX_RESULT_BYTES else result for result in results]
+    if max(map(len, details), default=0) > MAX_DETAILS_BYTES:
+        details = [_CUT if len(detail) > MAX_DETAILS_BYTES else detail for detail in details]
+    return results, details
+
+
+def _succeeded(
+    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+) -> list[OutcomeRow]:
+    """Attempts that ended well: the outcomes of those that are current."""
+    group, results, details = part
+    found: dict[int, int] = {}
+    for index, (number, attempt) in enumerate(zip(group.tasks, group.attempts, strict=True)):
+        if number in found:
+            state.stats.dropped["stale_attempt"] += 1  # said twice
+        elif current(state, (number, attempt, group.token, group.epoch), device) is not None:
+            found[number] = index
+    if not found:
+        return []
+    tasks = [state.tasks[number] for number in found]
+    seconds, chosen = group.execution_seconds, list(found.values())
+    fresh = [(state.tasks[n], seconds[i]) for n, i in found.items()]
+    start_all(state, [pair for pair in fresh if pair[0].status is TaskStatus.ASSIGNED], now)
+    device.succeeded += len(tasks)
+    deviating += [task.number for task in tasks if task.deviates]
+    return _conclude_all(
+        state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
+        [results[index] for index in chosen], [details[index] for index in chosen],
+    )  # fmt: skip
+
+
+def _settled(
+    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+) -> list[OutcomeRow]:
+    """Attempts that ended otherwise: the outcomes of the tasks that end with them."""
+    rows = []
+    for item, result, detail in zip(part.group.items(), part.results, part.details, strict=True):
+        task = current(state, item.key, device)
+        row = None if task is None else _settle(state, device, task, item, result, detail, now)
+        if task is not None and row is not None:
+            rows.append(row)
+            if task.deviates:
+                deviating.append(task.number)
+    return rows
 
 
 def _settle(
@@ -181,7 +250,7 @@ def _settle(
     details: bytes,
     now: Now,
 ) -> OutcomeRow | None:
-    """What one current result means; the outcome if it ends the task."""
+    """What a current result other than success means; the outcome if it ends the task."""
     denied = item.cause == Cause.POLICY_DENIED
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
@@ -189,12 +258,6 @@ def _settle(
         return None
     if task.status is TaskStatus.ASSIGNED and not denied:
         start(state, task, item.execution_seconds, now)
-    if item.outcome == Outcome.SUCCESS:
-        device.succeeded += 1
-        return conclude(
-            state, task, TaskStatus.SUCCESS, "succeed", now,
-            seconds=item.execution_seconds, result=result, details=details,
-        )  # fmt: skip
     cause = Cause.TIMEOUT if item.outcome == Outcome.TIMEOUT else (item.cause or Cause.ERROR)
     message = (item.error_message or str(cause))[:MAX_ERROR_CHARACTERS]
     device.failed += 1
@@ -256,27 +319,39 @@ def conclude(
     details: bytes = b"",
 ) -> OutcomeRow:
     """End a task; its outcome, for the caller to have stored."""
+    return _conclude_all(
+        state, (task,), status, event, now, (seconds,), (result,), (details,), cause, message
+    )[0]
+
+
+def _conclude_all(
+    state: ClusterState,
+    tasks: Sequence[Task],
+    status: TaskStatus,
+    event: str,
+    now: Now,
+    seconds: Sequence[float | None],
+    results: Sequence[bytes],
+    details: Sequence[bytes],
+    cause: str | None = None,
+    message: str | None = None,
+) -> list[OutcomeRow]:
+    """End tasks of one device (or none) alike."""
     data: dict[str, Any] = {} if cause is None else {"cause": cause}
-    state.move(task, event, now, **data)
-    row = OutcomeRow(
-        task.number,
-        status.value,
-        task.device.device_id if task.device is not None else None,
-        task.attempt,
-        task.assigned_ms,
-        task.started_ms,
-        now.wall_ms,
-        seconds,
-        cause,
-        message,
-        task.retry_count,
-        result,
-        details,
-    )
-    state.leave_device(task)
+    state.move_all(tasks, event, now, **data)
+    device = tasks[0].device
+    device_id = device.device_id if device is not None else None
+    rows = [
+        OutcomeRow(
+            task.number, status.value, device_id, task.attempt, task.assigned_ms, task.started_ms,
+            now.wall_ms, took, cause, message, task.stored_retries + task.retries, result, detail,
+        )
+        for task, took, result, detail in zip(tasks, seconds, results, details, strict=True)
+    ]  # fmt: skip
+    state.leave_device(tasks)
     state.stats.ended(status, seconds, now.wall_ms)
-    state.end(task)
-    return row
+    state.end(tasks)
+    return rows
 
 
 def give_back(
@@ -309,7 +384,7 @@ def give_back(
         details,
     )
     state.emit(StoreAttempts((row,)))
-    state.leave_device(task)
+    state.leave_device((task,))
     task.device = None
     task.assigned_ms = task.started_ms = task.started_mono = None
     if decision.costs_retry:
@@ -446,10 +521,7 @@ def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
     """Run an ended task again as a new generation; its old outcome becomes history."""
     old = event.outcome
     payload = state.keep_payload(event.payload)
-    task = Task(
-        event.task, event.spec, event.created_ms, payload, len(event.payload),
-        TaskStatus(old.status), now.mono,
-    )  # fmt: skip
+    task = Task(event.task, event.spec, event.created_ms, payload, TaskStatus(old.status), now.mono)
     task.attempt = old.attempt
     task.stored_retries = old.retry_count
     state.tasks[event.task] = task

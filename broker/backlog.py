@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from retire_cluster.broker.task import Task
@@ -42,11 +43,13 @@ class _Lane:
         self.returned: list[tuple[int, int, Task]] = []
         self._order = itertools.count()
 
-    def push(self, task: Task) -> None:
-        if not self.fresh or self.fresh[-1].number < task.number:
-            self.fresh.append(task)
+    def push(self, tasks: Sequence[Task]) -> None:
+        """Take in tasks in rising order."""
+        if not self.fresh or self.fresh[-1].number < tasks[0].number:
+            self.fresh.extend(tasks)
         else:
-            heapq.heappush(self.returned, (task.number, next(self._order), task))
+            for task in tasks:
+                heapq.heappush(self.returned, (task.number, next(self._order), task))
 
     def head(self) -> Task | None:
         """The oldest queued task; entries of tasks no longer queued here are dropped on the way."""
@@ -59,12 +62,28 @@ class _Lane:
             return returned[0][2]
         return fresh[0] if fresh else None
 
-    def pop(self, task: Task) -> None:
-        """Take out the task that `head` gave."""
-        if self.fresh and self.fresh[0] is task:
-            self.fresh.popleft()
-        else:
-            heapq.heappop(self.returned)
+    def pop(self, limit: int, before: int | None) -> list[Task]:
+        """Take out up to `limit` tasks in order, after the first only those below `before`."""
+        found: list[Task] = []
+        fresh, returned = self.fresh, self.returned
+        while len(found) < limit:
+            task = self.head()
+            if task is None or (before is not None and found and task.number >= before):
+                break
+            if not (fresh and fresh[0] is task):
+                heapq.heappop(returned)
+                found.append(task)
+                continue
+            # Fresh ones follow each other until a returned one is older, or the limit is reached.
+            end = returned[0][0] if returned else None
+            if before is not None and (end is None or before < end):
+                end = before
+            found.append(fresh.popleft())
+            while fresh and len(found) < limit and (end is None or fresh[0].number < end):
+                task = fresh.popleft()
+                if task.status is _QUEUED:
+                    found.append(task)
+        return found
 
     def sweep(self) -> None:
         """Drop every entry of a task no longer queued."""
@@ -85,10 +104,10 @@ class Lanes:
         #: Entries (at most) of tasks that left and are still in a lane.
         self._stale = 0
 
-    def push(self, task: Task) -> None:
-        """Queue a task."""
-        self._lanes[task.spec.priority].push(task)
-        self.size += 1
+    def push(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks of one priority, in rising order."""
+        self._lanes[tasks[0].spec.priority].push(tasks)
+        self.size += len(tasks)
 
     def left(self) -> None:
         """A queued task left otherwise than by `take` (cancelled); its status says so already."""
@@ -118,13 +137,6 @@ class Lanes:
 
     def take(self, lane: int, limit: int, before: int | None = None) -> list[Task]:
         """Up to `limit` tasks of one lane in order, only those numbered below `before`."""
-        found: list[Task] = []
-        row = self._lanes[lane]
-        while len(found) < limit:
-            task = row.head()
-            if task is None or (before is not None and task.number >= before and found):
-                break
-            row.pop(task)
-            found.append(task)
+        found = self._lanes[lane].pop(limit, before)
         self.size -= len(found)
         return found

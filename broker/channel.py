@@ -20,10 +20,10 @@ import zmq
 from retire_cluster.broker.admin import Call, Facts, Reply
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
-from retire_cluster.broker.ids import TaskIds
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
+from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.jsontext import JSONError, dumps
 from retire_cluster.schemas.messages import Finished, Reject, read_from_device
 from retire_cluster.schemas.wire import WireError
@@ -144,7 +144,7 @@ class Bus(_Channel):
                 found = wire.decode(wire.BUS, frames)
                 message = read_from_device(found.verb, found.header)
                 if isinstance(message, Finished):
-                    if len(found.blobs) != 2 * len(message.items):
+                    if len(found.blobs) != 2 * message.count:
                         raise WireError("FINISHED has two blobs an item")
                     yield ResultsArrived(routing, message, found.blobs, key)
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from retire_cluster.broker.rows import DeviceRow
@@ -154,15 +155,17 @@ class Device:
             return 0.0
         return self.session_base_seconds + max(0.0, now_mono - self.session_mono)
 
-    def hold(self, task: Task) -> None:
-        """Place an attempt."""
-        self.attempts[task.number] = task
-        self.used_units += self.units_of(task.spec.task_type)
+    def hold(self, tasks: Sequence[Task]) -> None:
+        """Place attempts."""
+        for task in tasks:
+            self.attempts[task.number] = task
+            self.used_units += self.units_of(task.spec.task_type)
 
-    def release(self, task: Task) -> None:
-        """An attempt left (ended, lost or taken back)."""
-        if self.attempts.pop(task.number, None) is not None:
-            self.used_units -= self.units_of(task.spec.task_type)
+    def release(self, tasks: Sequence[Task]) -> None:
+        """Attempts left (ended, lost or taken back)."""
+        for task in tasks:
+            if self.attempts.pop(task.number, None) is not None:
+                self.used_units -= self.units_of(task.spec.task_type)
 
     def register(self, hello: Hello, routing: bytes, now_mono: float) -> None:
         """Take over what a HELLO says."""

@@ -1,14 +1,15 @@
 """The event log: what happened, with one rising cursor that clients resume from.
 
 Kept in memory, newest `size` events. Ids rise across restarts because the epoch is their upper
-part. Events are compact tuples until somebody reads them.
+part. What happens to many tasks at once is kept as one burst; events are made of it only when
+somebody reads them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 #: Events one epoch may number; 2⁵³ (JavaScript's whole numbers) leaves room for 2 million epochs.
@@ -28,12 +29,39 @@ class Entry(NamedTuple):
     data: dict[str, Any]
 
 
+class Burst(NamedTuple):
+    """The same event of several tasks; its ids follow each other from `id`."""
+
+    id: int
+    type: str
+    at_ms: int
+    tasks: Sequence[int]
+    #: One creation time a task.
+    created_ms: Sequence[int]
+    device_id: str | None
+    #: One for all of them, or one a task.
+    data: dict[str, Any] | Sequence[dict[str, Any]]
+
+    def entries(self, start: int) -> Iterator[Entry]:
+        """Its events from position `start` on."""
+        ids = range(self.id + start, self.id + len(self.tasks))
+        data: Iterable[dict[str, Any]]
+        data = repeat(self.data) if isinstance(self.data, dict) else self.data[start:]
+        return map(
+            Entry, ids, repeat(self.type), repeat(self.at_ms), self.tasks[start:],
+            self.created_ms[start:], repeat(self.device_id), data,
+        )  # fmt: skip
+
+
 class EventLog:
     """The newest events of this broker process."""
 
     def __init__(self, epoch: int, size: int = 100_000) -> None:
         self._next = epoch * EPOCH_SPAN + 1
-        self._entries: deque[Entry] = deque(maxlen=size)
+        #: Id of the oldest event that is kept; of a burst at the old end a part may be gone.
+        self._oldest = self._next
+        self._size = size
+        self._kept: deque[Entry | Burst] = deque()
 
     @property
     def last(self) -> int:
@@ -47,8 +75,8 @@ class EventLog:
 
     def resize(self, size: int) -> None:
         """Keep this many events from now on; the oldest go first."""
-        if size != self._entries.maxlen:
-            self._entries = deque(self._entries, maxlen=size)
+        self._size = size
+        self._trim()
 
     def add(
         self,
@@ -61,20 +89,52 @@ class EventLog:
     ) -> None:
         """Append an event."""
         entry = Entry(self._next, type_, at_ms, task, created_ms, device_id, data or {})
-        self._entries.append(entry)
+        self._kept.append(entry)
         self._next += 1
+        self._trim()
 
-    def after(self, since: int) -> Iterable[Entry]:
+    def add_burst(
+        self,
+        type_: str,
+        at_ms: int,
+        tasks: Sequence[int],
+        created_ms: Sequence[int],
+        device_id: str | None,
+        data: dict[str, Any] | Sequence[dict[str, Any]],
+    ) -> None:
+        """Append the same event of several tasks (at least one); see `Burst`."""
+        self._kept.append(Burst(self._next, type_, at_ms, tasks, created_ms, device_id, data))
+        self._next += len(tasks)
+        self._trim()
+
+    def _trim(self) -> None:
+        oldest = self._next - self._size
+        if oldest > self._oldest:
+            self._oldest = oldest
+            kept = self._kept
+            while kept and _end(kept[0]) <= oldest:
+                kept.popleft()
+
+    def after(self, since: int) -> Iterator[Entry]:
         """The kept events newer than a cursor, oldest first."""
-        entries = self._entries
-        if not entries or since >= entries[-1].id:
-            return ()
-        skip = max(0, since + 1 - entries[0].id)
-        if skip > len(entries) // 2:  # walking from the near end is cheaper
-            newest = list(itertools.islice(reversed(entries), len(entries) - skip))
+        first = max(since + 1, self._oldest)
+        if first >= self._next:
+            return
+        if first - self._oldest < self._next - first:
+            found: Iterable[Entry | Burst] = (e for e in self._kept if _end(e) > first)
+        else:  # walking from the near end is cheaper
+            newest = []
+            for each in reversed(self._kept):
+                if _end(each) <= first:
+                    break
+                newest.append(each)
             newest.reverse()
-            return newest
-        return itertools.islice(entries, skip, None)
+            found = newest
+        for each in found:
+            if isinstance(each, Entry):
+                yield each
+            else:
+                yield from each.entries(max(0, first - each.id))
 
     def gap(self, since: int) -> bool:
         """Whether events between a cursor and the oldest kept one are gone.
@@ -85,7 +145,7 @@ class EventLog:
             return False
         if since >= self.last:
             return since > self.last
-        return not self._entries or since + 1 < self._entries[0].id
+        return since + 1 < self._oldest
 
     def select(
         self, since: int, limit: int, wanted: Callable[[Entry], bool]
@@ -102,3 +162,8 @@ class EventLog:
         else:
             cursor = max(cursor, self.last) if since <= self.last else self.last
         return found, cursor
+
+
+def _end(kept: Entry | Burst) -> int:
+    """The id after its last one."""
+    return kept.id + (1 if isinstance(kept, Entry) else len(kept.tasks))

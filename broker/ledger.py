@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from retire_cluster.schemas.vocabulary import PRIORITIES, TERMINAL, TaskStatus
@@ -86,44 +86,93 @@ class Ledger:
         ended_s: int = 0,
     ) -> None:
         """A new line; numbers only rise."""
+        self.extend(task, 1, status, task_type, priority, device_id, ended_s)
+
+    def extend(
+        self,
+        first: int,
+        count: int,
+        status: TaskStatus,
+        task_type: str,
+        priority: int,
+        device_id: str | None = None,
+        ended_s: int = 0,
+    ) -> None:
+        """New lines of `count` tasks that have all in common, numbered from `first`."""
         if not self._status:
-            self._base = task
-        gap = task - self._base - len(self._status)
+            self._base = first
+        gap = first - self._base - len(self._status)
         if gap < 0:
-            raise ValueError(f"task {task} is older than the ledger's newest line")
+            raise ValueError(f"task {first} is older than the ledger's newest line")
         if gap:
-            self._status.extend(bytes(gap))
-            self._priority.extend(bytes(gap))
-            self._type.extend([0] * gap)
-            self._device.extend([0] * gap)
-            self._ended.extend([0] * gap)
+            self._append(gap, _ABSENT, 0, 0, 0, 0)
         code, kind = _CODE[status], self._types.number(task_type)
         device = self._devices.number(device_id or "")
-        self._status.append(code)
-        self._priority.append(priority)
-        self._type.append(kind)
-        self._device.append(device)
-        self._ended.append(ended_s)
-        self._cube[code, priority, kind, device] += 1
-        self.total += 1
+        self._append(count, code, priority, kind, device, ended_s)
+        self._cube[code, priority, kind, device] += count
+        self.total += count
+
+    def _append(
+        self, count: int, code: int, priority: int, kind: int, device: int, ended_s: int
+    ) -> None:
+        if count == 1:
+            self._status.append(code)
+            self._priority.append(priority)
+            self._type.append(kind)
+            self._device.append(device)
+            self._ended.append(ended_s)
+            return
+        self._status.extend(bytes((code,)) * count)
+        self._priority.extend(bytes((priority,)) * count)
+        self._type.extend(array("I", (kind,)) * count)
+        self._device.extend(array("I", (device,)) * count)
+        self._ended.extend(array("I", (ended_s,)) * count)
 
     def move(self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0) -> None:
         """A task changed its status or device; `ended_s`: the epoch second when it ended."""
-        at = task - self._base
-        old = (self._status[at], self._priority[at], self._type[at], self._device[at])
-        device = self._devices.number(device_id or "")
-        new = (_CODE[status], old[1], old[2], device)
-        self._ended[at] = ended_s
-        if new == old:
+        self.move_all((task,), status, device_id, ended_s)
+
+    def move_all(
+        self, tasks: Sequence[int], status: TaskStatus, device_id: str | None, ended_s: int = 0
+    ) -> None:
+        """As `move`, for different tasks that all went to one status and device."""
+        device, code = self._devices.number(device_id or ""), _CODE[status]
+        start = tasks[0] - self._base
+        end = start + len(tasks)
+        if len(tasks) > 1 and self._is_one_block(tasks, start, end):
+            self._recount(start, code, device, len(tasks))
+            count = len(tasks)
+            self._status[start:end] = bytes((code,)) * count
+            self._device[start:end] = array("I", (device,)) * count
+            self._ended[start:end] = array("I", (ended_s,)) * count
             return
-        self._count_down(old)
-        self._cube[new] += 1
-        self._status[at], self._device[at] = new[0], device
+        for task in tasks:
+            at = task - self._base
+            self._recount(at, code, device, 1)
+            self._status[at], self._device[at], self._ended[at] = code, device, ended_s
+
+    def _is_one_block(self, tasks: Sequence[int], start: int, end: int) -> bool:
+        """Whether tasks are neighbours and their lines are alike; found out at C speed."""
+        count = end - start
+        return (
+            list(tasks) == list(range(tasks[0], tasks[0] + count))
+            and self._status.count(self._status[start], start, end) == count
+            and self._priority.count(self._priority[start], start, end) == count
+            and self._type[start:end] == self._type[start : start + 1] * count
+            and self._device[start:end] == self._device[start : start + 1] * count
+        )
+
+    def _recount(self, at: int, code: int, device: int, count: int) -> None:
+        """`count` lines like the one at a position get another status and device."""
+        priority, kind = self._priority[at], self._type[at]
+        self._count_down((self._status[at], priority, kind, self._device[at]), count)
+        self._cube[code, priority, kind, device] += count
 
     def drop(self, task: int) -> None:
         """A task is deleted."""
         at = task - self._base
-        self._count_down((self._status[at], self._priority[at], self._type[at], self._device[at]))
+        line = (self._status[at], self._priority[at], self._type[at], self._device[at])
+        self._count_down(line, 1)
         self._status[at] = _ABSENT
         self.total -= 1
 
@@ -135,8 +184,8 @@ class Ledger:
                 del column[:kept]
             self._base += kept
 
-    def _count_down(self, line: tuple[int, int, int, int]) -> None:
-        left = self._cube[line] - 1
+    def _count_down(self, line: tuple[int, int, int, int], count: int) -> None:
+        left = self._cube[line] - count
         if left:
             self._cube[line] = left
         else:

@@ -47,7 +47,7 @@ def place(state: ClusterState, event: Place, now: Now) -> None:
         entry = chosen.setdefault(device.device_id, (device, []))
         for task in tasks:
             task.backlog = None
-            device.hold(task)
+        device.hold(tasks)
         entry[1].extend(tasks)
         if device.free_units <= 0:
             state.free.pop(device.device_id, None)
@@ -99,7 +99,7 @@ def _dispatch(state: ClusterState, device: Device, tasks: list[Task], now: Now) 
         task.assigned_ms = now.wall_ms
         task.started_ms = task.started_mono = None
         task.confirmed_mono = now.mono
-        state.move(task, "assign", now)
+    state.move_all(tasks, "assign", now)
     attempts = tuple((task.number, task.attempt) for task in tasks)
     row = DispatchRow(dispatch.number, state.epoch, token, device.device_id, now.wall_ms, attempts)
     state.emit(StoreDispatch(row))

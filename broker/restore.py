@@ -53,7 +53,7 @@ def restore(
             elif final in (TaskStatus.FAILED, TaskStatus.TIMEOUT):
                 device.failed += count
     for completed_ms, word, seconds in snapshot.recent:
-        state.stats.recall(TaskStatus(word), seconds, completed_ms)
+        state.stats.recall(TaskStatus(word), (seconds,), completed_ms)
     state.submissions = {(row.owner, row.key): row for row in snapshot.submissions}
     return state, warnings
 
@@ -112,7 +112,7 @@ def _live(
         )
     size = snapshot.live_payload_bytes[row.number]
     payload = state.keep_payload(row.payload) if len(row.payload) == size else None
-    task = Task(row.number, spec, row.created_ms, payload, size, TaskStatus.QUEUED, now.mono)
+    task = Task(row.number, spec, row.created_ms, payload, TaskStatus.QUEUED, now.mono)
     kept = snapshot.deviations.get(row.number)
     if kept is not None:
         _deviate(task, kept)
@@ -124,7 +124,7 @@ def _live(
         task.device = device
         task.confirmed_mono = now.mono
         task.status = TaskStatus.ASSIGNED
-        device.hold(task)
+        device.hold((task,))
         state.ledger.add(row.number, task.status, row.task_type, row.priority, device.device_id)
         return
     wait = 0.0

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import zmq
@@ -32,12 +33,13 @@ from retire_cluster.broker.gate import Gate
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.store import RowDamaged, Store, StoreError
+from retire_cluster.broker.task import Task
 from retire_cluster.conf import failpoints
 from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
+from retire_cluster.schemas.batches import Assign, AssignGroup
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
-from retire_cluster.schemas.messages import Assign
 
 log = logging.getLogger("broker")
 
@@ -379,9 +381,7 @@ class Broker:
     def _assign(self, order: ins.SendAssign) -> None:
         missing = [task.number for task in order.tasks if task.payload is None]
         read = self._store.payloads(missing) if missing else {}
-        # Written as rows at once: a record for each of 500 assignments costs more than all else.
-        token, epoch, public = order.dispatch.token, order.dispatch.epoch, self.state.ids.public
-        rows: list[list[object]] = []
+        tasks: list[Task] = []
         payloads: list[bytes] = []
         for task in order.tasks:
             if task.dispatch is not order.dispatch:
@@ -390,26 +390,34 @@ class Broker:
             if payload is None:
                 self._later.append(ev.TaskDamaged(task.number))
                 continue
-            task_id = public(task.number, task.created_ms)
-            spec = task.spec
-            rows.append(
-                [task.number, task.attempt, token, epoch, task_id, spec.task_type,
-                 spec.timeout_seconds]
-            )  # fmt: skip
+            tasks.append(task)
             payloads.append(payload)
         start = 0
         for count in wire.split_batch(map(len, payloads)):
             end = start + count
-            header = {"session": order.session, "items": rows[start:end]}
-            self._bus.send(
-                order.routing, Assign.verb, header, payloads[start:end], self.state.stats.dropped
-            )
+            verb, header = self._assignment(order, tasks[start:end]).write()
+            blobs = payloads[start:end]
+            self._bus.send(order.routing, verb, header, blobs, self.state.stats.dropped)
             start = end
         # Measured here, where the message leaves: a turn has one time, taken at its beginning.
         sent_mono = self._now().mono
-        for task in order.tasks:
-            self.state.stats.placed(sent_mono - task.queued_mono)
+        self.state.stats.placed([sent_mono - task.queued_mono for task in order.tasks])
         failpoints.reach("broker-after-assign")
+
+    def _assignment(self, order: ins.SendAssign, tasks: Sequence[Task]) -> Assign:
+        groups = []
+        for (kind, limit), some in groupby(
+            tasks, lambda task: (task.spec.task_type, task.spec.timeout_seconds)
+        ):
+            found = list(some)
+            groups.append(
+                AssignGroup(
+                    kind, limit, [task.number for task in found],
+                    [task.attempt for task in found], [task.created_ms for task in found],
+                )
+            )  # fmt: skip
+        lease, salt = order.dispatch, self.state.ids.salt
+        return Assign(order.session, lease.token, lease.epoch, salt, tuple(groups))
 
     def _publish(self, now: ev.Now) -> None:
         if self._admin.polls:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,14 @@ from retire_cluster.broker import events as ev
 from retire_cluster.broker.access import Access
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.feed import EventLog
-from retire_cluster.broker.ids import TaskIds
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
 from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
 from retire_cluster.broker.rows import LiveRow, SubmissionRow
 from retire_cluster.broker.stats import Stats
-from retire_cluster.broker.task import Task, TaskSpec, after
+from retire_cluster.broker.task import IllegalTransition, Task, TaskSpec, after
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.messages import HeartbeatConfig, Hello
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
@@ -170,27 +170,45 @@ class ClusterState:
 
         Raises `IllegalTransition` and changes nothing.
         """
-        before = task.status
+        return self.move_all((task,), event, now, **data)
+
+    def move_all(self, tasks: Sequence[Task], event: str, now: ev.Now, **data: Any) -> TaskStatus:
+        """As `move`, for different tasks in one state, all on one device or all on none."""
+        before, device = tasks[0].status, tasks[0].device
         status = after(before, event)
-        task.status = status
-        device_id = task.device.device_id if task.device is not None else None
-        ended_s = now.wall_ms // 1000 if status in TERMINAL else 0
-        self.ledger.move(task.number, status, device_id, ended_s)
-        data["from"] = _WORD[before]
-        data["attempt"] = task.attempt
-        self.log.add(
-            _EVENT_TYPE[status], now.wall_ms, task.number, task.created_ms, device_id, data
-        )
+        for task in tasks:
+            if task.status is not before:
+                raise IllegalTransition(task.status, event)
+        for task in tasks:
+            task.status = status
         if before is TaskStatus.RUNNING:
-            self.running.pop(task.number, None)
+            for task in tasks:
+                self.running.pop(task.number, None)
+        numbers = [task.number for task in tasks]
+        device_id = device.device_id if device is not None else None
+        ended_s = now.wall_ms // 1000 if status in TERMINAL else 0
+        self.ledger.move_all(numbers, status, device_id, ended_s)
+        data["from"] = _WORD[before]
+        attempts = [task.attempt for task in tasks]
+        told: dict[str, Any] | list[dict[str, Any]]
+        if attempts.count(attempts[0]) == len(attempts):
+            told = {**data, "attempt": attempts[0]}
+        else:
+            told = [{**data, "attempt": attempt} for attempt in attempts]
+        created = [task.created_ms for task in tasks]
+        self.log.add_burst(_EVENT_TYPE[status], now.wall_ms, numbers, created, device_id, told)
         return status
 
     def enqueue(self, task: Task, now: ev.Now) -> None:
         """Put a task that just became queued into its class's backlog."""
         task.queued_mono = now.mono
-        cls = self.class_of(task.spec, task.excluded)
-        task.backlog = cls
-        cls.lanes.push(task)
+        self.enqueue_all((task,), self.class_of(task.spec, task.excluded))
+
+    def enqueue_all(self, tasks: Sequence[Task], cls: TaskClass) -> None:
+        """Put tasks of one class and priority, queued since just now, into its backlog."""
+        for task in tasks:
+            task.backlog = cls
+        cls.lanes.push(tasks)
         self.waiting[cls.key] = cls
 
     def class_of(self, spec: TaskSpec, excluded: frozenset[str]) -> TaskClass:
@@ -225,29 +243,45 @@ class ClusterState:
         else:
             self.free.pop(device.device_id, None)
 
-    def leave_device(self, task: Task) -> Device | None:
-        """Take a task's current attempt off its device; the device, if it had one."""
-        device, dispatch = task.device, task.dispatch
+    def leave_device(self, tasks: Sequence[Task]) -> None:
+        """Take the current attempts of tasks off their device, all the same one if any."""
+        device = tasks[0].device
         if device is not None:
-            device.release(task)
-        if dispatch is not None:
-            dispatch.open -= 1
-            if dispatch.open == 0:
-                self.ended_dispatches.append(dispatch.number)
-        task.dispatch = None
-        task.progress = None
-        return device
+            device.release(tasks)
+        for task in tasks:
+            dispatch = task.dispatch
+            if dispatch is not None:
+                dispatch.open -= 1
+                if dispatch.open == 0:
+                    self.ended_dispatches.append(dispatch.number)
+                task.dispatch = None
+            task.progress = None
 
-    def end(self, task: Task) -> None:
-        """Forget a task that has just ended; who waits for it is told."""
-        del self.tasks[task.number]
-        if task.payload is not None:
-            self.inline_bytes -= len(task.payload)
-        for wait in self.waits.pop(task.number, ()):
-            wait.unfinished.discard(task.number)
-            if not wait.unfinished:
-                self.all_waits.remove(wait)
-                self.emit(WaitOver(wait.ticket, wait.tasks))
+    def end(self, tasks: Sequence[Task]) -> None:
+        """Forget tasks that have just ended; who waits for them is told."""
+        for task in tasks:
+            number = task.number
+            del self.tasks[number]
+            if task.payload is not None:
+                self.inline_bytes -= len(task.payload)
+            if number not in self.waits:
+                continue
+            for wait in self.waits.pop(number):
+                wait.unfinished.discard(number)
+                if not wait.unfinished:
+                    self.all_waits.remove(wait)
+                    self.emit(WaitOver(wait.ticket, wait.tasks))
+
+    def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
+        """The payloads that may stay in memory, None in place of the others."""
+        total = sum(map(len, payloads))
+        if (
+            max(map(len, payloads), default=0) <= INLINE_PAYLOAD_BYTES
+            and self.inline_bytes + total <= INLINE_BUDGET_BYTES
+        ):
+            self.inline_bytes += total
+            return payloads
+        return [self.keep_payload(payload) for payload in payloads]
 
     def keep_payload(self, payload: bytes) -> bytes | None:
         """The payload if it may stay in memory, else None."""

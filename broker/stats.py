@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -58,40 +59,41 @@ class Stats:
         #: Retries by cause.
         self.retries: Counter[str] = Counter()
 
-    def ended(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
-        """A task ended."""
-        self.ended_by_status[status.value] += 1
+    def ended(self, status: TaskStatus, seconds: Sequence[float | None], wall_ms: int) -> None:
+        """Tasks ended alike; their execution times, where they are known."""
+        self.ended_by_status[status.value] += len(seconds)
         self.recall(status, seconds, wall_ms)
-        if seconds is not None and status is not TaskStatus.CANCELLED:
-            self.duration_sum += seconds
-            self.duration_count += 1
-            for index, bound in enumerate(DURATION_BOUNDS):
-                if seconds <= bound:
-                    self.duration_buckets[index] += 1
-                    break
+        if status is TaskStatus.CANCELLED:
+            return
+        for took in seconds:
+            if took is not None:
+                self.duration_sum += took
+                self.duration_count += 1
+                if took <= DURATION_BOUNDS[-1]:
+                    self.duration_buckets[bisect_left(DURATION_BOUNDS, took)] += 1
 
-    def recall(self, status: TaskStatus, seconds: float | None, wall_ms: int) -> None:
-        """Take a task into what looks back in time; the counters are of this process only."""
-        minute = wall_ms // _MINUTE_MS
+    def recall(self, status: TaskStatus, seconds: Sequence[float | None], wall_ms: int) -> None:
+        """Take tasks into what looks back in time; the counters are of this process only."""
+        minute, count = wall_ms // _MINUTE_MS, len(seconds)
         if self._recent and self._recent[-1][0] > wall_ms + _MINUTE_MS:
             # The clock was set back: what lies in its future would never leave the windows.
             self._recent.clear()
             self._minutes.clear()
         if not self._minutes or self._minutes[-1].minute < minute:
             self._minutes.append(Completions(minute))
-        self._minutes[-1].count += 1
+        self._minutes[-1].count += count
         if self._recent and self._recent[-1][0] == wall_ms:
-            self._recent[-1] = (wall_ms, self._recent[-1][1] + 1)
+            self._recent[-1] = (wall_ms, self._recent[-1][1] + count)
         else:
-            self._recent.append((wall_ms, 1))
+            self._recent.append((wall_ms, count))
             while self._recent[0][0] < wall_ms - _MINUTE_MS:
                 self._recent.popleft()
-        if seconds is not None and status is not TaskStatus.CANCELLED:
-            self.durations.append(seconds)
+        if status is not TaskStatus.CANCELLED:
+            self.durations.extend(took for took in seconds if took is not None)
 
-    def placed(self, waited_seconds: float) -> None:
-        """A task got its device."""
-        self.waits.append(waited_seconds)
+    def placed(self, waited_seconds: Iterable[float]) -> None:
+        """Tasks got their device."""
+        self.waits.extend(waited_seconds)
 
     def sample_slots(self, now_mono: float, used: int, total: int) -> None:
         """Note how much of the online devices' slots is in use."""

@@ -22,7 +22,6 @@ from typing import Any, Final, TypeVar
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker import sealed
-from retire_cluster.broker.ids import SALT_BITS
 from retire_cluster.broker.rows import (
     AccessRow,
     AttemptRow,
@@ -33,6 +32,7 @@ from retire_cluster.broker.rows import (
     TaskRow,
 )
 from retire_cluster.broker.store import HOUR_MS, RowDamaged, StoreDamaged, StoreError, StoreFull
+from retire_cluster.schemas.ids import SALT_BITS
 
 #: Schema changes in order; `user_version` counts those applied.
 MIGRATIONS: Final = (

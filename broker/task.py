@@ -93,32 +93,33 @@ class Dispatch:
 
 
 class Task:
-    """A task that has not ended. Monotonic times end in `_mono`, wall-clock ones in `_ms`."""
+    """A task that has not ended. Monotonic times end in `_mono`, wall-clock ones in `_ms`.
 
-    __slots__ = (
-        "assigned_ms",
-        "attempt",
-        "backlog",
-        "confirmed_mono",
-        "created_ms",
-        "deviates",
-        "device",
-        "dispatch",
-        "excluded",
-        "killers",
-        "not_before_mono",
-        "number",
-        "payload",
-        "payload_bytes",
-        "progress",
-        "queued_mono",
-        "retries",
-        "spec",
-        "started_mono",
-        "started_ms",
-        "status",
-        "stored_retries",
-    )
+    What a fresh task does not have yet are class attributes: hundreds of tasks are made at once,
+    and setting each of these on each of them would cost as much as all the rest.
+    """
+
+    not_before_mono = 0.0
+    attempt = 0
+    retries = 0
+    dispatch: Dispatch | None = None
+    device: Device | None = None
+    backlog: TaskClass | None = None
+    assigned_ms: int | None = None
+    started_ms: int | None = None
+    started_mono: float | None = None
+    #: When its device was last known to have it.
+    confirmed_mono = 0.0
+    #: `(percent or None, message)` as the device last told.
+    progress: tuple[float | None, str] | None = None
+    #: Devices that must not get it (their owner's policy refused it).
+    excluded: frozenset[str] = frozenset()
+    #: Devices that were lost while running it (poison guard).
+    killers: frozenset[str] = frozenset()
+    #: Whether the store has a `live` row for it.
+    deviates = False
+    #: Retries used before the last manual retry (`retries` counts one generation).
+    stored_retries = 0
 
     def __init__(
         self,
@@ -126,7 +127,6 @@ class Task:
         spec: TaskSpec,
         created_ms: int,
         payload: bytes | None,
-        payload_bytes: int,
         status: TaskStatus,
         queued_mono: float,
     ) -> None:
@@ -135,31 +135,9 @@ class Task:
         self.created_ms = created_ms
         #: The payload's JSON text while it is kept in memory; None: read it from the store.
         self.payload = payload
-        self.payload_bytes = payload_bytes
         self.status = status
         #: When it began to wait in its backlog; aging counts from here.
         self.queued_mono = queued_mono
-        self.not_before_mono = 0.0
-        self.attempt = 0
-        self.retries = 0
-        self.dispatch: Dispatch | None = None
-        self.device: Device | None = None
-        self.backlog: TaskClass | None = None
-        self.assigned_ms: int | None = None
-        self.started_ms: int | None = None
-        self.started_mono: float | None = None
-        #: When its device was last known to have it.
-        self.confirmed_mono = 0.0
-        #: `(percent or None, message)` as the device last told.
-        self.progress: tuple[float | None, str] | None = None
-        #: Devices that must not get it (their owner's policy refused it).
-        self.excluded: frozenset[str] = frozenset()
-        #: Devices that were lost while running it (poison guard).
-        self.killers: frozenset[str] = frozenset()
-        #: Whether the store has a `live` row for it.
-        self.deviates = False
-        #: Retries used before the last manual retry (`retries` counts one generation).
-        self.stored_retries = 0
 
     @property
     def key(self) -> Key:

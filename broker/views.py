@@ -9,13 +9,13 @@ from typing import Any
 from retire_cluster.broker.device import METRICS, SLOT_UNITS, Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.feed import Entry
-from retire_cluster.broker.ids import TaskIds
 from retire_cluster.broker.matching import ClassKey, Requirements, why_not
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.broker.timestamps import duration, optional_stamp, stamp
 from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.jsontext import JSONError, loads
 from retire_cluster.schemas.vocabulary import PRIORITIES, RETRYABLE, TERMINAL, TaskStatus
 

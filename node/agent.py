@@ -255,7 +255,7 @@ class Agent:
             try:
                 message = wire.decode(wire.BUS, frames)
                 record = read_from_broker(message.verb, message.header)
-                if isinstance(record, Assign) and len(record.items) != len(message.blobs):
+                if isinstance(record, Assign) and record.count != len(message.blobs):
                     raise wire.WireError("ASSIGN: one payload an item is required")
             except wire.WireError as error:
                 self._count_malformed(error)

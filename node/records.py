@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.messages import FromBroker, FromDevice, Key, TypeInfo
 
 
@@ -16,11 +17,12 @@ class Attempt:
     """One attempt that this device holds. Slotted: five hundred of them come in one message."""
 
     __slots__ = (
+        "created_ms",
+        "ids",
         "key",
         "payload",
         "repeatable",
         "started_at",
-        "task_id",
         "task_type",
         "timeout_seconds",
     )
@@ -28,14 +30,17 @@ class Attempt:
     def __init__(
         self,
         key: Key,
-        task_id: str,
+        created_ms: int,
+        ids: TaskIds,
         task_type: str,
         timeout_seconds: int,
         payload: bytes,
         repeatable: bool,
     ) -> None:
         self.key = key
-        self.task_id = task_id
+        #: Epoch ms of the main node when the task was submitted.
+        self.created_ms = created_ms
+        self.ids = ids
         self.task_type = task_type
         #: Seconds it may run, counted from its start.
         self.timeout_seconds = timeout_seconds
@@ -45,6 +50,11 @@ class Attempt:
         self.repeatable = repeatable
         #: Monotonic second of its start, or None while it waits.
         self.started_at: float | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The task's public id."""
+        return self.ids.public(self.key[0], self.created_ms)
 
 
 class Result(NamedTuple):

@@ -37,7 +37,8 @@ from retire_cluster.node.records import (
     Result,
 )
 from retire_cluster.schemas import messages
-from retire_cluster.schemas.messages import FinishedItem, HeartbeatConfig, Held, Key, ProgressItem
+from retire_cluster.schemas.ids import TaskIds
+from retire_cluster.schemas.messages import HeartbeatConfig, Held, Key, ProgressItem
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from retire_cluster.schemas.wire import PROTOCOL
 
@@ -410,20 +411,26 @@ class Session:
         let_go = self.lease.fenced and self._kill_on_lease_loss
         attempts: list[Attempt] = []
         held, outbox, repeatable = self.held, self.outbox, self._repeatable
-        for item, payload in zip(message.items, event.blobs, strict=True):
-            key, task_id, task_type, timeout_seconds = item
-            if key[3] < self.epoch or key in held or key in outbox:
-                continue  # of an earlier broker process, or said twice
-            if not takes_work:
-                outbox.add(_released(key, self._reason_not_to_accept()))
-                continue
-            safe = repeatable(task_type, payload)
-            if let_go and not safe:
-                outbox.add(_released(key, "the lease was over when it came"))
-                continue
-            attempt = Attempt(key, task_id, task_type, timeout_seconds, payload, safe)
-            held[key] = attempt
-            attempts.append(attempt)
+        token, epoch, ids = message.token, message.epoch, TaskIds(message.salt)
+        if epoch < self.epoch:
+            return  # of an earlier broker process
+        payloads = iter(event.blobs)
+        for task_type, timeout_seconds, *columns in message.groups:
+            for task, number, created_ms in zip(*columns, strict=True):
+                payload = next(payloads)
+                key = (task, number, token, epoch)
+                if key in held or key in outbox:
+                    continue  # said twice
+                if not takes_work:
+                    outbox.add(_released(key, self._reason_not_to_accept()))
+                    continue
+                safe = repeatable(task_type, payload)
+                if let_go and not safe:
+                    outbox.add(_released(key, "the lease was over when it came"))
+                    continue
+                attempt = Attempt(key, created_ms, ids, task_type, timeout_seconds, payload, safe)
+                held[key] = attempt
+                attempts.append(attempt)
         if attempts:
             self._out.append(records.Run(attempts))
 
@@ -559,9 +566,8 @@ class Session:
             self._progress_at = now + self._pace.progress_seconds
             self._send(messages.Progress(self.session, rows))
         for batch, results in self.outbox.batches(self.lease.last_beat):
-            items = tuple(FinishedItem(*result[:5]) for result in results)
             blobs = tuple(blob for result in results for blob in result[5:])
-            message = messages.Finished(self.session, batch, items)
+            message = messages.Finished.of(self.session, batch, results)
             self._out.append(records.Send(message, blobs))
 
     # --- the end ------------------------------------------------------------------------------

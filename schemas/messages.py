@@ -6,88 +6,28 @@ malformed reaches the state machine. Writing gives `(verb, header)` for `wire.en
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from retire_cluster.schemas.vocabulary import Cause, Outcome
+from retire_cluster.schemas.batches import Assign as Assign
+from retire_cluster.schemas.batches import AssignItem as AssignItem
+from retire_cluster.schemas.batches import Finished as Finished
+from retire_cluster.schemas.batches import FinishedItem as FinishedItem
+from retire_cluster.schemas.fields import (
+    Header,
+    flag,
+    keys,
+    mapping,
+    number,
+    row_key,
+    rows,
+    text,
+    texts,
+    whole,
+)
+from retire_cluster.schemas.fields import Key as Key
 from retire_cluster.schemas.wire import WireError
-
-Header = Mapping[str, Any]
-#: `(task, attempt, token, epoch)`: the name of one attempt under one lease.
-Key = tuple[int, int, int, int]
-
-MAX_ITEMS = 20_000
-MAX_TEXT = 4_096
-_MAX_INT = 2**53
-
-
-def _text(header: Header, name: str, *, default: str | None = None, limit: int = MAX_TEXT) -> str:
-    value = header.get(name, default)
-    if not isinstance(value, str):
-        raise WireError(f"{name}: a text is required")
-    return value[:limit]
-
-
-def _int(header: Header, name: str, *, low: int = 0, high: int = _MAX_INT) -> int:
-    value = header.get(name)
-    if type(value) is not int or not low <= value <= high:
-        raise WireError(f"{name}: a whole number from {low} to {high} is required")
-    return value
-
-
-def _number(value: object, name: str, *, low: float = 0.0, high: float = 1e12) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise WireError(f"{name}: a number is required")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise WireError(f"{name}: a number from {low:g} to {high:g} is required")
-    return float(value)
-
-
-def _bool(header: Header, name: str, default: bool) -> bool:
-    value = header.get(name, default)
-    if not isinstance(value, bool):
-        raise WireError(f"{name}: true or false is required")
-    return value
-
-
-def _mapping(header: Header, name: str) -> dict[str, Any]:
-    value = header.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise WireError(f"{name}: an object is required")
-    return value
-
-
-def _rows(header: Header, name: str) -> list[Any]:
-    value = header.get(name, [])
-    if not isinstance(value, list) or len(value) > MAX_ITEMS:
-        raise WireError(f"{name}: a list of at most {MAX_ITEMS} items is required")
-    return value
-
-
-def _row_key(row: object, size: int, name: str) -> Key:
-    if not isinstance(row, (list, tuple)) or len(row) != size:
-        raise WireError(f"{name}: each item has {size} fields")
-    task, attempt, token, epoch = row[0], row[1], row[2], row[3]
-    if not (type(task) is type(attempt) is type(token) is type(epoch) is int):
-        raise WireError(f"{name}: an attempt's key is four whole numbers")
-    if task < 1 or attempt < 1 or token < 0 or epoch < 0 or max(task, token, epoch) > _MAX_INT:
-        raise WireError(f"{name}: an attempt's key is out of range")
-    return (task, attempt, token, epoch)
-
-
-def _keys(header: Header, name: str) -> tuple[Key, ...]:
-    return tuple(_row_key(row, 4, name) for row in _rows(header, name))
-
-
-def _texts(header: Header, name: str, limit: int = 200) -> tuple[str, ...]:
-    rows = _rows(header, name)
-    if len(rows) > limit or not all(isinstance(row, str) for row in rows):
-        raise WireError(f"{name}: a list of at most {limit} texts is required")
-    return tuple(rows)
 
 
 class Held(NamedTuple):
@@ -100,22 +40,12 @@ class Held(NamedTuple):
 
 def _held(header: Header, name: str) -> tuple[Held, ...]:
     found = []
-    for row in _rows(header, name):
-        key = _row_key(row, 6, name)
+    for row in rows(header, name):
+        key = row_key(row, 6, name)
         if not isinstance(row[4], bool):
             raise WireError(f"{name}: started is true or false")
-        found.append(Held(key, row[4], _number(row[5], f"{name}.elapsed_seconds")))
+        found.append(Held(key, row[4], number(row[5], f"{name}.elapsed_seconds")))
     return tuple(found)
-
-
-class FinishedItem(NamedTuple):
-    """How one attempt ended, as its device says."""
-
-    key: Key
-    outcome: str
-    execution_seconds: float
-    cause: str | None
-    error_message: str | None
 
 
 class ProgressItem(NamedTuple):
@@ -125,15 +55,6 @@ class ProgressItem(NamedTuple):
     #: 0 to 100, or None when unknown.
     percent: float | None
     message: str
-
-
-class AssignItem(NamedTuple):
-    """One attempt to run; its payload is the blob at the same position."""
-
-    key: Key
-    task_id: str
-    task_type: str
-    timeout_seconds: int
 
 
 @dataclass(frozen=True)
@@ -156,11 +77,11 @@ class TypeInfo:
         if schema is not None and not isinstance(schema, dict):
             raise WireError("task_types.payload_schema: an object or null is required")
         return cls(
-            name=_text(row, "name", limit=100),
-            description=_text(row, "description", default="", limit=1000),
+            name=text(row, "name", limit=100),
+            description=text(row, "description", default="", limit=1000),
             payload_schema=schema,
-            repeatable=_bool(row, "repeatable", False),
-            instant=_bool(row, "instant", False),
+            repeatable=flag(row, "repeatable", False),
+            instant=flag(row, "instant", False),
         )
 
 
@@ -203,22 +124,22 @@ class Hello(_Verb):
     @classmethod
     def read(cls, header: Header) -> Hello:
         return cls(
-            protocol=_int(header, "protocol", low=1, high=1000),
-            device_id=_text(header, "device_id", limit=200),
-            instance=_text(header, "instance", limit=100),
-            session=_text(header, "session", limit=100),
-            version=_text(header, "version", default="", limit=50),
-            role=_text(header, "role", limit=50),
-            platform=_text(header, "platform", limit=50),
-            hostname=_text(header, "hostname", default="", limit=255),
-            tags=_texts(header, "tags"),
-            slots=_int(header, "slots", low=1, high=1024),
-            capabilities=_mapping(header, "capabilities"),
-            task_types=tuple(TypeInfo.read(row) for row in _rows(header, "task_types")[:500]),
+            protocol=whole(header, "protocol", low=1, high=1000),
+            device_id=text(header, "device_id", limit=200),
+            instance=text(header, "instance", limit=100),
+            session=text(header, "session", limit=100),
+            version=text(header, "version", default="", limit=50),
+            role=text(header, "role", limit=50),
+            platform=text(header, "platform", limit=50),
+            hostname=text(header, "hostname", default="", limit=255),
+            tags=texts(header, "tags"),
+            slots=whole(header, "slots", low=1, high=1024),
+            capabilities=mapping(header, "capabilities"),
+            task_types=tuple(TypeInfo.read(row) for row in rows(header, "task_types")[:500]),
             held=_held(header, "held"),
-            unsent=_keys(header, "unsent"),
-            accepting=_bool(header, "accepting", True),
-            uptime_seconds=_number(header.get("uptime_seconds", 0), "uptime_seconds"),
+            unsent=keys(header, "unsent"),
+            accepting=flag(header, "accepting", True),
+            uptime_seconds=number(header.get("uptime_seconds", 0), "uptime_seconds"),
         )
 
 
@@ -235,9 +156,9 @@ class Enrol(_Verb):
     @classmethod
     def read(cls, header: Header) -> Enrol:
         return cls(
-            session=_text(header, "session", limit=100),
-            device_id=_text(header, "device_id", limit=200),
-            public_key=_text(header, "public_key", limit=100),
+            session=text(header, "session", limit=100),
+            device_id=text(header, "device_id", limit=200),
+            public_key=text(header, "public_key", limit=100),
         )
 
 
@@ -267,15 +188,15 @@ class Heartbeat(_Verb):
     def read(cls, header: Header) -> Heartbeat:
         rtt_ms = header.get("rtt_ms")
         return cls(
-            session=_text(header, "session", limit=100),
-            beat=_int(header, "beat"),
-            metrics=_mapping(header, "metrics"),
+            session=text(header, "session", limit=100),
+            beat=whole(header, "beat"),
+            metrics=mapping(header, "metrics"),
             held=None if header.get("held") is None else _held(header, "held"),
-            accepting=_bool(header, "accepting", True),
-            not_accepting_reason=_text(header, "not_accepting_reason", default="", limit=500),
-            rtt_ms=None if rtt_ms is None else _number(rtt_ms, "rtt_ms"),
-            config_version=_int(header, "config_version") if "config_version" in header else 0,
-            last_error=_text(header, "last_error", default="", limit=1000),
+            accepting=flag(header, "accepting", True),
+            not_accepting_reason=text(header, "not_accepting_reason", default="", limit=500),
+            rtt_ms=None if rtt_ms is None else number(rtt_ms, "rtt_ms"),
+            config_version=whole(header, "config_version") if "config_version" in header else 0,
+            last_error=text(header, "last_error", default="", limit=1000),
         )
 
 
@@ -289,7 +210,7 @@ class Started(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Started:
-        return cls(_text(header, "session", limit=100), _keys(header, "items"))
+        return cls(text(header, "session", limit=100), keys(header, "items"))
 
 
 @dataclass(frozen=True)
@@ -301,53 +222,19 @@ class Progress(_Verb):
     items: tuple[ProgressItem, ...]
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
-        rows = [[*item.key, item.percent, item.message] for item in self.items]
-        return self.verb, {"session": self.session, "items": rows}
+        items = [[*item.key, item.percent, item.message] for item in self.items]
+        return self.verb, {"session": self.session, "items": items}
 
     @classmethod
     def read(cls, header: Header) -> Progress:
         items = []
-        for row in _rows(header, "items"):
-            key = _row_key(row, 6, "items")
-            percent = None if row[4] is None else _number(row[4], "percent", high=100)
+        for row in rows(header, "items"):
+            key = row_key(row, 6, "items")
+            percent = None if row[4] is None else number(row[4], "percent", high=100)
             if not isinstance(row[5], str):
                 raise WireError("items.message: a text is required")
             items.append(ProgressItem(key, percent, row[5][:1000]))
-        return cls(_text(header, "session", limit=100), tuple(items))
-
-
-_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
-_CAUSES = frozenset(cause.value for cause in Cause)
-
-
-@dataclass(frozen=True)
-class Finished(_Verb):
-    """Attempts ended; two blobs an item: `result_data` and `details`, either may be empty."""
-
-    verb = b"FINISHED"
-    session: str
-    batch: int
-    items: tuple[FinishedItem, ...]
-
-    def write(self) -> tuple[bytes, dict[str, Any]]:
-        rows = [[*item.key, *item[1:]] for item in self.items]
-        return self.verb, {"session": self.session, "batch": self.batch, "items": rows}
-
-    @classmethod
-    def read(cls, header: Header) -> Finished:
-        items = []
-        for row in _rows(header, "items"):
-            key = _row_key(row, 8, "items")
-            outcome, seconds, cause, message = row[4:]
-            if not isinstance(outcome, str) or outcome not in _OUTCOMES:
-                raise WireError("items.outcome: not an outcome of the protocol")
-            if cause is not None and (not isinstance(cause, str) or cause not in _CAUSES):
-                raise WireError("items.cause: not a cause of the protocol")
-            if message is not None and not isinstance(message, str):
-                raise WireError("items.error_message: a text or null is required")
-            seconds = _number(seconds, "items.execution_seconds")
-            items.append(FinishedItem(key, outcome, seconds, cause, message))
-        return cls(_text(header, "session", limit=100), _int(header, "batch"), tuple(items))
+        return cls(text(header, "session", limit=100), tuple(items))
 
 
 @dataclass(frozen=True)
@@ -360,7 +247,7 @@ class ConfigAck(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> ConfigAck:
-        return cls(_text(header, "session", limit=100), _int(header, "version"))
+        return cls(text(header, "session", limit=100), whole(header, "version"))
 
 
 @dataclass(frozen=True)
@@ -373,7 +260,7 @@ class Pong(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Pong:
-        return cls(_text(header, "session", limit=100), _int(header, "nonce"))
+        return cls(text(header, "session", limit=100), whole(header, "nonce"))
 
 
 @dataclass(frozen=True)
@@ -387,7 +274,7 @@ class Drain(_Verb):
     @classmethod
     def read(cls, header: Header) -> Drain:
         return cls(
-            _text(header, "session", limit=100), _text(header, "reason", default="", limit=500)
+            text(header, "session", limit=100), text(header, "reason", default="", limit=500)
         )
 
 
@@ -402,7 +289,7 @@ class Goodbye(_Verb):
     @classmethod
     def read(cls, header: Header) -> Goodbye:
         return cls(
-            _text(header, "session", limit=100), _text(header, "reason", default="", limit=500)
+            text(header, "session", limit=100), text(header, "reason", default="", limit=500)
         )
 
 
@@ -421,10 +308,10 @@ class HeartbeatConfig:
     @classmethod
     def read(cls, header: Header) -> HeartbeatConfig:
         return cls(
-            version=_int(header, "version"),
-            interval=_number(header.get("interval"), "interval", low=0.01, high=86_400),
-            timeout=_number(header.get("timeout"), "timeout", low=0.02, high=864_000),
-            max_missed=_int(header, "max_missed", low=1, high=10_000),
+            version=whole(header, "version"),
+            interval=number(header.get("interval"), "interval", low=0.01, high=86_400),
+            timeout=number(header.get("timeout"), "timeout", low=0.02, high=864_000),
+            max_missed=whole(header, "max_missed", low=1, high=10_000),
         )
 
 
@@ -447,11 +334,11 @@ class Welcome(_Verb):
     @classmethod
     def read(cls, header: Header) -> Welcome:
         return cls(
-            session=_text(header, "session", limit=100),
-            epoch=_int(header, "epoch"),
-            keep=_keys(header, "keep"),
-            abandon=_keys(header, "abandon"),
-            config=HeartbeatConfig.read(_mapping(header, "config")),
+            session=text(header, "session", limit=100),
+            epoch=whole(header, "epoch"),
+            keep=keys(header, "keep"),
+            abandon=keys(header, "abandon"),
+            config=HeartbeatConfig.read(mapping(header, "config")),
         )
 
 
@@ -465,7 +352,7 @@ class Enrolled(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Enrolled:
-        return cls(_text(header, "session", limit=100), _text(header, "device_id", limit=200))
+        return cls(text(header, "session", limit=100), text(header, "device_id", limit=200))
 
 
 @dataclass(frozen=True)
@@ -482,10 +369,10 @@ class Reject(_Verb):
     def read(cls, header: Header) -> Reject:
         wait = header.get("retry_after_seconds")
         return cls(
-            session=_text(header, "session", default="", limit=100),
-            code=_text(header, "code", limit=50),
-            message=_text(header, "message", default=""),
-            retry_after_seconds=None if wait is None else _number(wait, "retry_after_seconds"),
+            session=text(header, "session", default="", limit=100),
+            code=text(header, "code", limit=50),
+            message=text(header, "message", default=""),
+            retry_after_seconds=None if wait is None else number(wait, "retry_after_seconds"),
         )
 
 
@@ -501,36 +388,10 @@ class HeartbeatAck(_Verb):
     @classmethod
     def read(cls, header: Header) -> HeartbeatAck:
         return cls(
-            _text(header, "session", limit=100),
-            _int(header, "beat"),
-            _int(header, "config_version"),
+            text(header, "session", limit=100),
+            whole(header, "beat"),
+            whole(header, "config_version"),
         )
-
-
-@dataclass(frozen=True)
-class Assign(_Verb):
-    """Attempts to run; one payload blob an item."""
-
-    verb = b"ASSIGN"
-    session: str
-    items: tuple[AssignItem, ...]
-
-    def write(self) -> tuple[bytes, dict[str, Any]]:
-        rows = [[*item.key, *item[1:]] for item in self.items]
-        return self.verb, {"session": self.session, "items": rows}
-
-    @classmethod
-    def read(cls, header: Header) -> Assign:
-        items = []
-        for row in _rows(header, "items"):
-            key = _row_key(row, 7, "items")
-            task_id, task_type, timeout_seconds = row[4:]
-            if not isinstance(task_id, str) or not isinstance(task_type, str):
-                raise WireError("items: task_id and task_type are texts")
-            if type(timeout_seconds) is not int or timeout_seconds < 1:
-                raise WireError("items.timeout_seconds: a whole number from 1 is required")
-            items.append(AssignItem(key, task_id, task_type, timeout_seconds))
-        return cls(_text(header, "session", limit=100), tuple(items))
 
 
 @dataclass(frozen=True)
@@ -543,7 +404,7 @@ class FinishedAck(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> FinishedAck:
-        return cls(_text(header, "session", limit=100), _int(header, "batch"))
+        return cls(text(header, "session", limit=100), whole(header, "batch"))
 
 
 @dataclass(frozen=True)
@@ -557,10 +418,10 @@ class Cancel(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Cancel:
-        reason = _text(header, "reason", limit=50)
+        reason = text(header, "reason", limit=50)
         if reason not in ("cancelled", "timeout"):
             raise WireError("reason: cancelled or timeout is required")
-        return cls(_text(header, "session", limit=100), _keys(header, "items"), reason)
+        return cls(text(header, "session", limit=100), keys(header, "items"), reason)
 
 
 @dataclass(frozen=True)
@@ -573,7 +434,7 @@ class Abandon(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Abandon:
-        return cls(_text(header, "session", limit=100), _keys(header, "items"))
+        return cls(text(header, "session", limit=100), keys(header, "items"))
 
 
 @dataclass(frozen=True)
@@ -589,7 +450,7 @@ class Config(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Config:
-        return cls(_text(header, "session", limit=100), HeartbeatConfig.read(header))
+        return cls(text(header, "session", limit=100), HeartbeatConfig.read(header))
 
 
 @dataclass(frozen=True)
@@ -602,7 +463,7 @@ class Ping(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Ping:
-        return cls(_text(header, "session", limit=100), _int(header, "nonce"))
+        return cls(text(header, "session", limit=100), whole(header, "nonce"))
 
 
 @dataclass(frozen=True)
@@ -614,7 +475,7 @@ class Resume(_Verb):
 
     @classmethod
     def read(cls, header: Header) -> Resume:
-        return cls(_text(header, "session", limit=100))
+        return cls(text(header, "session", limit=100))
 
 
 def write_held(held: Held) -> list[object]:

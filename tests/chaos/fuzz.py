@@ -64,7 +64,7 @@ def bus_messages(rng: random.Random) -> Iterator[list[bytes]]:
         item = msg.FinishedItem(key, "success", 0.1, None, None)
         beat = msg.Heartbeat(session, rng.randrange(1, 99), held=(), metrics={"cpu_percent": 5.0})
         options: list[Any] = [
-            hello, beat, msg.Started(session, (key,)), msg.Finished(session, 1, (item,)),
+            hello, beat, msg.Started(session, (key,)), msg.Finished.of(session, 1, (item,)),
             msg.Progress(session, (msg.ProgressItem(key, 50.0, "half"),)),
             msg.ConfigAck(session, 1), msg.Pong(session, 7), msg.Drain(session, "why"),
             msg.Goodbye(session, "bye"),

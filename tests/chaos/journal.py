@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.broker.ids import TaskIds
+from retire_cluster.schemas.ids import TaskIds
 
 TERMINAL = ("success", "failed", "timeout", "cancelled")
 

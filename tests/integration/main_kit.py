@@ -27,6 +27,7 @@ from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
+from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.messages import Key
 from retire_cluster.schemas.task_types import BUILTIN
 
@@ -193,8 +194,11 @@ class RawDevice:
 
     def _note(self, message: msg.Assign, payloads: Sequence[bytes]) -> None:
         assert message.session == self.session
+        ids = TaskIds(message.salt)
         for item, payload in zip(message.items, payloads, strict=True):
-            self.assigned.append((item.key, item.task_id, item.task_type, payload))
+            self.assigned.append(
+                (item.key, ids.public(item.key[0], item.created_ms), item.task_type, payload)
+            )
 
     def join(self, **changes: Any) -> msg.Welcome:
         """HELLO, and the WELCOME that follows."""
@@ -243,7 +247,7 @@ class RawDevice:
         self.batch += 1
         error = None if outcome == "success" else "it broke"
         items = tuple(msg.FinishedItem(key, outcome, 0.01, cause, error) for key in keys)
-        self.send(msg.Finished(self.session, self.batch, items), [result, details] * len(keys))
+        self.send(msg.Finished.of(self.session, self.batch, items), [result, details] * len(keys))
         return self.batch
 
 

@@ -130,9 +130,9 @@ class Bus:
         for task_type, payload in tasks:
             self.last += 1
             key = (self.last, 1, self.last + 1000, self.epoch)
-            items.append(AssignItem(key, f"task-{self.last}", task_type, timeout_seconds))
+            items.append(AssignItem(key, self.last, task_type, timeout_seconds))
             blobs.append(json.dumps(payload).encode())
-        self.send(messages.Assign(self.session, tuple(items)), *blobs)
+        self.send(messages.Assign.of(self.session, tuple(items)), *blobs)
         return [item.key for item in items]
 
     def result(self, key: Key) -> Ended:

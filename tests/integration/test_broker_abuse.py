@@ -205,7 +205,7 @@ def bus_corpus() -> list[list[bytes]]:
         msg.Heartbeat("s", 1, {"cpu_percent": 1.0}, (Held(key, False, 0.0),)),
         msg.Started("s", (key,)),
         msg.Progress("s", (msg.ProgressItem(key, 5.0, "x"),)),
-        msg.Finished("s", 1, items),
+        msg.Finished.of("s", 1, items),
         msg.ConfigAck("s", 1),
         msg.Pong("s", 1),
         msg.Drain("s", "why"),

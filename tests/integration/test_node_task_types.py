@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.schemas import messages
+from retire_cluster.schemas.ids import TaskIds
 from tests.integration.node_kit import COMMAND, Bus, Start, children_of, posix_only, python
 
 
@@ -120,7 +121,7 @@ def test_a_command_gets_no_shell_and_nothing_of_the_workers_secrets(
     ended = bus.run("command", {"command": ["env"], "env": {"MINE": "1"}})
     assert "canary" not in ended.data["stdout"]
     assert "MINE=1" in ended.data["stdout"]
-    assert "RC_TASK_ID=task-2" in ended.data["stdout"]
+    assert f"RC_TASK_ID={TaskIds(0).public(2, 2)}" in ended.data["stdout"]
     item = bus.run("command", {"command": "echo $HOME"}).item
     assert item.cause == "policy_denied"
 

@@ -98,7 +98,7 @@ def test_frames_that_are_not_of_the_protocol_are_dropped(bus: Bus, start: Start)
     ]
     for frames in junk:
         bus.socket.send_multipart([bus.peer, *frames])
-    bus.send(messages.Assign(bus.session, (AssignItem((9, 1, 1, 1), "t", "echo", 5),)))
+    bus.send(messages.Assign.of(bus.session, (AssignItem((9, 1, 1, 1), 0, "echo", 5),)))
     assert bus.run("echo", {"still": "here"}).data == {"echo": {"still": "here"}}
 
 

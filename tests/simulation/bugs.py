@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -56,9 +56,9 @@ def _requeue_keeps_device() -> AbstractContextManager[None]:
     """An attempt that is given back is not taken off its device."""
     give_back, leave = attempts.give_back, ClusterState.leave_device
 
-    def forgetful(self: ClusterState, task: Task) -> Device | None:
-        task.dispatch = None
-        return task.device
+    def forgetful(self: ClusterState, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            task.dispatch = None
 
     def careless(*given: Any, **how: Any) -> None:
         ClusterState.leave_device = forgetful  # type: ignore[method-assign]

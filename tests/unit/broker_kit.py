@@ -134,7 +134,7 @@ class Member:
         self.batch += 1
         named = keys or tuple(self.keys)
         items = tuple(msg.FinishedItem(key, outcome, seconds, cause, error) for key in named)
-        message = msg.Finished(self.session, self.batch, items)
+        message = msg.Finished.of(self.session, self.batch, items)
         blobs = [result, details] * len(items)
         return self.cluster.do(ev.ResultsArrived(self.routing, message, blobs))
 

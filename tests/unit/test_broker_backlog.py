@@ -19,7 +19,7 @@ AGING = 60.0
 
 def task(number: int, priority: str = "normal", since: float = 0.0) -> Task:
     spec = task_spec(priority=priority)
-    return Task(number, spec, 0, b"{}", 2, TaskStatus.QUEUED, since)
+    return Task(number, spec, 0, b"{}", TaskStatus.QUEUED, since)
 
 
 def drain(lanes: Lanes, now: float = 0.0, at_once: int = 1) -> list[int]:
@@ -34,7 +34,7 @@ def drain(lanes: Lanes, now: float = 0.0, at_once: int = 1) -> list[int]:
 def filled(*tasks: Task) -> Lanes:
     lanes = Lanes()
     for one in tasks:
-        lanes.push(one)
+        lanes.push((one,))
     return lanes
 
 
@@ -79,9 +79,9 @@ def test_a_clock_before_the_tasks_arrival_does_not_lower_it() -> None:
 
 def test_returned_tasks_are_merged_in_by_age() -> None:
     lanes = filled(*map(task, (3, 5, 7)))
-    lanes.push(task(4))
-    lanes.push(task(1))
-    lanes.push(task(6))
+    lanes.push((task(4),))
+    lanes.push((task(1),))
+    lanes.push((task(6),))
     assert drain(lanes) == [1, 3, 4, 5, 6, 7]
 
 
@@ -107,10 +107,10 @@ def test_a_task_cancelled_and_retried_while_it_waits_may_be_queued_twice() -> No
     lanes = filled(task(9))
     for _ in range(3):
         again = task(4)
-        lanes.push(again)
+        lanes.push((again,))
         again.status = TaskStatus.CANCELLED
         lanes.left()
-    lanes.push(task(4))
+    lanes.push((task(4),))
     assert drain(lanes) == [4, 9]
 
 
@@ -119,7 +119,7 @@ def test_entries_of_tasks_that_left_do_not_pile_up(monkeypatch: pytest.MonkeyPat
     lanes = filled(task(1))
     for number in range(2, 200):
         one = task(number if number % 2 else 1_000 - number, PRIORITIES[number % 4])
-        lanes.push(one)
+        lanes.push((one,))
         one.status = TaskStatus.CANCELLED
         lanes.left()
     entries = sum(len(lane.fresh) + len(lane.returned) for lane in lanes._lanes)
@@ -136,7 +136,7 @@ def test_the_order_is_that_of_a_sorted_list(seed: int) -> None:
         if step < 0.5:
             number += 1
             naive.append(task(number, rng.choice(PRIORITIES)))
-            lanes.push(naive[-1])
+            lanes.push((naive[-1],))
         elif step < 0.65 and naive:
             gone = naive.pop(rng.randrange(len(naive)))
             gone.status = TaskStatus.CANCELLED
@@ -145,7 +145,7 @@ def test_the_order_is_that_of_a_sorted_list(seed: int) -> None:
             back = task(rng.randint(1, number), rng.choice(PRIORITIES))
             if all(back.number != one.number for one in naive):
                 naive.append(back)
-                lanes.push(back)
+                lanes.push((back,))
         elif naive:
             naive.sort(key=lambda one: (-one.spec.priority, one.number))
             head = lanes.head(0.0, AGING)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retire_cluster.broker.ids import MAX_TASK, SALT_BITS, TaskIds
+from retire_cluster.schemas.ids import MAX_TASK, SALT_BITS, TaskIds
 
 NUMBERS = st.integers(1, MAX_TASK)
 TIMES = st.integers(0, 2**48 - 1)

@@ -12,6 +12,7 @@ from retire_cluster.broker.membership import MAX_CAPABILITIES_BYTES, MAX_CAPABIL
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.messages import HeartbeatConfig, Held, TypeInfo
+from retire_cluster.schemas.vocabulary import TaskStatus
 from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with
 
 TICKET = (b"client", 1)
@@ -651,7 +652,8 @@ def test_load_and_room_are_counted_in_units(cluster: Cluster) -> None:
     cluster.submit(256, task_type="echo")
     cluster.place()
     assert (record.used_units, record.load) == (768, 0.75)
-    record.release(Task(999, next(iter(record.attempts.values())).spec, 0, None, 0, "x", 0.0))  # type: ignore[arg-type]
+    spec = next(iter(record.attempts.values())).spec
+    record.release((Task(999, spec, 0, None, TaskStatus.ASSIGNED, 0.0),))
     assert record.used_units == 768
 
 

@@ -24,7 +24,7 @@ class Longest(random.Random):
 
 def after(cause: str, *, started: bool = True, used: int = 0, **task_fields: Any) -> Decision:
     budget = task_fields.pop("max_retries", 3)
-    task = Task(1, task_spec(max_retries=budget), 0, b"{}", 2, TaskStatus.RUNNING, 0.0)
+    task = Task(1, task_spec(max_retries=budget), 0, b"{}", TaskStatus.RUNNING, 0.0)
     task.retries = used
     for name, value in task_fields.items():
         setattr(task, name, frozenset(value))

@@ -27,7 +27,7 @@ def test_nothing_has_no_percentile_and_new_figures_are_zero() -> None:
 def test_execution_times_are_counted_but_for_cancelled_and_unstarted_tasks() -> None:
     stats = Stats()
     for status, seconds in ((S, 0.5), (F, 1.5), (C, 99.0), (F, None)):
-        stats.ended(status, seconds, WALL_MS)
+        stats.ended(status, (seconds,), WALL_MS)
     assert (stats.average_duration(), stats.p95_duration()) == (1.0, 1.5)
     assert (stats.duration_sum, stats.duration_count) == (2.0, 2)
     assert stats.tasks_per_hour(WALL_MS) == 4
@@ -35,8 +35,8 @@ def test_execution_times_are_counted_but_for_cancelled_and_unstarted_tasks() -> 
 
 def test_what_an_earlier_process_saw_fills_the_windows_but_not_the_counters() -> None:
     stats = Stats()
-    stats.recall(S, 0.5, WALL_MS)
-    stats.ended(F, 1.5, WALL_MS)
+    stats.recall(S, (0.5,), WALL_MS)
+    stats.ended(F, (1.5,), WALL_MS)
     assert stats.average_duration() == 1.0
     assert stats.tasks_per_hour(WALL_MS) == 2
     assert (stats.duration_sum, stats.duration_count) == (1.5, 1)
@@ -46,7 +46,7 @@ def test_what_an_earlier_process_saw_fills_the_windows_but_not_the_counters() ->
 def test_the_histogram_puts_each_time_in_one_bucket_and_beyond_the_last_in_none() -> None:
     stats = Stats()
     for seconds in (0.0005, 0.001, 0.3, 3600.0, 9999.0):
-        stats.ended(S, seconds, WALL_MS)
+        stats.ended(S, (seconds,), WALL_MS)
     found = {DURATION_BOUNDS[i]: count for i, count in stats.duration_buckets.items()}
     assert found == {0.001: 2, 0.5: 1, 3600.0: 1}
     assert stats.duration_count == 5
@@ -55,7 +55,7 @@ def test_the_histogram_puts_each_time_in_one_bucket_and_beyond_the_last_in_none(
 def test_completions_leave_the_minute_and_the_hour() -> None:
     stats = Stats()
     for minute in range(100):
-        stats.ended(S, None, WALL_MS + minute * 60_000)
+        stats.ended(S, (None,), WALL_MS + minute * 60_000)
     now = WALL_MS + 99 * 60_000
     assert stats.tasks_per_hour(now) == 60
     assert stats.tasks_per_second(now) == round(2 / 60, 3)
@@ -67,7 +67,7 @@ def test_completions_leave_the_minute_and_the_hour() -> None:
 def test_many_completions_in_a_millisecond_are_one_entry() -> None:
     stats = Stats()
     for _ in range(600):
-        stats.ended(S, 0.1, WALL_MS)
+        stats.ended(S, (0.1,), WALL_MS)
     assert len(stats._recent) == 1
     assert stats.tasks_per_second(WALL_MS) == 10.0
 
@@ -76,14 +76,14 @@ def test_a_clock_set_back_begins_the_windows_anew() -> None:
     stats = Stats()
     day_ms = 86_400_000
     for number in range(50):
-        stats.ended(S, 0.1, WALL_MS + 10 * day_ms + number)
+        stats.ended(S, (0.1,), WALL_MS + 10 * day_ms + number)
     for number in range(5):
-        stats.ended(S, 0.1, WALL_MS + number)
+        stats.ended(S, (0.1,), WALL_MS + number)
     assert stats.tasks_per_hour(WALL_MS) == 5
     assert stats.tasks_per_second(WALL_MS) == round(5 / 60, 3)
     assert len(stats._recent) == 5
     # A step of less than a minute is no matter.
-    stats.ended(S, 0.1, WALL_MS - 30_000)
+    stats.ended(S, (0.1,), WALL_MS - 30_000)
     assert stats.tasks_per_hour(WALL_MS) == 6
 
 
@@ -99,7 +99,7 @@ def test_slot_use_is_the_mean_of_five_minutes() -> None:
 def test_placement_latency_is_in_milliseconds() -> None:
     stats = Stats()
     for number in range(100):
-        stats.placed(number / 1000)
+        stats.placed((number / 1000,))
     assert stats.dispatch_latency_ms() == {"p50": 49.0, "p95": 94.0, "p99": 98.0}
 
 

@@ -95,7 +95,7 @@ def test_a_key_names_task_attempt_token_and_epoch(cluster: Cluster) -> None:
 
 
 def test_retries_count_over_all_generations() -> None:
-    task = Task(1, task_spec(), 0, b"{}", 2, TaskStatus.QUEUED, 0.0)
+    task = Task(1, task_spec(), 0, b"{}", TaskStatus.QUEUED, 0.0)
     task.stored_retries, task.retries = 2, 3
     assert task.retry_count == 5
 

@@ -31,7 +31,7 @@ ME = records.Introduction(
 
 
 def key(number: int, epoch: int = 7) -> Key:
-    return (number, 1, number * 10, epoch)
+    return (number, 1, 10, epoch)
 
 
 def success(number: int, data: bytes = b"{}") -> Result:
@@ -83,8 +83,10 @@ class Driver:
         return self
 
     def assign(self, *numbers: int, task_type: str = "sleep") -> list[records.Instruction]:
-        items = tuple(AssignItem(key(n), f"id-{n}", task_type, 60) for n in numbers)
-        return self.receive(messages.Assign(self.session.session, items), *(b"{}" for _ in items))
+        items = tuple(AssignItem(key(n), n, task_type, 60) for n in numbers)
+        return self.receive(
+            messages.Assign.of(self.session.session, items), *(b"{}" for _ in items)
+        )
 
     def ack(self) -> list[records.Instruction]:
         beat = sent(self.all, messages.Heartbeat)[-1].beat
@@ -136,8 +138,8 @@ def test_a_second_welcome_of_the_same_session_changes_nothing(ready: Driver) -> 
 
 
 def test_messages_of_another_session_are_ignored(ready: Driver) -> None:
-    item = AssignItem(key(1), "id", "sleep", 60)
-    assert ready.receive(messages.Assign("s0", (item,)), b"{}") == []
+    item = AssignItem(key(1), 0, "sleep", 60)
+    assert ready.receive(messages.Assign.of("s0", (item,)), b"{}") == []
     assert ready.receive(messages.Reject("s0", "removed", "gone")) == []
     assert not ready.session.held
 
@@ -335,8 +337,8 @@ def test_an_attempt_said_twice_is_run_once(ready: Driver) -> None:
 
 
 def test_an_attempt_of_an_earlier_broker_process_is_not_run(ready: Driver) -> None:
-    item = AssignItem(key(1, epoch=6), "id", "sleep", 60)
-    assert ready.receive(messages.Assign("s1", (item,)), b"{}") == []
+    item = AssignItem(key(1, epoch=6), 0, "sleep", 60)
+    assert ready.receive(messages.Assign.of("s1", (item,)), b"{}") == []
 
 
 def test_results_are_sent_again_after_every_welcome_until_acknowledged(ready: Driver) -> None:

@@ -171,11 +171,11 @@ class World:
             elif isinstance(one, ins.SendAssign):
                 items = tuple(
                     msg.AssignItem(
-                        task.key, str(task.number), task.spec.task_type, task.spec.timeout_seconds
+                        task.key, task.created_ms, task.spec.task_type, task.spec.timeout_seconds
                     )
                     for task in one.tasks
                 )
-                verb, header = msg.Assign(one.session, items).write()
+                verb, header = msg.Assign.of(one.session, items).write()
                 self._to_node(one.routing, verb, header, [b"{}"] * len(items))
 
     def _to_node(self, routing: bytes, verb: bytes, header: Any, blobs: list[bytes]) -> None:

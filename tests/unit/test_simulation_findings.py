@@ -135,8 +135,8 @@ class Device:
         return [message for message in found if isinstance(message, kind)]
 
     def assign(self) -> None:
-        item = AssignItem(KEY, "id", "once", 60)
-        self.hear(msg.Assign(self.session.session, (item,)), b"{}")
+        item = AssignItem(KEY, 0, "once", 60)
+        self.hear(msg.Assign.of(self.session.session, (item,)), b"{}")
 
     def acknowledge(self, beat: int, version: int = 1) -> None:
         self.hear(msg.HeartbeatAck(self.session.session, beat, version))

@@ -21,12 +21,12 @@ class TaskIds:
     :param salt: 34 bits chosen when the store was made
     """
 
-    __slots__ = ("_group3", "_low_salt", "_salt")
+    __slots__ = ("_group3", "_low_salt", "salt")
 
     def __init__(self, salt: int) -> None:
-        self._salt = salt & ((1 << SALT_BITS) - 1)
-        self._group3 = f"7{self._salt >> 22:03x}"
-        self._low_salt = (0b10 << 62) | ((self._salt & 0x3FFFFF) << _NUMBER_BITS)
+        self.salt = salt & ((1 << SALT_BITS) - 1)
+        self._group3 = f"7{self.salt >> 22:03x}"
+        self._low_salt = (0b10 << 62) | ((self.salt & 0x3FFFFF) << _NUMBER_BITS)
 
     def public(self, task: int, created_ms: int) -> str:
         """The public id of a task."""
