@@ -114,19 +114,37 @@ class Admin:
 
     def numbers(self, task_ids: Sequence[str]) -> list[int]:
         """Present tasks' numbers. Raises `TaskNotFound` naming the first that is not there."""
+        return [number for number, _ in self.references(task_ids)]
+
+    def submission(self, first_id: str, count: int) -> list[tuple[int, int]]:
+        """The tasks that were submitted together, as `references`. Raises `TaskNotFound`."""
+        ((first, created_ms),) = self.references((first_id,))
+        numbers = range(first, first + count)
+        found = [(number, created_ms) for number in numbers]
+        live = self.state.tasks
+        if all(n in live and live[n].created_ms == created_ms for n in numbers):
+            return found
+        # Some have ended, or were never part of it.
+        return self.references([self.state.ids.public(*one) for one in found])
+
+    def references(self, task_ids: Sequence[str]) -> list[tuple[int, int]]:
+        """Present tasks' numbers and creation times (ms).
+
+        Raises `TaskNotFound` naming the first that is not there.
+        """
         read = [self.state.ids.read(task_id) for task_id in task_ids]
         ended = [
             found[0] for found in read if found is not None and found[0] not in self.state.tasks
         ]
         heads = self.store.heads(ended) if ended else {}
-        numbers = []
+        references = []
         for task_id, found in zip(task_ids, read, strict=True):
             number, created_ms = found or (0, 0)
             task = self.state.tasks.get(number) or heads.get(number)
             if task is None or task.created_ms != created_ms or not self.state.ledger.has(number):
                 raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
-            numbers.append(number)
-        return numbers
+            references.append((number, created_ms))
+        return references
 
     def live(self, number: int) -> Task | None:
         """The task if it has not ended."""
@@ -191,9 +209,15 @@ def operation(
 def operations() -> Mapping[str, Operation]:
     """The whole table."""
     # The modules enter themselves when imported; they import this one.
-    from retire_cluster.broker import admin_access, admin_cluster, admin_devices, admin_tasks
+    from retire_cluster.broker import (
+        admin_access,
+        admin_cluster,
+        admin_devices,
+        admin_tasks,
+        admin_waits,
+    )
 
-    assert all((admin_access, admin_cluster, admin_devices, admin_tasks))
+    assert all((admin_access, admin_cluster, admin_devices, admin_tasks, admin_waits))
     return _TABLE
 
 

@@ -38,7 +38,6 @@ from retire_cluster.schemas.vocabulary import (
 from retire_cluster.schemas.wire import MAX_PAYLOAD_BYTES
 
 TASK: Final = {"task_id": {"type": "string", "required": True, "maxlength": 200}}
-MAX_WAITED: Final = 1_000
 #: Submissions' common fields that were validated before, by their JSON text.
 _SPECS_KEPT: Final = 4_096
 
@@ -82,7 +81,7 @@ def _spec(fields: dict[str, Any]) -> _Read:
 _FORMS = _Forms()
 
 _SUBMIT_EXTRA: Final = frozenset(
-    {"tasks", "task", "count", "owner", "idempotency_key", "fingerprint", "brief"}
+    {"tasks", "task", "count", "owner", "idempotency_key", "fingerprint", "brief", "first_only"}
 )
 
 
@@ -105,7 +104,7 @@ def submit(admin: Admin, call: Call) -> Reply:
             if earlier.fingerprint != idempotency[2]:
                 raise IdempotencyConflict
             numbers = range(earlier.first, earlier.first + earlier.size)
-            return _answer(admin, numbers, earlier.at_ms, bool(args.get("brief")), replayed=True)
+            return _answer(admin, numbers, earlier.at_ms, args, replayed=True)
     many = len(forms) > 1 or "tasks" in args
     for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
         where = f"tasks.{index}" if many else ""
@@ -125,7 +124,7 @@ def submit(admin: Admin, call: Call) -> Reply:
     stored = next(i for i in admin.apply(event, call.now) if isinstance(i, StoreTasks))
     first = stored.rows[0].number
     numbers = range(first, first + len(stored.rows))
-    return _answer(admin, numbers, call.now.wall_ms, bool(args.get("brief")), replayed=False)
+    return _answer(admin, numbers, call.now.wall_ms, args, replayed=False)
 
 
 def _forms(args: dict[str, Any]) -> list[_Read]:
@@ -183,14 +182,17 @@ def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:
     return None
 
 
-def _answer(admin: Admin, numbers: range, created_ms: int, brief: bool, *, replayed: bool) -> Reply:
+def _answer(
+    admin: Admin, numbers: range, created_ms: int, args: dict[str, Any], *, replayed: bool
+) -> Reply:
     ids = admin.state.ids
-    data: dict[str, Any] = {
-        "task_ids": [ids.public(number, created_ms) for number in numbers],
-        "submitted_at": stamp(created_ms),
-        "replayed": replayed,
-    }
-    if not brief:
+    data: dict[str, Any] = {"submitted_at": stamp(created_ms), "replayed": replayed}
+    if args.get("first_only"):
+        data["first_id"] = ids.public(numbers[0], created_ms)
+        data["count"] = len(numbers)
+        return Reply(data)
+    data["task_ids"] = [ids.public(number, created_ms) for number in numbers]
+    if not args.get("brief"):
         data["tasks"] = [_new_view(admin, number, created_ms) for number in numbers]
     return Reply(data)
 
@@ -344,50 +346,6 @@ def explain(admin: Admin, call: Call) -> Reply:
             reasons = ["all its slots are busy"]
         data["devices"].append({"device_id": device_id, "eligible": eligible, "reasons": reasons})
     return Reply(data)
-
-
-@operation(
-    "task.wait",
-    {
-        "task_ids": {"type": "list", "required": True, "minlength": 1, "maxlength": MAX_WAITED},
-        "timeout_seconds": {"type": "finite", "min": 0, "max": 60, "default": 30},
-    },
-    changes=True,
-)
-def wait(admin: Admin, call: Call) -> None:
-    """Park until tasks have ended."""
-    # Checked here: a thousand items take Cerberus longer than everything else of this call.
-    for index, task_id in enumerate(call.args["task_ids"]):
-        if not isinstance(task_id, str):
-            raise ValidationError(f"task_ids.{index}", "must be a task id")
-    numbers = admin.numbers(call.args["task_ids"])
-    unfinished = frozenset(number for number in numbers if number in admin.state.tasks)
-    event = ev.WaitAsked(call.ticket, numbers, unfinished, call.args["timeout_seconds"])
-    admin.apply(event, call.now)
-
-
-def waited(admin: Admin, numbers: list[int]) -> Reply:
-    """The answer of a `task.wait` that is over."""
-    ids = admin.state.ids
-    ended = [number for number in numbers if number not in admin.state.tasks]
-    heads = admin.store.heads(ended)
-    outcomes = admin.store.outcomes(ended, results=True)
-    results: list[views.View] = []
-    blobs: list[tuple[str, bytes]] = []
-    for number in ended:
-        if number not in heads or number not in outcomes:
-            continue
-        task_id = ids.public(number, heads[number].created_ms)
-        view, text = views.result(task_id, outcomes[number])
-        if text:
-            blobs.append((f"results.{len(results)}.result_data", text))
-        results.append(view)
-    unfinished = [
-        ids.public(number, admin.state.tasks[number].created_ms)
-        for number in numbers
-        if number in admin.state.tasks
-    ]
-    return Reply({"results": results, "unfinished": unfinished}, blobs)
 
 
 # --- changing ------------------------------------------------------------------------------------

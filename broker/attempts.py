@@ -542,14 +542,9 @@ def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
 def wait(state: ClusterState, event: ev.WaitAsked, now: Now) -> None:
     """Park a client until its tasks have ended."""
     if not event.unfinished or event.timeout_seconds <= 0:
-        state.emit(WaitOver(event.ticket, tuple(event.tasks)))
+        state.emit(WaitOver.of(event))
         return
-    parked = Wait(
-        event.ticket,
-        tuple(event.tasks),
-        set(event.unfinished),
-        now.mono + event.timeout_seconds,
-    )
+    parked = Wait(event, set(event.unfinished), now.mono + event.timeout_seconds)
     state.all_waits.append(parked)
     for number in event.unfinished:
         state.waits.setdefault(number, []).append(parked)

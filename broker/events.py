@@ -200,6 +200,10 @@ class WaitAsked:
     tasks: Sequence[int]
     unfinished: frozenset[int]
     timeout_seconds: float
+    #: When each of `tasks` was submitted, for the answer.
+    created_ms: Sequence[int] = ()
+    #: Statuses and results only.
+    brief: bool = False
 
 
 @dataclass(frozen=True)

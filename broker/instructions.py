@@ -6,10 +6,10 @@ Store instructions are committed together, before any of the others is performed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from retire_cluster.broker.events import Ticket
+from retire_cluster.broker.events import Ticket, WaitAsked
 from retire_cluster.broker.rows import (
     AccessRow,
     AttemptRow,
@@ -166,6 +166,14 @@ class WaitOver:
 
     ticket: Ticket
     tasks: Sequence[int]
+    #: As in `WaitAsked`.
+    created_ms: Sequence[int] = field(default=(), compare=False)
+    brief: bool = False
+
+    @classmethod
+    def of(cls, asked: WaitAsked) -> WaitOver:
+        """For a client's question."""
+        return cls(asked.ticket, tuple(asked.tasks), asked.created_ms, asked.brief)
 
 
 Instruction = Write | Send | SendAssign | Answer | WaitOver

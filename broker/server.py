@@ -27,7 +27,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.access import ADMIN, BUS, FEED
 from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, find
 from retire_cluster.broker.admin_cluster import polled
-from retire_cluster.broker.admin_tasks import waited
+from retire_cluster.broker.admin_waits import waited
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
 from retire_cluster.broker.gate import Gate
 from retire_cluster.broker.restore import restore
@@ -358,7 +358,7 @@ class Broker:
 
     def _answer_wait(self, over: ins.WaitOver) -> None:
         try:
-            reply = waited(self._admin, list(over.tasks))
+            reply = waited(self._admin, over)
         except StoreError as error:
             if isinstance(error, RowDamaged) and self._is_put_off(error, over):
                 return
@@ -473,7 +473,7 @@ class Broker:
             for asked in self._put_off
         ]
         tickets += [poll.ticket for poll in self._admin.polls]
-        tickets += [wait.ticket for wait in self.state.all_waits]
+        tickets += [wait.asked.ticket for wait in self.state.all_waits]
         tickets += [ping.ticket for ping in self.state.pings.values()]
         for ticket in tickets:
             self._clients.refuse(ticket, ClusterUnavailable(reason, retry_after=5))

@@ -51,8 +51,7 @@ CLASSES_KEPT = 2_000
 class Wait:
     """A parked `task.wait`."""
 
-    ticket: ev.Ticket
-    tasks: tuple[int, ...]
+    asked: ev.WaitAsked
     unfinished: set[int]
     deadline_mono: float
 
@@ -270,7 +269,7 @@ class ClusterState:
                 wait.unfinished.discard(number)
                 if not wait.unfinished:
                     self.all_waits.remove(wait)
-                    self.emit(WaitOver(wait.ticket, wait.tasks))
+                    self.emit(WaitOver.of(wait.asked))
 
     def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
         """The payloads that may stay in memory, None in place of the others."""

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker import sealed
+from retire_cluster.broker.recent import RecentOutcomes
 from retire_cluster.broker.rows import (
     AccessRow,
     AttemptRow,
@@ -104,6 +105,7 @@ class SQLiteStore:
         self.name = f"sqlite:///{path.as_posix()}"
         self.path = path
         self.commits = 0
+        self._recent = RecentOutcomes()
         try:
             self._db = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, cached_statements=512
@@ -149,6 +151,7 @@ class SQLiteStore:
             for write in writes:
                 _WRITERS[type(write)](self, write)
             self._db.execute("commit")
+            self._remember(writes)
         except (sqlite3.Error, OSError) as error:
             self._roll_back()
             text = f"the store {self.path} refused a write: {error}"
@@ -156,6 +159,13 @@ class SQLiteStore:
                 raise StoreFull(text) from None
             raise StoreError(text) from None
         self.commits += 1
+
+    def _remember(self, writes: Sequence[ins.Write]) -> None:
+        for write in writes:
+            if isinstance(write, ins.StoreOutcomes):
+                self._recent.note(write.rows)
+            elif isinstance(write, (ins.ReviveTasks, ins.ForgetTasks)):
+                self._recent.forget(write.tasks)
 
     def _roll_back(self) -> None:
         # SQLite rolls back by itself after some errors; what it cannot undo now, it does at the
@@ -399,8 +409,14 @@ class SQLiteStore:
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
         """See `Store.outcomes`."""
         blobs = "result, details, crc" if results else "x'', x'', 0"
-        found = {}
-        for part, marks in _chunks(numbers):
+        found, missing = {}, []
+        for number in numbers:
+            recent = self._recent.get(number)
+            if recent is None:
+                missing.append(number)
+            else:
+                found[number] = recent
+        for part, marks in _chunks(missing):
             for row in self._read(
                 "select task, status, device, attempt, assigned_ms, started_ms, completed_ms,"
                 f" seconds, cause, error, retries, {blobs} from outcomes where task in ({marks})",

@@ -65,7 +65,7 @@ def deadlines(state: ClusterState, now: Now) -> None:
                 state.waits[number] = left
             else:
                 del state.waits[number]
-        state.emit(WaitOver(wait.ticket, wait.tasks))
+        state.emit(WaitOver.of(wait.asked))
 
 
 def liveness(state: ClusterState, now: Now) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from typing import Any, Final
 
 from retire_cluster.schemas.errors import ValidationError
@@ -15,7 +14,9 @@ from retire_cluster.schemas.validation import validate
 
 #: How deep a payload may be nested (contract.md, Task types).
 MAX_DEPTH: Final = 64
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
+#: Every digit becomes a zero: nineteen in a row are then found by one search at C speed.
+_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER: Final = b"0" * 19
 _INT_REASON: Final = f"must be a whole number from {MIN_INT} to {MAX_INT}"
 
 
@@ -36,7 +37,7 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
     try:
         document = loads(raw)
     except JSONError as error:
-        if _LONG_NUMBER.search(raw):
+        if _LONG_NUMBER in raw.translate(_ZEROS):
             # A number of hundreds of digits is no JSON to orjson; say where it is.
             with contextlib.suppress(ValueError, RecursionError):
                 _refuse_large_integers(raw)
@@ -46,7 +47,7 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
     # Each level costs a bracket: with few brackets there is nothing to measure.
     if raw.count(b"{") + raw.count(b"[") > max_depth:
         check_depth(document, max_depth)
-    if _LONG_NUMBER.search(raw):
+    if _LONG_NUMBER in raw.translate(_ZEROS):
         _refuse_large_integers(raw)
     return document
 

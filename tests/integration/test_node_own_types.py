@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.schemas import messages
+from retire_cluster.schemas.ids import TaskIds
 from tests.integration.node_kit import Bus, Start
 
 OWN_TYPES = '''
@@ -86,7 +87,7 @@ def test_own_task_types_are_offered_and_run(
         "from print",
         "WARNING mine: from logging",
         "from a process",
-        "task-1 attempt 1",
+        f"{TaskIds(0).public(1, 1)} attempt 1",
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker import admin as admin_module
-from retire_cluster.broker import admin_tasks
+from retire_cluster.broker import admin_tasks, admin_waits
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Call, Reply, operations
 from retire_cluster.broker.admin_cluster import polled
@@ -477,10 +477,48 @@ def test_a_wait_is_answered_with_results_and_what_is_unfinished(cluster: Cluster
     assert only(ins.WaitOver, cluster.admin.turn) == []
     cluster.pass_time(5)
     (over,) = only(ins.WaitOver, cluster.tick("deadlines"))
-    reply = admin_tasks.waited(cluster.admin, list(over.tasks))
+    reply = admin_waits.waited(cluster.admin, over)
     assert [one["task_id"] for one in reply.data["results"]] == ids[:2]
     assert reply.data["unfinished"] == ids[2:]
     assert reply.blobs == [("results.0.result_data", b'{"a":1}')]
+
+
+def test_a_submission_is_waited_for_by_its_first_id(cluster: Cluster) -> None:
+    member = cluster.device()
+    told = submit(cluster, ECHO, ECHO, ECHO, first_only=True)
+    assert {"first_id", "count", "submitted_at", "replayed"} == set(told)
+    assert told["count"] == 3
+    cluster.place()
+    member.finish(member.keys[0], result=b'{"a":1}')
+    member.fail(member.keys[0], cause="deterministic")
+    args = {"first_id": told["first_id"], "count": 3, "timeout_seconds": 5, "brief": True}
+    assert cluster.park("task.wait", args) is None
+    cluster.pass_time(5)
+    (over,) = only(ins.WaitOver, cluster.tick("deadlines"))
+    reply = admin_waits.waited(cluster.admin, over)
+    assert reply.data == {"statuses": ["success", "failed", None], "result_data": [None] * 3}
+    assert reply.blobs == [("result_data.0", b'{"a":1}')]
+
+
+def test_a_wait_by_first_id_goes_no_further_than_the_submission(cluster: Cluster) -> None:
+    told = submit(cluster, ECHO, ECHO, first_only=True)
+    cluster.pass_time(1)
+    submit(cluster, ECHO)
+    for op_args, field in (
+        ({"count": 0}, "count"),
+        ({"count": 1001}, "count"),
+        ({"count": True}, "count"),
+        ({"first_id": 7}, "first_id"),
+        ({"task_ids": ["x"]}, "task_ids"),
+        ({"timeout_seconds": 61}, "timeout_seconds"),
+        ({"timeout_seconds": True}, "timeout_seconds"),
+        ({"timeout_seconds": float("nan")}, "timeout_seconds"),
+        ({"color": 1}, "color"),
+    ):
+        args: dict[str, Any] = {"first_id": told["first_id"], "count": 2, **op_args}
+        assert wrong(cluster, "task.wait", args).field == field
+    with pytest.raises(errors.TaskNotFound):
+        cluster.park("task.wait", {"first_id": told["first_id"], "count": 3})
 
 
 def test_a_wait_for_what_has_ended_is_over_in_its_own_turn(cluster: Cluster) -> None:
@@ -501,7 +539,8 @@ def test_a_wait_names_the_id_it_does_not_know(cluster: Cluster) -> None:
 
 def test_a_task_forgotten_while_somebody_waited_is_left_out(cluster: Cluster) -> None:
     (number,) = cluster.submit()
-    assert admin_tasks.waited(cluster.admin, [number, 77]).data["results"] == []
+    over = ins.WaitOver((b"client", 1), (number, 77), (WALL_MS, WALL_MS))
+    assert admin_waits.waited(cluster.admin, over).data["results"] == []
 
 
 # --- devices -------------------------------------------------------------------------------------

@@ -116,6 +116,22 @@ def test_a_batch_of_results_is_one_write_and_one_acknowledgement(cluster: Cluste
     assert len(stored.rows) == 5
 
 
+def test_in_a_batch_the_current_ones_count_each_once_and_the_rest_is_stale(
+    cluster: Cluster,
+) -> None:
+    member, _ = cluster.give(4)
+    first, second, third, fourth = member.keys
+    member.start(second)
+    old = (third[0], third[1] + 1, *third[2:])
+    unknown = (999, 1, *first[2:])
+    found = member.finish(first, second, first, old, unknown, fourth)
+    (stored,) = only(ins.StoreOutcomes, found)
+    assert [row.task for row in stored.rows] == [first[0], second[0], fourth[0]]
+    assert cluster.state.stats.dropped["stale_attempt"] == 3
+    assert cluster.status(third[0]) == "assigned"
+    assert member.record.succeeded == 3
+
+
 def test_a_result_without_started_counts_as_started(cluster: Cluster) -> None:
     member, key = cluster.give()
     cluster.pass_time(10)

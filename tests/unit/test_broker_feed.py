@@ -52,6 +52,36 @@ def test_after_a_cursor_come_exactly_the_kept_events_newer_than_it(
     assert log.gap(since) == (bool(missing) or since > log.last or since < EPOCH_SPAN)
 
 
+@given(
+    st.lists(st.integers(0, 5), max_size=12), st.integers(1, 20), st.integers(-2, 60),
+    st.none() | st.integers(1, 20),
+)  # fmt: skip
+def test_a_burst_is_read_as_the_events_it_stands_for(
+    sizes: list[int], size: int, offset: int, resized: int | None
+) -> None:
+    log, naive = EventLog(1, size), EventLog(1, size)
+    task = 0
+    for count in sizes:
+        if not count:
+            for one in (log, naive):
+                one.add("device.online", 7, device_id="box", data={"a": 1})
+            continue
+        tasks = range(task, task + count)
+        data = {"attempt": 1} if count % 2 else [{"attempt": number} for number in tasks]
+        log.add_burst("task.queued", count, tasks, [9] * count, "box", data)
+        for number in tasks:
+            told = {"attempt": 1 if count % 2 else number}
+            naive.add("task.queued", count, number, 9, "box", told)
+        task += count
+    if resized is not None:
+        log.resize(resized)
+        naive.resize(resized)
+    since = EPOCH_SPAN + offset
+    assert list(log.after(since)) == list(naive.after(since))
+    assert (log.gap(since), log.last) == (naive.gap(since), naive.last)
+    assert log.select(since, 3, everything) == naive.select(since, 3, everything)
+
+
 def test_a_poll_from_the_start_has_no_gap_but_a_cursor_of_a_forerunner_has() -> None:
     log = filled(30)
     assert not log.gap(0)

@@ -56,6 +56,28 @@ class LedgerAgainstList(RuleBasedStateMachine):
             line.status, line.device, line.ended_s = status, device, ended_s
             self.ledger.move(line.number, status, device, ended_s)
 
+    @rule(status=STATUSES, type_=TYPES, priority=PRIORITY, device=DEVICES, count=st.integers(1, 5))
+    def extend(
+        self, status: TaskStatus, type_: str, priority: int, device: str | None, count: int
+    ) -> None:
+        self.ledger.extend(self.next, count, status, type_, priority, device, 3)
+        for _ in range(count):
+            self.lines.append(Line(self.next, status, type_, priority, device, 3))
+            self.next += 1
+
+    @rule(
+        status=STATUSES, device=DEVICES, first=st.integers(0, 20), count=st.integers(1, 6),
+        order=st.sampled_from([1, -1]),
+    )  # fmt: skip
+    def move_all(
+        self, status: TaskStatus, device: str | None, first: int, count: int, order: int
+    ) -> None:
+        some = self.lines[first : first + count][::order]
+        for line in some:
+            line.status, line.device, line.ended_s = status, device, 5
+        if some:
+            self.ledger.move_all([line.number for line in some], status, device, 5)
+
     @rule(which=st.integers(0))
     def drop(self, which: int) -> None:
         if self.lines:

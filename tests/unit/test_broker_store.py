@@ -11,6 +11,7 @@ import pytest
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.open_store import open_store
+from retire_cluster.broker.recent import RecentOutcomes
 from retire_cluster.broker.rows import (
     AttemptRow,
     DeviceRow,
@@ -347,12 +348,49 @@ def test_a_flipped_byte_of_a_task_is_detected(path: Path, column: str) -> None:
     store.close()
 
 
+def test_what_was_just_committed_is_read_without_the_disk(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1), task(2)]), ins.StoreOutcomes([outcome(1)])])
+    read = store._read
+    store._read = lambda *given: pytest.fail("it was read from the disk")  # type: ignore[method-assign]
+    assert store.outcomes([1], results=True) == {1: outcome(1)}
+    store._read = read  # type: ignore[method-assign]
+    store.commit([ins.ReviveTasks((1,))])
+    assert store.outcomes([1], results=True) == {}
+    store.commit([ins.StoreOutcomes([outcome(1, status="cancelled")])])
+    assert store.outcomes([1, 2], results=True)[1].status == "cancelled"
+    store.commit([ins.ForgetTasks((1,))])
+    assert store.outcomes([1], results=True) == {}
+    with pytest.raises(StoreError):
+        store.commit([ins.StoreOutcomes([outcome(2)]), ins.StoreTasks([task(2)])])
+    assert store.outcomes([2], results=True) == {}
+    store.close()
+
+
+def test_the_newest_outcomes_are_bounded_by_number_and_by_bytes() -> None:
+    recent = RecentOutcomes(rows=3, size=100)
+    recent.note([outcome(1, result=b"", details=b""), outcome(2, result=b"", details=b"")])
+    recent.note([outcome(2, result=b"new", details=b"")])
+    assert [recent.get(n) is not None for n in (1, 2)] == [True, True]
+    recent.note([outcome(3, result=b"", details=b"")])
+    # The first two came together and went together; what replaced one of them is newer.
+    found = recent.get(2)
+    assert (recent.get(1), found is not None and found.result) == (None, b"new")
+    recent.note([outcome(4, result=b"x" * 99, details=b"")])
+    assert [recent.get(n) is not None for n in (2, 3, 4)] == [False, True, True]
+    recent.note([outcome(5, result=b"x" * 101, details=b"")])
+    assert [recent.get(n) for n in (2, 3, 4, 5)] == [None] * 4
+
+
 @pytest.mark.parametrize("column", ["result", "details"])
 def test_a_flipped_byte_of_a_result_is_detected(path: Path, column: str) -> None:
     store = SQLiteStore(path)
     load(store)
     store.commit([ins.StoreTasks([task(1)]), ins.StoreOutcomes([outcome(1)])])
+    store.close()
     flip(path, f"update outcomes set {column} = x'00'")
+    store = SQLiteStore(path)
     with pytest.raises(StoreError, match="the result of task 1 is damaged"):
         store.outcomes([1], results=True)
     assert store.outcomes([1], results=False)[1].status == "failed"

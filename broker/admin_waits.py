@@ -1,0 +1,91 @@
+"""`task.wait`: park a client until its tasks have ended, then tell it how."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker import views
+from retire_cluster.broker.admin import Admin, Call, Reply, operation
+from retire_cluster.broker.instructions import WaitOver
+from retire_cluster.schemas.errors import ValidationError
+from retire_cluster.schemas.requests import MAX_BATCH
+
+MAX_WAITED: Final = MAX_BATCH
+MAX_WAIT_SECONDS: Final = 60
+_DEFAULT_SECONDS: Final = 30.0
+_ARGS: Final = frozenset({"task_ids", "first_id", "count", "timeout_seconds", "brief"})
+
+
+@operation("task.wait", changes=True)
+def wait(admin: Admin, call: Call) -> None:
+    """Park until tasks have ended: listed by id, or those of one submission by its first id."""
+    # Checked here: Cerberus takes longer over one id than everything else of this call.
+    args = call.args
+    unknown = sorted(set(args) - _ARGS)
+    if unknown:
+        raise ValidationError(unknown[0], "unknown field")
+    seconds = args.get("timeout_seconds", _DEFAULT_SECONDS)
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not (math.isfinite(seconds) and 0 <= seconds <= MAX_WAIT_SECONDS)
+    ):
+        raise ValidationError("timeout_seconds", f"must be a number from 0 to {MAX_WAIT_SECONDS}")
+    by_first = "first_id" in args
+    found = _submission(admin, args) if by_first else _listed(admin, args.get("task_ids"))
+    numbers = [number for number, _ in found]
+    event = ev.WaitAsked(
+        call.ticket, numbers, frozenset(filter(admin.state.tasks.__contains__, numbers)),
+        seconds, [created_ms for _, created_ms in found], bool(args.get("brief")),
+    )  # fmt: skip
+    admin.apply(event, call.now)
+
+
+def _listed(admin: Admin, ids: object) -> list[tuple[int, int]]:
+    if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_WAITED:
+        raise ValidationError("task_ids", f"must be a list of 1 to {MAX_WAITED} task ids")
+    for index, task_id in enumerate(ids):
+        if not isinstance(task_id, str):
+            raise ValidationError(f"task_ids.{index}", "must be a task id")
+    return admin.references(ids)
+
+
+def _submission(admin: Admin, args: dict[str, Any]) -> list[tuple[int, int]]:
+    if "task_ids" in args:
+        raise ValidationError("task_ids", "is given by first_id and count already")
+    first, count = args["first_id"], args.get("count", 1)
+    if not isinstance(first, str):
+        raise ValidationError("first_id", "must be a task id")
+    if type(count) is not int or not 1 <= count <= MAX_WAITED:
+        raise ValidationError("count", f"must be a whole number from 1 to {MAX_WAITED}")
+    return admin.submission(first, count)
+
+
+def waited(admin: Admin, over: WaitOver) -> Reply:
+    """The answer of a `task.wait` that is over."""
+    live = admin.state.tasks
+    outcomes = admin.store.outcomes([n for n in over.tasks if n not in live], results=True)
+    if over.brief:
+        statuses: list[str | None] = []
+        texts: list[tuple[str, bytes]] = []
+        for index, number in enumerate(over.tasks):
+            outcome = outcomes.get(number)
+            statuses.append(None if outcome is None else outcome.status)
+            if outcome is not None and outcome.result:
+                texts.append((f"result_data.{index}", outcome.result))
+        return Reply({"statuses": statuses, "result_data": [None] * len(statuses)}, texts)
+    public = admin.state.ids.public
+    results: list[views.View] = []
+    blobs: list[tuple[str, bytes]] = []
+    unfinished = []
+    for number, created_ms in zip(over.tasks, over.created_ms, strict=True):
+        if number in live:
+            unfinished.append(public(number, created_ms))
+        elif number in outcomes:
+            view, text = views.result(public(number, created_ms), outcomes[number])
+            if text:
+                blobs.append((f"results.{len(results)}.result_data", text))
+            results.append(view)
+    return Reply({"results": results, "unfinished": unfinished}, blobs)
