@@ -10,6 +10,8 @@ with a warning, unless nothing could be trusted without it (then the store is re
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import secrets
@@ -17,6 +19,8 @@ import shutil
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -82,6 +86,24 @@ _INDEX: Final = (
     "select number, type, priority, status, device, coalesce(completed_ms / 1000, 0)"
     " from tasks left join outcomes on task = number order by number"
 )
+
+
+#: What the tasks of one request, and the outcomes of one batch, mostly have in common.
+_TASK_FORM: Final = itemgetter(1, 2, 3, 4, 5, 6)
+_OUTCOME_FORM: Final = itemgetter(1, 2, 3, 4, 6, 8, 9, 10)
+
+
+@functools.lru_cache(maxsize=2 * _ROWS)
+def _alike(table: str, layout: str, rows: int) -> str:
+    """The statement of `SQLiteStore._insert_alike`."""
+    common = layout.count("c")
+    varying = itertools.count(common + 1)
+    values = []
+    for _ in range(rows):
+        shared = iter(range(1, common + 1))
+        columns = [next(shared if letter == "c" else varying) for letter in layout]
+        values.append("(" + ",".join(f"?{number}" for number in columns) + ")")
+    return f"insert into {table} values{','.join(values)}"
 
 
 def _is_damage(error: Exception) -> bool:
@@ -181,28 +203,35 @@ class SQLiteStore:
             values = [value for row in part for value in row]
             self._db.execute(head + ",".join([one] * len(part)), values)
 
+    def _insert_alike(
+        self, table: str, layout: str, common: Sequence[Any], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Insert rows that have some columns in common: those are bound once a statement.
+
+        `layout`: one letter a column, `c` the next of `common`, `v` the next of the row.
+        """
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            statement = _alike(table, layout, len(part))
+            self._db.execute(statement, [*common, *chain.from_iterable(part)])
+
     def _tasks(self, write: ins.StoreTasks) -> None:
-        rows = []
-        form: Sequence[Any] = ()
-        form_seal = 0
-        for row in write.rows:
-            if row[2:7] != form:
-                form = row[2:7]
-                form_seal = sealed.form_seal(form)
-            rows.append((*row, sealed.task_seal(row, form_seal)))
-        self._insert("insert into tasks values", 9, rows)
+        for form, some in groupby(write.rows, _TASK_FORM):
+            seal = sealed.form_seal(form[1:])
+            rows = [(row[0], row[7], sealed.task_seal(row, seal)) for row in some]
+            self._insert_alike("tasks", "vccccccvv", form, rows)
         if write.submission is not None:
             self._insert("insert or replace into submissions values", 6, [write.submission])
 
     def _outcomes(self, write: ins.StoreOutcomes) -> None:
-        rows = []
-        form: Sequence[Any] = ()
-        head_seal = 0
-        for row in write.rows:
-            if (found := row[1:4] + row[8:11]) != form:
-                form, head_seal = found, sealed.outcome_form_seal(found)
-            rows.append((*row, sealed.outcome_seal(row, head_seal)))
-        self._insert("insert into outcomes values", 14, rows)
+        for form, some in groupby(write.rows, _OUTCOME_FORM):
+            status, device, attempt, _, _, *rest = form
+            seal = sealed.outcome_form_seal((status, device, attempt, *rest))
+            rows = [
+                (row[0], row[5], row[7], row[11], row[12], sealed.outcome_seal(row, seal))
+                for row in some
+            ]
+            self._insert_alike("outcomes", "vccccvcvcccvvv", form, rows)
         self._delete("live", "task", write.deviating)
 
     def _attempts(self, write: ins.StoreAttempts) -> None:
