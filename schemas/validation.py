@@ -10,11 +10,12 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cerberus
 from cerberus import errors as cerberus_errors
 
+from retire_cluster.schemas import quick
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.strict import (
     MAX_INT,
@@ -47,24 +48,30 @@ _MAX_LISTED: Final = 100
 
 class _Cache(threading.local):
     def __init__(self) -> None:
-        self.validators: OrderedDict[int, tuple[Schema, StrictValidator]] = OrderedDict()
+        self.validators: OrderedDict[int, _Entry] = OrderedDict()
+
+
+class _Entry(NamedTuple):
+    schema: Schema
+    check: quick.Check | None
+    validator: StrictValidator
 
 
 _cache = _Cache()
 
 
-def _validator(schema: Schema) -> StrictValidator:
+def _known(schema: Schema) -> _Entry:
     known = _cache.validators
     entry = known.get(id(schema))
     # The entry keeps its schema alive, so an id in the cache cannot belong to another one.
     if entry is None:
-        entry = (schema, StrictValidator(dict(schema)))
+        entry = _Entry(schema, quick.compiled(schema), StrictValidator(dict(schema)))
         known[id(schema)] = entry
         if len(known) > _CACHE_SIZE:
             known.popitem(last=False)
     else:
         known.move_to_end(id(schema))
-    return entry[1]
+    return entry
 
 
 def validate(schema: Schema, document: object, *, where: str = "") -> dict[str, Any]:
@@ -76,7 +83,12 @@ def validate(schema: Schema, document: object, *, where: str = "") -> dict[str, 
     """
     if not isinstance(document, dict):
         raise ValidationError(where, "must be an object")
-    validator = _validator(schema)
+    entry = _known(schema)
+    if entry.check is not None:
+        fits = quick.accepted(entry.check, document)
+        if fits is not None:
+            return fits
+    validator = entry.validator
     if validator.validate(document, normalize=False):
         normal = validator.normalized(document)
         if normal is not None and not validator._errors:
