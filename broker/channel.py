@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -31,6 +31,11 @@ from retire_cluster.schemas.wire import WireError
 log = logging.getLogger("broker")
 
 _PEERS_LOGGED = 1_000
+_PEERS_KNOWN = 50_000
+# As plain numbers: combining pyzmq's enums costs more than sending a small frame.
+_NOW = int(zmq.NOBLOCK)
+_NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_POLLIN = int(zmq.POLLIN)
 Socket = zmq.Socket[bytes]
 
 
@@ -64,35 +69,6 @@ def bind(socket: Socket, host: str, port: int) -> None:
         raise BindError(f"cannot listen on {host}:{port}: {cure}") from None
 
 
-def _receive(socket: Socket, *, keyed: bool) -> tuple[bytes, str, str | None, list[bytes]] | None:
-    """`(routing id, peer's address, its key, frames)`, None when there is nothing to read.
-
-    The key is what the handshake proved, None on a socket without CURVE. Of a message with far too
-    many frames all are read, but not kept.
-    """
-    try:
-        first = socket.recv(zmq.NOBLOCK, copy=False)
-    except zmq.Again:
-        return None
-    address = ""
-    key: str | None = "" if keyed else None
-    frames: list[bytes] = []
-    more = first.more
-    while more:
-        frame = socket.recv(copy=False)
-        if not frames:
-            try:
-                address = str(frame.get("Peer-Address"))
-                if keyed:
-                    key = str(frame.get("User-Id"))
-            except zmq.ZMQError:
-                address = ""
-        if len(frames) <= wire.MAX_FRAMES:
-            frames.append(frame.bytes)
-        more = frame.more
-    return first.bytes, _plain(address), key, frames
-
-
 @functools.lru_cache(maxsize=1_024)
 def _plain(address: str) -> str:
     try:
@@ -103,12 +79,61 @@ def _plain(address: str) -> str:
     return str(mapped or parsed)
 
 
+def _is_readable(socket: Socket) -> bool:
+    events = socket.getsockopt(zmq.EVENTS)
+    return isinstance(events, int) and bool(events & _POLLIN)
+
+
+class _Peer(NamedTuple):
+    """What the transport says of one connection; it stays the same as long as that lives."""
+
+    #: IP address, empty when unknown.
+    address: str
+    #: The key that the handshake proved; None on a socket without CURVE.
+    key: str | None
+
+
 class _Channel:
     def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
         self.socket = socket
         self.keyed = keyed
         self.facts = facts
         self._told: set[bytes] = set()
+        self._peers: dict[bytes, _Peer] = {}
+
+    def _receive(self) -> tuple[bytes, _Peer, list[bytes]] | None:
+        """`(routing id, peer, frames)`, None when there is nothing to read.
+
+        Of a message with far too many frames all are read, but not kept.
+        """
+        socket = self.socket
+        # Asking is cheaper than being refused: an exception a turn and socket adds up.
+        if not _is_readable(socket):
+            return None
+        first = socket.recv(_NOW, copy=False)
+        routing, more = first.bytes, first.more
+        peer = self._peers.get(routing)
+        frames: list[bytes] = []
+        while more:
+            frame = socket.recv(_NOW, copy=False)
+            if peer is None:
+                peer = self._meet(routing, frame)
+            if len(frames) <= wire.MAX_FRAMES:
+                frames.append(frame.bytes)
+            more = frame.more
+        return routing, peer or _Peer("", "" if self.keyed else None), frames
+
+    def _meet(self, routing: bytes, frame: zmq.Frame) -> _Peer:
+        """A connection's first message: note who it is. Routing ids are never used twice."""
+        address, key = "", "" if self.keyed else None
+        with contextlib.suppress(zmq.ZMQError):
+            address = _plain(str(frame.get("Peer-Address")))
+            if self.keyed:
+                key = str(frame.get("User-Id"))
+        if len(self._peers) >= _PEERS_KNOWN:
+            self._peers.clear()
+        found = self._peers[routing] = _Peer(address, key)
+        return found
 
     def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
         dropped["malformed"] += 1
@@ -120,8 +145,11 @@ class _Channel:
 
     def put(self, frames: Sequence[bytes]) -> bool:
         """Send without waiting; whether the peer was there and had room."""
+        send = self.socket.send
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                send(frame, _NOW_AND_MORE)
+            send(frames[-1], _NOW)
         except zmq.ZMQError:
             return False
         return True
@@ -133,10 +161,10 @@ class Bus(_Channel):
     def read(self, limit: int, dropped: Counter[str]) -> Iterator[FromDevice | ResultsArrived]:
         """Events of at most `limit` messages; what is malformed is counted and skipped."""
         for _ in range(limit):
-            got = _receive(self.socket, keyed=self.keyed)
+            got = self._receive()
             if got is None:
                 return
-            routing, address, key, frames = got
+            routing, (address, key), frames = got
             if frames and frames[0] == wire.ADMIN:
                 self._wrong_port(routing, frames, dropped)
                 continue
@@ -155,7 +183,7 @@ class Bus(_Channel):
     def discard(self, limit: int) -> None:
         """Read and forget: the devices will say it again."""
         for _ in range(limit):
-            if _receive(self.socket, keyed=False) is None:
+            if self._receive() is None:
                 return
 
     def send(
@@ -202,10 +230,10 @@ class Clients(_Channel):
     def read(self, limit: int, now: Now, dropped: Counter[str]) -> Iterator[Call]:
         """Calls of at most `limit` messages; what cannot be read is answered with an error."""
         for _ in range(limit):
-            got = _receive(self.socket, keyed=self.keyed)
+            got = self._receive()
             if got is None:
                 return
-            routing, address, key, frames = got
+            routing, (address, key), frames = got
             if self._may_use is not None and not self._may_use(key or ""):
                 dropped["revoked_key"] += 1
                 self.refuse((routing, _call_id(frames)), Forbidden("This key was revoked."))
@@ -278,11 +306,8 @@ class Feed:
 
     def publish(self, log_: EventLog, ids: TaskIds) -> None:
         """Send what happened since the last call to those who listen."""
-        while True:
-            try:
-                told = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        while _is_readable(self.socket):
+            told = self.socket.recv(_NOW)
             self._subscriptions += {1: 1, 0: -1}.get(told[0] if told else 2, 0)
         since, self._published = self._published, log_.last
         if self._subscriptions <= 0 or since == log_.last:
