@@ -46,14 +46,17 @@ class Socket:
         self.inbox: deque[tuple[bytes, Frames]] = deque()
         self._owner = owner
         self._parts: deque[Part] = deque()
+        self._sending: list[bytes] = []
 
     # --- what the broker calls -------------------------------------------------------------------
 
     def setsockopt(self, option: int, value: object) -> None:
         """Options are the real socket's business."""
 
-    def getsockopt(self, option: int) -> bytes:
-        """Where it is bound."""
+    def getsockopt(self, option: int) -> bytes | int:
+        """Where it is bound, or whether there is something to read."""
+        if option == zmq.EVENTS:
+            return int(zmq.POLLIN) if self._parts or self.inbox else 0
         return b"tcp://127.0.0.1:8080\0"
 
     def bind(self, address: str) -> None:
@@ -76,8 +79,15 @@ class Socket:
             self._parts.extend(Part(frame, at < last) for at, frame in enumerate(frames))
         return self._parts.popleft()
 
+    def send(self, frame: bytes, flags: int = 0) -> None:
+        """Send a frame to a connection; raises `zmq.ZMQError` as `ROUTER_MANDATORY` does."""
+        self._sending.append(frame)
+        if not flags & zmq.SNDMORE:
+            frames, self._sending = self._sending, []
+            self._owner.send(self, frames)
+
     def send_multipart(self, frames: Sequence[bytes], flags: int = 0) -> None:
-        """Send to a connection; raises `zmq.ZMQError` as `ROUTER_MANDATORY` does."""
+        """Send a message."""
         self._owner.send(self, frames)
 
     # --- what the network calls ------------------------------------------------------------------
