@@ -132,17 +132,12 @@ class SQLiteStore:
             self._db = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, cached_statements=512
             )
-            for pragma in (
-                "journal_mode=wal",
-                "synchronous=full",
-                "wal_autocheckpoint=4000",
-                "cache_size=-65536",
-                "temp_store=memory",
-            ):
-                self._db.execute(f"pragma {pragma}")
-            if os.name == "posix":
-                os.chmod(path, 0o600)
-            self._migrate()
+            try:
+                self._prepare()
+            except BaseException:
+                # Windows sets no file aside that is still open.
+                self._db.close()
+                raise
         except (sqlite3.Error, OSError) as error:
             if _is_damage(error):
                 text = f"the store {path} cannot be used: {error}; {_CURE}"
@@ -151,6 +146,19 @@ class SQLiteStore:
                 f"the store {path} cannot be used: {error}; check the folder's permissions and "
                 "free space, or start with another --data-dir"
             ) from None
+
+    def _prepare(self) -> None:
+        for pragma in (
+            "journal_mode=wal",
+            "synchronous=full",
+            "wal_autocheckpoint=4000",
+            "cache_size=-65536",
+            "temp_store=memory",
+        ):
+            self._db.execute(f"pragma {pragma}")
+        if os.name == "posix":
+            os.chmod(self.path, 0o600)
+        self._migrate()
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("pragma user_version").fetchone()

@@ -117,6 +117,13 @@ def commands_folder() -> str:
     return shlex.quote(folder + os.sep)
 
 
+def quoted(path: str, *, windows: bool = sys.platform == "win32") -> str:
+    """A path as one word for the shell at hand: sh, or cmd and PowerShell alike."""
+    if not windows:
+        return shlex.quote(path)
+    return f'"{path}"' if " " in path else path
+
+
 def dial_host(bound: str) -> str:
     """The address by which this machine reaches what is bound to `bound`."""
     if bound in ("", "0.0.0.0", "*"):

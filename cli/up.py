@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -19,7 +18,13 @@ from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
-from retire_cluster.cli.announce import JOIN_SECONDS, JOIN_USES, Announcement, commands_folder
+from retire_cluster.cli.announce import (
+    JOIN_SECONDS,
+    JOIN_USES,
+    Announcement,
+    commands_folder,
+    quoted,
+)
 from retire_cluster.cli.endpoints import (
     ApiEndpoint,
     MainEndpoints,
@@ -286,7 +291,7 @@ class Up:
         assert self._main is not None
         assert self._api is not None
         usual = default_data_dir(sys.platform, os.environ)
-        flag = f" --data-dir {shlex.quote(str(self._data_dir))}" if self._data_dir != usual else ""
+        flag = f" --data-dir {quoted(str(self._data_dir))}" if self._data_dir != usual else ""
         return Announcement(
             api_host=self._api.host,
             api_port=self._api.port,

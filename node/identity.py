@@ -36,7 +36,8 @@ class FolderLock:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         taken = not _lock_soon(self._fd)
         if taken:
-            owner = os.pread(self._fd, 20, 1).decode("ascii", "replace") if _HAS_PREAD else ""
+            os.lseek(self._fd, 1, os.SEEK_SET)
+            owner = os.read(self._fd, 20).decode("ascii", "replace")
             os.close(self._fd)
             number = f" (process {owner.strip()})" if owner.strip() else ""
             raise FolderTaken(
@@ -50,9 +51,6 @@ class FolderLock:
     def release(self) -> None:
         """Lets the next worker in."""
         os.close(self._fd)
-
-
-_HAS_PREAD = hasattr(os, "pread")
 
 
 def _lock_soon(fd: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -281,9 +283,24 @@ def flip(path: Path, query: str, *values: Any) -> None:
     db.close()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX; a profile's folder is its own")
 def test_the_file_is_for_its_owner_only(path: Path) -> None:
     SQLiteStore(path).close()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="cannot see what is open")
+def test_a_store_that_is_refused_is_not_left_open(path: Path) -> None:
+    SQLiteStore(path).close()
+    flip(path, f"pragma user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(StoreError) as refused:
+        SQLiteStore(path)
+    if sys.platform == "win32":
+        path.rename(path.with_name("aside"))  # of an open file this fails
+    else:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        assert [link for link in links if os.path.samefile(link, path)] == []
+    assert refused.tb is not None  # it keeps all that the failed start had made
 
 
 def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:

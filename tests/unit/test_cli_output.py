@@ -122,7 +122,7 @@ def test_every_offending_field_is_listed() -> None:
 
 def test_text_that_the_stream_cannot_show_is_escaped_and_json_stays_json() -> None:
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    stream = io.TextIOWrapper(raw, encoding="ascii", newline="\n", write_through=True)
     Output(stream, stream).data({}, "Gerät")
     Output(stream, stream, as_json=True).data({"name": "Gerät"}, "")
     first, _, rest = raw.getvalue().decode("ascii").partition("\n")

@@ -114,7 +114,8 @@ def test_a_dry_run_shows_everything_and_does_nothing(
     words = ["install", "worker", "--dry-run", "--data-dir", str(tmp_path / "d")]
     assert service.main([*words, "--", "--slots", "2"]) == 0
     shown = capsys.readouterr().out
-    assert f"# {tmp_path}/.config/systemd/user/retire-cluster-worker.service" in shown
+    unit = tmp_path / ".config/systemd/user/retire-cluster-worker.service"
+    assert f"# {unit}\n" in shown
     assert "worker --data-dir" in shown
     assert "--slots 2\n" in shown
     assert "$ systemctl --user enable --now retire-cluster-worker.service" in shown

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli import config, devices, plan, submit, tasks, up, waiting
-from retire_cluster.cli.announce import Announcement
+from retire_cluster.cli.announce import Announcement, quoted
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
 from retire_cluster.cli.explain import explanation_text
@@ -339,6 +339,12 @@ def test_a_facade_on_every_address_is_called_by_loopback_here() -> None:
 def test_the_curl_line_is_quoted_for_the_shell_at_hand() -> None:
     assert """-d '{"task_type""" in announcement().text(windows=False)
     assert """-d "{\\"task_type""" in announcement().text(windows=True)
+
+
+def test_a_path_is_one_word_for_the_shell_at_hand() -> None:
+    assert quoted("C:\\two words\\data", windows=True) == '"C:\\two words\\data"'
+    assert quoted("C:\\data", windows=True) == "C:\\data"
+    assert quoted("/two words", windows=False) == "'/two words'"
 
 
 @pytest.mark.parametrize(
