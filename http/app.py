@@ -121,7 +121,6 @@ def create_app(
             burst=api.rate_limit_burst,
         ),
         stats=stats,
-        drain=drain,
         reporter=reporter,
         clock=clock,
     )

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         settings = settings_of(args)
-        redaction = configure(settings.logging, settings.api.keys)
+        redaction = configure(settings.logging, settings.api.keys, queued=True)
         new_key = _make_key(settings)
         if new_key:
             redaction.add(new_key)

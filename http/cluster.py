@@ -109,6 +109,8 @@ class GuardedCluster:
         self._cluster.close()
 
     def _enter(self) -> bool:
+        if self._silent is None:
+            return False
         with self._lock:
             if self._silent is None:
                 return False

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from threading import Condition
 from typing import Any
 
 import falcon
@@ -46,33 +45,15 @@ _requests_log = logging.getLogger("api.requests")
 
 
 class Drain:
-    """Counts running requests, and lets a server that is told to stop wait for them."""
+    """Tells requests that the server was asked to stop."""
 
     def __init__(self) -> None:
-        self._changed = Condition()
-        self._running = 0
-        #: Set once the server was told to stop: health says so, long polls end.
+        #: Set from then on: health says so, long polls end.
         self.begun = False
-
-    def enter(self) -> None:
-        """A request begins."""
-        with self._changed:
-            self._running += 1
-
-    def leave(self) -> None:
-        """A request has been answered."""
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
 
     def begin(self) -> None:
         """From now on the server is about to stop."""
         self.begun = True
-
-    def wait(self, timeout_seconds: float) -> bool:
-        """Wait until nothing runs; False when it took longer."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._running == 0, timeout_seconds)
 
 
 class Gate:
@@ -92,7 +73,6 @@ class Gate:
         hosts: Hosts | None,
         limiter: RateLimiter,
         stats: HttpStats,
-        drain: Drain,
         reporter: Reporter | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.perf_counter,
@@ -103,7 +83,6 @@ class Gate:
         self._hosts = hosts
         self._limiter = limiter
         self._stats = stats
-        self._drain = drain
         self._reporter = reporter
         self._clock = clock
         self._monotonic = monotonic
@@ -119,7 +98,6 @@ class Gate:
         context.request_id = envelope.request_id(req.env.get("HTTP_X_REQUEST_ID"))
         context.operation = None
         context.standing = None
-        self._drain.enter()
         if self._reporter is not None:
             self._reporter.ensure_running()
         peer = self._peers.of(req.env)
@@ -191,7 +169,6 @@ class Gate:
                 "duration_ms": round(seconds * 1000, 1),
             },
         )
-        self._drain.leave()
 
     def _query(self, operation: Operation, text: str) -> Mapping[str, Any]:
         """The query as typed values. Shared between requests: clients repeat theirs."""

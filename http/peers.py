@@ -8,6 +8,7 @@ Authentication, origin, limits).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Peer:
     through_proxy: bool = False
 
 
+@functools.lru_cache(maxsize=1_024)
 def _address(text: str) -> _Address | None:
     try:
         found = ipaddress.ip_address(text.partition("%")[0])

@@ -108,7 +108,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
     :param host: address to listen on, or a name that stands for one
     :param port: 0 lets the system pick
-    :param drain: tells requests that the server is about to stop, and counts those running
+    :param drain: tells requests that the server is about to stop
     :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
 
     Raises `OSError` when the address cannot be bound.
@@ -264,20 +264,29 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         """End `serve`; callable from any thread and from a signal handler."""
         self._stopping = True
         self.drain.begin()
-        self.pull_trigger()
+        with self._trigger_lock:
+            if not self._ended:
+                self.trigger.pull_trigger()
 
     def end(self) -> None:
         """Close all connections and end the threads."""
         self.task_dispatcher.shutdown(timeout=1)
         with self._trigger_lock:
             self._ended = True
+            if self.task_dispatcher.threads:
+                # A request outlived the drain and will wake a loop that is gone: its pipe stays,
+                # so that it never writes into a descriptor that is another's by then.
+                self._map.pop(self.trigger.fileno(), None)
             wasyncore.close_all(self._map, ignore_all=True)
 
     def pull_trigger(self, call: Callable[[], None] | None = None) -> None:
-        """Wake the loop, and have it call `call`; nothing once the server has ended.
-
-        A request that outlived the drain still does so, when the descriptor may be another's.
-        """
+        """Wake the loop, and have it call `call`; nothing once the server has ended."""
+        if call is None:
+            # Each request does so at its end, from threads that `end` waits for. A lock here had
+            # them queue behind each other with the interpreter's own, 5 ms apiece.
+            if not self._ended:
+                self.trigger.pull_trigger()
+            return
         with self._trigger_lock:
             if not self._ended:
                 self.trigger.pull_trigger(call)
