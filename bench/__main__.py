@@ -6,12 +6,22 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import report, throughput
+from bench import conditions, footprint, peers, report, rest, scale, throughput
 
 BENCHMARKS: dict[str, Callable[[int], list[report.Figure]]] = {
     "batches": throughput.batches,
     "singles": throughput.singles,
     "latency": throughput.latency,
+    "rest": rest.rest,
+    "rest-batch": rest.rest_batch,
+    "encryption": conditions.encryption,
+    "slow-disk": conditions.slow_disk,
+    "heartbeats": footprint.heartbeats,
+    "queued": scale.queued,
+    "devices": scale.devices,
+    "restart": scale.restart,
+    "worker": footprint.worker,
+    "huey": peers.huey,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import selectors
 import socket
 import time
@@ -95,3 +96,13 @@ def run(port: int, request: bytes, connections: int, seconds: float) -> Load:
         for client in clients:
             client.socket.close()
     return found
+
+
+def fetch(port: int, path: str) -> bytes:
+    """The body of one GET."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()

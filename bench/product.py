@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,12 @@ class ProductClient:
         """Seconds from submitting one task to its result."""
         return self.throughput(payload, 1, 1, 1)
 
+    def call(self, op: str, args: dict[str, object]) -> dict[str, Any]:
+        """The data of one operation; nothing else is under way."""
+        self._call(op, args)
+        data: dict[str, Any] = self._answer()["data"]
+        return data
+
     def _call(self, op: str, args: dict[str, object], blobs: list[bytes] | None = None) -> int:
         self._calls += 1
         header = {"id": self._calls, "op": op, "args": args}
@@ -100,23 +106,28 @@ class ProductClient:
 
 @contextmanager
 def product(
-    workers: int = 2, slots: int = 2, *extra: str, encrypted: bool = False
+    workers: int = 2,
+    slots: int = 2,
+    *,
+    encrypted: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Product]:
-    """A cluster in a temporary folder on free ports of loopback."""
+    """A cluster in a temporary folder on free ports of loopback; `environment`: more settings."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [
             sys.executable, "-m", "retire_cluster.cli.main", "up", "--port", "0",
             "--cluster-port", "0", "--worker-port", "0", "--event-port", "0",
             "--data-dir", name, "--workers", str(workers), "--slots", str(slots),
-            "--no-rate-limit", *extra,
+            "--no-rate-limit",
         ]  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
-        environment["RETIRE_CLUSTER_SERVER_CURVE"] = "true" if encrypted else "false"
-        environment["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+        variables["RETIRE_CLUSTER_SERVER_CURVE"] = "true" if encrypted else "false"
+        variables["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
+        variables |= environment or {}
         with open(folder / "up.log", "wb") as log:
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
+                command, stdout=subprocess.PIPE, stderr=log, env=variables, text=True
             )
             try:
                 _await_ready(process, folder)

@@ -13,7 +13,8 @@ PAYLOAD = b'{"message":"' + b"x" * 200 + b'"}'
 BATCH, WINDOW = 500, 20_000
 
 
-def _rate(client: FloorClient | ProductClient, tasks: int, batch: int, window: int) -> float:
+def rate(client: FloorClient | ProductClient, tasks: int, batch: int, window: int) -> float:
+    """Durable tasks per second."""
     return tasks / client.throughput(PAYLOAD, tasks, batch, window)
 
 
@@ -32,10 +33,10 @@ def _compare(runs: int, tasks: int, batch: int, window: int) -> list[Figure]:
     least = Figure("floor (no features)", "tasks/s")
     with floor() as reference, product() as cluster:
         client = cluster.client()
-        _rate(client, tasks // 4, batch, window)
+        rate(client, tasks // 4, batch, window)
         for _ in range(runs):
-            least.values.append(_rate(reference, tasks, batch, window))
-            ours.values.append(_rate(client, tasks, batch, window))
+            least.values.append(rate(reference, tasks, batch, window))
+            ours.values.append(rate(client, tasks, batch, window))
         client.close()
     return [ours, least, ratios("product / floor", ours, least)]
 

@@ -21,7 +21,7 @@ from retire_cluster.broker.open_store import open_store, set_aside
 from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
 from retire_cluster.broker.store import Store, StoreDamaged, StoreError
 from retire_cluster.broker.sweeper import Sweeper
-from retire_cluster.conf import curve, logs, neighbours
+from retire_cluster.conf import curve, logs, neighbours, openfiles
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
@@ -29,6 +29,8 @@ from retire_cluster.conf.settings import Settings, SettingsError
 
 log = logging.getLogger("broker")
 
+#: Files and sockets that are not devices' connections, generously.
+_FILES_BESIDE = 256
 _USAGE = 2
 _OLDEST_LIBZMQ = (4, 3, 5)
 
@@ -168,6 +170,14 @@ def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitS
             "--insecure: the worker bus listens on %s unencrypted; anyone who reaches it can join",
             settings.server.worker_host,
         )
+    connections = settings.server.max_connections
+    files = openfiles.allow(connections + _FILES_BESIDE)
+    if files is not None and files < connections + _FILES_BESIDE:
+        log.info(
+            "this system lets the main node have %d open files: about %d devices can connect, not"
+            " the %d of server.max_connections (ulimit -n)",
+            files, max(0, files - _FILES_BESIDE), connections,
+        )  # fmt: skip
     broker = _broker(settings, set_aside_damaged)
     stack.callback(broker.context.term)
     stack.callback(broker.close)

@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
@@ -164,7 +164,7 @@ class Broker:
             self._stalled_turn(now)
             return
         try:
-            self._work(now, ticked=self._ticks in ready)
+            self._work(now, ready)
         except StoreError as error:
             log.error("%s; nothing of this turn counts, the state is read anew", error)
             self._stall(str(error))
@@ -173,13 +173,15 @@ class Broker:
             log.exception("a turn failed; nothing of it counts, the state is read anew")
             self._stall("the main node met an error and reads its state anew")
 
-    def _work(self, now: ev.Now, *, ticked: bool) -> None:
+    def _work(self, now: ev.Now, ready: Container[object]) -> None:
         admin = self._admin
         admin.turn, self._answers, self._reads = [], [], []
         # Devices before deadlines: what waited in the socket while this loop was busy counts.
-        self._hear_devices(now)
-        self._tick(ticked, now)
-        self._hear_clients(now)
+        if self._bus.socket in ready:
+            self._hear_devices(now)
+        self._tick(self._ticks in ready, now)
+        if self._clients.socket in ready:
+            self._hear_clients(now)
         admin.apply(ev.Place(), now)
         self._commit()
         self._perform(admin.turn)

@@ -35,6 +35,7 @@ from retire_cluster.api.parser import (
     EnvelopeErrorTask,
     StrictParser,
 )
+from retire_cluster.conf import openfiles
 
 #: Another thread may be the one that a signal interrupts: the loop sees it no later than this.
 _TURN_SECONDS = 0.2
@@ -313,17 +314,5 @@ def _resolve(host: str, port: int) -> tuple[Any, ...]:
 
 def _within_file_limit(connections: int) -> int:
     """As many connections as this process may have files, having asked for more where it may."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
-            soft = ceiling
-    if soft == resource.RLIM_INFINITY:
-        return connections
-    return max(16, min(connections, soft - 128))
+    files = openfiles.allow(connections + 256)
+    return connections if files is None else max(16, min(connections, files - 128))

@@ -111,9 +111,8 @@ class Dialer:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
             socket.setsockopt(zmq.CONNECT_TIMEOUT, 5_000)
             socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-            socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
-            socket.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
+            # A link that only looks alive is noticed by the session, which misses its heartbeats'
+            # answers. ZeroMQ's own would cost the main node a timer a device and more.
             socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
             socket.setsockopt(zmq.IPV6, 1)
             if self._keys is not None:

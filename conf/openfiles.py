@@ -1,0 +1,20 @@
+"""How many files (and sockets) a process may have open."""
+
+from __future__ import annotations
+
+import contextlib
+
+
+def allow(wanted: int) -> int | None:
+    """Ask the system for so many; how many there are now, None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
+            soft = ceiling
+    return None if soft == resource.RLIM_INFINITY else soft
