@@ -73,7 +73,7 @@ def _peer_rate(echo: Any, tasks: int) -> float:
 
 def _peer_once(echo: Any) -> float:
     began = time.perf_counter()
-    echo(PAYLOAD.decode()).get(blocking=True, timeout=60, delay=0.0005, backoff=1.0)
+    echo(PAYLOAD.decode()).get(blocking=True, timeout=60, backoff=1.0, max_delay=0.001)
     return time.perf_counter() - began
 
 

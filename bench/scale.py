@@ -22,7 +22,7 @@ from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Finished, FinishedItem, Heartbeat, Hello, TypeInfo
 
-_TYPES = (TypeInfo("sleep", repeatable=True),)
+_TYPES = (TypeInfo("job", repeatable=True),)
 _MILLION = 1_000_000
 _CLASSES = 100
 
@@ -76,7 +76,7 @@ class _Cluster:
 
     def submit(self, count: int, size: int, tag: str = "") -> None:
         requirements = {"required_tags": [tag]} if tag else {}
-        fields = {"task_type": "sleep", "requirements": requirements}
+        fields = {"task_type": "job", "requirements": requirements}
         for _ in range(0, count, size):
             args = {"task": fields, "count": size, "first_only": True}
             payload = [b'{"duration":1,"note":"' + b"x" * 80 + b'"}'] * size
@@ -130,7 +130,7 @@ def queued(runs: int) -> list[Figure]:
 def _pages(cluster: _Cluster) -> float:
     filters: list[dict[str, object]] = [
         {}, {"status": "queued"}, {"status": "success"}, {"status": "failed"},
-        {"task_type": "sleep"}, {"priority": "normal"}, {"priority": "urgent"},
+        {"task_type": "job"}, {"priority": "normal"}, {"priority": "urgent"},
         {"device_id": "d1"}, {"status": "success", "device_id": "d1"}, {"page": 100},
     ]  # fmt: skip
     times = []

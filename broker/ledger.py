@@ -7,6 +7,7 @@ what a status filter rules out at C speed.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ _ENDED = frozenset(_CODE[status] for status in TERMINAL)
 #: Column code of a number that has no task (never used, or deleted).
 _ABSENT = 0
 NO_DEVICE = 0
+#: Numbers of status, priority, type and device; None: any.
+_Test = tuple["int | None", "int | None", "int | None", "int | None"]
 
 
 class Names:
@@ -283,9 +286,7 @@ class Ledger:
                 limit -= 1
                 yield self._base + at
 
-    def _numbers(
-        self, wanted: Filter
-    ) -> tuple[int | None, int | None, int | None, int | None] | None:
+    def _numbers(self, wanted: Filter) -> _Test | None:
         kind = device = None
         if wanted.task_type is not None:
             kind = self._types.known(wanted.task_type)
@@ -308,16 +309,50 @@ class Ledger:
         if before is not None:
             end = max(0, min(end, before - self._base))
         status, priorities, types, devices = self._status, self._priority, self._type, self._device
-        at = end
-        while left and at > 0:
-            at = status.rfind(code, 0, at) if code is not None else at - 1
-            if at < 0:
+        for at in self._candidates(test, end):
+            if not left:
                 return
+            found = status[at]
             if (
-                status[at] != _ABSENT
+                found != _ABSENT
+                and (code is None or found == code)
                 and (priority is None or priorities[at] == priority)
                 and (kind is None or types[at] == kind)
                 and (device is None or devices[at] == device)
             ):
                 left -= 1
                 yield self._base + at
+
+    def _candidates(self, test: _Test, end: int) -> Iterator[int]:
+        """Positions before `end` where the rarest of the wanted values is, newest first."""
+        columns = (self._status, self._priority, self._type, self._device)
+        rarest, fewest = None, self.total
+        for index, value in enumerate(test):
+            if value is not None:
+                count = sum(n for line, n in self._cube.items() if line[index] == value)
+                if rarest is None or count < fewest:
+                    rarest, fewest = index, count
+        if rarest is None:
+            return iter(range(end - 1, -1, -1))
+        value = test[rarest]
+        assert value is not None
+        return _places(columns[rarest], value, end)
+
+
+def _places(column: bytearray | array[int], value: int, end: int) -> Iterator[int]:
+    """Positions of a value in a column before `end`, newest first, found at C speed."""
+    if isinstance(column, bytearray):
+        size, content = 1, bytes(column[:end])
+    else:
+        size, content = column.itemsize, column[:end].tobytes()
+    needle = value.to_bytes(size, sys.byteorder)
+    at = len(content)
+    while True:
+        at = content.rfind(needle, 0, at)
+        if at < 0:
+            return
+        if at % size == 0:
+            yield at // size
+        else:
+            # Parts of two neighbours look like it: go on from just before its end.
+            at += size - 1

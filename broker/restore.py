@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import groupby
 
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
-from retire_cluster.broker.rows import LiveRow, Snapshot, TaskRow
+from retire_cluster.broker.rows import IndexRow, LiveRow, Snapshot, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task, TaskSpec
 from retire_cluster.conf.settings import Settings, merge_section
@@ -35,14 +37,7 @@ def restore(
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
     warnings += _devices(state, snapshot, now)
     warnings += state.access.load(snapshot.access)
-    out = _newest_dispatches(snapshot)
-    specs: dict[tuple[object, ...], TaskSpec] = {}
-    rows = {row.number: row for row in snapshot.live}
-    for number, kind, priority, status, device_id, ended_s in snapshot.index:
-        if status is not None:
-            state.ledger.add(number, TaskStatus(status), kind, priority, device_id, ended_s)
-        else:
-            _live(state, rows[number], snapshot, out.get(number), specs, now)
+    _tasks(state, snapshot, now)
     held = {task.dispatch.number for task in state.tasks.values() if task.dispatch is not None}
     state.ended_dispatches = [row.number for row in snapshot.dispatches if row.number not in held]
     for (device_id, final), count in state.ledger.by_device_and_status().items():
@@ -96,22 +91,82 @@ def _newest_dispatches(snapshot: Snapshot) -> dict[int, tuple[Dispatch, int, int
     return found
 
 
+def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
+    """Every task into the ledger, the live ones into the state.
+
+    Runs of neighbours that are alike are taken together: of a million, most are in few runs.
+    """
+    out = _newest_dispatches(snapshot)
+    specs: dict[tuple[object, ...], TaskSpec] = {}
+    rows = {row.number: row for row in snapshot.live}
+    usual = rows.keys() - out.keys() - snapshot.deviations.keys()
+    after = 0
+
+    def alike(line: IndexRow) -> tuple[object, ...]:
+        nonlocal after
+        number, *form = line
+        # What follows on its forerunner has the same distance to a running count.
+        after += 1
+        if form[2] is None:
+            row = rows[number]
+            alone = 0 if number in usual else number
+            return (number - after, None, alone, row.created_ms, row[2:7])
+        return (number - after, *form)
+
+    for _, lines in groupby(snapshot.index, alike):
+        run = list(lines)
+        number, kind, priority, status, device_id, ended_s = run[0]
+        if status is not None:
+            state.ledger.extend(
+                number, len(run), TaskStatus(status), kind, priority, device_id, ended_s
+            )
+            continue
+        some = [rows[line[0]] for line in run]
+        form = some[0][2:7]
+        spec = specs.get(form)
+        if spec is None:
+            spec = specs[form] = TaskSpec(*form)
+        if number in usual:
+            _usual(state, some, spec, snapshot, now)
+        else:
+            _live(state, some[0], snapshot, out.get(number), spec, now)
+
+
+def _usual(
+    state: ClusterState, rows: Sequence[TaskRow], spec: TaskSpec, snapshot: Snapshot, now: Now
+) -> None:
+    """Neighbours of one submission that still wait as they did when they were submitted."""
+    first, created_ms = rows[0].number, rows[0].created_ms
+    sizes = snapshot.live_payload_bytes
+    if all(len(row.payload) == sizes[row.number] for row in rows):
+        payloads = state.keep_payloads([row.payload for row in rows])
+    else:
+        payloads = [_payload(state, row, snapshot) for row in rows]
+    since = now.mono - max(0, now.wall_ms - created_ms) / 1000
+    tasks = [
+        Task(row.number, spec, created_ms, payload, TaskStatus.QUEUED, since)
+        for row, payload in zip(rows, payloads, strict=True)
+    ]
+    state.tasks.update(zip(range(first, first + len(rows)), tasks, strict=True))
+    state.ledger.extend(first, len(rows), TaskStatus.QUEUED, spec.task_type, spec.priority)
+    state.enqueue_all(tasks, state.class_of(spec, frozenset()))
+
+
+def _payload(state: ClusterState, row: TaskRow, snapshot: Snapshot) -> bytes | None:
+    whole = len(row.payload) == snapshot.live_payload_bytes[row.number]
+    return state.keep_payload(row.payload) if whole else None
+
+
 def _live(
     state: ClusterState,
     row: TaskRow,
     snapshot: Snapshot,
     out: tuple[Dispatch, int, int] | None,
-    specs: dict[tuple[object, ...], TaskSpec],
+    spec: TaskSpec,
     now: Now,
 ) -> None:
-    form = (row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document)
-    spec = specs.get(form)
-    if spec is None:
-        spec = specs[form] = TaskSpec(
-            row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document
-        )
-    size = snapshot.live_payload_bytes[row.number]
-    payload = state.keep_payload(row.payload) if len(row.payload) == size else None
+    """A task that was handed out, or that differs otherwise from how it was submitted."""
+    payload = _payload(state, row, snapshot)
     task = Task(row.number, spec, row.created_ms, payload, TaskStatus.QUEUED, now.mono)
     kept = snapshot.deviations.get(row.number)
     if kept is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from retire_cluster.broker.rows import DispatchRow, IndexRow, LiveRow, SubmissionRow, TaskRow
@@ -45,10 +45,13 @@ def outcome_seal(row: Sequence[Any], form: int) -> int:
     return int(seal ^ (row[0] & _MASK) ^ (row[6] & _MASK))
 
 
-def is_task_whole(row: Sequence[Any]) -> bool:
-    """Whether a row of `tasks` is what was written; its ninth column is the seal."""
+def is_task_whole(row: Sequence[Any], seal: Callable[[Sequence[Any]], int] = form_seal) -> bool:
+    """Whether a row of `tasks` is what was written; its ninth column is the seal.
+
+    `seal`: `form_seal`, or one that remembers, for rows whose columns have the right types.
+    """
     try:
-        return bool(task_seal(row, form_seal(row[2:7])) == row[8])
+        return bool(task_seal(row, seal(row[2:7])) == row[8])
     except (TypeError, ValueError):  # a column became another type
         return False
 

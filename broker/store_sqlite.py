@@ -328,6 +328,7 @@ class SQLiteStore:
         self._set("newest_dispatch", dispatch)
         db.execute("commit")
         live, sizes, damaged = [], {}, []
+        seal = functools.lru_cache(maxsize=1024)(sealed.form_seal)
         for row in db.execute(
             "select number, created_ms, type, priority, timeout_seconds, max_retries, document,"
             " iif(length(payload) <= ?, payload, x''), crc, length(payload) from tasks"
@@ -337,7 +338,7 @@ class SQLiteStore:
             found = TaskRow(*row[:8])
             sizes[row[0]] = row[9]
             inline = len(found.payload) == row[9]
-            if (inline and not sealed.is_task_whole(row)) or not sealed.is_sane(row):
+            if not sealed.is_sane(row) or (inline and not sealed.is_task_whole(row, seal)):
                 # It is not run: it fails as soon as the broker is up.
                 damaged.append(row[0])
                 found = TaskRow(row[0], row[1], sealed.UNREADABLE, 1, 300, 0, b"{}", b"")

@@ -174,3 +174,14 @@ def test_names_are_numbered_in_order_of_appearance() -> None:
     names = Names("x")
     assert [names.number(text) for text in ("a", "x", "a", "b")] == [1, 0, 1, 2]
     assert (names.known("b"), names.known("c")) == (2, None)
+
+
+def test_a_device_is_found_among_many_whatever_its_number_looks_like_in_bytes() -> None:
+    ledger = Ledger()
+    for number in range(1, 1_201):
+        ledger.add(number, TaskStatus.SUCCESS, "echo", 1, f"d{number % 600}")
+    for device in (0, 1, 254, 255, 256, 257, 511, 512, 599):
+        wanted = Filter(device_id=f"d{device}")
+        found = [number for number in range(1_200, 0, -1) if number % 600 == device]
+        assert ledger.page(wanted, 0, 10) == found
+        assert ledger.page(wanted, 0, 10, before=found[0]) == found[1:]

@@ -302,3 +302,14 @@ def test_a_restart_in_the_middle_of_work_loses_nothing(make_cluster: MakeCluster
     assert not cluster.state.tasks
     words = {cluster.status(number) for number in numbers}
     assert words == {"success"}
+
+
+def test_only_the_task_that_was_handed_out_comes_back_as_such(cluster: Cluster) -> None:
+    cluster.device()
+    numbers = cluster.submit(3)
+    assert numbers[0] == 1
+    cluster.place()
+    assert [cluster.status(number) for number in numbers] == ["assigned", "queued", "queued"]
+    cluster.restart()
+    assert [cluster.status(number) for number in numbers] == ["assigned", "queued", "queued"]
+    cluster.state.check_invariants()
