@@ -4,7 +4,9 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY . .
 RUN python -m venv /opt/retire-cluster && \
-    /opt/retire-cluster/bin/python -m pip install --no-cache-dir --constraint requirements.txt ".[api]"
+    sed '/^# --- development ---$/,$d' requirements.lock > run.lock && \
+    /opt/retire-cluster/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r run.lock && \
+    /opt/retire-cluster/bin/python -m pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin cluster && \

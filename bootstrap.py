@@ -5,6 +5,7 @@
     python3 bootstrap.py test [--fast] ARGS...  everything CI runs; ARGS go to pytest
     python3 bootstrap.py install                only makes .venv ready for work on the code
     python3 bootstrap.py typing                 only makes the .typing tree for static tools
+    python3 bootstrap.py audit                  known holes of the locked packages, by pip-audit
 
 Progress goes to stderr. The syntax is that of Python 3.6, so that an old Python can say what to do.
 """
@@ -28,6 +29,8 @@ VENV = os.path.join(ROOT, ".venv")
 LEAST_PYTHON = (3, 10)
 WINDOWS = os.name == "nt"
 RUN_EXTRAS = ("api", "worker")
+#: In requirements.lock, before what only work on the code needs.
+DEVELOPMENT_MARK = b"# --- development ---"
 TEST_EXTRAS = ("api", "worker", "dev")
 #: Import name below `retire_cluster` -> folder, for static tools (and checked by the layout test).
 TYPING_LINKS = {
@@ -276,7 +279,7 @@ def prepare(extras: Sequence[str]) -> str:
     python = venv_python()
     path = os.path.join(VENV, "retire-cluster.json")
     with locked(VENV + ".lock"):
-        texts = [_read(os.path.join(ROOT, n)) for n in ("pyproject.toml", "requirements.txt")]
+        texts = [_read(os.path.join(ROOT, n)) for n in ("pyproject.toml", "requirements.lock")]
         wanted = make_stamp(texts, ROOT, sys.version_info)
         found = read_stamp(_read(path))
         if (
@@ -320,13 +323,22 @@ def make_venv() -> None:
 
 
 def install(python: str, extras: Sequence[str]) -> None:
-    """Installs the checkout, editable, with the versions that requirements.txt pins."""
+    """Installs exactly the files that requirements.lock names, then the checkout, editable."""
+    locked_text = _read(os.path.join(ROOT, "requirements.lock"))
+    if "dev" not in extras:
+        locked_text = locked_text.partition(DEVELOPMENT_MARK)[0]
+    chosen = os.path.join(VENV, "requirements.lock")
+    with open(chosen, "wb") as file:
+        file.write(locked_text)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    what = ["--constraint", "requirements.txt", "--editable", ".[{}]".format(",".join(extras))]
-    code, output = run([*pip, "--prefer-binary", *what], quiet=True)
-    if code:
-        sys.stderr.write(output)
-        raise Failure("pip could not install (above): check the network, then run this again")
+    for what in (
+        ["--require-hashes", "--no-deps", "--prefer-binary", "--requirement", chosen],
+        ["--no-deps", "--no-build-isolation", "--editable", "."],
+    ):
+        code, output = run([*pip, *what], quiet=True)
+        if code:
+            sys.stderr.write(output)
+            raise Failure("pip could not install (above): check the network, then run this again")
 
 
 def make_typing_tree(root: str = ROOT) -> None:
@@ -559,6 +571,8 @@ def main(args: Sequence[str]) -> int:
         if word == "typing" and not rest:
             make_typing_tree()
             return 0
+        if word == "audit" and not rest:
+            return run([prepare(TEST_EXTRAS), os.path.join("tests", "supply_chain.py"), "audit"])[0]
     except Failure as failure:
         say(str(failure))
         return 1

@@ -87,7 +87,7 @@ def test_the_context_holds_what_the_package_is_built_from_and_nothing_else() -> 
     kept = {line[1:] for line in ignored if line.startswith("!")}
     folders = set(PYPROJECT["tool"]["setuptools"]["package-dir"].values())
     project = PYPROJECT["project"]
-    files = {"pyproject.toml", "requirements.txt", project["readme"], *project["license-files"]}
+    files = {"pyproject.toml", "requirements.lock", project["readme"], *project["license-files"]}
     assert kept == folders | files
     assert [name for name in sorted(kept) if not (ROOT / name).exists()] == []
 
@@ -107,11 +107,10 @@ def test_what_is_copied_is_there() -> None:
                 assert any(f"venv {source}" in text for text in made)
 
 
-def test_what_is_installed_is_an_extra_of_ours_by_the_pinned_versions() -> None:
+def test_what_is_installed_is_what_the_lock_names() -> None:
     (install,) = (line.rest for line in LINES if "pip install" in line.rest)
-    (extra,) = re.findall(r'"\.\[(\w+)\]"', install)
-    assert extra in PYPROJECT["project"]["optional-dependencies"]
-    assert "--constraint requirements.txt" in install
+    assert "--no-deps --require-hashes -r run.lock" in install
+    assert "--no-deps --no-build-isolation ." in install
     versions = {
         re.findall(r"python:([\d.]+)-", line.rest)[0] for line in LINES if line.word == "FROM"
     }
