@@ -11,6 +11,7 @@ from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.instructions import WaitOver
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.requests import MAX_BATCH
+from retire_cluster.schemas.wire import BATCH_BYTES
 
 MAX_WAITED: Final = MAX_BATCH
 MAX_WAIT_SECONDS: Final = 60
@@ -64,28 +65,40 @@ def _submission(admin: Admin, args: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def waited(admin: Admin, over: WaitOver) -> Reply:
-    """The answer of a `task.wait` that is over."""
+    """The answer of a `task.wait` that is over: as many results as fit into one message."""
     live = admin.state.tasks
     outcomes = admin.store.outcomes([n for n in over.tasks if n not in live], results=True)
+    public = admin.state.ids.public
+    blobs: list[tuple[str, bytes]] = []
+    room = BATCH_BYTES
     if over.brief:
         statuses: list[str | None] = []
-        texts: list[tuple[str, bytes]] = []
+        omitted: list[int] = []
         for index, number in enumerate(over.tasks):
             outcome = outcomes.get(number)
             statuses.append(None if outcome is None else outcome.status)
             if outcome is not None and outcome.result:
-                texts.append((f"result_data.{index}", outcome.result))
-        return Reply({"statuses": statuses, "result_data": [None] * len(statuses)}, texts)
-    public = admin.state.ids.public
+                room -= len(outcome.result)
+                if room < 0 and blobs:
+                    omitted.append(index)
+                else:
+                    blobs.append((f"result_data.{index}", outcome.result))
+        data = {"statuses": statuses, "result_data": [None] * len(statuses), "omitted": omitted}
+        return Reply(data, blobs)
     results: list[views.View] = []
-    blobs: list[tuple[str, bytes]] = []
-    unfinished = []
+    unfinished: list[str] = []
+    omitted_ids: list[str] = []
     for number, created_ms in zip(over.tasks, over.created_ms, strict=True):
+        outcome = outcomes.get(number)
         if number in live:
             unfinished.append(public(number, created_ms))
-        elif number in outcomes:
-            view, text = views.result(public(number, created_ms), outcomes[number])
+        elif outcome is not None:
+            room -= len(outcome.result) + len(outcome.details)
+            if room < 0 and results:
+                omitted_ids.append(public(number, created_ms))
+                continue
+            view, text = views.result(public(number, created_ms), outcome)
             if text:
                 blobs.append((f"results.{len(results)}.result_data", text))
             results.append(view)
-    return Reply({"results": results, "unfinished": unfinished}, blobs)
+    return Reply({"results": results, "unfinished": unfinished, "omitted": omitted_ids}, blobs)

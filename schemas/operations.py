@@ -230,6 +230,14 @@ _ROWS: Final = (
         example={"task_ids": [_TASK_UUID], "submitted_at": _TIME},
     ),
     Operation(
+        "POST", f"{API}/tasks/results", "getTaskResults", "Tasks",
+        "The results of up to 1000 tasks in one answer", "TaskResults", errors=_TASK,
+        body=requests.TASK_RESULTS, body_example={"task_ids": [_TASK_UUID]},
+        description="Tasks that have not ended are listed under `unfinished`, those whose results"
+        " did not fit into one answer (8 MiB) under `omitted`: ask for these again.",
+        example={"results": [], "unfinished": [_TASK_UUID], "omitted": []},
+    ),
+    Operation(
         "GET", f"{API}/tasks", "listTasks", "Tasks", "Tasks, newest first", "Task",
         query=requests.TASK_LIST_QUERY, paged=True,
     ),

@@ -122,6 +122,17 @@ TASK_BATCH: Final[dict[str, Any]] = {
     )
 }
 
+TASK_RESULTS: Final[dict[str, Any]] = {
+    "task_ids": _described(
+        "Tasks whose results are wanted",
+        type="list",
+        required=True,
+        minlength=1,
+        maxlength=MAX_BATCH,
+        schema={"type": "string", "regex": TASK_ID_PATTERN, "meta": {"reason": "is not a task id"}},
+    )
+}
+
 # --- queries -------------------------------------------------------------------------------------
 
 _PAGE: Final[dict[str, Any]] = {

@@ -336,6 +336,13 @@ SCHEMAS: Final[dict[str, Json]] = {
         }
     ),
     "TaskResult": _object(_RESULT),
+    "TaskResults": _object(
+        {
+            "results": _list(_object(_RESULT)),
+            "unfinished": _list(TASK_ID),
+            "omitted": _list(TASK_ID),
+        }
+    ),
     "TaskCancelled": _object({"task_id": TASK_ID, "status": STATUS, "cancelled_at": _maybe(TIME)}),
     "TaskRetried": _object({"task_id": TASK_ID, "status": STATUS, "retried_at": TIME}),
     "TaskStatistics": _object(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from retire_cluster.sdk.aio import AsyncCluster, AsyncTask
 from retire_cluster.sdk.api import RetireClusterAPI
 from retire_cluster.sdk.cluster import Cluster, TaskFailed, TaskFuture
 
-__all__ = ["Cluster", "RetireClusterAPI", "TaskFailed", "TaskFuture"]
+__all__ = [
+    "AsyncCluster",
+    "AsyncTask",
+    "Cluster",
+    "RetireClusterAPI",
+    "TaskFailed",
+    "TaskFuture",
+]

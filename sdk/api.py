@@ -108,6 +108,14 @@ class RetireClusterAPI:
         """A finished task's result; an error envelope `NO_TASK_RESULT` before."""
         return self._get(f"/tasks/{quote(task_id, safe='')}/result")
 
+    def get_task_results(self, task_ids: Sequence[str]) -> dict[str, Any]:
+        """Results of up to 1000 tasks: `results`, and ids that are `unfinished` or `omitted`.
+
+        What did not fit into one answer is omitted: ask for it again.
+        """
+        body = {"task_ids": list(task_ids)}
+        return self._send("POST", "/tasks/results", body=body, repeatable=True)
+
     def cancel_task(self, task_id: str) -> dict[str, Any]:
         """Cancel a task."""
         return self._post(f"/tasks/{quote(task_id, safe='')}/cancel")

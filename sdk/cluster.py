@@ -1,7 +1,7 @@
 """`Cluster`: the cluster in the shape of `concurrent.futures.Executor`.
 
 One watcher thread a cluster follows the events (they cost no rate limit) and completes futures; no
-future polls. A result is fetched when its task has ended.
+future polls. Results are fetched, many with one request, when their tasks have ended.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Cluster:
         """
         self._watch()
         data = _data(self.api.submit_task(task_type, payload or {}, **options))
-        return self._register(data["task_id"])
+        return self._register([data["task_id"]])[0]
 
     def map(
         self,
@@ -117,14 +117,20 @@ class Cluster:
         `timeout` seconds from this call are over.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        return _results(self.submit_many(task_type, payloads, **options), deadline)
+
+    def submit_many(
+        self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
+    ) -> list[TaskFuture]:
+        """Submit a task a payload, in batches; the futures in order."""
         self._watch()
         futures: list[TaskFuture] = []
         source = iter(payloads)
         while batch := list(itertools.islice(source, _BATCH)):
             tasks = [{"task_type": task_type, "payload": dict(p), **options} for p in batch]
             task_ids = _data(self.api.submit_tasks(tasks))["task_ids"]
-            futures += [self._register(task_id) for task_id in task_ids]
-        return _results(futures, deadline)
+            futures += self._register(task_ids)
+        return futures
 
     def close(self) -> None:
         """Stop watching; tasks go on, futures that are not done stay so."""
@@ -141,14 +147,14 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def _register(self, task_id: str) -> TaskFuture:
-        future = TaskFuture(task_id, self.api)
+    def _register(self, task_ids: list[str]) -> list[TaskFuture]:
+        futures = [TaskFuture(task_id, self.api) for task_id in task_ids]
         with self._lock:
-            self._pending[task_id] = future
-            ended = task_id in self._early
+            self._pending.update(zip(task_ids, futures, strict=True))
+            ended = [task_id for task_id in task_ids if task_id in self._early]
         if ended:
-            self._complete(task_id)
-        return future
+            self._complete(ended)
+        return futures
 
     def _watch(self) -> None:
         """Begin to follow the events before the first task can end."""
@@ -175,40 +181,59 @@ class Cluster:
             ended = [e["task_id"] for e in data["events"] if e["type"] in _ENDED]
             if data.get("gap"):
                 ended += self._ended_unseen()
-            for task_id in ended:
-                self._complete(task_id)
+            self._complete(ended)
             if not data["events"] and time.monotonic() - asked < _AWAY_SECONDS:
                 self._closed.wait(_AWAY_SECONDS)
 
     def _ended_unseen(self) -> list[str]:
-        """Pending tasks whose end was among events that are no longer kept."""
+        """Pending tasks; those that have ended are found by asking for their results."""
         with self._lock:
-            pending = list(self._pending)
-        found = []
-        for task_id in pending:
-            answer = self.api.get_task_status(task_id)
-            if answer.get("status") != "success" or answer["data"]["is_terminal"]:
-                found.append(task_id)
-        return found
+            return list(self._pending)
 
-    def _complete(self, task_id: str) -> None:
+    def _complete(self, ended: list[str]) -> None:
+        """Settle the futures of tasks that have ended; what has not stays pending."""
+        with self._lock:
+            ours = []
+            for task_id in dict.fromkeys(ended):
+                if task_id in self._pending:
+                    ours.append(task_id)
+                else:
+                    self._early[task_id] = None
+            while len(self._early) > _EARLY_ENDS:
+                del self._early[next(iter(self._early))]
+        for start in range(0, len(ours), _BATCH):
+            self._fetch(ours[start : start + _BATCH])
+
+    def _fetch(self, task_ids: list[str]) -> None:
+        while task_ids and not self._closed.is_set():
+            try:
+                data = _data(self.api.get_task_results(task_ids))
+            except ClusterError as error:
+                if error.status >= 429:
+                    self._closed.wait(_AWAY_SECONDS)  # they have ended; the results will be there
+                elif len(task_ids) > 1:
+                    # One of them is gone: it must not take the others along.
+                    for task_id in task_ids:
+                        self._fetch([task_id])
+                    return
+                else:
+                    self._take(task_ids[0], error)
+                    return
+            else:
+                for result in data["results"]:
+                    self._take(result["task_id"], result)
+                task_ids = data["omitted"]
+
+    def _take(self, task_id: str, ended: Mapping[str, Any] | ClusterError) -> None:
         with self._lock:
             future = self._pending.pop(task_id, None)
-            if future is None:
-                self._early[task_id] = None
-                if len(self._early) > _EARLY_ENDS:
-                    del self._early[next(iter(self._early))]
-                return
             self._early.pop(task_id, None)
-        while not self._closed.is_set():
-            try:
-                future.settle(_data(self.api.get_task_result(task_id)))
-                return
-            except ClusterError as error:
-                if error.status < 429:
-                    future.set_exception(error)
-                    return
-                self._closed.wait(_AWAY_SECONDS)  # it has ended; its result will be there
+        if future is None:
+            return
+        if isinstance(ended, ClusterError):
+            future.set_exception(ended)
+        else:
+            future.settle(ended)
 
 
 def _results(futures: list[TaskFuture], deadline: float | None) -> Iterator[Any]:

@@ -64,6 +64,12 @@ class Tasks(Resource):
             status=201,
         )
 
+    def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The results of many tasks."""
+        body = validation.checked_body(req)
+        args = {"task_ids": body["task_ids"], "timeout_seconds": 0}
+        answer(req, resp, spliced(self._cluster.call("task.wait", args, patient=True)))
+
     def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Counts, durations and load."""
         answer(req, resp, self._cluster.data("task.statistics"))

@@ -80,6 +80,12 @@ export class RetireClusterAPI {
     return this.request('GET', `/tasks/${encodeURIComponent(taskId)}/result`);
   }
 
+  /** Results of up to 1000 tasks; what has not ended or did not fit is listed by id. */
+  async getTaskResults(taskIds) {
+    const body = { task_ids: [...taskIds] };
+    return this.request('POST', '/tasks/results', { body, repeatable: true });
+  }
+
   async cancelTask(taskId) {
     return this.request('POST', `/tasks/${encodeURIComponent(taskId)}/cancel`, { body: {} });
   }

@@ -371,6 +371,49 @@ const scenarios = {
     await page.locator("table.devices tbody tr", { hasText: name }).waitFor({ state: "detached" });
   },
 
+  /** The JavaScript module (its path is FOLDER) in a page of its own. */
+  async module(context) {
+    const source = readFileSync(folder, "utf8");
+    await context.route("**/module-test/**", (route) => route.fulfill(route.request().url().endsWith(".mjs")
+      ? { contentType: "text/javascript", body: source }
+      : { contentType: "text/html", body: "<!doctype html><title>A page with the module</title>" }));
+    const keys = [];
+    await context.route("**/api/v1/tasks", (route) => {
+      const request = route.request();
+      if (request.method() !== "POST") return route.continue();
+      keys.push(request.headers()["idempotency-key"]);
+      if (keys.length > 1) return route.continue();
+      return route.fulfill({ status: 429, headers: { "Retry-After": "1" }, contentType: "application/json", body: JSON.stringify({ status: "error", error_code: "RATE_LIMIT_EXCEEDED" }) });
+    });
+    const page = await context.newPage();
+    watch(page);
+    await page.goto(`${base}/module-test/index.html`);
+    const found = await page.evaluate(async () => {
+      const { RetireClusterAPI } = await import("/module-test/retire-cluster.mjs");
+      const api = new RetireClusterAPI(`${location.origin}/api/v1`);
+      const began = performance.now();
+      const task = await api.submitTask("echo", { n: 1 }, { priority: "high" });
+      const seconds = (performance.now() - began) / 1000;
+      const result = await api.waitForTask(task.data.task_id, { timeoutSeconds: 20 });
+      const sent = await api.submitTasks([{ task_type: "echo", payload: { n: 2 } }, { task_type: "echo", payload: { n: 3 } }]);
+      for (const id of sent.data.task_ids) await api.waitForTask(id, { timeoutSeconds: 20 });
+      const many = await api.getTaskResults(sent.data.task_ids);
+      const kinds = [];
+      for await (const event of api.watch({ since: 0, task_id: task.data.task_id })) {
+        kinds.push(event.type);
+        if (event.type === "task.success") break;
+      }
+      const wrong = await api.getTaskResult("550e8400-e29b-41d4-a716-446655440000");
+      return { seconds, result: result.data.result_data, many: many.data.results.map((one) => one.result_data), kinds, wrong: wrong.error_code };
+    });
+    expect(keys.length === 2 && keys[0] && keys[0] === keys[1], `one key for both tries: ${keys}`);
+    expect(found.seconds >= 1, `Retry-After was not waited for: ${found.seconds}`);
+    expect(JSON.stringify(found.result) === '{"echo":{"n":1}}', JSON.stringify(found.result));
+    expect(JSON.stringify(found.many) === '[{"echo":{"n":2}},{"echo":{"n":3}}]', JSON.stringify(found.many));
+    expect(found.kinds.join() === "task.queued,task.assigned,task.running,task.success", found.kinds.join());
+    expect(found.wrong === "TASK_NOT_FOUND", found.wrong);
+  },
+
   /** For the README; `SECONDS` lets the pictures fill first. */
   async pictures(context) {
     const page = await open(context);

@@ -16,6 +16,7 @@ import pytest
 from tests.acceptance.kit import plain_environment
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MODULE = Path(__file__).resolve().parents[2] / "sdk" / "js" / "retire-cluster.mjs"
 #: Objects whose keys are data: only their values have a shape.
 MAPS = {"by_role", "by_platform", "by_status"}
 _CURL = 'curl() { command curl -sS --fail-with-body "$@" || return; echo; }\nset -eu\n'
@@ -85,6 +86,7 @@ def javascript(script: str, folder: Path) -> str:
     """Run an ECMAScript module under Node to its end; what it printed."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
+    shutil.copy(_MODULE, folder)
     module = folder / "block.mjs"
     module.write_text(script, "utf-8")
     return _run(["node", str(module)])

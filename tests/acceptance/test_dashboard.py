@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,8 @@ from tests.acceptance.kit import Cluster, Process
 pytestmark = pytest.mark.slow
 
 STEPS = Path(__file__).with_name("dashboard.mjs")
-MODULES = {"playwright-core": "1.65.1", "axe-core": "4.14.1"}
+MODULES = {"playwright-core": "1.65.1", "axe-core": "4.14.1", "typescript": "5.9.3"}
+MODULE = Path(__file__).resolve().parents[2] / "sdk" / "js" / "retire-cluster.mjs"
 SCENARIO_SECONDS = 150
 
 Drive = Callable[..., Any]
@@ -71,9 +73,9 @@ def drive(modules: Path) -> Drive:
     """Plays a scenario of dashboard.mjs against a cluster."""
     browser = chromium()
 
-    def play(cluster: Cluster, scenario: str) -> Any:
+    def play(cluster: Cluster, scenario: str, folder: str = "") -> Any:
         done = subprocess.run(
-            ["node", str(STEPS), str(modules), browser, cluster.rest.url, scenario],
+            ["node", str(STEPS), str(modules), browser, cluster.rest.url, scenario, folder],
             capture_output=True,
             text=True,
             timeout=SCENARIO_SECONDS,
@@ -116,6 +118,46 @@ def cluster(drive: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 )
 def test_the_dashboard(drive: Drive, cluster: Cluster, scenario: str) -> None:
     drive(cluster, scenario)
+
+
+def test_the_javascript_module_works_in_a_browser(drive: Drive, cluster: Cluster) -> None:
+    drive(cluster, "module", str(MODULE))
+
+
+USAGE = """
+import RetireClusterAPI, { type TaskResult } from "./retire-cluster.mjs";
+const api = new RetireClusterAPI("http://127.0.0.1:8081/api/v1", undefined, { retrySeconds: 5 });
+const task = await api.submitTask("echo", { n: 1 }, { priority: "high", idempotencyKey: "k" });
+const id: string = task.data!.task_id;
+const done = await api.waitForTask<{ echo: { n: number } }>(id, { timeoutSeconds: 5 });
+const n: number | undefined = done.data?.result_data?.echo.n;
+const results: TaskResult[] = (await api.getTaskResults([id])).data!.results;
+for await (const event of api.watch({ type: "task.success" })) console.log(event.at, n, results);
+// @ts-expect-error there is no such priority
+await api.submitTask("echo", {}, { priority: "now" });
+// @ts-expect-error there is no such method
+await api.submitTsak("echo", {});
+"""
+
+
+def test_the_types_of_the_javascript_module_hold_and_name_what_it_has(
+    modules: Path, tmp_path: Path
+) -> None:
+    for file in (MODULE, MODULE.with_name("retire-cluster.d.mts")):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "usage.mts").write_text(USAGE, "utf-8")
+    tsc = modules / "node_modules" / "typescript" / "bin" / "tsc"
+    done = subprocess.run(
+        ["node", str(tsc), "--strict", "--noEmit", "--target", "es2022", "--module", "nodenext",
+         "--lib", "es2022,dom,dom.iterable,dom.asynciterable", "usage.mts"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    code, types = MODULE.read_text("utf-8"), MODULE.with_name("retire-cluster.d.mts").read_text()
+    methods = set(re.findall(r"^  async \*?(\w+)\(", code, re.MULTILINE))
+    assert methods == set(re.findall(r"^  (\w+)(?:<[^>]+>)?\(", types, re.MULTILINE)) - {
+        "constructor"
+    }
 
 
 def test_a_device_is_pinged_and_removed(drive: Drive, tmp_path: Path) -> None:

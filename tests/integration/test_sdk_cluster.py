@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.sdk import Cluster, TaskFailed
+from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.sdk import AsyncCluster, AsyncTask, Cluster, TaskFailed
 
 
 class Facade(ThreadingHTTPServer):
@@ -60,17 +62,18 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(path)
         if path.endswith("/events"):
             self._events(dict(part.split("=") for part in query.split("&") if part))
-        elif path.endswith("/result"):
-            self._result(path.split("/")[-2])
         else:
             result = self.server.results[path.split("/")[-2]]
             self._answer(200, {"is_terminal": bool(result)})
 
     def do_POST(self) -> None:
+        self.server.requests.append(self.path)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("/cancel"):
             self.server.end(self.path.split("/")[-2], "cancelled")
             self._answer(200, {})
+        elif self.path.endswith("/results"):
+            self._results(body["task_ids"])
         elif self.path.endswith("/batch"):
             self._answer(201, {"task_ids": [self.server.submit(task) for task in body["tasks"]]})
         else:
@@ -89,12 +92,20 @@ class Handler(BaseHTTPRequestHandler):
         lost = self.server.lose_events and bool(found)
         self._answer(200, {"events": [] if lost else found, "next": following, "gap": lost})
 
-    def _result(self, task_id: str) -> None:
+    def _results(self, task_ids: list[str]) -> None:
+        known = self.server.results
         if self.server.busy_results:
             self.server.busy_results -= 1
             self._answer(429, {}, code="RATE_LIMIT_EXCEEDED")
+        elif any(task_id not in known for task_id in task_ids):
+            self._answer(404, {}, code="TASK_NOT_FOUND")
         else:
-            self._answer(200, self.server.results[task_id])
+            # As if only a few fitted into one answer.
+            ended = [task_id for task_id in task_ids if known[task_id]]
+            results = [{"task_id": task_id, **known[task_id]} for task_id in ended[:7]]
+            unfinished = [task_id for task_id in task_ids if not known[task_id]]
+            found = {"results": results, "unfinished": unfinished, "omitted": ended[7:]}
+            self._answer(200, found)
 
     def _answer(self, status: int, data: Any, code: str = "") -> None:
         envelope = {"status": "error" if code else "success", "data": data, "error_code": code}
@@ -191,10 +202,91 @@ def test_no_future_polls(cluster: Cluster, facade: Facade) -> None:
         facade.end(future.task_id, "success", 1)
     assert [future.result(10) for future in futures] == [1] * 5
     assert not [path for path in facade.requests if path.endswith("/status")]
-    assert len([path for path in facade.requests if path.endswith("/result")]) == 5
+    assert not [path for path in facade.requests if path.endswith("/result")]
 
 
 def test_a_closed_cluster_takes_nothing(cluster: Cluster) -> None:
     cluster.close()
     with pytest.raises(RuntimeError, match="closed"):
         cluster.submit("echo", {})
+
+
+def test_results_come_many_at_a_time(cluster: Cluster, facade: Facade) -> None:
+    assert len(list(cluster.map("echo", ({"n": n} for n in range(1_200)), timeout=60))) == 1_200
+    asked = [path for path in facade.requests if path.endswith("/results")]
+    # Seven an answer here, and no request for what has not ended.
+    assert 1_200 / 7 <= len(asked) <= 1_200 / 7 + 60
+
+
+def test_a_task_that_is_no_longer_kept_fails_alone(cluster: Cluster, facade: Facade) -> None:
+    gone, kept = cluster.submit("hang", {}), cluster.submit("hang", {})
+    del facade.results[gone.task_id]
+    facade.lose_events = True
+    facade.end(kept.task_id, "success", 1)
+    assert kept.result(10) == 1
+    with pytest.raises(ClusterError):
+        gone.result(10)
+
+
+# --- asyncio -------------------------------------------------------------------------------------
+
+
+def test_asyncio_awaits_tasks_maps_and_takes_them_as_they_end(facade: Facade) -> None:
+    async def work() -> None:
+        async with AsyncCluster(f"http://127.0.0.1:{facade.server_address[1]}/api/v1") as cluster:
+            task = await cluster.submit("echo", {"a": 1})
+            assert await task == {"echo": {"a": 1}}
+            assert await task == {"echo": {"a": 1}}
+            assert task.done()
+            payloads = [{"n": n} for n in range(1_000)]
+            found = [result async for result in cluster.map("echo", payloads)]
+            assert found == [{"echo": payload} for payload in payloads]
+            slow, quick = await cluster.submit_many("hang", [{}, {}])
+            facade.end(quick.task_id, "success", 2)
+            ended = cluster.as_completed([slow, quick])
+            assert await anext(ended) is quick
+            facade.end(slow.task_id, "failed")
+            assert await anext(ended) is slow
+            with pytest.raises(TaskFailed, match="it failed"):
+                await slow
+            both: list[int] = list(await asyncio.gather(quick, quick))
+            assert both == [2, 2]
+
+    asyncio.run(work())
+    assert threading.active_count() < 60
+
+
+def test_in_asyncio_giving_up_a_wait_leaves_the_task_and_cancelling_it_ends_it(
+    facade: Facade,
+) -> None:
+    async def work() -> None:
+        async with AsyncCluster(f"http://127.0.0.1:{facade.server_address[1]}/api/v1") as cluster:
+            task = await cluster.submit("hang")
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(task.result(), 0.05)
+            assert not task.done()
+            assert await task.cancel()
+            with pytest.raises(TaskFailed, match="was cancelled") as caught:
+                await task
+            assert caught.value.task_status == "cancelled"
+            await cluster.close()
+            with pytest.raises(RuntimeError, match="closed"):
+                await cluster.submit("echo")
+
+    asyncio.run(work())
+
+
+def test_a_loop_that_is_closed_before_the_end_is_no_matter(facade: Facade) -> None:
+    url = f"http://127.0.0.1:{facade.server_address[1]}/api/v1"
+    cluster = AsyncCluster(url)
+
+    async def begin() -> AsyncTask:
+        return await cluster.submit("hang")
+
+    task = asyncio.run(begin())
+    facade.end(task.task_id, "success", 1)
+    deadline = time.monotonic() + 10
+    while not task.done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    asyncio.run(cluster.close())

@@ -496,8 +496,22 @@ def test_a_submission_is_waited_for_by_its_first_id(cluster: Cluster) -> None:
     cluster.pass_time(5)
     (over,) = only(ins.WaitOver, cluster.tick("deadlines"))
     reply = admin_waits.waited(cluster.admin, over)
-    assert reply.data == {"statuses": ["success", "failed", None], "result_data": [None] * 3}
+    assert reply.data == {
+        "statuses": ["success", "failed", None], "result_data": [None] * 3, "omitted": [],
+    }  # fmt: skip
     assert reply.blobs == [("result_data.0", b'{"a":1}')]
+
+
+def test_results_that_do_not_fit_into_one_message_are_named(cluster: Cluster) -> None:
+    member, _ = cluster.give(10)
+    member.finish(result=b'"' + b"x" * 1_000_000 + b'"')
+    numbers = tuple(range(1, 11))
+    for brief in (True, False):
+        over = ins.WaitOver((b"client", 1), numbers, (WALL_MS,) * len(numbers), brief)
+        reply = admin_waits.waited(cluster.admin, over)
+        assert len(reply.blobs) == 8
+        assert len(reply.data["omitted"]) == 2
+    assert reply.data["omitted"] == [cluster.public(number) for number in numbers[8:]]
 
 
 def test_a_wait_by_first_id_goes_no_further_than_the_submission(cluster: Cluster) -> None:
