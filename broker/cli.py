@@ -23,6 +23,7 @@ from retire_cluster.broker.store import Store, StoreDamaged, StoreError
 from retire_cluster.broker.sweeper import Sweeper
 from retire_cluster.conf import curve, logs, neighbours, openfiles
 from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.settings import Settings, SettingsError
@@ -41,7 +42,7 @@ class StartError(Exception):
 
 def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog=program, description="The main node: tracks devices, keeps tasks, hands them out."
     )
     add = found.add_argument

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Output
 from retire_cluster.cli.target import Target, find_target
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
 from retire_cluster.schemas.jsontext import JSONError
@@ -58,7 +59,7 @@ def connection_flags() -> argparse.ArgumentParser:
 
 def verb_parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
     """A parser for `retire-cluster PROG`."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"retire-cluster {prog}", description=description, allow_abbrev=False, **options
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from retire_cluster.cli.announce import bracketed, dial_host
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import Settings
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
@@ -24,7 +25,7 @@ _KEY_VARIABLE: Final = "RETIRE_CLUSTER_API_KEY"
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `up`; those not given fall to environment, TOML and defaults."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="retire-cluster up",
         description="Start main node, REST facade and local workers; stop all with Ctrl-C.",
         allow_abbrev=False,

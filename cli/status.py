@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from retire_cluster.cli.common import Session
 from retire_cluster.cli.devices import device_text, devices_table
 from retire_cluster.cli.output import Output, Style, facts
 from retire_cluster.cli.target import split_address
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.schemas.vocabulary import Role
 
 
@@ -25,7 +25,7 @@ def umbrella(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None, prog: str) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="How the cluster is.",
         parents=[common.connection_flags()],

@@ -9,10 +9,11 @@ from typing import Any
 from retire_cluster.cli import exits
 from retire_cluster.cli.common import Caller, Session
 from retire_cluster.cli.output import Style, clean, pretty
-from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 #: Seconds of one call; an idle wait costs a call every so often.
 _CALL_SECONDS = 20.0
+_FIRST_SECONDS = 2.0
 #: How long a main node may be away (restarting) before waiting is given up.
 _AWAY_SECONDS = 30.0
 
@@ -22,18 +23,26 @@ def wait_for(
     task_ids: Sequence[str],
     timeout_seconds: float | None,
     *,
+    why: Callable[[Sequence[str], str], str] | None = None,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """`(results, unfinished ids)` when all have ended or the time is over.
 
-    Raises `ClusterUnavailable` when the main node stays away for 30 s.
+    `why` is asked now and then what to tell of the unfinished ones; it gets what it told last, and
+    gives what it has told by then. Raises `ClusterUnavailable` when the main node stays away for
+    30 s.
     """
     deadline = None if timeout_seconds is None else clock() + timeout_seconds
     away_since: float | None = None
+    asked = list(task_ids)
+    found: dict[str, dict[str, Any]] = {}
+    told = ""
     while True:
-        left = _CALL_SECONDS if deadline is None else min(_CALL_SECONDS, deadline - clock())
-        args = {"task_ids": list(task_ids), "timeout_seconds": max(0.0, left)}
+        # The first look is short, so that whoever waits in vain soon hears why.
+        patience = _CALL_SECONDS if told or why is None else _FIRST_SECONDS
+        left = patience if deadline is None else min(patience, deadline - clock())
+        args = {"task_ids": asked, "timeout_seconds": max(0.0, left)}
         try:
             data = client.call("task.wait", args, timeout_seconds=max(0.0, left) + 5.0)
             away_since = None
@@ -44,9 +53,16 @@ def wait_for(
                 raise
             pause(0.2)
             continue
+        found.update((result["task_id"], result) for result in data["results"])
         unfinished = list(data["unfinished"])
-        if not unfinished or (deadline is not None and clock() >= deadline):
-            return list(data["results"]), unfinished
+        omitted = list(data.get("omitted") or ())
+        over = deadline is not None and clock() >= deadline
+        if not omitted and (not unfinished or over):
+            return [found[task_id] for task_id in task_ids if task_id in found], unfinished
+        # What has ended and was told is not asked for again; large results come in parts.
+        asked = omitted or unfinished
+        if why is not None and not omitted:
+            told = why(unfinished, told)
 
 
 def wait_and_print(
@@ -57,7 +73,11 @@ def wait_and_print(
     try:
         if first:
             output.hint(first)
-        results, unfinished = wait_for(session.client, task_ids, timeout_seconds)
+
+        def why(unfinished: Sequence[str], told: str) -> str:
+            return _tell_why(session, unfinished, told)
+
+        results, unfinished = wait_for(session.client, task_ids, timeout_seconds, why=why)
     except KeyboardInterrupt:
         output.hint(f"\ndetached; the work goes on. Look again with: {look_again(task_ids)}")
         return exits.INTERRUPTED
@@ -74,6 +94,24 @@ def wait_and_print(
         return exits.TIMED_OUT
     codes = [exits.for_task_status(result["status"]) for result in results]
     return max(codes, default=exits.OK)
+
+
+def _tell_why(session: Session, unfinished: Sequence[str], told: str) -> str:
+    """Say, when it is news, that nothing can run the first of the tasks that wait."""
+    try:
+        status = session.client.call("task.status", {"task_id": unfinished[0]})
+    except ClusterError:
+        return told
+    reason = status.get("queued_reason") or {}
+    if not reason or reason.get("eligible_devices"):
+        return told or "it runs, or will"
+    rejected = reason.get("rejected") or {}
+    text = ", ".join(f"{count} x {clean(str(what))}" for what, count in sorted(rejected.items()))
+    text = f"waiting: no device can run it now ({text or 'none has joined yet'})"
+    if text != told:
+        session.output.hint(text)
+        session.output.hint(f"why, device by device: retire-cluster explain {unfinished[0]}")
+    return text
 
 
 def print_result(session: Session, result: dict[str, Any], *, named: bool = False) -> None:

@@ -20,6 +20,7 @@ from retire_cluster.api.app import Facade, assemble, product_version
 from retire_cluster.api.envelope import utc
 from retire_cluster.api.websocket import StreamServer
 from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.settings import Settings, SettingsError
@@ -32,7 +33,7 @@ _log = logging.getLogger("api")
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags; what is not given comes from the environment, the file, the defaults."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog=PROGRAM, description="The REST API of a Retire-Cluster.", allow_abbrev=False
     )
     add = found.add_argument

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.conf import logs
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
@@ -59,7 +60,7 @@ class Unusable(Exception):
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Joins this device to a Retire-Cluster and runs tasks for it.",
     )

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from retire_cluster.cli import completion, entry, exits, main, version
+from retire_cluster.conf.arguments import Parser
 from retire_cluster.schemas.errors import BY_CODE, ClusterError, ValidationError
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
@@ -172,3 +173,22 @@ def _help_of(verb: str, code: str) -> str:
 def _output(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["--worker", "3"], "--workers"), (["--prot=1"], "--port"), (["--zzzzzz"], None)],
+    ids=["left off", "with a value", "nothing near"],
+)
+def test_a_mistyped_option_names_the_one_that_was_meant(
+    words: list[str], meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = Parser(prog="tool", allow_abbrev=False)
+    parser.add_argument("--workers")
+    parser.add_argument("--port")
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(words)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert words[0] in said
+    assert (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said)

@@ -217,6 +217,33 @@ def test_waiting_outlives_a_restart_of_the_main_node() -> None:
     assert len(pauses) == 2
 
 
+def test_results_that_come_in_parts_are_all_told_in_order() -> None:
+    other = "01234567-89ab-7def-8123-456789abcdef"
+    script = Script(
+        {"results": [result(task_id=other)], "unfinished": [], "omitted": [TASK]},
+        {"results": [result()], "unfinished": [], "omitted": []},
+    )
+    results, unfinished = waiting.wait_for(script, [TASK, other], None)
+    assert [r["task_id"] for r in results] == [TASK, other]
+    assert unfinished == []
+    assert script.calls[1][1]["task_ids"] == [TASK]
+
+
+def test_who_waits_for_what_nothing_can_run_is_told_why_once() -> None:
+    waits = {"results": [], "unfinished": [TASK]}
+    stuck = {"queued_reason": {"eligible_devices": 0, "rejected": {"no GPU": 2}}}
+    runs = {"queued_reason": None}
+    script = Script(
+        waits, stuck, waits, stuck, waits, runs, {"results": [result()], "unfinished": []}
+    )
+    run = Run(script, task_ids=[TASK], timeout=None)
+    assert run(tasks.wait) == 0
+    told = run.err.getvalue()
+    assert told.count("no device can run it now (2 x no GPU)") == 1
+    assert f"retire-cluster explain {TASK}" in told
+    assert script.calls[0][1]["timeout_seconds"] <= 2
+
+
 def test_waiting_ends_when_the_main_node_stays_away() -> None:
     script = Script(*[ClusterUnavailable()] * 100)
     pauses: list[float] = []

@@ -106,3 +106,8 @@ def test_a_lease_must_outlast_the_missed_heartbeats() -> None:
     with pytest.raises(ValidationError) as caught:
         check_heartbeat(5, 14.9, 3)
     assert caught.value.field == "timeout"
+
+
+@pytest.mark.parametrize("text", ["101", "9" * 19, "9" * 20, "9" * 21, "9" * 5_000], ids=len)
+def test_a_page_size_of_any_length_is_clamped(text: str) -> None:
+    assert read(DEVICE_LIST_QUERY, f"page_size={text}")["page_size"] == 100

@@ -1,0 +1,20 @@
+"""The command line's parser: an option that does not exist names the one that was meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` with "did you mean"."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage, the message and, for a mistyped option, the near one; exit 2."""
+        found = re.search(r"unrecognized arguments: (.*)", message)
+        words = found[1].split() if found else []
+        mistyped = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        near = difflib.get_close_matches(mistyped, self._option_string_actions, n=1, cutoff=0.6)
+        super().error(f"{message} (did you mean {near[0]}?)" if mistyped and near else message)
