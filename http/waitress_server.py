@@ -74,6 +74,22 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.
     sending_since: tuple[float, int] | None = None
 
+    def writable(self) -> bool:
+        """Whether the loop has something to write or to end here.
+
+        While a thread writes by itself there is nothing to do; waitress would ask again and again,
+        and the spinning loop would keep that very thread from its turn.
+        """
+        if self.will_close or self.close_when_flushed:
+            return True
+        if not self.total_outbufs_len:
+            return False
+        if self.requests:
+            if not self.outbuf_lock.acquire(blocking=False):
+                return False
+            self.outbuf_lock.release()
+        return True
+
     def is_waiting(self) -> bool:
         """Whether it only waits for its client: idle, or a request not complete yet."""
         return not (self.requests or self.total_outbufs_len)
