@@ -1,4 +1,4 @@
-"""Tasks and their attempts: submit, start, finish, lose, cancel, retry, wait for.
+"""Attempts of tasks: start, tell how far they are, finish, be lost or given back.
 
 A message about an attempt counts only with the exact key of the task's current attempt, from the
 device that has it (`current`); anything else is stale: counted, acknowledged, without effect.
@@ -7,7 +7,6 @@ device that has it (`current`); anything else is stale: counted, acknowledged, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
 from retire_cluster.broker import enrolment
@@ -15,16 +14,13 @@ from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.instructions import (
-    ReviveTasks,
     Send,
     StoreAttempts,
     StoreOutcomes,
-    StoreTasks,
-    WaitOver,
 )
 from retire_cluster.broker.retry import Decision, decide
-from retire_cluster.broker.rows import AttemptRow, OutcomeRow, SubmissionRow, TaskRow
-from retire_cluster.broker.state import ClusterState, Wait
+from retire_cluster.broker.rows import AttemptRow, OutcomeRow
+from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas.batches import FinishedGroup
 from retire_cluster.schemas.messages import (
@@ -37,66 +33,15 @@ from retire_cluster.schemas.messages import (
     Reject,
     Started,
 )
-from retire_cluster.schemas.vocabulary import PRIORITIES, Cause, Outcome, TaskStatus
+from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
-#: No device excluded: the usual class of a new task.
-NOBODY: frozenset[str] = frozenset()
 #: The outcome word of an attempt whose device was lost.
 LOST = "lost"
 #: `details` in place of what was too large to keep.
 _CUT = b'{"truncated":true,"logs":"left out by the main node: larger than the protocol allows"}'
-
-
-def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
-    """New tasks: kept, then queued (or waiting for their time)."""
-    first = state.next_task
-    count = len(event.specs)
-    state.next_task += count
-    kept = state.keep_payloads(event.payloads)
-    rows: list[TaskRow] = []
-    delayed: list[Task] = []
-    delays = event.delays_seconds or repeat(0.0, count)
-    # Neighbours of one form are handled together: batches are often all alike.
-    for (spec, delay), run in groupby(zip(event.specs, delays, strict=True)):
-        start, size = len(rows), len(list(run))
-        numbers = range(first + start, first + start + size)
-        status = TaskStatus.PENDING if delay > 0 else TaskStatus.QUEUED
-        tasks = [
-            Task(number, spec, now.wall_ms, payload, status, now.mono)
-            for number, payload in zip(numbers, kept[start : start + size], strict=True)
-        ]
-        state.tasks.update(zip(numbers, tasks, strict=True))
-        state.ledger.extend(numbers[0], size, status, spec.task_type, spec.priority)
-        data: dict[str, Any] = {
-            "from": None,
-            "attempt": 0,
-            "priority": PRIORITIES[spec.priority],
-            "task_type": spec.task_type,
-        }
-        created = [now.wall_ms] * size
-        state.log.add_burst("task." + status.value, now.wall_ms, numbers, created, None, data)
-        form = (spec.task_type, spec.priority, spec.timeout_seconds, spec.max_retries)
-        rows += map(
-            TaskRow, numbers, created, *map(repeat, form), repeat(spec.document),
-            event.payloads[start : start + size],
-        )  # fmt: skip
-        if delay > 0:
-            for task in tasks:
-                state.wait_until(task, now.mono + delay)
-            delayed += tasks
-        else:
-            state.enqueue_all(tasks, state.class_of(spec, NOBODY))
-    record = None
-    if event.idempotency is not None:
-        owner, key, fingerprint = event.idempotency
-        record = SubmissionRow(owner, key, fingerprint, first, len(rows), now.wall_ms)
-        state.submissions[owner, key] = record
-    state.emit(StoreTasks(rows, record))
-    for task in delayed:
-        state.store_deviation(task, now)
 
 
 def current(state: ClusterState, key: Key, device: Device) -> Task | None:
@@ -455,96 +400,3 @@ def time_out(state: ClusterState, task: Task, now: Now) -> None:
     if device.online:
         state.emit(Send(device.routing, Cancel(device.session, (key,), "timeout")))
     state.note_room(device)
-
-
-def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
-    """End a task that has not ended; its device is told to kill it. The shell checked it lives."""
-    task = state.tasks[event.task]
-    device = task.device
-    key = task.key if task.dispatch is not None else None
-    backlog, task.backlog = task.backlog, None
-    row = conclude(
-        state, task, TaskStatus.CANCELLED, "cancel", now, message="cancelled by request",
-        seconds=None if task.started_mono is None else max(0.0, now.mono - task.started_mono),
-    )  # fmt: skip
-    if backlog is not None:
-        backlog.lanes.left()
-    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
-    if device is not None and key is not None:
-        if device.online:
-            state.emit(Send(device.routing, Cancel(device.session, (key,), "cancelled")))
-        state.note_room(device)
-
-
-def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
-    """Fail a task that cannot be run because its stored row is damaged; no retry would help."""
-    task = state.tasks.get(event.task)
-    if task is None or task.status is TaskStatus.RUNNING:
-        return
-    if task.dispatch is not None and task.dispatch.epoch != state.epoch:
-        return  # handed out before it was damaged: its device may still end it well
-    device = task.device
-    backlog, task.backlog = task.backlog, None
-    row = conclude(
-        state, task, TaskStatus.FAILED, "fail", now, cause=Cause.DETERMINISTIC.value,
-        message="its payload is damaged in the main node's store; submit it again",
-    )  # fmt: skip
-    if backlog is not None:
-        backlog.lanes.left()
-    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
-    if device is not None:
-        state.note_room(device)
-
-
-def result_damaged(state: ClusterState, event: ev.ResultDamaged, now: Now) -> None:
-    """An ended task's result cannot be given out any more: a success becomes `failed`."""
-    old = event.outcome
-    if event.task in state.tasks or not state.ledger.has(event.task):
-        return
-    before = state.ledger.status(event.task)
-    status = TaskStatus.FAILED if before is TaskStatus.SUCCESS else before
-    note = f"its result is damaged in the main node's store (it had ended: {before.value})"
-    row = old._replace(
-        status=status.value, cause=old.cause or Cause.DETERMINISTIC.value,
-        error_message=note, result=b"", details=b"",
-    )  # fmt: skip
-    state.ledger.move(event.task, status, old.device_id, old.completed_ms // 1000)
-    state.emit(ReviveTasks((event.task,)))
-    state.emit(StoreOutcomes((row,)))
-    state.log.add(
-        "task." + status.value, now.wall_ms, event.task, event.created_ms, old.device_id,
-        {"from": before.value, "attempt": old.attempt, "cause": row.cause},
-    )  # fmt: skip
-
-
-def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
-    """Run an ended task again as a new generation; its old outcome becomes history."""
-    old = event.outcome
-    payload = state.keep_payload(event.payload)
-    task = Task(event.task, event.spec, event.created_ms, payload, TaskStatus(old.status), now.mono)
-    task.attempt = old.attempt
-    task.stored_retries = old.retry_count
-    state.tasks[event.task] = task
-    # A task that was cancelled while it waited ended without an attempt of its own.
-    if old.assigned_ms is not None:
-        history = AttemptRow(
-            old.task, old.attempt, old.device_id, old.status, old.cause, old.error_message,
-            old.assigned_ms, old.started_ms, old.completed_ms, old.execution_seconds,
-            old.result, old.details,
-        )  # fmt: skip
-        state.emit(StoreAttempts((history,)))
-    state.emit(ReviveTasks((event.task,)))
-    state.move(task, "retry", now)
-    state.enqueue(task, now)
-    state.store_deviation(task, now)
-
-
-def wait(state: ClusterState, event: ev.WaitAsked, now: Now) -> None:
-    """Park a client until its tasks have ended."""
-    if not event.unfinished or event.timeout_seconds <= 0:
-        state.emit(WaitOver.of(event))
-        return
-    parked = Wait(event, set(event.unfinished), now.mono + event.timeout_seconds)
-    state.all_waits.append(parked)
-    for number in event.unfinished:
-        state.waits.setdefault(number, []).append(parked)

@@ -9,8 +9,9 @@ Rules that hold here and are checked by `check_invariants`:
   back only by `RetryAsked`.
 - A message about an attempt counts only with the attempt's exact key, from the device that has it.
 
-The rules for attempts, devices, placement and sweeps live in `attempts`, `membership`, `placing`
-and `sweeps`; all of them work on this state through the verbs at its end.
+The rules for what is asked of tasks, for attempts, devices, placement and sweeps live in `asked`,
+`attempts`, `membership`, `placing` and `sweeps`; all work on this state through the verbs at its
+end.
 """
 
 from __future__ import annotations
@@ -373,22 +374,22 @@ Handler = Callable[[ClusterState, Any, ev.Now], None]
 @functools.cache
 def _handlers() -> dict[type, Handler]:
     # Imported at first use: the rules import this module.
-    from retire_cluster.broker import attempts, enrolment, membership, placing, sweeps
+    from retire_cluster.broker import asked, attempts, enrolment, membership, placing, sweeps
 
     return {
         ev.FromDevice: membership.heard,
         ev.ResultsArrived: attempts.finished,
-        ev.TasksSubmitted: attempts.submitted,
-        ev.CancelAsked: attempts.cancel,
-        ev.TaskDamaged: attempts.damaged,
-        ev.ResultDamaged: attempts.result_damaged,
-        ev.RetryAsked: attempts.retry,
+        ev.TasksSubmitted: asked.submitted,
+        ev.CancelAsked: asked.cancel,
+        ev.TaskDamaged: asked.damaged,
+        ev.ResultDamaged: asked.result_damaged,
+        ev.RetryAsked: asked.retry,
         ev.PingAsked: membership.ping,
         ev.DeviceRemoved: membership.remove,
         ev.DeviceReadmitted: membership.readmit,
         ev.DrainAsked: membership.drain,
         ev.ConfigChanged: membership.reconfigure,
-        ev.WaitAsked: attempts.wait,
+        ev.WaitAsked: asked.wait,
         ev.Tick: sweeps.tick,
         ev.Place: placing.place,
         ev.TokenMade: enrolment.token_made,
