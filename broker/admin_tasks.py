@@ -7,6 +7,7 @@ from typing import Any, Final
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
+from retire_cluster.broker.admin_waits import park, wait_seconds
 from retire_cluster.broker.instructions import StoreOutcomes, StoreTasks
 from retire_cluster.broker.ledger import Filter
 from retire_cluster.broker.store import RowDamaged
@@ -81,14 +82,25 @@ def _spec(fields: dict[str, Any]) -> _Read:
 _FORMS = _Forms()
 
 _SUBMIT_EXTRA: Final = frozenset(
-    {"tasks", "task", "count", "owner", "idempotency_key", "fingerprint", "brief", "first_only"}
+    {
+        "tasks",
+        "task",
+        "count",
+        "owner",
+        "idempotency_key",
+        "fingerprint",
+        "brief",
+        "first_only",
+        "wait_seconds",
+    }
 )
 
 
 @operation("task.submit", changes=True)
-def submit(admin: Admin, call: Call) -> Reply:
-    """New tasks, all or nothing."""
+def submit(admin: Admin, call: Call) -> Reply | None:
+    """New tasks, all or nothing; with `wait_seconds` it is answered when they have ended."""
     args = call.args
+    seconds = wait_seconds(args, "wait_seconds", 0.0)
     unknown = sorted(set(args) - _SUBMIT_EXTRA)
     if unknown:
         raise ValidationError(unknown[0], "unknown field")
@@ -104,7 +116,11 @@ def submit(admin: Admin, call: Call) -> Reply:
             if earlier.fingerprint != idempotency[2]:
                 raise IdempotencyConflict
             numbers = range(earlier.first, earlier.first + earlier.size)
-            return _answer(admin, numbers, earlier.at_ms, args, replayed=True)
+            reply = _answer(admin, numbers, earlier.at_ms, args, replayed=True)
+            if not seconds:
+                return reply
+            park(admin, call, numbers, earlier.at_ms, seconds, reply)
+            return None
     many = len(forms) > 1 or "tasks" in args
     for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
         where = f"tasks.{index}" if many else ""
@@ -124,7 +140,11 @@ def submit(admin: Admin, call: Call) -> Reply:
     stored = next(i for i in admin.apply(event, call.now) if isinstance(i, StoreTasks))
     first = stored.rows[0].number
     numbers = range(first, first + len(stored.rows))
-    return _answer(admin, numbers, call.now.wall_ms, args, replayed=False)
+    reply = _answer(admin, numbers, call.now.wall_ms, args, replayed=False)
+    if not seconds:
+        return reply
+    park(admin, call, numbers, call.now.wall_ms, seconds, reply)
+    return None
 
 
 def _forms(args: dict[str, Any]) -> list[_Read]:

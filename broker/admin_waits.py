@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from retire_cluster.broker import events as ev
@@ -27,19 +28,36 @@ def wait(admin: Admin, call: Call) -> None:
     unknown = sorted(set(args) - _ARGS)
     if unknown:
         raise ValidationError(unknown[0], "unknown field")
-    seconds = args.get("timeout_seconds", _DEFAULT_SECONDS)
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or not (math.isfinite(seconds) and 0 <= seconds <= MAX_WAIT_SECONDS)
-    ):
-        raise ValidationError("timeout_seconds", f"must be a number from 0 to {MAX_WAIT_SECONDS}")
+    seconds = wait_seconds(args, "timeout_seconds", _DEFAULT_SECONDS)
     by_first = "first_id" in args
     found = _submission(admin, args) if by_first else _listed(admin, args.get("task_ids"))
     numbers = [number for number, _ in found]
     event = ev.WaitAsked(
         call.ticket, numbers, frozenset(filter(admin.state.tasks.__contains__, numbers)),
         seconds, [created_ms for _, created_ms in found], bool(args.get("brief")),
+    )  # fmt: skip
+    admin.apply(event, call.now)
+
+
+def wait_seconds(args: Mapping[str, Any], name: str, default: float) -> float:
+    """How long a call may be parked. Raises `ValidationError`."""
+    seconds = args.get(name, default)
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not (math.isfinite(seconds) and 0 <= seconds <= MAX_WAIT_SECONDS)
+    ):
+        raise ValidationError(name, f"must be a number from 0 to {MAX_WAIT_SECONDS}")
+    return float(seconds)
+
+
+def park(
+    admin: Admin, call: Call, numbers: range, created_ms: int, seconds: float, told: Reply
+) -> None:
+    """Have a submission answered when its tasks have ended, with what it is told and how."""
+    event = ev.WaitAsked(
+        call.ticket, numbers, frozenset(filter(admin.state.tasks.__contains__, numbers)), seconds,
+        (created_ms,) * len(numbers), brief=True, told=told.data,
     )  # fmt: skip
     admin.apply(event, call.now)
 
@@ -84,7 +102,7 @@ def waited(admin: Admin, over: WaitOver) -> Reply:
                 else:
                     blobs.append((f"result_data.{index}", outcome.result))
         data = {"statuses": statuses, "result_data": [None] * len(statuses), "omitted": omitted}
-        return Reply(data, blobs)
+        return Reply({**over.told, **data}, blobs)
     results: list[views.View] = []
     unfinished: list[str] = []
     omitted_ids: list[str] = []

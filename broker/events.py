@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from retire_cluster.broker.access import AdminKey, Token
@@ -204,6 +204,8 @@ class WaitAsked:
     created_ms: Sequence[int] = ()
     #: Statuses and results only.
     brief: bool = False
+    #: What the answer begins with, where it is brief.
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Store instructions are committed together, before any of the others is performed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,11 +169,12 @@ class WaitOver:
     #: As in `WaitAsked`.
     created_ms: Sequence[int] = field(default=(), compare=False)
     brief: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, asked: WaitAsked) -> WaitOver:
         """For a client's question."""
-        return cls(asked.ticket, tuple(asked.tasks), asked.created_ms, asked.brief)
+        return cls(asked.ticket, tuple(asked.tasks), asked.created_ms, asked.brief, asked.told)
 
 
 Instruction = Write | Send | SendAssign | Answer | WaitOver

@@ -502,6 +502,25 @@ def test_a_submission_is_waited_for_by_its_first_id(cluster: Cluster) -> None:
     assert reply.blobs == [("result_data.0", b'{"a":1}')]
 
 
+def test_a_submission_may_be_answered_when_its_tasks_have_ended(cluster: Cluster) -> None:
+    member = cluster.device()
+    args = {"task": ECHO, "count": 2, "first_only": True, "wait_seconds": 5}
+    assert cluster.park("task.submit", args, [b'{"n":1}', b'{"n":2}']) is None
+    cluster.place()
+    assert only(ins.WaitOver, member.finish(member.keys[0], result=b'{"a":1}')) == []
+    (over,) = only(ins.WaitOver, member.fail(member.keys[0], cause="deterministic"))
+    reply = admin_waits.waited(cluster.admin, over)
+    assert reply.data["statuses"] == ["success", "failed"]
+    assert reply.data["first_id"] == cluster.public(1)
+    assert (reply.data["count"], reply.data["replayed"]) == (2, False)
+    assert reply.blobs == [("result_data.0", b'{"a":1}')]
+    assert wrong(cluster, "task.submit", {**args, "wait_seconds": 61}).field == "wait_seconds"
+    key = {"owner": "me", "idempotency_key": "k", "fingerprint": "f"}
+    assert cluster.park("task.submit", {**args, **key}, [b"{}", b"{}"]) is None
+    again = {**args, **key, "wait_seconds": 0}
+    assert cluster.call("task.submit", again, [b"{}", b"{}"]).data["replayed"] is True
+
+
 def test_results_that_do_not_fit_into_one_message_are_named(cluster: Cluster) -> None:
     member, _ = cluster.give(10)
     member.finish(result=b'"' + b"x" * 1_000_000 + b'"')
