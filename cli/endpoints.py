@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.conf.processes import pid_exists
 from retire_cluster.node import proctree
 
 
@@ -149,16 +149,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def pid_alive(pid: int) -> bool:
     """Whether a process with this id runs (not: has ended and waits to be collected)."""
-    if pid <= 0:
+    if not pid_exists(pid):
         return False
-    if sys.platform == "win32":
-        return _alive_on_windows(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
     if not proctree.IS_LINUX:
         return True
     found = proctree.find(pid)
@@ -174,22 +166,6 @@ def is_ours(pid: int) -> bool:
     except OSError:
         return True
     return b"retire" in command
-
-
-def _alive_on_windows(pid: int) -> bool:  # pragma: no cover - Windows only
-    if sys.platform != "win32":
-        return False
-    import ctypes
-
-    query_limited, still_active = 0x1000, 259
-    kernel = ctypes.windll.kernel32
-    handle = kernel.OpenProcess(query_limited, False, pid)
-    if not handle:
-        return False
-    code = ctypes.c_ulong()
-    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.CloseHandle(handle)
-    return code.value == still_active
 
 
 def _numbers(document: Mapping[str, Any] | None, names: Sequence[str]) -> list[int] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retire_cluster.conf import curve
-from retire_cluster.conf.neighbours import is_running
+from retire_cluster.conf.processes import pid_exists
 
 
 class JoinServer(NamedTuple):
@@ -28,7 +28,7 @@ def find(data_dir: Path) -> JoinServer | None:
     """The join server of a cluster that runs with this folder, None when there is none."""
     try:
         document = json.loads(path_of(data_dir).read_bytes())
-        if not is_running(int(document["pid"])):
+        if not pid_exists(int(document["pid"])):
             return None
         return JoinServer(int(document["port"]), str(document["sha256"]))
     except (OSError, ValueError, KeyError, TypeError):

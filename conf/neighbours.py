@@ -16,6 +16,7 @@ from typing import Any
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.curve import ADMIN_KEY, ClientKeys, KeyFileError, client_keys
 from retire_cluster.conf.loading import default_data_dir
+from retire_cluster.conf.processes import pid_exists
 
 
 def _folder() -> Path:
@@ -86,17 +87,4 @@ def _read(path: Path) -> dict[str, Any] | None:
         pid, folder = int(document["pid"]), document["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return document if isinstance(folder, str) and is_running(pid) else None
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process; True where asking could end it (Windows)."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+    return document if isinstance(folder, str) and pid_exists(pid) else None
