@@ -119,7 +119,8 @@ def submit(admin: Admin, call: Call) -> Reply | None:
             reply = _answer(admin, numbers, earlier.at_ms, args, replayed=True)
             if not seconds:
                 return reply
-            park(admin, call, numbers, earlier.at_ms, seconds, reply)
+            tasks = [(number, earlier.at_ms) for number in numbers]
+            park(admin, call, tasks, seconds, brief=True, told=reply.data)
             return None
     many = len(forms) > 1 or "tasks" in args
     for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
@@ -143,7 +144,8 @@ def submit(admin: Admin, call: Call) -> Reply | None:
     reply = _answer(admin, numbers, call.now.wall_ms, args, replayed=False)
     if not seconds:
         return reply
-    park(admin, call, numbers, call.now.wall_ms, seconds, reply)
+    tasks = [(number, call.now.wall_ms) for number in numbers]
+    park(admin, call, tasks, seconds, brief=True, told=reply.data)
     return None
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.instructions import WaitOver
+from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.requests import MAX_BATCH
-from retire_cluster.schemas.wire import BATCH_BYTES
 
 MAX_WAITED: Final = MAX_BATCH
 MAX_WAIT_SECONDS: Final = 60
 _DEFAULT_SECONDS: Final = 30.0
+#: Of a result in the header, without its message, logs and trace; generously.
+_VIEW_BYTES: Final = 600
 _ARGS: Final = frozenset({"task_ids", "first_id", "count", "timeout_seconds", "brief"})
 
 
@@ -31,12 +33,7 @@ def wait(admin: Admin, call: Call) -> None:
     seconds = wait_seconds(args, "timeout_seconds", _DEFAULT_SECONDS)
     by_first = "first_id" in args
     found = _submission(admin, args) if by_first else _listed(admin, args.get("task_ids"))
-    numbers = [number for number, _ in found]
-    event = ev.WaitAsked(
-        call.ticket, numbers, frozenset(filter(admin.state.tasks.__contains__, numbers)),
-        seconds, [created_ms for _, created_ms in found], bool(args.get("brief")),
-    )  # fmt: skip
-    admin.apply(event, call.now)
+    park(admin, call, found, seconds, brief=bool(args.get("brief")))
 
 
 def wait_seconds(args: Mapping[str, Any], name: str, default: float) -> float:
@@ -52,13 +49,22 @@ def wait_seconds(args: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def park(
-    admin: Admin, call: Call, numbers: range, created_ms: int, seconds: float, told: Reply
+    admin: Admin,
+    call: Call,
+    tasks: Sequence[tuple[int, int]],
+    seconds: float,
+    *,
+    brief: bool,
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Have a submission answered when its tasks have ended, with what it is told and how."""
-    event = ev.WaitAsked(
-        call.ticket, numbers, frozenset(filter(admin.state.tasks.__contains__, numbers)), seconds,
-        (created_ms,) * len(numbers), brief=True, told=told.data,
-    )  # fmt: skip
+    """Have a call answered when tasks (numbers and creation times) have ended.
+
+    `told`: what a brief answer begins with.
+    """
+    numbers = [number for number, _ in tasks]
+    unfinished = frozenset(filter(admin.state.tasks.__contains__, numbers))
+    created = [created_ms for _, created_ms in tasks]
+    event = ev.WaitAsked(call.ticket, numbers, unfinished, seconds, created, brief, told or {})
     admin.apply(event, call.now)
 
 
@@ -88,7 +94,7 @@ def waited(admin: Admin, over: WaitOver) -> Reply:
     outcomes = admin.store.outcomes([n for n in over.tasks if n not in live], results=True)
     public = admin.state.ids.public
     blobs: list[tuple[str, bytes]] = []
-    room = BATCH_BYTES
+    room = wire.BATCH_BYTES
     if over.brief:
         statuses: list[str | None] = []
         omitted: list[int] = []
@@ -106,13 +112,16 @@ def waited(admin: Admin, over: WaitOver) -> Reply:
     results: list[views.View] = []
     unfinished: list[str] = []
     omitted_ids: list[str] = []
+    # Logs, traces and messages go into the header, which may be far smaller than the rest.
+    head_room = wire.MAX_HEADER_BYTES // 2
     for number, created_ms in zip(over.tasks, over.created_ms, strict=True):
         outcome = outcomes.get(number)
         if number in live:
             unfinished.append(public(number, created_ms))
         elif outcome is not None:
-            room -= len(outcome.result) + len(outcome.details)
-            if room < 0 and results:
+            room -= len(outcome.result)
+            head_room -= len(outcome.details) + 4 * len(outcome.error_message or "") + _VIEW_BYTES
+            if min(room, head_room) < 0 and results:
                 omitted_ids.append(public(number, created_ms))
                 continue
             view, text = views.result(public(number, created_ms), outcome)

@@ -25,9 +25,6 @@ from retire_cluster.broker.task import Task
 from retire_cluster.schemas.messages import Cancel
 from retire_cluster.schemas.vocabulary import PRIORITIES, Cause, TaskStatus
 
-#: No device excluded: the usual class of a new task.
-NOBODY: frozenset[str] = frozenset()
-
 
 def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
     """New tasks: kept, then queued (or waiting for their time)."""
@@ -67,7 +64,7 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
                 state.wait_until(task, now.mono + delay)
             delayed += tasks
         else:
-            state.enqueue_all(tasks, state.class_of(spec, NOBODY))
+            state.enqueue_all(tasks, state.class_of(spec))
     record = None
     if event.idempotency is not None:
         owner, key, fingerprint = event.idempotency

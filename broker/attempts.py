@@ -289,7 +289,7 @@ def _conclude_all(
     rows = [
         OutcomeRow(
             task.number, status.value, device_id, task.attempt, task.assigned_ms, task.started_ms,
-            now.wall_ms, took, cause, message, task.stored_retries + task.retries, result, detail,
+            now.wall_ms, took, cause, message, task.retry_count, result, detail,
         )
         for task, took, result, detail in zip(tasks, seconds, results, details, strict=True)
     ]  # fmt: skip

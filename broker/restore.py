@@ -149,7 +149,7 @@ def _usual(
     ]
     state.tasks.update(zip(range(first, first + len(rows)), tasks, strict=True))
     state.ledger.extend(first, len(rows), TaskStatus.QUEUED, spec.task_type, spec.priority)
-    state.enqueue_all(tasks, state.class_of(spec, frozenset()))
+    state.enqueue_all(tasks, state.class_of(spec))
 
 
 def _payload(state: ClusterState, row: TaskRow, snapshot: Snapshot) -> bytes | None:

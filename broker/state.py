@@ -211,7 +211,7 @@ class ClusterState:
         cls.lanes.push(tasks)
         self.waiting[cls.key] = cls
 
-    def class_of(self, spec: TaskSpec, excluded: frozenset[str]) -> TaskClass:
+    def class_of(self, spec: TaskSpec, excluded: frozenset[str] = frozenset()) -> TaskClass:
         """The requirement class of a task, made when it is the first of its kind."""
         need = self._requirements.get(spec.document)
         if need is None:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.api.middleware import Drain
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.waitress_server import FacadeServer, Patience
 from retire_cluster.cli import wheel
 

@@ -37,10 +37,12 @@ def wait_for(
     away_since: float | None = None
     asked = list(task_ids)
     found: dict[str, dict[str, Any]] = {}
+    omitted: list[str] = []
     told = ""
     while True:
         # The first look is short, so that whoever waits in vain soon hears why.
         patience = _CALL_SECONDS if told or why is None else _FIRST_SECONDS
+        patience = 0.0 if omitted else patience
         left = patience if deadline is None else min(patience, deadline - clock())
         args = {"task_ids": asked, "timeout_seconds": max(0.0, left)}
         try:
@@ -60,7 +62,7 @@ def wait_for(
         if not omitted and (not unfinished or over):
             return [found[task_id] for task_id in task_ids if task_id in found], unfinished
         # What has ended and was told is not asked for again; large results come in parts.
-        asked = omitted or unfinished
+        asked = [*omitted, *unfinished]
         if why is not None and not omitted:
             told = why(unfinished, told)
 

@@ -219,8 +219,7 @@ def configure(
     """Sends this process's log to `stream` (stderr) as `settings` say.
 
     `queued`: for a process whose many threads log; lines come a moment later. Replaces what an
-    earlier call set up. Returns the redaction, so that secrets made later can
-    be added to it.
+    earlier call set up. Returns the redaction, so that secrets made later can be added to it.
     """
     stream = sys.stderr if stream is None else stream
     redaction = Redaction(secrets)

@@ -17,8 +17,9 @@ from retire_cluster.api import keys as api_keys
 from retire_cluster.api import middleware
 from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import Cluster, GuardedCluster
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.feed import EventFeed
-from retire_cluster.api.middleware import Drain, Gate
+from retire_cluster.api.middleware import Gate
 from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter
 from retire_cluster.api.resources.cluster import Cluster as ClusterResource

@@ -44,18 +44,6 @@ _log = logging.getLogger("api")
 _requests_log = logging.getLogger("api.requests")
 
 
-class Drain:
-    """Tells requests that the server was asked to stop."""
-
-    def __init__(self) -> None:
-        #: Set from then on: health says so, long polls end.
-        self.begun = False
-
-    def begin(self) -> None:
-        """From now on the server is about to stop."""
-        self.begun = True
-
-
 class Gate:
     """Falcon middleware: everything that is the same for all endpoints.
 

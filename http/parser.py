@@ -17,7 +17,7 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from retire_cluster.api import envelope
-from retire_cluster.api.validation import body_limit, too_large
+from retire_cluster.api.bodies import body_limit, too_large
 from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError
 
 MAX_HEADER_BYTES = 16 * 1024

@@ -11,22 +11,19 @@ from typing import Any
 
 import falcon
 
+from retire_cluster.api.bodies import body_limit, too_large
 from retire_cluster.schemas.errors import (
     DeviceNotFound,
-    PayloadTooLarge,
     TaskNotFound,
     UnsupportedMediaType,
     ValidationError,
 )
-from retire_cluster.schemas.operations import API, Operation
+from retire_cluster.schemas.operations import Operation
 from retire_cluster.schemas.payload import parse_json_object
 from retire_cluster.schemas.requests import TASK_ID_PATTERN
 from retire_cluster.schemas.validation import validate
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
 
-MAX_BODY_BYTES = 1024 * 1024
-MAX_BATCH_BYTES = 16 * 1024 * 1024
-BATCH_PATH = f"{API}/tasks/batch"
 #: Deeper than any payload inside its body may be; each payload is then measured by itself.
 MAX_BODY_DEPTH = 200
 IDEMPOTENCY_PATTERN = r"[\x21-\x7e]{1,200}"
@@ -34,18 +31,6 @@ IDEMPOTENCY_PATTERN = r"[\x21-\x7e]{1,200}"
 _DEVICE_ID = re.compile(DEVICE_ID_PATTERN)
 _TASK_ID = re.compile(TASK_ID_PATTERN)
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_PATTERN)
-
-
-def body_limit(path: str) -> int:
-    """Bytes that a body sent to `path` may have."""
-    return MAX_BATCH_BYTES if path.rstrip("/") == BATCH_PATH else MAX_BODY_BYTES
-
-
-def too_large(limit: int) -> PayloadTooLarge:
-    """The error for a body above its limit."""
-    return PayloadTooLarge(
-        f"The body must not be larger than {limit} bytes", details={"limit_bytes": limit}
-    )
 
 
 def read_body(req: falcon.Request) -> bytes:

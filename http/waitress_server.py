@@ -28,7 +28,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
-from retire_cluster.api.middleware import Drain
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.parser import (
     MAX_HEADER_BYTES,
     MAX_SWALLOWED_BYTES,

@@ -64,8 +64,26 @@ class AssignGroup(NamedTuple):
     created_ms: list[int]
 
 
+class _Grouped:
+    """What both messages do with their groups."""
+
+    verb: ClassVar[bytes]
+    groups: tuple[Any, ...]
+
+    def write(self) -> tuple[bytes, dict[str, Any]]:
+        """The verb and header for `wire.encode`."""
+        header = dict(vars(self))
+        header["groups"] = [list(group) for group in self.groups]
+        return self.verb, header
+
+    @property
+    def count(self) -> int:
+        """How many attempts it has."""
+        return sum(len(group.tasks) for group in self.groups)
+
+
 @dataclass(frozen=True)
-class Assign:
+class Assign(_Grouped):
     """Attempts to run under one lease; one payload blob an item, in the order of the groups."""
 
     verb: ClassVar[bytes] = b"ASSIGN"
@@ -93,12 +111,6 @@ class Assign:
             )  # fmt: skip
         return cls(session, token, epoch, salt, tuple(groups))
 
-    def write(self) -> tuple[bytes, dict[str, Any]]:
-        """The verb and header for `wire.encode`."""
-        header = dict(vars(self))
-        header["groups"] = [list(group) for group in self.groups]
-        return self.verb, header
-
     @property
     def items(self) -> tuple[AssignItem, ...]:
         """One by one."""
@@ -107,11 +119,6 @@ class Assign:
             for kind, limit, *columns in self.groups
             for task, attempt, created_ms in zip(*columns, strict=True)
         )
-
-    @property
-    def count(self) -> int:
-        """How many attempts it has."""
-        return sum(len(group.tasks) for group in self.groups)
 
     @classmethod
     def read(cls, header: Header) -> Assign:
@@ -168,7 +175,7 @@ class FinishedGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(_Grouped):
     """Attempts ended; two blobs an item: `result_data` and `details`, either may be empty."""
 
     verb: ClassVar[bytes] = b"FINISHED"
@@ -192,21 +199,10 @@ class Finished:
             seconds.append(took)
         return cls(session, batch, tuple(groups))
 
-    def write(self) -> tuple[bytes, dict[str, Any]]:
-        """The verb and header for `wire.encode`."""
-        header = dict(vars(self))
-        header["groups"] = [list(group) for group in self.groups]
-        return self.verb, header
-
     @property
     def items(self) -> tuple[FinishedItem, ...]:
         """One by one."""
         return tuple(item for group in self.groups for item in group.items())
-
-    @property
-    def count(self) -> int:
-        """How many attempts it has."""
-        return sum(len(group.tasks) for group in self.groups)
 
     @classmethod
     def read(cls, header: Header) -> Finished:

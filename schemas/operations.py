@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from retire_cluster.schemas import requests
 from retire_cluster.schemas.strict import Schema
-
-API: Final = "/api/v1"
+from retire_cluster.schemas.vocabulary import API as API
 
 #: What a key may do; each of these includes nothing of the others but `admin`, which has all.
 SCOPES: Final = ("read", "submit", "submit:dangerous", "admin")

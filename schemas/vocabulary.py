@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from enum import Enum, IntEnum
 
+#: Where the REST API is, below a facade's address.
+API = "/api/v1"
+
 
 class Text(str, Enum):
     """A string constant that prints and serialises as its value on every Python from 3.10."""

@@ -212,9 +212,10 @@ class Cluster:
                 if error.status >= 429:
                     self._closed.wait(_AWAY_SECONDS)  # they have ended; the results will be there
                 elif len(task_ids) > 1:
-                    # One of them is gone: it must not take the others along.
-                    for task_id in task_ids:
-                        self._fetch([task_id])
+                    # One of them is gone: it is found by halves, and takes no other along.
+                    middle = len(task_ids) // 2
+                    self._fetch(task_ids[:middle])
+                    self._fetch(task_ids[middle:])
                     return
                 else:
                     self._take(task_ids[0], error)

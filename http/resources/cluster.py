@@ -8,7 +8,7 @@ import falcon
 
 from retire_cluster.api import envelope
 from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.middleware import Drain
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 

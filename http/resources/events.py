@@ -11,7 +11,7 @@ import falcon
 
 from retire_cluster.api import envelope, validation
 from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.middleware import Drain
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.tickets import Tickets
 

@@ -12,7 +12,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Call, Reply, operations
 from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.store_sqlite import SQLiteStore
-from retire_cluster.schemas import errors
+from retire_cluster.schemas import errors, wire
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.vocabulary import TaskStatus
@@ -531,6 +531,23 @@ def test_results_that_do_not_fit_into_one_message_are_named(cluster: Cluster) ->
         assert len(reply.blobs) == 8
         assert len(reply.data["omitted"]) == 2
     assert reply.data["omitted"] == [cluster.public(number) for number in numbers[8:]]
+
+
+def test_long_logs_of_many_results_do_not_make_a_header_that_nobody_reads(
+    cluster: Cluster,
+) -> None:
+    member, _ = cluster.give(20)
+    member.finish(details=b'{"logs":"' + b"x" * 250_000 + b'"}')
+    over = ins.WaitOver((b"client", 1), range(1, 21), (WALL_MS,) * 20)
+    told: list[str] = []
+    while over.tasks:
+        reply = admin_waits.waited(cluster.admin, over)
+        frames = wire.encode(wire.ADMIN, b"REPLY", {"id": 1, "data": reply.data, "blobs": []})
+        assert wire.decode(wire.ADMIN, frames).header["data"]["results"]
+        told += [result["task_id"] for result in reply.data["results"]]
+        left = tuple(n for n in over.tasks if cluster.public(n) in reply.data["omitted"])
+        over = ins.WaitOver((b"client", 1), left, (WALL_MS,) * len(left))
+    assert told == [cluster.public(number) for number in range(1, 21)]
 
 
 def test_a_wait_by_first_id_goes_no_further_than_the_submission(cluster: Cluster) -> None:

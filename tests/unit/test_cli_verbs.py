@@ -218,15 +218,17 @@ def test_waiting_outlives_a_restart_of_the_main_node() -> None:
 
 
 def test_results_that_come_in_parts_are_all_told_in_order() -> None:
-    other = "01234567-89ab-7def-8123-456789abcdef"
+    other, third = "01234567-89ab-7def-8123-456789abcdef", "01234567-89ab-7def-8123-456789abcde0"
     script = Script(
-        {"results": [result(task_id=other)], "unfinished": [], "omitted": [TASK]},
-        {"results": [result()], "unfinished": [], "omitted": []},
+        {"results": [result(task_id=other)], "unfinished": [third], "omitted": [TASK]},
+        {"results": [result()], "unfinished": [third], "omitted": []},
+        {"results": [result(task_id=third)], "unfinished": [], "omitted": []},
     )
-    results, unfinished = waiting.wait_for(script, [TASK, other], None)
-    assert [r["task_id"] for r in results] == [TASK, other]
+    results, unfinished = waiting.wait_for(script, [TASK, other, third], None)
+    assert [r["task_id"] for r in results] == [TASK, other, third]
     assert unfinished == []
-    assert script.calls[1][1]["task_ids"] == [TASK]
+    assert [call[1]["task_ids"] for call in script.calls[1:]] == [[TASK, third], [third]]
+    assert [call[1]["timeout_seconds"] > 0 for call in script.calls] == [True, False, True]
 
 
 def test_who_waits_for_what_nothing_can_run_is_told_why_once() -> None:

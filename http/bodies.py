@@ -1,0 +1,22 @@
+"""How large a request's body may be."""
+
+from __future__ import annotations
+
+from retire_cluster.schemas.errors import PayloadTooLarge
+from retire_cluster.schemas.vocabulary import API
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+BATCH_PATH = f"{API}/tasks/batch"
+
+
+def body_limit(path: str) -> int:
+    """Bytes that a body sent to `path` may have."""
+    return MAX_BATCH_BYTES if path.rstrip("/") == BATCH_PATH else MAX_BODY_BYTES
+
+
+def too_large(limit: int) -> PayloadTooLarge:
+    """The error for a body above its limit."""
+    return PayloadTooLarge(
+        f"The body must not be larger than {limit} bytes", details={"limit_bytes": limit}
+    )
