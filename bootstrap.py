@@ -69,6 +69,8 @@ PURE_CORE = (
 )
 LEAST_PURE_BRANCHES_PERCENT = 95.0
 LOCK_WAIT_SECONDS = 1800
+#: A part of a test run that takes longer hangs. It is far more than any takes.
+STEP_SECONDS = 2400
 STOP_SECONDS = 5
 #: Signals that asked this process to end. A handler that raised could do so between the start of
 #: a child and the note of its number, and leave it behind; so handlers only write here.
@@ -164,12 +166,15 @@ def newer_python() -> str:
 # ---------------------------------------------------------------- running things
 
 
-def run(command: Sequence[str], quiet: bool = False) -> Tuple[int, str]:
+def run(
+    command: Sequence[str], quiet: bool = False, most_seconds: float = float("inf")
+) -> Tuple[int, str]:
     """Runs a command to its end, in a process group of its own.
 
     Returns the exit code and, when quiet, the output. When this process is asked to stop
-    meanwhile, the whole group is ended first.
+    meanwhile, or the time is up, the whole group is ended first.
     """
+    until = time.monotonic() + most_seconds
     child = subprocess.Popen(
         list(command),
         cwd=ROOT,
@@ -183,9 +188,13 @@ def run(command: Sequence[str], quiet: bool = False) -> Tuple[int, str]:
             output, _ = child.communicate(timeout=0.2)
             return child.returncode, (output or b"").decode("utf-8", "replace")
         except subprocess.TimeoutExpired:
-            if _asked_to_stop:
+            late = time.monotonic() > until
+            if _asked_to_stop or late:
                 end_group(child)
             raise_if_stopped()
+            if late:
+                say("not done after {:.0f} s, ended: {}".format(most_seconds, " ".join(command)))
+                return 124, ""
 
 
 def raise_if_stopped() -> None:
@@ -436,7 +445,7 @@ def test(args: Sequence[str]) -> int:
         steps.append(Step(name, good, time.monotonic() - start))
 
     def command(*parts: str) -> Callable[[], bool]:
-        return lambda: run([python, "-m", *parts])[0] == 0
+        return lambda: run([python, "-m", *parts], most_seconds=STEP_SECONDS)[0] == 0
 
     step("ruff check", command("ruff", "check", "--quiet", "."))
     step("ruff format", command("ruff", "format", "--quiet", "--check", "."))

@@ -208,6 +208,7 @@ def fuzz(rig: Rig, frames: int, *, seed: int = 1, warm_up: float = 0.3) -> Findi
                 if tag in sockets:
                     sockets.pop(tag).close(0)
                 sockets[tag] = context.socket(zmq.DEALER)
+                sockets[tag].setsockopt(zmq.SNDTIMEO, 10_000)
                 sockets[tag].connect(f"tcp://127.0.0.1:{ports[tag]}")
             # Most are broken; without some valid ones nothing would ever be registered.
             message = next(sources[tag])

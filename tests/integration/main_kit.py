@@ -143,6 +143,7 @@ class RawDevice:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDTIMEO, int(PATIENCE_SECONDS * 1000))
         if keys is not None:
             curve.lock(self.socket, keys)
         self.socket.connect(f"tcp://127.0.0.1:{port}")
@@ -224,6 +225,12 @@ class RawDevice:
             "task_types": tuple(BUILTIN[name] for name in ("echo", "sleep", "command")),
         }
         self.send(msg.Hello(**{**fields, **changes}))
+
+    def knock(self) -> None:
+        """HELLO at a door that may be shut already: a refused DEALER has nobody to send to."""
+        self.socket.setsockopt(zmq.SNDTIMEO, 0)
+        with contextlib.suppress(zmq.Again):
+            self.hello()
 
     def next_task(self) -> tuple[Key, str, str, bytes]:
         """The next assignment that was not taken yet."""

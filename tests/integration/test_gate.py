@@ -72,8 +72,9 @@ def test_a_random_key_is_refused_in_the_handshake_counted_and_logged(
 ) -> None:
     stranger = fort.socket("stranger", ClientKeys(curve.new_pair(), fort.keys.server))
     malformed = fort.dropped("malformed")
-    stranger.hello()
+    stranger.knock()
     eventually(lambda: fort.dropped("handshake_refused_bus") >= 1, "the refusal's counter")
+    stranger.knock()
     assert stranger.read(0.2) is None
     assert fort.dropped("malformed") == malformed, "no frame reached the broker"
     assert "stranger" not in fort.broker.state.devices
@@ -82,7 +83,7 @@ def test_a_random_key_is_refused_in_the_handshake_counted_and_logged(
 
 def test_a_client_without_encryption_is_refused_and_counted(fort: Fort) -> None:
     stranger = fort.socket("stranger")
-    stranger.hello()
+    stranger.knock()
     eventually(lambda: fort.dropped("handshake_failed_bus") >= 1, "the failure's counter")
     assert stranger.read(0.1) is None
     assert fort.broker.state.devices == {}
@@ -91,7 +92,7 @@ def test_a_client_without_encryption_is_refused_and_counted(fort: Fort) -> None:
 def test_a_device_that_expects_another_main_node_sends_it_nothing(fort: Fort) -> None:
     keys = fort.known("box")
     stranger = fort.socket("box", ClientKeys(keys.pair, curve.new_pair().public))
-    stranger.hello()
+    stranger.knock()
     eventually(lambda: fort.dropped("handshake_failed_bus") >= 1, "the failure's counter")
     assert fort.broker.state.devices == {}
 
@@ -159,7 +160,7 @@ def test_a_token_lets_in_as_many_devices_as_it_says(fort: Fort) -> None:
         fort.socket(name, ClientKeys(pair, keys.server)).join()
     refused = fort.dropped("handshake_refused_bus")
     third = fort.socket("three", keys)
-    third.hello()
+    third.knock()
     eventually(lambda: fort.dropped("handshake_refused_bus") > refused, "the refusal")
     assert "three" not in fort.broker.state.devices
 
@@ -221,7 +222,7 @@ def test_an_expired_token_is_refused(fort: Fort, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(fort.broker, "_now", tomorrow)
     refused = fort.dropped("handshake_refused_bus")
-    fort.socket("late", keys).hello()
+    fort.socket("late", keys).knock()
     eventually(lambda: fort.dropped("handshake_refused_bus") > refused, "the refusal")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 
@@ -160,6 +162,23 @@ def test_a_lock_is_held_by_one_at_a_time(bootstrap: ModuleType, tmp_path: Path) 
         held = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     freed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert (held.strip(), freed.strip()) == ("False", "True")
+
+
+def test_a_command_that_hangs_is_ended_with_all_it_started(
+    bootstrap: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pid = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    result = bootstrap.run([sys.executable, "-c", code, str(pid)], most_seconds=3.0)
+    assert result == (124, "")
+    assert "not done after 3 s" in capfd.readouterr().err
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("args", "code"), [([], 2), (["fly"], 2), (["help"], 0)])
