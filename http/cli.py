@@ -18,6 +18,7 @@ from typing import Any
 from retire_cluster.api import keys as api_keys
 from retire_cluster.api.app import Facade, assemble, product_version
 from retire_cluster.api.envelope import utc
+from retire_cluster.api.one_core import OneCore
 from retire_cluster.api.websocket import StreamServer
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.arguments import Parser
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             drain=facade.drain,
             threads=settings.api.threads,
             speaks_for_many=settings.api.trusted_proxies,
+            one_core=OneCore(),
         )
     except (OSError, OverflowError) as error:
         where = f"{settings.api.host}:{settings.api.port}"

@@ -29,6 +29,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from retire_cluster.api.drain import Drain
+from retire_cluster.api.one_core import OneCore
 from retire_cluster.api.parser import (
     MAX_HEADER_BYTES,
     MAX_SWALLOWED_BYTES,
@@ -127,6 +128,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     :param port: 0 lets the system pick
     :param drain: tells requests that the server is about to stop
     :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
+    :param one_core: keeps the process on one core while it is busy; for one that does only this
 
     Raises `OSError` when the address cannot be bound.
     """
@@ -143,12 +145,15 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         threads: int = 16,
         patience: Patience | None = None,
         speaks_for_many: Iterable[str] = (),
+        one_core: OneCore | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.drain = drain
         self._speaks_for_many = [
             ipaddress.ip_network(text, strict=False) for text in speaks_for_many
         ]
+        self._one_core = one_core
+        self._requests = 0
         self._stopping = False
         # Reentrant: a signal handler may come while the loop's own thread holds it.
         self._trigger_lock = threading.RLock()
@@ -263,6 +268,11 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
     # --- running and stopping ---
 
+    def add_task(self, task: Channel) -> None:
+        """Have a thread answer the next request of a connection."""
+        self._requests += 1
+        super().add_task(task)
+
     def serve(self) -> None:
         """Serve until `stop`, then let running requests finish."""
         while not self._stopping:
@@ -311,6 +321,8 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def _turn(self, timeout_seconds: float) -> None:
         poll = wasyncore.poll2 if self._use_poll else wasyncore.poll
         poll(timeout_seconds, self._map)
+        if self._one_core is not None:
+            self._one_core.look(time.monotonic(), self._requests)
 
     def _is_busy(self) -> bool:
         return any(
