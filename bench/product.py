@@ -85,7 +85,8 @@ class ProductClient:
     def _call(self, op: str, args: dict[str, object], blobs: list[bytes] | None = None) -> int:
         self._calls += 1
         header = {"id": self._calls, "op": op, "args": args}
-        self._socket.send_multipart(wire.encode(wire.ADMIN, b"CALL", header, blobs or ()))
+        frames = wire.encode(wire.ADMIN, b"CALL", header, blobs or ())
+        self._socket.send_multipart(wire.fold(frames))
         return self._calls
 
     def _answer(self) -> dict[str, Any]:

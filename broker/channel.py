@@ -95,6 +95,8 @@ class _Peer(NamedTuple):
     address: str
     #: The key that the handshake proved; None on a socket without CURVE.
     key: str | None
+    #: Whether it sends small messages in one frame, and so is answered.
+    folds: bool = False
 
 
 class _Channel:
@@ -125,6 +127,8 @@ class _Channel:
             if len(frames) <= wire.MAX_FRAMES:
                 frames.append(frame.bytes)
             more = frame.more
+        if peer is not None and wire.is_folded(frames) and not peer.folds:
+            peer = self._peers[routing] = peer._replace(folds=True)
         return routing, peer or _Peer("", "" if self.keyed else None), frames
 
     def _meet(self, routing: bytes, frame: zmq.Frame) -> _Peer:
@@ -147,10 +151,14 @@ class _Channel:
             self._told.add(routing)
             log.warning("dropped a malformed message of %s: %s", address or "a peer", what)
 
-    def put(self, frames: Sequence[bytes]) -> bool:
+    def put(self, routing: bytes, frames: list[bytes]) -> bool:
         """Send without waiting; whether the peer was there and had room."""
+        peer = self._peers.get(routing)
+        if peer is not None and peer.folds:
+            frames = wire.fold(frames)
         send = self.socket.send
         try:
+            send(routing, _NOW_AND_MORE)
             for frame in frames[:-1]:
                 send(frame, _NOW_AND_MORE)
             send(frames[-1], _NOW)
@@ -168,8 +176,8 @@ class Bus(_Channel):
             got = self._receive()
             if got is None:
                 return
-            routing, (address, key), frames = got
-            if frames and frames[0] == wire.ADMIN:
+            routing, (address, key, _), frames = got
+            if frames and frames[0].startswith(wire.ADMIN):
                 self._wrong_port(routing, frames, dropped)
                 continue
             try:
@@ -199,7 +207,7 @@ class Bus(_Channel):
         dropped: Counter[str],
     ) -> None:
         """Send a message; one that cannot be sent is counted (leases make up for it)."""
-        if not self.put([routing, *wire.encode(wire.BUS, verb, header, blobs)]):
+        if not self.put(routing, wire.encode(wire.BUS, verb, header, blobs)):
             dropped["unsendable"] += 1
 
     def _wrong_port(self, routing: bytes, frames: list[bytes], dropped: Counter[str]) -> None:
@@ -212,7 +220,7 @@ class Bus(_Channel):
             "details": {"admin_port": self.facts.admin_port},
             "retry_after": None,
         }
-        self.put([routing, *wire.encode(wire.ADMIN, b"ERROR", header)])
+        self.put(routing, wire.encode(wire.ADMIN, b"ERROR", header))
 
 
 def _call_id(frames: list[bytes]) -> Any:
@@ -237,16 +245,16 @@ class Clients(_Channel):
             got = self._receive()
             if got is None:
                 return
-            routing, (address, key), frames = got
+            routing, (address, key, _), frames = got
             if self._may_use is not None and not self._may_use(key or ""):
                 dropped["revoked_key"] += 1
                 self.refuse((routing, _call_id(frames)), Forbidden("This key was revoked."))
                 continue
-            if frames and frames[0] == wire.BUS:
+            if frames and frames[0].startswith(wire.BUS):
                 dropped["wrong_port"] += 1
                 text = f"this is the admin socket; workers join port {self.facts.worker_port}"
                 verb, header = Reject("", "wrong_port", text).write()
-                self.put([routing, *wire.encode(wire.BUS, verb, header)])
+                self.put(routing, wire.encode(wire.BUS, verb, header))
                 continue
             try:
                 message = wire.decode(wire.ADMIN, frames)
@@ -292,12 +300,12 @@ class Clients(_Channel):
             log.error("an answer could not be written as JSON: %s", error)
             self.refuse(ticket, ClusterError("The answer could not be written as JSON."))
             return
-        self.put([routing, *frames])
+        self.put(routing, frames)
 
     def refuse(self, ticket: Ticket, error: ClusterError) -> None:
         """Answer a call with an error."""
         routing, call_id = ticket
-        self.put([routing, *wire.encode(wire.ADMIN, b"ERROR", error_header(call_id, error))])
+        self.put(routing, wire.encode(wire.ADMIN, b"ERROR", error_header(call_id, error)))
 
 
 class Feed:

@@ -113,7 +113,7 @@ class AdminClient:
         call_id = next(self._ids)
         header = {"id": call_id, "op": op, "args": dict(args or {})}
         try:
-            *most, last = wire.encode(wire.ADMIN, b"CALL", header, blobs)
+            *most, last = wire.fold(wire.encode(wire.ADMIN, b"CALL", header, blobs))
             for frame in most:
                 socket.send(frame, _NOW_AND_MORE)
             socket.send(last, _NOW)
@@ -159,9 +159,8 @@ class AdminClient:
                 return
             if not ready:
                 raise ClusterUnavailable(self._silence(wait), retry_after=1)
-        left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-        if not socket.poll(left_ms):
-            raise ClusterUnavailable(self._silence(wait), retry_after=1)
+        # What reads next waits so long, and raises `zmq.Again` after it.
+        socket.setsockopt(zmq.RCVTIMEO, max(0, int((deadline - time.monotonic()) * 1000)))
 
     def _watch_handshake(self) -> None:
         local = self._local

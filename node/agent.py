@@ -135,7 +135,8 @@ class Agent:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._link: Link | None = None
-        self._outgoing: deque[list[bytes]] = deque()
+        #: Verb and frames of what is still to be sent.
+        self._outgoing: deque[tuple[bytes, list[bytes]]] = deque()
         self._exit_code: int | None = None
         self._probed_at = clock()
         #: Messages that were not of the protocol.
@@ -207,7 +208,7 @@ class Agent:
         self._enrolment = secrets.token_hex(8)
         message = Enrol(self._enrolment, self._session.device_id, credentials.pair.public)
         verb, header = message.write()
-        self._outgoing.append(wire.encode(wire.BUS, verb, header))
+        self._outgoing.append((verb, wire.fold(wire.encode(wire.BUS, verb, header))))
 
     def _read_enrolment(self, credentials: Credentials, record: FromBroker) -> None:
         """What is said on a connection that is there to enrol."""
@@ -360,17 +361,18 @@ class Agent:
         if isinstance(message, Heartbeat):
             message = replace(message, metrics=dict(self._sample()))
         verb, header = message.write()
-        self._outgoing.append(wire.encode(wire.BUS, verb, header, instruction.blobs))
+        frames = wire.encode(wire.BUS, verb, header, instruction.blobs)
+        self._outgoing.append((verb, wire.fold(frames)))
 
     def _flush(self) -> None:
         link = self._link
         while self._outgoing and link is not None:
             try:
-                link.socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+                link.socket.send_multipart(self._outgoing[0][1], zmq.DONTWAIT)
             except zmq.Again:
                 return
-            sent = self._outgoing.popleft()
-            if sent[1] == b"FINISHED":
+            verb, _ = self._outgoing.popleft()
+            if verb == b"FINISHED":
                 failpoints.reach("device-after-send")
 
     def _leave(self) -> None:

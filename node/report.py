@@ -179,7 +179,7 @@ def _hello(me: Introduction, capabilities: Mapping[str, Any], session: str) -> H
 
 def _send(link: Link, message: FromDevice) -> None:
     verb, header = message.write()
-    link.socket.send_multipart(wire.encode(wire.BUS, verb, header), zmq.DONTWAIT)
+    link.socket.send_multipart(wire.fold(wire.encode(wire.BUS, verb, header)), zmq.DONTWAIT)
 
 
 def _read(link: Link) -> FromBroker | None:

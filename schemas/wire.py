@@ -6,6 +6,7 @@ content decodes it.
 
 from __future__ import annotations
 
+import struct
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,10 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 1024 * 1024
 MAX_DETAILS_BYTES = 256 * 1024
 
+#: Above it copying a message into one frame costs more than its frames do.
+MAX_FOLDED_BYTES = 64 * 1024
+
+_SIZES = {count: struct.Struct(f"<{count}I") for count in range(1, MAX_FRAMES)}
 _UINT32 = next(code for code in "IL" if array(code).itemsize == 4)
 _SWAP = sys.byteorder == "big"
 
@@ -73,6 +78,43 @@ def unpack_blobs(lengths: bytes, blob: bytes) -> list[bytes]:
     return found
 
 
+def fold(frames: list[bytes]) -> list[bytes]:
+    """The same message in one frame, where that is cheaper to send: where it is small.
+
+    Each frame has its price: a system call's worth of work on both sides, an encryption, and in a
+    process of many threads a turn of Python's lock.
+    """
+    if sum(map(len, frames)) > MAX_FOLDED_BYTES:
+        return frames
+    tag, *rest = frames
+    sizes = _SIZES[len(rest)].pack(*map(len, rest))
+    return [b"".join((tag, bytes((len(rest),)), sizes, *rest))]
+
+
+def is_folded(frames: Sequence[bytes]) -> bool:
+    """Whether a message came in one frame; a tag alone is none."""
+    return len(frames) == 1 and len(frames[0]) > len(BUS)
+
+
+def unfold(frame: bytes) -> list[bytes]:
+    """The frames of a message for which `is_folded` holds. Raises `WireError`."""
+    if frame[4] not in _SIZES:
+        raise WireError("a message in one frame is its tag, a count, as many sizes, and as much")
+    count = frame[4]
+    start = 5 + 4 * count
+    if len(frame) < start:
+        raise WireError("the sizes in the frame are cut off")
+    sizes = _SIZES[count].unpack_from(frame, 5)
+    if start + sum(sizes) != len(frame):
+        raise WireError("the sizes in the frame do not add up to its length")
+    found = [frame[:4]]
+    for size in sizes:
+        end = start + size
+        found.append(frame[start:end])
+        start = end
+    return found
+
+
 def encode(
     tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()
 ) -> list[bytes]:
@@ -84,10 +126,12 @@ def encode(
 
 
 def decode(tag: bytes, frames: Sequence[bytes]) -> Message:
-    """A message from its frames (without routing id).
+    """A message from its frames (without routing id), or from the one it was folded into.
 
     Raises `WireError` naming what is wrong: tag, frame count, sizes, header, blobs.
     """
+    if is_folded(frames) and frames[0].startswith(tag):
+        frames = unfold(frames[0])
     if not 3 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"a message has 3 to {MAX_FRAMES} frames, not {len(frames)}")
     if frames[0] != tag:

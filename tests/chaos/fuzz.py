@@ -214,6 +214,10 @@ def fuzz(rig: Rig, frames: int, *, seed: int = 1, warm_up: float = 0.3) -> Findi
             message = next(sources[tag])
             if rng.random() > 0.08:
                 message = mutate(message, rng)
+            if len(message) in range(2, 9) and rng.random() < 0.5:
+                message = wire.fold(message)
+                if rng.random() < 0.3:
+                    message = _mutate_frames(message, rng) or [b""]
             sockets[tag].send_multipart(message)
             if number % 64 == 0:
                 for each in sockets.values():
@@ -251,6 +255,8 @@ def _drain(socket_: zmq.Socket[bytes], found: Findings) -> None:
             frames = socket_.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
+        if wire.is_folded(frames):
+            frames = wire.unfold(frames[0])
         verb = frames[1].decode("ascii", "replace")
         if verb == "ERROR":
             header = json.loads(frames[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,6 +101,14 @@ def raw(main_node: MainNode) -> Iterator[RawDevice]:
         ([b"RCA1", b"CALL", b"{}", *[b"x"] * 30], "3 to 8 frames"),
         ([b"RCA1", b"CALL", b" " * (wire.MAX_HEADER_BYTES + 1)], "header is too large"),
         ([b"RCA1", b"SHOUT", b"{}"], "unknown verb"),
+        ([b"RCA2 is not known here"], "expected tag RCA1|3 to 8 frames"),
+        ([b"RCA1\x00"], "a message in one frame"),
+        ([b"RCA1\xff" + bytes(400)], "a message in one frame"),
+        ([b"RCA1\x02\x04\x00"], "cut off"),
+        ([b"RCA1\x02\x04\0\0\0\x02\0\0\0CALL{"], "do not add up"),
+        ([b"RCA1\x02\x04\0\0\0\x02\0\0\0CALL{}}"], "do not add up"),
+        ([b"RCA1\x01\x04\0\0\0CALL"], "3 to 8 frames"),
+        ([b"RCA1\x02\x04\0\0\0\x02\0\0\0CALL{}"], "id: must be"),
         ([b"RCA1", b"CALL", b"{}"], "id: must be"),
         ([b"RCA1", b"CALL", b'{"id":true}'], "id: must be"),
         ([b"RCA1", b"CALL", b'{"id":1}'], "op: must be"),
@@ -113,7 +122,7 @@ def test_a_call_that_cannot_be_read_is_answered_with_what_is_wrong(
     answer = raw.read()
     assert answer is not None
     assert (answer.verb, answer.header["code"]) == (b"ERROR", "VALIDATION_ERROR")
-    assert text in answer.header["message"]
+    assert re.search(text, answer.header["message"])
     assert main_node.call("health")
 
 
@@ -280,7 +289,9 @@ def mutate(rng: random.Random, frames: list[bytes]) -> list[bytes]:
         rng.shuffle(found)
     else:
         # Well formed, but with a value that does not belong there.
-        found[2] = json.dumps(twist(rng, json.loads(frames[2]))).encode()
+        whole = wire.unfold(frames[0]) if wire.is_folded(frames) else frames
+        found = [*whole[:2], json.dumps(twist(rng, json.loads(whole[2]))).encode(), *whole[3:]]
+        found = wire.fold(found) if wire.is_folded(frames) else found
     return found or [b""]
 
 
@@ -316,6 +327,8 @@ def test_random_mutations_on_both_sockets_leave_the_broker_alive_and_small(
             for number in range(count):
                 # Valid ones in between, so that the odd ones meet a registered device and tasks.
                 whole = rng.choice(corpus)
+                if number % 3 == 0:
+                    whole = wire.fold(whole)
                 socket.send_multipart(whole if number % 5 == 0 else mutate(rng, whole))
                 while socket.poll(0):
                     socket.recv_multipart()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas import wire
 from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import HeartbeatConfig, Held
 from retire_cluster.schemas.task_types import BUILTIN
@@ -155,3 +156,34 @@ def test_long_texts_are_cut_not_refused(size: int) -> None:
     found = msg.read_from_device(b"DRAIN", {"session": "s" * size, "reason": "r" * size})
     assert isinstance(found, msg.Drain)
     assert (len(found.session), len(found.reason)) == (100, min(size, 500))
+
+
+# --- a message in one frame ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blobs", [[], [b""], [b"{}", b"", b"[1]"]])
+@pytest.mark.parametrize("tag", [wire.BUS, wire.ADMIN])
+def test_a_small_message_travels_in_one_frame_and_is_the_same(
+    tag: bytes, blobs: list[bytes]
+) -> None:
+    frames = wire.encode(tag, b"VERB", {"a": [1, "ü"]}, blobs)
+    (folded,) = wire.fold(frames)
+    assert folded.startswith(tag)
+    assert wire.unfold(folded) == frames
+    assert wire.decode(tag, [folded]) == wire.decode(tag, frames)
+
+
+def test_a_large_message_keeps_its_frames() -> None:
+    frames = wire.encode(wire.BUS, b"VERB", {}, [b"x" * wire.MAX_FOLDED_BYTES])
+    assert wire.fold(frames) is frames
+
+
+def test_no_cut_and_no_addition_of_a_folded_message_is_taken_for_one() -> None:
+    (whole,) = wire.fold(wire.encode(wire.ADMIN, b"CALL", {"id": 1}, [b"{}"]))
+    for end in range(len(whole)):
+        with pytest.raises(WireError):
+            wire.decode(wire.ADMIN, [whole[:end]])
+    with pytest.raises(WireError, match="do not add up"):
+        wire.decode(wire.ADMIN, [whole + b"x"])
+    with pytest.raises(WireError, match="expected tag RCW1|3 to 8 frames"):
+        wire.decode(wire.BUS, [whole])
