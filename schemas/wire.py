@@ -130,7 +130,7 @@ def decode(tag: bytes, frames: Sequence[bytes]) -> Message:
 
     Raises `WireError` naming what is wrong: tag, frame count, sizes, header, blobs.
     """
-    if is_folded(frames) and frames[0].startswith(tag):
+    if is_folded(frames) and frames[0].startswith((BUS, ADMIN)):
         frames = unfold(frames[0])
     if not 3 <= len(frames) <= MAX_FRAMES:
         raise WireError(f"a message has 3 to {MAX_FRAMES} frames, not {len(frames)}")

@@ -185,5 +185,5 @@ def test_no_cut_and_no_addition_of_a_folded_message_is_taken_for_one() -> None:
             wire.decode(wire.ADMIN, [whole[:end]])
     with pytest.raises(WireError, match="do not add up"):
         wire.decode(wire.ADMIN, [whole + b"x"])
-    with pytest.raises(WireError, match="expected tag RCW1|3 to 8 frames"):
+    with pytest.raises(WireError, match="expected tag RCW1"):
         wire.decode(wire.BUS, [whole])
