@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retire_cluster.broker.events import Event, Now, Ticket
+from retire_cluster.broker.gathering import Gathering
 from retire_cluster.broker.instructions import Instruction
 from retire_cluster.broker.ratelimit import RateLimiter
 from retire_cluster.broker.rows import OutcomeRow, TaskRow
@@ -83,6 +84,8 @@ class Admin:
     facts: Facts
     limiter: RateLimiter = field(default_factory=RateLimiter)
     polls: list[Poll] = field(default_factory=list)
+    #: Submissions of the turn under way that are still to be made.
+    gathering: Gathering = field(default_factory=Gathering)
     #: Instructions of the turn under way.
     turn: list[Instruction] = field(default_factory=list)
     #: Monotonic time of the last tick: the scheduler lives while this moves.
@@ -213,11 +216,15 @@ def operations() -> Mapping[str, Operation]:
         admin_access,
         admin_cluster,
         admin_devices,
+        admin_submit,
         admin_tasks,
         admin_waits,
     )
 
-    assert all((admin_access, admin_cluster, admin_devices, admin_tasks, admin_waits))
+    modules = (
+        admin_access, admin_cluster, admin_devices, admin_submit, admin_tasks, admin_waits,
+    )  # fmt: skip
+    assert all(modules)
     return _TABLE
 
 

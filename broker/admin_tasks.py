@@ -7,8 +7,7 @@ from typing import Any, Final
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
-from retire_cluster.broker.admin_waits import park, wait_seconds
-from retire_cluster.broker.instructions import StoreOutcomes, StoreTasks
+from retire_cluster.broker.instructions import StoreOutcomes
 from retire_cluster.broker.ledger import Filter
 from retire_cluster.broker.store import RowDamaged
 from retire_cluster.broker.task import TaskSpec
@@ -18,17 +17,13 @@ from retire_cluster.schemas.errors import (
     CannotCancelTask,
     CannotRetryTask,
     ClusterUnavailable,
-    IdempotencyConflict,
     NoTaskResult,
-    PayloadTooLarge,
-    QueueFull,
     TaskNotFound,
     ValidationError,
 )
-from retire_cluster.schemas.jsontext import JSONError, dumps, loads
-from retire_cluster.schemas.payload import check_builtin_payload, parse_json_object
+from retire_cluster.schemas.jsontext import loads
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.validation import json_schema, validate
+from retire_cluster.schemas.validation import json_schema
 from retire_cluster.schemas.vocabulary import (
     BUILTIN_TASK_TYPES,
     PRIORITY_BY_WORD,
@@ -36,201 +31,8 @@ from retire_cluster.schemas.vocabulary import (
     TERMINAL,
     TaskStatus,
 )
-from retire_cluster.schemas.wire import MAX_PAYLOAD_BYTES
 
 TASK: Final = {"task_id": {"type": "string", "required": True, "maxlength": 200}}
-#: Submissions' common fields that were validated before, by their JSON text.
-_SPECS_KEPT: Final = 4_096
-
-_Read = tuple[TaskSpec, float]
-
-
-class _Forms:
-    """Validated forms of submissions: the same fields need no second validation."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, _Read] = {}
-
-    def read(self, fields: object, where: str) -> _Read:
-        """The spec and delay of one submission's fields. Raises `ValidationError`."""
-        try:
-            text = dumps(fields)
-        except JSONError as error:
-            raise ValidationError(where, f"cannot be kept as JSON: {error}") from None
-        found = self._known.get(text)
-        if found is None:
-            found = _spec(validate(requests.TASK_FIELDS, fields, where=where))
-            if len(self._known) >= _SPECS_KEPT:
-                self._known.clear()
-            self._known[text] = found
-        return found
-
-
-def _spec(fields: dict[str, Any]) -> _Read:
-    requirements = fields["requirements"]
-    document = dumps({"requirements": requirements, "metadata": fields["metadata"]})
-    spec = TaskSpec(
-        task_type=fields["task_type"],
-        priority=int(PRIORITY_BY_WORD[fields["priority"]]),
-        timeout_seconds=requirements["timeout_seconds"],
-        max_retries=requirements["max_retries"],
-        document=document,
-    )
-    return spec, float(fields["delay_seconds"])
-
-
-_FORMS = _Forms()
-
-_SUBMIT_EXTRA: Final = frozenset(
-    {
-        "tasks",
-        "task",
-        "count",
-        "owner",
-        "idempotency_key",
-        "fingerprint",
-        "brief",
-        "first_only",
-        "wait_seconds",
-    }
-)
-
-
-@operation("task.submit", changes=True)
-def submit(admin: Admin, call: Call) -> Reply | None:
-    """New tasks, all or nothing; with `wait_seconds` it is answered when they have ended."""
-    args = call.args
-    seconds = wait_seconds(args, "wait_seconds", 0.0)
-    unknown = sorted(set(args) - _SUBMIT_EXTRA)
-    if unknown:
-        raise ValidationError(unknown[0], "unknown field")
-    forms = _forms(args)
-    if len(forms) != len(call.blobs):
-        raise ValidationError(
-            "", f"{len(forms)} tasks need as many payloads, not {len(call.blobs)}"
-        )
-    idempotency = _idempotency(args)
-    if idempotency is not None:
-        earlier = admin.state.submissions.get(idempotency[:2])
-        if earlier is not None:
-            if earlier.fingerprint != idempotency[2]:
-                raise IdempotencyConflict
-            numbers = range(earlier.first, earlier.first + earlier.size)
-            reply = _answer(admin, numbers, earlier.at_ms, args, replayed=True)
-            if not seconds:
-                return reply
-            tasks = [(number, earlier.at_ms) for number in numbers]
-            park(admin, call, tasks, seconds, brief=True, told=reply.data)
-            return None
-    many = len(forms) > 1 or "tasks" in args
-    for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
-        where = f"tasks.{index}" if many else ""
-        _check(admin, spec.task_type, payload, where)
-    if admin.refusing:
-        raise QueueFull(admin.refusing, retry_after=30)
-    limit = admin.state.settings.scheduler.backlog_limit
-    if len(admin.state.tasks) + len(forms) > limit:
-        raise QueueFull(
-            f"{len(admin.state.tasks)} tasks are waiting or running; the limit is {limit}.",
-            retry_after=5,
-        )
-    delays = [delay for _, delay in forms]
-    event = ev.TasksSubmitted(
-        [spec for spec, _ in forms], call.blobs, delays if any(delays) else (), idempotency
-    )
-    stored = next(i for i in admin.apply(event, call.now) if isinstance(i, StoreTasks))
-    first = stored.rows[0].number
-    numbers = range(first, first + len(stored.rows))
-    reply = _answer(admin, numbers, call.now.wall_ms, args, replayed=False)
-    if not seconds:
-        return reply
-    tasks = [(number, call.now.wall_ms) for number in numbers]
-    park(admin, call, tasks, seconds, brief=True, told=reply.data)
-    return None
-
-
-def _forms(args: dict[str, Any]) -> list[_Read]:
-    if "task" in args:
-        count = args.get("count", 1)
-        if type(count) is not int or not 1 <= count <= requests.MAX_BATCH:
-            raise ValidationError("count", f"must be a whole number from 1 to {requests.MAX_BATCH}")
-        return [_FORMS.read(args["task"], "task")] * count
-    tasks = args.get("tasks")
-    if not isinstance(tasks, list) or not 1 <= len(tasks) <= requests.MAX_BATCH:
-        raise ValidationError("tasks", f"must be a list of 1 to {requests.MAX_BATCH} tasks")
-    return [_FORMS.read(fields, f"tasks.{index}") for index, fields in enumerate(tasks)]
-
-
-def _idempotency(args: dict[str, Any]) -> tuple[str, str, str] | None:
-    names = ("owner", "idempotency_key", "fingerprint")
-    given = tuple(args.get(name) for name in names)
-    if given == (None, None, None):
-        return None
-    for name, value in zip(names, given, strict=True):
-        if not isinstance(value, str) or not 1 <= len(value) <= 300:
-            raise ValidationError(name, "must be a text of 1 to 300 characters")
-    return given  # type: ignore[return-value]
-
-
-def _check(admin: Admin, task_type: str, payload: bytes, where: str) -> None:
-    prefix = f"{where}." if where else ""
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(
-            f"The payload is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are taken.",
-            details={"field": f"{prefix}payload"},
-        )
-    try:
-        document = parse_json_object(payload)
-    except ValidationError as error:
-        inner = f".{error.field}" if error.field else ""
-        raise ValidationError(f"{prefix}payload{inner}", error.reason) from None
-    if task_type in BUILTIN:
-        check_builtin_payload(task_type, document, where=f"{prefix}payload")
-        return
-    if task_type not in admin.state.advertised:
-        raise ValidationError(
-            f"{prefix}task_type", f"no device has ever offered the task type {task_type!r}"
-        )
-    schema = _advertised_schema(admin, task_type)
-    if schema is not None:
-        validate(schema, document, where=f"{prefix}payload")
-
-
-def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:
-    for device in admin.state.devices.values():
-        info = device.types.get(task_type)
-        if info is not None:
-            return info.payload_schema
-    return None
-
-
-def _answer(
-    admin: Admin, numbers: range, created_ms: int, args: dict[str, Any], *, replayed: bool
-) -> Reply:
-    ids = admin.state.ids
-    data: dict[str, Any] = {"submitted_at": stamp(created_ms), "replayed": replayed}
-    if args.get("first_only"):
-        data["first_id"] = ids.public(numbers[0], created_ms)
-        data["count"] = len(numbers)
-        return Reply(data)
-    data["task_ids"] = [ids.public(number, created_ms) for number in numbers]
-    if not args.get("brief"):
-        data["tasks"] = [_new_view(admin, number, created_ms) for number in numbers]
-    return Reply(data)
-
-
-def _new_view(admin: Admin, number: int, created_ms: int) -> views.View:
-    task = admin.live(number)
-    if task is not None:
-        kind, priority = task.spec.task_type, task.spec.priority
-    else:
-        head = admin.store.heads((number,)).get(number)
-        if head is None:
-            raise TaskNotFound("That submission's tasks are no longer kept.")
-        kind, priority = head.task_type, head.priority
-    return views.new_task(admin.state.ids, number, created_ms, kind, priority)
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 

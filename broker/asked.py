@@ -65,12 +65,12 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
             delayed += tasks
         else:
             state.enqueue_all(tasks, state.class_of(spec))
-    record = None
-    if event.idempotency is not None:
-        owner, key, fingerprint = event.idempotency
-        record = SubmissionRow(owner, key, fingerprint, first, len(rows), now.wall_ms)
-        state.submissions[owner, key] = record
-    state.emit(StoreTasks(rows, record))
+    records = [
+        SubmissionRow(one.owner, one.key, one.fingerprint, first + one.start, one.size, now.wall_ms)
+        for one in event.keyed
+    ]
+    state.submissions.update(((row.owner, row.key), row) for row in records)
+    state.emit(StoreTasks(rows, records))
     for task in delayed:
         state.store_deviation(task, now)
 
@@ -162,7 +162,4 @@ def wait(state: ClusterState, event: ev.WaitAsked, now: Now) -> None:
     if not event.unfinished or event.timeout_seconds <= 0:
         state.emit(WaitOver.of(event))
         return
-    parked = Wait(event, set(event.unfinished), now.mono + event.timeout_seconds)
-    state.all_waits.append(parked)
-    for number in event.unfinished:
-        state.waits.setdefault(number, []).append(parked)
+    state.park(Wait(event, set(event.unfinished), now.mono + event.timeout_seconds))

@@ -59,16 +59,27 @@ class ResultsArrived:
     key: str | None = None
 
 
+class Keyed(NamedTuple):
+    """Tasks among those of one event that a client submitted with an Idempotency-Key."""
+
+    #: Index of the first.
+    start: int
+    size: int
+    owner: str
+    key: str
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class TasksSubmitted:
-    """New tasks, one payload each, all or nothing."""
+    """New tasks, one payload each."""
 
     specs: Sequence[TaskSpec]
     payloads: Sequence[bytes]
     #: Seconds to wait before each may run; empty: none waits.
     delays_seconds: Sequence[float] = ()
-    #: `(owner, key, fingerprint)` of an Idempotency-Key.
-    idempotency: tuple[str, str, str] | None = None
+    #: Which of them came with an Idempotency-Key.
+    keyed: Sequence[Keyed] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class StoreTasks:
     """Insert new tasks."""
 
     rows: Sequence[TaskRow]
-    submission: SubmissionRow | None = None
+    submissions: Sequence[SubmissionRow] = ()
 
 
 @dataclass(frozen=True)

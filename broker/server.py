@@ -25,8 +25,9 @@ import zmq
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.access import ADMIN, BUS, FEED
-from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, find
+from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, Run, find
 from retire_cluster.broker.admin_cluster import polled
+from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin_waits import waited
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
 from retire_cluster.broker.gate import Gate
@@ -296,10 +297,19 @@ class Broker:
             except ClusterError as error:
                 self._clients.refuse(call.ticket, error)
                 continue
-            if operation.changes:
+            if operation.run is submit:
+                if must_be_made_first(self._admin, call):
+                    self._make_gathered()
+                self._attempt(operation, call, later, gather)
+            elif operation.changes:
+                self._make_gathered()
                 self._attempt(operation, call, later)
             else:
                 self._reads.append((operation, call))
+        self._make_gathered()
+
+    def _make_gathered(self) -> None:
+        self._answers += make(self._admin)
 
     def _answer(self, ticket: ev.Ticket, reply: Reply | ClusterError) -> None:
         if isinstance(reply, ClusterError):
@@ -312,9 +322,10 @@ class Broker:
         operation: Operation,
         call: Call,
         answer: Callable[[ev.Ticket, Reply | ClusterError], None],
+        run: Run | None = None,
     ) -> None:
         try:
-            reply = self._admin.run(call)
+            reply = self._admin.run(call) if run is None else run(self._admin, call)
         except ClusterError as error:
             # A refusal may rest on what this turn did, so it waits for the commit as well.
             answer(call.ticket, error)
@@ -477,10 +488,12 @@ class Broker:
         tickets += [poll.ticket for poll in self._admin.polls]
         tickets += [wait.asked.ticket for wait in self.state.all_waits]
         tickets += [ping.ticket for ping in self.state.pings.values()]
+        tickets += [one.call.ticket for one in self._admin.gathering.submissions]
         for ticket in tickets:
             self._clients.refuse(ticket, ClusterUnavailable(reason, retry_after=5))
         self._answers, self._reads, self._later, self._put_off = [], [], [], []
         self._admin.polls = []
+        self._admin.gathering.clear()
 
     def _stalled_turn(self, now: ev.Now) -> None:
         """Refuse clients and let devices wait until the store can be read and written again."""

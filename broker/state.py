@@ -48,9 +48,9 @@ _EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
 CLASSES_KEPT = 2_000
 
 
-@dataclass
+@dataclass(eq=False)
 class Wait:
-    """A parked `task.wait`."""
+    """A parked `task.wait`; itself and no other, however alike."""
 
     asked: ev.WaitAsked
     unfinished: set[int]
@@ -119,7 +119,10 @@ class ClusterState:
         self.pings: dict[int, Ping] = {}
         self.challenges: dict[str, Challenge] = {}
         self.waits: dict[int, list[Wait]] = {}
-        self.all_waits: list[Wait] = []
+        self.all_waits: dict[Wait, None] = {}
+        #: `(deadline_mono, serial, wait)` of them, the next first; entries may be stale.
+        self._waits_due: list[tuple[float, int, Wait]] = []
+        self._waits_parked = 0
         self.online_count = 0
         self.inline_bytes = 0
         self.ledger = Ledger()
@@ -147,7 +150,11 @@ class ClusterState:
         """The monotonic time of the next thing that should not wait for a sweep, or None."""
         times = [ping.deadline_mono for ping in self.pings.values()]
         times += [challenge.deadline_mono for challenge in self.challenges.values()]
-        times += [wait.deadline_mono for wait in self.all_waits]
+        due = self._waits_due
+        while due and due[0][2] not in self.all_waits:
+            heapq.heappop(due)
+        if due:
+            times.append(due[0][0])
         if self.pending:
             times.append(self.pending[0][0])
         return min(times, default=None)
@@ -269,8 +276,20 @@ class ClusterState:
             for wait in self.waits.pop(number):
                 wait.unfinished.discard(number)
                 if not wait.unfinished:
-                    self.all_waits.remove(wait)
+                    del self.all_waits[wait]
                     self.emit(WaitOver.of(wait.asked))
+
+    def park(self, wait: Wait) -> None:
+        """Have a client wait for tasks, all of which are there."""
+        self.all_waits[wait] = None
+        for number in wait.unfinished:
+            self.waits.setdefault(number, []).append(wait)
+        # Most end long before their deadline; their entries must not pile up until then.
+        if len(self._waits_due) > 2 * len(self.all_waits) + 100:
+            self._waits_due = [entry for entry in self._waits_due if entry[2] in self.all_waits]
+            heapq.heapify(self._waits_due)
+        self._waits_parked += 1
+        heapq.heappush(self._waits_due, (wait.deadline_mono, self._waits_parked, wait))
 
     def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
         """The payloads that may stay in memory, None in place of the others."""

@@ -173,11 +173,11 @@ class MemoryStore:
 
     def _apply(self, write: ins.Write) -> None:
         match write:
-            case ins.StoreTasks(rows, submission):
+            case ins.StoreTasks(rows, submissions):
                 for row in rows:
                     self._tasks[row.number] = row
                     self._next_task = row.number + 1
-                if submission is not None:
+                for submission in submissions:
                     self._submissions[submission.owner, submission.key] = submission
             case ins.StoreOutcomes(outcomes, deviating):
                 for outcome in outcomes:

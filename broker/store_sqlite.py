@@ -228,8 +228,7 @@ class SQLiteStore:
             seal = sealed.form_seal(form[1:])
             rows = [(row[0], row[7], sealed.task_seal(row, seal)) for row in some]
             self._insert_alike("tasks", "vccccccvv", form, rows)
-        if write.submission is not None:
-            self._insert("insert or replace into submissions values", 6, [write.submission])
+        self._insert("insert or replace into submissions values", 6, write.submissions)
 
     def _outcomes(self, write: ins.StoreOutcomes) -> None:
         for form, some in groupby(write.rows, _OUTCOME_FORM):

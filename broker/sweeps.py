@@ -58,7 +58,7 @@ def deadlines(state: ClusterState, now: Now) -> None:
             del state.challenges[device_id]
             membership.register(state, challenge.hello, challenge.routing, challenge.address, now)
     for wait in [wait for wait in state.all_waits if wait.deadline_mono <= now.mono]:
-        state.all_waits.remove(wait)
+        del state.all_waits[wait]
         for number in wait.unfinished:
             left = [other for other in state.waits[number] if other is not wait]
             if left:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker import admin as admin_module
-from retire_cluster.broker import admin_tasks, admin_waits
+from retire_cluster.broker import admin_submit, admin_tasks, admin_waits
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Call, Reply, operations
 from retire_cluster.broker.admin_cluster import polled
@@ -234,11 +234,11 @@ def test_a_replay_whose_tasks_are_gone_says_so(make_cluster: MakeCluster) -> Non
 def test_forms_seen_before_are_not_validated_again_and_not_kept_without_end(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_tasks, "_SPECS_KEPT", 2)
-    monkeypatch.setattr(admin_tasks, "_FORMS", admin_tasks._Forms())
+    monkeypatch.setattr(admin_submit, "_SPECS_KEPT", 2)
+    monkeypatch.setattr(admin_submit, "_FORMS", admin_submit._Forms())
     for number in range(7):
         submit(cluster, {**ECHO, "metadata": {"n": number % 4}})
-    assert len(admin_tasks._FORMS._known) <= 2
+    assert len(admin_submit._FORMS._known) <= 2
 
 
 # --- finding and listing -------------------------------------------------------------------------

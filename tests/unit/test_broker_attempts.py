@@ -42,7 +42,7 @@ def test_submitted_tasks_are_stored_in_one_instruction(cluster: Cluster) -> None
         TaskRow(number, WALL_MS, "echo", 2, 300, 3, spec.document, payload)
         for number, payload in ((1, b'{"a":1}'), (2, b"{}"))
     ]
-    assert cluster.do(event) == [ins.StoreTasks(rows, None)]
+    assert cluster.do(event) == [ins.StoreTasks(rows, [])]
     told = {"from": None, "attempt": 0, "priority": "high", "task_type": "echo"}
     assert cluster.events("task") == [("task.queued", told)] * 2
 
@@ -60,9 +60,9 @@ def test_a_delayed_task_is_pending_until_its_time(cluster: Cluster) -> None:
 
 
 def test_an_idempotency_key_is_stored_with_its_tasks(cluster: Cluster) -> None:
-    event = ev.TasksSubmitted([task_spec()], [b"{}"], (), ("me", "key", "print"))
+    event = ev.TasksSubmitted([task_spec()], [b"{}"], (), [ev.Keyed(0, 1, "me", "key", "print")])
     (stored,) = only(ins.StoreTasks, cluster.do(event))
-    assert stored.submission == SubmissionRow("me", "key", "print", 1, 1, WALL_MS)
+    assert stored.submissions == [SubmissionRow("me", "key", "print", 1, 1, WALL_MS)]
 
 
 def test_only_small_payloads_stay_in_memory_and_only_while_their_task_lives(
@@ -653,7 +653,7 @@ def test_a_wait_is_over_when_all_its_tasks_have_ended(cluster: Cluster) -> None:
     assert ask(cluster, numbers) == []
     assert only(ins.WaitOver, member.finish(keys[0])) == []
     assert only(ins.WaitOver, member.finish(keys[1])) == [ins.WaitOver(TICKET, tuple(numbers))]
-    assert cluster.state.all_waits == []
+    assert cluster.state.all_waits == {}
     assert cluster.state.waits == {}
 
 

@@ -90,7 +90,9 @@ def eventful(cluster: Cluster) -> None:
     member.finish(keys[2], outcome="released")
     refused = next(k for k in (*member.keys, *other.keys) if k[0] == 8)
     (member if refused in member.keys else other).fail(refused, cause="policy_denied")
-    cluster.do(ev.TasksSubmitted([task_spec()], [b"{}"], (), ("me", "key", "print")))
+    cluster.do(
+        ev.TasksSubmitted([task_spec()], [b"{}"], (), [ev.Keyed(0, 1, "me", "key", "print")])
+    )
     cluster.call("config.update", {"section": "heartbeat", "values": {"interval": 4}})
     cluster.device("gone")
     cluster.do(ev.DeviceRemoved("gone"))

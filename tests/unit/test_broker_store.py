@@ -96,7 +96,7 @@ def test_everything_written_is_read_again(reopen: Reopen) -> None:
     attempt = AttemptRow(1, 1, None, "lost", "worker_lost", "why", None, None, 9, None, b"r", b"d")
     store.commit(
         [
-            ins.StoreTasks([task(1), task(2), task(3, b"x" * 101)], submission),
+            ins.StoreTasks([task(1), task(2), task(3, b"x" * 101)], [submission]),
             ins.StoreLive((live,)),
             ins.StoreDispatch(dispatch),
             ins.StoreDevices((device, gone)),
@@ -168,7 +168,7 @@ def test_old_submissions_are_forgotten(reopen: Reopen) -> None:
     load(store)
     rows = [SubmissionRow("me", str(at), "p", 1, 1, at) for at in (10, 20, 30)]
     for number, row in enumerate(rows, 1):
-        store.commit([ins.StoreTasks([task(number)], row)])
+        store.commit([ins.StoreTasks([task(number)], [row])])
     store.commit([ins.ForgetSubmissions(20)])
     assert sorted(load(store).submissions) == rows[1:]
 

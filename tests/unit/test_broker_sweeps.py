@@ -97,7 +97,9 @@ def test_one_pass_deletes_a_bounded_number(
 
 def test_idempotency_records_are_forgotten_after_their_hours(cluster: Cluster) -> None:
     def submit(key: str) -> Any:
-        return cluster.do(ev.TasksSubmitted([task_spec()], [b"{}"], (), ("me", key, "p")))
+        return cluster.do(
+            ev.TasksSubmitted([task_spec()], [b"{}"], (), [ev.Keyed(0, 1, "me", key, "p")])
+        )
 
     submit("old")
     cluster.pass_time(86_000)

@@ -1,0 +1,269 @@
+"""`task.submit`: new tasks (docs/protocol.md, Admin socket).
+
+The submissions of one turn are checked one by one and then made together: for a thousand clients
+with a task each that costs little more than for one with a thousand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from retire_cluster.broker import events as ev
+from retire_cluster.broker import views
+from retire_cluster.broker.admin import Admin, Call, Reply, operation
+from retire_cluster.broker.admin_waits import park, wait_seconds
+from retire_cluster.broker.events import Ticket
+from retire_cluster.broker.gathering import Gathered
+from retire_cluster.broker.instructions import StoreTasks
+from retire_cluster.broker.task import TaskSpec
+from retire_cluster.broker.timestamps import stamp
+from retire_cluster.schemas import requests
+from retire_cluster.schemas.errors import (
+    IdempotencyConflict,
+    PayloadTooLarge,
+    QueueFull,
+    TaskNotFound,
+    ValidationError,
+)
+from retire_cluster.schemas.jsontext import JSONError, dumps
+from retire_cluster.schemas.payload import check_builtin_payload, parse_json_object
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.validation import validate
+from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD
+from retire_cluster.schemas.wire import MAX_PAYLOAD_BYTES
+
+#: Submissions' common fields that were validated before, by their JSON text.
+_SPECS_KEPT: Final = 4_096
+
+_Read = tuple[TaskSpec, float]
+
+
+class _Forms:
+    """Validated forms of submissions: the same fields need no second validation."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Read] = {}
+
+    def read(self, fields: object, where: str) -> _Read:
+        """The spec and delay of one submission's fields. Raises `ValidationError`."""
+        try:
+            text = dumps(fields)
+        except JSONError as error:
+            raise ValidationError(where, f"cannot be kept as JSON: {error}") from None
+        found = self._known.get(text)
+        if found is None:
+            found = _spec(validate(requests.TASK_FIELDS, fields, where=where))
+            if len(self._known) >= _SPECS_KEPT:
+                self._known.clear()
+            self._known[text] = found
+        return found
+
+
+def _spec(fields: dict[str, Any]) -> _Read:
+    requirements = fields["requirements"]
+    document = dumps({"requirements": requirements, "metadata": fields["metadata"]})
+    spec = TaskSpec(
+        task_type=fields["task_type"],
+        priority=int(PRIORITY_BY_WORD[fields["priority"]]),
+        timeout_seconds=requirements["timeout_seconds"],
+        max_retries=requirements["max_retries"],
+        document=document,
+    )
+    return spec, float(fields["delay_seconds"])
+
+
+_FORMS = _Forms()
+
+_SUBMIT_EXTRA: Final = frozenset(
+    {
+        "tasks",
+        "task",
+        "count",
+        "owner",
+        "idempotency_key",
+        "fingerprint",
+        "brief",
+        "first_only",
+        "wait_seconds",
+    }
+)
+
+
+@operation("task.submit", changes=True)
+def submit(admin: Admin, call: Call) -> Reply | None:
+    """New tasks, all or nothing; with `wait_seconds` it is answered when they have ended."""
+    answered = gather(admin, call)
+    for _, reply in make(admin):
+        return reply
+    return answered
+
+
+def gather(admin: Admin, call: Call) -> Reply | None:
+    """Check a submission, for `make` to make it; the repetition of an earlier one is answered.
+
+    Raises a `ClusterError` for one that cannot be taken.
+    """
+    args = call.args
+    seconds = wait_seconds(args, "wait_seconds", 0.0)
+    if not args.keys() <= _SUBMIT_EXTRA:
+        raise ValidationError(min(args.keys() - _SUBMIT_EXTRA), "unknown field")
+    forms = _forms(args)
+    if len(forms) != len(call.blobs):
+        raise ValidationError(
+            "", f"{len(forms)} tasks need as many payloads, not {len(call.blobs)}"
+        )
+    idempotency = _idempotency(args)
+    if idempotency is not None:
+        earlier = admin.state.submissions.get(idempotency[:2])
+        if earlier is not None:
+            if earlier.fingerprint != idempotency[2]:
+                raise IdempotencyConflict
+            numbers = range(earlier.first, earlier.first + earlier.size)
+            return _told(admin, call, numbers, earlier.at_ms, seconds, replayed=True)
+    many = len(forms) > 1 or "tasks" in args
+    for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
+        where = f"tasks.{index}" if many else ""
+        _check(admin, spec.task_type, payload, where)
+    if admin.refusing:
+        raise QueueFull(admin.refusing, retry_after=30)
+    limit = admin.state.settings.scheduler.backlog_limit
+    present = len(admin.state.tasks) + admin.gathering.size
+    if present + len(forms) > limit:
+        raise QueueFull(
+            f"{present} tasks are waiting or running; the limit is {limit}.", retry_after=5
+        )
+    specs, delays = zip(*forms, strict=True)
+    admin.gathering.add(Gathered(call, specs, delays, idempotency, seconds))
+    return None
+
+
+def must_be_made_first(admin: Admin, call: Call) -> bool:
+    """Whether what is gathered has to be made before this can be judged: it may be part of it."""
+    owner, key = call.args.get("owner"), call.args.get("idempotency_key")
+    if not isinstance(owner, str) or not isinstance(key, str):
+        return False
+    return admin.gathering.holds(owner, key)
+
+
+def make(admin: Admin) -> list[tuple[Ticket, Reply]]:
+    """Make what was gathered; the answers of those that do not wait for their tasks to end."""
+    submissions = admin.gathering.submissions
+    if not submissions:
+        return []
+    specs: list[TaskSpec] = []
+    payloads: list[bytes] = []
+    delays: list[float] = []
+    keyed: list[ev.Keyed] = []
+    for one in submissions:
+        if one.idempotency is not None:
+            keyed.append(ev.Keyed(len(specs), len(one.specs), *one.idempotency))
+        specs += one.specs
+        payloads += one.call.blobs
+        delays += one.delays_seconds
+    now = submissions[-1].call.now
+    event = ev.TasksSubmitted(specs, payloads, delays if any(delays) else (), keyed)
+    stored = next(i for i in admin.apply(event, now) if isinstance(i, StoreTasks))
+    first = stored.rows[0].number
+    answers: list[tuple[Ticket, Reply]] = []
+    for one in submissions:
+        numbers = range(first, first + len(one.specs))
+        first = numbers.stop
+        reply = _told(admin, one.call, numbers, now.wall_ms, one.wait_seconds, replayed=False)
+        if reply is not None:
+            answers.append((one.call.ticket, reply))
+    admin.gathering.clear()
+    return answers
+
+
+def _told(
+    admin: Admin, call: Call, numbers: range, created_ms: int, seconds: float, *, replayed: bool
+) -> Reply | None:
+    """The answer, or None where its client waits for the tasks to end."""
+    reply = _answer(admin, numbers, created_ms, call.args, replayed=replayed)
+    if not seconds:
+        return reply
+    tasks = [(number, created_ms) for number in numbers]
+    park(admin, call, tasks, seconds, brief=True, told=reply.data)
+    return None
+
+
+def _forms(args: dict[str, Any]) -> list[_Read]:
+    if "task" in args:
+        count = args.get("count", 1)
+        if type(count) is not int or not 1 <= count <= requests.MAX_BATCH:
+            raise ValidationError("count", f"must be a whole number from 1 to {requests.MAX_BATCH}")
+        return [_FORMS.read(args["task"], "task")] * count
+    tasks = args.get("tasks")
+    if not isinstance(tasks, list) or not 1 <= len(tasks) <= requests.MAX_BATCH:
+        raise ValidationError("tasks", f"must be a list of 1 to {requests.MAX_BATCH} tasks")
+    return [_FORMS.read(fields, f"tasks.{index}") for index, fields in enumerate(tasks)]
+
+
+def _idempotency(args: dict[str, Any]) -> tuple[str, str, str] | None:
+    names = ("owner", "idempotency_key", "fingerprint")
+    given = tuple(args.get(name) for name in names)
+    if given == (None, None, None):
+        return None
+    for name, value in zip(names, given, strict=True):
+        if not isinstance(value, str) or not 1 <= len(value) <= 300:
+            raise ValidationError(name, "must be a text of 1 to 300 characters")
+    return given  # type: ignore[return-value]
+
+
+def _check(admin: Admin, task_type: str, payload: bytes, where: str) -> None:
+    prefix = f"{where}." if where else ""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"The payload is {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} are taken.",
+            details={"field": f"{prefix}payload"},
+        )
+    try:
+        document = parse_json_object(payload)
+    except ValidationError as error:
+        inner = f".{error.field}" if error.field else ""
+        raise ValidationError(f"{prefix}payload{inner}", error.reason) from None
+    if task_type in BUILTIN:
+        check_builtin_payload(task_type, document, where=f"{prefix}payload")
+        return
+    if task_type not in admin.state.advertised:
+        raise ValidationError(
+            f"{prefix}task_type", f"no device has ever offered the task type {task_type!r}"
+        )
+    schema = _advertised_schema(admin, task_type)
+    if schema is not None:
+        validate(schema, document, where=f"{prefix}payload")
+
+
+def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:
+    for device in admin.state.devices.values():
+        info = device.types.get(task_type)
+        if info is not None:
+            return info.payload_schema
+    return None
+
+
+def _answer(
+    admin: Admin, numbers: range, created_ms: int, args: dict[str, Any], *, replayed: bool
+) -> Reply:
+    ids = admin.state.ids
+    data: dict[str, Any] = {"submitted_at": stamp(created_ms), "replayed": replayed}
+    if args.get("first_only"):
+        data["first_id"] = ids.public(numbers[0], created_ms)
+        data["count"] = len(numbers)
+        return Reply(data)
+    data["task_ids"] = [ids.public(number, created_ms) for number in numbers]
+    if not args.get("brief"):
+        data["tasks"] = [_new_view(admin, number, created_ms) for number in numbers]
+    return Reply(data)
+
+
+def _new_view(admin: Admin, number: int, created_ms: int) -> views.View:
+    task = admin.live(number)
+    if task is not None:
+        kind, priority = task.spec.task_type, task.spec.priority
+    else:
+        head = admin.store.heads((number,)).get(number)
+        if head is None:
+            raise TaskNotFound("That submission's tasks are no longer kept.")
+        kind, priority = head.task_type, head.priority
+    return views.new_task(admin.state.ids, number, created_ms, kind, priority)
