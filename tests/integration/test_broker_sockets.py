@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +442,43 @@ def check_events(node: MainNode, cursor: int, ids: set[str]) -> None:
         cursor = page["next"]
     assert set(ends.values()) == {1}
     assert set(ends) == ids
+
+
+# --- many at once --------------------------------------------------------------------------------
+
+
+def test_submissions_that_wait_for_a_slow_disk_share_its_next_commit(
+    main_node: MainNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = main_node.broker._store
+    commit, commits = store.commit, []
+
+    def slow_commit(writes: Sequence[Any]) -> None:
+        commits.append(len(writes))
+        time.sleep(0.3)
+        commit(writes)
+
+    monkeypatch.setattr(store, "commit", slow_commit)
+    raw = RawDevice(main_node.facts.admin_port, tag=wire.ADMIN)
+    key = {"owner": "me", "idempotency_key": "k", "fingerprint": "f"}
+    for number in range(40):
+        args = {"task": {"task_type": "sleep"}, "brief": True, **(key if number > 37 else {})}
+        if number == 20:
+            args["colour"] = "red"
+        frames = wire.encode(
+            wire.ADMIN, b"CALL", {"id": number, "op": "task.submit", "args": args}, [b"{}"]
+        )
+        raw.socket.send_multipart(wire.fold(frames) if number % 2 else frames)
+    found = {}
+    for _ in range(40):
+        answer = raw.read()
+        assert answer is not None
+        found[answer.header["id"]] = answer
+    raw.close()
+    assert found.pop(20).header["details"]["field"] == "colour"
+    ids = {number: one.header["data"]["task_ids"] for number, one in found.items()}
+    assert found[39].header["data"]["replayed"]
+    assert ids.pop(39) == ids[38]
+    assert len({one for (one,) in ids.values()}) == 38
+    assert all(main_node.status(one) == "queued" for (one,) in ids.values())
+    assert len(commits) <= 6, "the first, and those that gathered meanwhile"

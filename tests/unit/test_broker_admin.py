@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -967,3 +968,67 @@ def test_operations_work_on_sqlite_too(make_cluster: MakeCluster, tmp_path: Any)
     assert cluster.call("task.result", args).blobs == [("result_data", b'{"ok":[1]}')]
     assert listed(cluster, status="success")[0] == [key[0]]
     assert cluster.call("broker.info").data["store"] == "sqlite"
+
+
+# --- submissions of one turn ---------------------------------------------------------------------
+
+
+def gathered(cluster: Cluster, ticket: int, **more: Any) -> Any:
+    """What a submission is answered at once, as one of several in a turn."""
+    args = {"task": ECHO, "first_only": True, **more}
+    call = Call((b"client", ticket), "task.submit", args, [b'{"n":%d}' % ticket], cluster.now)
+    return admin_submit.gather(cluster.admin, call)
+
+
+def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster: Cluster) -> None:
+    for ticket in range(1, 4):
+        assert gathered(cluster, ticket) is None
+    with pytest.raises(errors.ValidationError, match="unknown field"):
+        gathered(cluster, 4, colour="red")
+    assert gathered(cluster, 5, wait_seconds=5) is None
+    assert not cluster.state.tasks, "nothing is made before all have been heard"
+    answers = dict(admin_submit.make(cluster.admin))
+    assert {ticket: reply.data["first_id"] for (_, ticket), reply in answers.items()} == {
+        1: cluster.public(1), 2: cluster.public(2), 3: cluster.public(3),
+    }  # fmt: skip
+    assert [task.payload for task in cluster.state.tasks.values()] == [
+        b'{"n":1}', b'{"n":2}', b'{"n":3}', b'{"n":5}',
+    ]  # fmt: skip
+    (stored,) = only(ins.StoreTasks, cluster.admin.turn)
+    assert [row.number for row in stored.rows] == [1, 2, 3, 4]
+    (waiting,) = cluster.state.all_waits
+    assert (waiting.asked.ticket, waiting.unfinished) == ((b"client", 5), {4})
+    assert admin_submit.make(cluster.admin) == []
+
+
+def test_delays_and_keys_of_gathered_submissions_stay_with_their_own(cluster: Cluster) -> None:
+    gathered(cluster, 1)
+    gathered(cluster, 2, task={**ECHO, "delay_seconds": 60}, **IDEMPOTENT)
+    gathered(cluster, 3)
+    admin_submit.make(cluster.admin)
+    assert [cluster.status(number) for number in (1, 2, 3)] == ["queued", "pending", "queued"]
+    record = cluster.state.submissions["me", "k"]
+    assert (record.first, record.size, record.fingerprint) == (2, 1, "f")
+
+
+def test_a_key_that_is_said_twice_in_a_turn_makes_one_task(cluster: Cluster) -> None:
+    gathered(cluster, 1, **IDEMPOTENT)
+    again = Call((b"client", 2), "task.submit", {"task": ECHO, **IDEMPOTENT}, [b"{}"], cluster.now)
+    other = replace(again, args={"task": ECHO, **IDEMPOTENT, "owner": "you"})
+    assert admin_submit.must_be_made_first(cluster.admin, again)
+    assert not admin_submit.must_be_made_first(cluster.admin, other)
+    admin_submit.make(cluster.admin)
+    assert not admin_submit.must_be_made_first(cluster.admin, again)
+    reply = admin_submit.gather(cluster.admin, again)
+    assert reply is not None
+    assert (reply.data["task_ids"], reply.data["replayed"]) == ([cluster.public(1)], True)
+    assert admin_submit.make(cluster.admin) == []
+
+
+def test_the_limit_counts_what_the_same_turn_gathered(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(settings_with(scheduler={"backlog_limit": 1_000}))
+    cluster.submit(998)
+    gathered(cluster, 1)
+    gathered(cluster, 2)
+    with pytest.raises(errors.QueueFull, match="1000 tasks are waiting"):
+        gathered(cluster, 3)

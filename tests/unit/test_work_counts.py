@@ -17,6 +17,8 @@ import pytest
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.admin import Call
+from retire_cluster.broker.admin_submit import gather, make
 from retire_cluster.broker.store_sqlite import SQLiteStore
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
@@ -183,3 +185,20 @@ def test_a_list_of_any_filter_looks_at_few_lines(cluster: Cluster) -> None:
     for wanted in filters:
         assert calls(functools.partial(cluster.call, "task.list", wanted)) <= 2_500, wanted
     assert ledger.total == 20_003
+
+
+def test_tasks_that_come_one_a_call_share_most_of_their_work(cluster: Cluster) -> None:
+    cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+    args = {"task": {"task_type": "echo"}, "first_only": True, "wait_seconds": 60}
+
+    def turn() -> None:
+        for number in range(BATCH):
+            call = Call((b"client", number), "task.submit", args, [b"{}"], cluster.now)
+            gather(cluster.admin, call)
+        make(cluster.admin)
+
+    turn()
+    cluster.admin.turn.clear()
+    assert calls(turn) / BATCH <= 75
+    (stored,) = only(ins.StoreTasks, cluster.admin.turn)
+    assert len(stored.rows) == BATCH
