@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-_WIDTH, _ROW, _LEFT, _SCALE = 860, 34, 330, 380
+_WIDTH, _ROW, _LEFT, _SCALE = 940, 34, 330, 380
 
 
 class Share(NamedTuple):
