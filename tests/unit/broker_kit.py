@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import pytest
+
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Admin, Call, Facts, Reply
@@ -23,6 +25,7 @@ from retire_cluster.broker.store import MemoryStore, Store
 from retire_cluster.broker.sweeps import SWEEPS
 from retire_cluster.broker.task import Task, TaskSpec
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas import errors
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Key
@@ -325,3 +328,18 @@ def only(kind: type[I], found: Sequence[ins.Instruction]) -> list[I]:
 def sent(found: Sequence[ins.Instruction]) -> list[Any]:
     """The messages that a turn sends, without where to."""
     return [i.message for i in found if isinstance(i, ins.Send)]
+
+
+def submit(
+    cluster: Cluster, *tasks: dict[str, Any], payload: bytes = b"{}", **more: Any
+) -> dict[str, Any]:
+    """The answer of `task.submit`."""
+    args = {"tasks": list(tasks), **more}
+    return cluster.call("task.submit", args, [payload] * len(tasks)).data
+
+
+def wrong(cluster: Cluster, op: str, args: Any, blobs: Any = ()) -> errors.ValidationError:
+    """The error of a call that is not valid."""
+    with pytest.raises(errors.ValidationError) as caught:
+        cluster.call(op, args, blobs)
+    return caught.value
