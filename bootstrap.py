@@ -55,6 +55,7 @@ PURE_CORE = (
     "broker/asked.py",
     "broker/attempts.py",
     "broker/recent.py",
+    "broker/gathering.py",
     "broker/membership.py",
     "broker/enrolment.py",
     "broker/access.py",

@@ -28,6 +28,10 @@ class Gathering:
     """All of them, in the order they came."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """They have been made, or never will be."""
         self.submissions: list[Gathered] = []
         #: Tasks of them all.
         self.size = 0
@@ -43,7 +47,3 @@ class Gathering:
     def holds(self, owner: str, key: str) -> bool:
         """Whether one has this Idempotency-Key."""
         return (owner, key) in self._keys
-
-    def clear(self) -> None:
-        """They have been made, or never will be."""
-        self.__init__()  # type: ignore[misc]

@@ -36,6 +36,7 @@ _GATHER_SECONDS = 0.02
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # C0, DEL, C1, line and paragraph separators, direction overrides, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_JSON = json.JSONEncoder(allow_nan=False)
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -61,6 +62,8 @@ class Redaction:
 
 def escape(text: str) -> str:
     """`text` on one line: control characters, CR and LF among them, become escapes."""
+    if text.isascii() and text.isprintable():
+        return text
     return _UNSAFE.sub(lambda found: _SHORT.get(found[0]) or _code(found[0]), text)
 
 
@@ -123,9 +126,9 @@ class JsonFormatter(_Formatter):
         if trace := self.trace(record):
             line.setdefault("traceback", trace)
         try:
-            return json.dumps(line, allow_nan=False)
+            return _JSON.encode(line)
         except ValueError:
-            return json.dumps({k: v if isinstance(v, str) else repr(v) for k, v in line.items()})
+            return _JSON.encode({k: v if isinstance(v, str) else repr(v) for k, v in line.items()})
 
 
 class TextFormatter(_Formatter):
