@@ -18,28 +18,23 @@ arguments. The rules, from docs/protocol.md:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from retire_cluster.node import records
 from retire_cluster.node.lease import Lease
-from retire_cluster.node.outbox import Outbox
 from retire_cluster.node.records import (
     ABANDONED,
-    CANCELLED,
     FENCED,
     RELEASED,
-    TIMEOUT,
-    Attempt,
     Instruction,
     Result,
 )
+from retire_cluster.node.work import Work
 from retire_cluster.schemas import messages
-from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.messages import HeartbeatConfig, Held, Key, ProgressItem
-from retire_cluster.schemas.vocabulary import Cause, Outcome
+from retire_cluster.schemas.messages import HeartbeatConfig
 from retire_cluster.schemas.wire import PROTOCOL
 
 MAX_HELD_IN_HEARTBEAT = 256
@@ -103,7 +98,6 @@ class Session:
         self._me = introduction
         self._random = random
         self._new_session = new_session
-        self._repeatable = repeatable
         self._kill_on_lease_loss = kill_on_lease_loss
         self._pace = pace or Pace()
         self._address = address
@@ -123,13 +117,18 @@ class Session:
         #: What last went wrong on this device, for heartbeats.
         self.last_error = ""
 
+        self._work = Work(
+            now=now,
+            repeatable=repeatable,
+            stored=stored,
+            progress_seconds=self._pace.progress_seconds,
+            emit=lambda instruction: self._out.append(instruction),
+        )
         #: Attempts the device has and has not finished.
-        self.held: dict[Key, Attempt] = {}
-        self.outbox = Outbox(stored)
+        self.held = self._work.held
+        #: Results that the main node has not acknowledged.
+        self.outbox = self._work.outbox
         self.lease = Lease()
-        self._started_news: list[Key] = []
-        self._progress_news: dict[Key, records.Told] = {}
-        self._progress_at = now
 
         self._linked = False
         self._hello_sent = now
@@ -153,16 +152,16 @@ class Session:
             records.LinkUp: lambda event, now: self._on_link_up(now),
             records.LinkDown: self._on_link_down,
             records.Received: self._on_received,
-            records.Started: self._on_started,
-            records.Progressed: self._on_progressed,
-            records.Ended: self._on_ended,
+            records.Started: lambda event, now: self._work.started(event.keys, now),
+            records.Progressed: lambda event, now: self._work.progressed(event.items),
+            records.Ended: lambda event, now: self._work.ended(event.results),
             records.Learned: self._on_learned,
             records.Tick: lambda event, now: self._on_tick(now),
             records.Stop: self._on_stop,
-            messages.FinishedAck: self._on_finished_ack,
+            messages.FinishedAck: lambda message, now: self._work.acknowledged(message.batch),
             messages.HeartbeatAck: self._on_heartbeat_ack,
-            messages.Cancel: self._on_cancel,
-            messages.Abandon: self._on_abandon,
+            messages.Cancel: lambda message, now: self._work.cancel(message.items, message.reason),
+            messages.Abandon: lambda message, now: self._work.abandon(message.items),
             messages.Config: self._on_config,
             messages.Ping: self._on_ping,
             messages.Drain: self._on_drain,
@@ -189,9 +188,7 @@ class Session:
             return None
         due: list[float | None] = []
         if self._state is Phase.READY:
-            due += (self._beat_at, self._silent_at())
-            if self._progress_news:
-                due.append(self._progress_at)
+            due += (self._beat_at, self._silent_at(), self._work.progress_due)
         else:
             due += (self._connect_at, self._greet_at, self._welcome_by)
         if self.held and not self.lease.fenced:
@@ -267,8 +264,7 @@ class Session:
         self._welcome_by = now + self._pace.welcome_seconds
         self._hello_sent = now
         self.lease.new_session()
-        self.outbox.start_over()
-        self._started_news.clear()
+        self._work.start_over()
         me = self._me
         self._send(
             messages.Hello(
@@ -284,16 +280,12 @@ class Session:
                 slots=me.slots,
                 capabilities=self._capabilities,
                 task_types=me.task_types,
-                held=self._held_rows(now),
+                held=self._work.rows(now),
                 unsent=self.outbox.keys(),
                 accepting=self._takes_work(),
                 uptime_seconds=round(now - self._began, 3),
             )
         )
-
-    def _held_rows(self, now: float) -> tuple[Held, ...]:
-        rows = ((key, attempt.started_at) for key, attempt in self.held.items())
-        return tuple(Held(k, at is not None, 0.0 if at is None else now - at) for k, at in rows)
 
     def _takes_work(self) -> bool:
         return self.accepting and self._stop_reason is None
@@ -333,7 +325,7 @@ class Session:
         self.config = message.config
         self._lease_timeout, self._config_beat = message.config.timeout, 0
         self.lease.welcomed(self._hello_sent)
-        self._abandon(message.abandon)
+        self._work.abandon(message.abandon)
         self._say("info", f"joined {self._address} as {self._me.device_id}")
         if self._stop_reason is not None:
             self._send(messages.Drain(self.session, self._stop_reason))
@@ -400,100 +392,22 @@ class Session:
         self.accepting, self.not_accepting_reason = True, ""
         self._send_heartbeat(now)
 
-    # --- attempts -----------------------------------------------------------------------------
-
     def _on_assign(self, event: records.Received, now: float) -> None:
         message = event.message
         assert isinstance(message, messages.Assign)
-        takes_work = self._takes_work()
         # What comes late, or while we are not heard, may have been given to others by now.
         self._check_fence(now)
-        let_go = self.lease.fenced and self._kill_on_lease_loss
-        attempts: list[Attempt] = []
-        held, outbox, repeatable = self.held, self.outbox, self._repeatable
-        token, epoch, ids = message.token, message.epoch, TaskIds(message.salt)
-        if epoch < self.epoch:
+        if message.epoch < self.epoch:
             return  # of an earlier broker process
-        payloads = iter(event.blobs)
-        for task_type, timeout_seconds, *columns in message.groups:
-            for task, number, created_ms in zip(*columns, strict=True):
-                payload = next(payloads)
-                key = (task, number, token, epoch)
-                if key in held or key in outbox:
-                    continue  # said twice
-                if not takes_work:
-                    outbox.add(_released(key, self._reason_not_to_accept()))
-                    continue
-                safe = repeatable(task_type, payload)
-                if let_go and not safe:
-                    outbox.add(_released(key, "the lease was over when it came"))
-                    continue
-                attempt = Attempt(key, created_ms, ids, task_type, timeout_seconds, payload, safe)
-                held[key] = attempt
-                attempts.append(attempt)
-        if attempts:
-            self._out.append(records.Run(attempts))
-
-    def _reason_not_to_accept(self) -> str:
-        return self._stop_reason or self.not_accepting_reason
-
-    def _on_started(self, event: records.Started, now: float) -> None:
-        for key in event.keys:
-            attempt = self.held.get(key)
-            if attempt is not None:
-                attempt.started_at = now
-                self._started_news.append(key)
-
-    def _on_progressed(self, event: records.Progressed, now: float) -> None:
-        self._progress_news.update(
-            (told.key, told) for told in event.items if told.key in self.held
+        self._work.assign(
+            message,
+            event.blobs,
+            refuse="" if self._takes_work() else self._reason_not_to_accept(),
+            fenced=self.lease.fenced and self._kill_on_lease_loss,
         )
 
-    def _on_ended(self, event: records.Ended, now: float) -> None:
-        durable: list[Result] = []
-        for result in event.results:
-            attempt = self.held.pop(result.key, None)
-            if attempt is None:
-                continue  # abandoned meanwhile
-            lasts = not attempt.repeatable and result.outcome != Outcome.RELEASED
-            if lasts:
-                durable.append(result)
-            self.outbox.add(result, on_disk=lasts)
-            self._progress_news.pop(result.key, None)
-        if durable:
-            self._out.append(records.Keep(durable))
-
-    def _on_finished_ack(self, message: messages.FinishedAck, now: float) -> None:
-        self._forget(self.outbox.acknowledged(message.batch))
-
-    def _on_cancel(self, message: messages.Cancel, now: float) -> None:
-        reason = CANCELLED if message.reason == "cancelled" else TIMEOUT
-        self._kill([key for key in message.items if key in self.held], reason)
-        for key in message.items:
-            if key not in self.held and key not in self.outbox:
-                # Never seen here, so nothing will ever end it: say so at once.
-                cause = Cause.TIMEOUT.value if reason == TIMEOUT else None
-                words = "it was not on this device"
-                self.outbox.add(Result(key, reason, 0.0, cause, words, b"", b""))
-
-    def _on_abandon(self, message: messages.Abandon, now: float) -> None:
-        self._abandon(message.items)
-
-    def _abandon(self, keys: Sequence[Key]) -> None:
-        self._kill([key for key in keys if key in self.held], ABANDONED)
-        for key in keys:
-            self.held.pop(key, None)
-            self._progress_news.pop(key, None)
-        self._forget(self.outbox.drop(keys))
-
-    def _forget(self, keys: list[Key]) -> None:
-        if keys:
-            self._out.append(records.Forget(keys))
-
-    def _kill(self, keys: Iterable[Key], reason: str) -> None:
-        listed = list(keys)
-        if listed:
-            self._out.append(records.Kill(listed, reason))
+    def _reason_not_to_accept(self) -> str:
+        return self._stop_reason or self.not_accepting_reason or "it takes no work"
 
     # --- the clock ----------------------------------------------------------------------------
 
@@ -504,7 +418,7 @@ class Session:
                 self._say_outage(f"nothing heard for {now - self._heard:.0f} s")
                 self._connect(now)
             else:
-                self._flush(now)
+                self._work.tell(self.session, self.lease.last_beat, now)
                 if now >= self._beat_at:
                     self._send_heartbeat(now)
         elif self._greet_at is not None and now >= self._greet_at:
@@ -529,14 +443,14 @@ class Session:
         if self.lease.fenced or fence_at is None or now < fence_at:
             return
         self.lease.fenced = True
-        doomed = [key for key, attempt in self.held.items() if not attempt.repeatable]
+        doomed = self._work.unrepeatable()
         if doomed and self._kill_on_lease_loss:
             self._say(
                 "warning",
                 f"the lease is over: {len(doomed)} task(s) that may not run twice are stopped"
                 " (worker.on_lease_loss = kill)",
             )
-            self._kill(doomed, FENCED)
+            self._work.kill(doomed, FENCED)
 
     def _send_heartbeat(self, now: float) -> None:
         self._beat_at = now + self.config.interval
@@ -545,7 +459,7 @@ class Session:
             messages.Heartbeat(
                 session=self.session,
                 beat=self.lease.next_beat(now),
-                held=self._held_rows(now) if len(self.held) <= MAX_HELD_IN_HEARTBEAT else None,
+                held=self._work.rows(now) if len(self.held) <= MAX_HELD_IN_HEARTBEAT else None,
                 accepting=takes_work,
                 not_accepting_reason="" if takes_work else self._reason_not_to_accept(),
                 rtt_ms=self.lease.rtt_ms,
@@ -553,22 +467,6 @@ class Session:
                 last_error=self.last_error,
             )
         )
-
-    def _flush(self, now: float) -> None:
-        if self._started_news:
-            keys = tuple(key for key in self._started_news if key in self.held)
-            self._started_news.clear()
-            if keys:
-                self._send(messages.Started(self.session, keys))
-        if self._progress_news and now >= self._progress_at:
-            rows = tuple(ProgressItem(*told) for told in self._progress_news.values())
-            self._progress_news.clear()
-            self._progress_at = now + self._pace.progress_seconds
-            self._send(messages.Progress(self.session, rows))
-        for batch, results in self.outbox.batches(self.lease.last_beat):
-            blobs = tuple(blob for result in results for blob in result[5:])
-            message = messages.Finished.of(self.session, batch, results)
-            self._out.append(records.Send(message, blobs))
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -579,7 +477,7 @@ class Session:
         grace_seconds = self._pace.grace_seconds
         self._stop_reason = event.reason
         self._grace_until = now + grace_seconds
-        waiting = [key for key, attempt in self.held.items() if attempt.started_at is None]
+        waiting = self._work.unstarted()
         running = len(self.held) - len(waiting)
         self._say(
             "info",
@@ -588,14 +486,14 @@ class Session:
         )
         if self._state is Phase.READY:
             self._send(messages.Drain(self.session, event.reason))
-        self._kill(waiting, RELEASED)
+        self._work.kill(waiting, RELEASED)
 
     def _stop_at_once(self, now: float) -> None:
         self._say("warning", "stopping at once")
         self._exit_code = EXIT_INTERRUPTED
         self._kill_until = now + min(2.0, self._pace.kill_seconds)
         self._ack_until = now + min(1.0, self._pace.last_ack_seconds)
-        self._kill(self.held, RELEASED)
+        self._work.kill(self.held, RELEASED)
 
     def _finish_draining(self, now: float) -> None:
         if self.held and self._kill_until is None:
@@ -603,7 +501,7 @@ class Session:
                 return
             self._say("warning", f"{len(self.held)} task(s) still running are stopped")
             self._kill_until = now + self._pace.kill_seconds
-            self._kill(self.held, RELEASED)
+            self._work.kill(self.held, RELEASED)
         if self.held and self._kill_until is not None and now < self._kill_until:
             return
         if self._ack_until is None:
@@ -621,7 +519,7 @@ class Session:
         self._close(self._exit_code)
 
     def _give_up(self, code: int) -> None:
-        self._kill(self.held, ABANDONED)
+        self._work.kill(self.held, ABANDONED)
         self._close(code)
 
     def _close(self, code: int) -> None:
@@ -635,7 +533,3 @@ class Session:
 
     def _say(self, level: str, text: str) -> None:
         self._out.append(records.Say(level, text))
-
-
-def _released(key: Key, why: str) -> Result:
-    return Result(key, Outcome.RELEASED.value, 0.0, None, why, b"", b"")
