@@ -11,6 +11,7 @@ stay for the next. Only where the system can be told so (Linux, Android).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +19,10 @@ from pathlib import Path
 #: Below this many requests a second there is nothing to gain.
 BUSY_PER_SECOND = 300.0
 STAY_SECONDS = 1.0
+#: How long the system has to place the threads anew.
 FREE_SECONDS = 0.05
+#: How soon a burst is noticed.
+WATCH_SECONDS = 0.2
 _TASKS = Path("/proc/self/task")
 _CORE_FIELD = 36  # of /proc/…/stat, counted behind the command's name: field 39 in proc(5)
 
@@ -43,7 +47,7 @@ class OneCore:
             return
         busy = requests - self._seen_requests > BUSY_PER_SECOND * (now_mono - self._seen_mono)
         self._seen_mono, self._seen_requests = now_mono, requests
-        self._next_mono = now_mono + STAY_SECONDS
+        self._next_mono = now_mono + WATCH_SECONDS
         try:
             if self.is_pinned:
                 self.let_go()
@@ -51,8 +55,11 @@ class OneCore:
                     self._next_mono = now_mono + FREE_SECONDS
             elif busy:
                 self._pin()
+                self._next_mono = now_mono + STAY_SECONDS
         except OSError:  # not permitted, or the allowed cores have changed: it goes without
             self._next_mono = float("inf")
+            with contextlib.suppress(OSError):
+                self.let_go()
 
     def let_go(self) -> None:
         """Every allowed core again. Raises `OSError`."""

@@ -36,7 +36,7 @@ found["end"] = cores()
 end.set()
 print(json.dumps(found))
 """
-STAY, FREE = one_core.STAY_SECONDS, one_core.FREE_SECONDS
+STAY, FREE, WATCH = one_core.STAY_SECONDS, one_core.FREE_SECONDS, one_core.WATCH_SECONDS
 
 
 def run(*script: tuple[str, float, int]) -> dict[str, list[list[int]]]:
@@ -54,7 +54,7 @@ def test_all_threads_stay_on_one_core_while_there_is_much_to_do() -> None:
     everywhere = [sorted(os.sched_getaffinity(0))] * 4
     found = run(
         ("start", 100.0, 0),
-        ("too soon", 100.0 + STAY / 2, 5_000),
+        ("too soon", 100.0 + WATCH / 2, 5_000),
         ("busy", 100.0 + STAY, 5_000),
         ("still busy, let go to be placed anew", 100.0 + 2 * STAY, 10_000),
         ("placed anew", 100.0 + 2 * STAY + FREE, 10_500),
