@@ -148,7 +148,10 @@ class AdminClient:
         self._local = threading.local()
 
     def _await(self, socket: zmq.Socket[bytes], deadline: float, wait: float) -> None:
-        """Until there is something to read. Raises `ClusterUnavailable`, at once when refused."""
+        """Until the connection is up and there is something to read; later the reading waits.
+
+        Raises `ClusterUnavailable`, at once when refused.
+        """
         local = self._local
         while not local.up:
             left_ms = max(0, int((deadline - time.monotonic()) * 1000))

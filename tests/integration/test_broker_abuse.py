@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -122,7 +121,7 @@ def test_a_call_that_cannot_be_read_is_answered_with_what_is_wrong(
     answer = raw.read()
     assert answer is not None
     assert (answer.verb, answer.header["code"]) == (b"ERROR", "VALIDATION_ERROR")
-    assert re.search(text, answer.header["message"])
+    assert text in answer.header["message"]
     assert main_node.call("health")
 
 

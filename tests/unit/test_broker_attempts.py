@@ -675,6 +675,19 @@ def test_a_wait_ends_with_its_time_and_leaves_other_waits_alone(cluster: Cluster
     assert only(ins.WaitOver, cancel(cluster, numbers[0])) == [ins.WaitOver(TICKET, (numbers[0],))]
 
 
+def test_waits_that_have_ended_do_not_pile_up_until_their_time(cluster: Cluster) -> None:
+    (patient,) = cluster.submit()
+    ask(cluster, [patient], 30.0)
+    for _ in range(500):
+        (number,) = cluster.submit()
+        ask(cluster, [number], 60.0)
+        assert only(ins.WaitOver, cancel(cluster, number))
+    assert len(cluster.state._waits_due) <= 110
+    assert cluster.state.next_deadline() == cluster.mono + 30
+    cancel(cluster, patient)
+    assert cluster.state.next_deadline() is None
+
+
 def test_a_retry_that_goes_on_does_not_end_a_wait(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(settings_with(scheduler={"retry_base_seconds": 0}))
     member, key = cluster.give()
