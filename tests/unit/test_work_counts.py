@@ -68,6 +68,27 @@ def test_a_batch_of_five_hundred_lives_in_a_dozen_statements(
     assert len(statements) <= 12, statements
 
 
+def test_a_batch_is_written_to_the_disk_in_few_calls(
+    make_cluster: MakeCluster, store: SQLiteStore
+) -> None:
+    found = Path("/proc/thread-self/io")
+    if not found.exists():
+        pytest.skip("this system does not count a thread's calls")
+
+    def writes() -> int:
+        lines = dict(line.split(": ") for line in found.read_text("ascii").splitlines())
+        return int(lines["syscw"])
+
+    cluster = make_cluster(store=store)
+    member = batch(cluster)
+    before = writes()
+    cluster.submit(BATCH, task_type="echo")
+    cluster.place()
+    member.finish()
+    # The pages of three commits, two writes each in the log beside the file.
+    assert 6 <= writes() - before <= 75
+
+
 def test_one_task_lives_in_three_commits_and_three_inserts(
     make_cluster: MakeCluster, store: SQLiteStore, statements: list[str]
 ) -> None:
