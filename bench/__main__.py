@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conditions, footprint, peers, report, rest, scale, throughput
+from bench import conditions, footprint, peers, redis_peer, report, rest, scale, throughput
 
 BENCHMARKS: dict[str, Callable[[int], list[report.Figure]]] = {
     "batches": throughput.batches,
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[int], list[report.Figure]]] = {
     "restart": scale.restart,
     "worker": footprint.worker,
     "huey": peers.huey,
+    "redis": redis_peer.redis,
 }
 
 
@@ -38,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for name in BENCHMARKS if args.name == "all" else [args.name]:
         run = BENCHMARKS[name]
-        figures = run(args.runs)
+        try:
+            figures = run(args.runs)
+        except report.Unavailable as error:
+            print(f"{name} {error}", file=sys.stderr)
+            if args.name == "all":
+                continue
+            return 2
         title = (run.__doc__ or name).splitlines()[0]
         print(report.as_json(name, figures) if args.json else report.table(title, figures))
     return 0

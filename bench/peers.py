@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.product import product
-from bench.report import Figure, ratios
+from bench.report import Figure, Unavailable, ratios
 from bench.throughput import BATCH, PAYLOAD, WINDOW, rate
 
 _APP = """
@@ -38,7 +38,7 @@ def echo(payload):
 def huey(runs: int) -> list[Figure]:
     """Huey on SQLite (FULL), two worker processes, beside us: tasks/s and submit to result."""
     if importlib.util.find_spec("huey") is None:
-        raise SystemExit("this row needs Huey: pip install huey")
+        raise Unavailable("needs Huey: pip install huey")
     peer, peer_p50 = Figure("Huey, SQLite FULL", "tasks/s"), Figure("Huey p50", "ms")
     many, single = (
         Figure("product, batches of 500", "tasks/s"),

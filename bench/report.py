@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 
+class Unavailable(RuntimeError):
+    """A benchmark needs what is not installed; the text says what."""
+
+
 @dataclass
 class Figure:
     """One measured quantity over several runs."""
