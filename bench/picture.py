@@ -1,7 +1,7 @@
-"""Draws `docs/images/performance.svg` from `python -m bench all --json`: shares of the yardsticks.
+"""Draws `performance.svg` (shares of the yardsticks) and `curves.svg` of measured figures.
 
 python -m bench all --json > figures.jsonl
-python -m bench.picture figures.jsonl docs/images/performance.svg
+python -m bench.picture figures.jsonl docs/images
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-_WIDTH, _ROW, _LEFT, _SCALE = 940, 34, 330, 380
+from bench import curves
+
+_WIDTH, _ROW, _LEFT, _SCALE = 1000, 34, 330, 380
 
 
 class Share(NamedTuple):
@@ -38,16 +40,23 @@ _BARS = {
     ],
     "encryption": [(0, "encrypted / plain")],
     "slow-disk": [(0, "commits 10 ms slower / this disk")],
+    "redis": [
+        (0, "batches / Redis Streams, synced"),
+        (1, "one a call / Redis Streams, synced"),
+    ],
 }
 
 
 def shares(lines: list[str]) -> list[Share]:
     """The bars, of what is there."""
     found = []
-    for line in lines:
-        document = json.loads(line)
-        ratios = [figure["values"] for figure in document["figures"] if figure["unit"] == "x"]
-        for place, label in _BARS.get(document["benchmark"], ()):
+    documents = {document["benchmark"]: document for document in map(json.loads, lines)}
+    for name, bars in _BARS.items():
+        if name not in documents:
+            continue
+        figures = documents[name]["figures"]
+        ratios = [figure["values"] for figure in figures if figure["unit"] == "x"]
+        for place, label in bars:
             values = ratios[place]
             found.append(Share(label, statistics.median(values), min(values), max(values)))
     return found
@@ -82,10 +91,25 @@ def draw(bars: list[Share]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _panels(lines: list[str]) -> list[curves.Panel]:
+    found = map(json.loads, lines)
+    return curves.panels(
+        {
+            document["benchmark"]: {one["name"]: one["values"] for one in document["figures"]}
+            for document in found
+        }
+    )
+
+
 def main() -> int:
     """The command."""
     source, target = sys.argv[1:]
-    Path(target).write_text(draw(shares(Path(source).read_text("utf-8").splitlines())), "utf-8")
+    lines = Path(source).read_text("utf-8").splitlines()
+    for name, text in (
+        ("performance", draw(shares(lines))),
+        ("curves", curves.draw(_panels(lines))),
+    ):
+        (Path(target) / f"{name}.svg").write_text(text, "utf-8")
     return 0
 
 

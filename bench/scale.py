@@ -25,6 +25,7 @@ from retire_cluster.schemas.messages import Finished, FinishedItem, Heartbeat, H
 _TYPES = (TypeInfo("job", repeatable=True),)
 _MILLION = 1_000_000
 _CLASSES = 100
+_QUEUED = (1_000, 10_000, 100_000, _MILLION)
 
 
 @contextmanager
@@ -83,6 +84,12 @@ class _Cluster:
             self.admin.run(Call((b"c", 1), "task.submit", args, payload, self.now))
             self.commit()
 
+    def fill(self, queued: int) -> None:
+        """Submit until at least so many tasks are queued."""
+        missing = queued - sum(cls.lanes.size for cls in self.admin.state.classes.values())
+        if missing > 0:
+            self.submit(missing, min(missing, 1_000))
+
     def finish(self, routing: bytes) -> None:
         keys = self.held.pop(routing)
         items = [FinishedItem(key, "success", 0.1, None, None) for key in keys]
@@ -106,25 +113,24 @@ def _memory() -> int:
 
 
 def queued(runs: int) -> list[Figure]:
-    """A task's way from result to next assignment at 1,000 and 1,000,000 queued; lists; memory."""
-    few, many = Figure("cycle at 1,000 queued", "us"), Figure("cycle at 1,000,000 queued", "us")
+    """A task's way from result to next assignment at 1,000 to 1,000,000 queued; lists; memory."""
+    cycles = [Figure(f"cycle at {size:,} queued", "us") for size in _QUEUED]
     memory = Figure("memory of a queued task", "bytes")
     pages = Figure("GET /tasks with a filter at 1,000,000, p99", "ms")
     with tempfile.TemporaryDirectory() as name, _broker(Path(name)) as broker:
         cluster = _Cluster(broker)
         for number in range(200):
             cluster.join(number)
-        cluster.submit(2_000, 500)
+        cluster.fill(200)
         cluster.do(ev.Place())
-        for _ in range(runs):
-            few.values.append(cluster.cycle_us(100))
         before = _memory()
-        cluster.submit(_MILLION, 1_000)
+        for figure, size in zip(cycles, _QUEUED, strict=True):
+            for _ in range(runs):
+                cluster.fill(size)
+                figure.values.append(cluster.cycle_us(100))
         memory.values.append((_memory() - before) / _MILLION)
-        for _ in range(runs):
-            many.values.append(cluster.cycle_us(100))
-            pages.values.append(_pages(cluster))
-    return [few, many, memory, pages]
+        pages.values += [_pages(cluster) for _ in range(runs)]
+    return [*cycles, memory, pages]
 
 
 def _pages(cluster: _Cluster) -> float:

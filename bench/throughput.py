@@ -11,6 +11,8 @@ from bench.report import Figure, ratios
 #: A payload of the size that the peers were measured with.
 PAYLOAD = b'{"message":"' + b"x" * 200 + b'"}'
 BATCH, WINDOW = 500, 20_000
+#: Of latency; the picture draws them.
+PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
 def rate(client: FloorClient | ProductClient, tasks: int, batch: int, window: int) -> float:
@@ -43,9 +45,8 @@ def _compare(runs: int, tasks: int, batch: int, window: int) -> list[Figure]:
 
 def latency(runs: int, samples: int = 300) -> list[Figure]:
     """Submit to result on an idle cluster, one task at a time."""
-    names = ("p50", "p99")
-    ours = [Figure(f"product {name}", "ms") for name in names]
-    least = [Figure(f"floor {name}", "ms") for name in names]
+    ours = [Figure(f"product p{percent}", "ms") for percent in PERCENTILES]
+    least = [Figure(f"floor p{percent}", "ms") for percent in PERCENTILES]
     with floor() as reference, product() as cluster:
         client = cluster.client()
         for _ in range(50):
@@ -54,7 +55,8 @@ def latency(runs: int, samples: int = 300) -> list[Figure]:
             for side, figures in ((reference, least), (client, ours)):
                 times = [1000 * side.latency(PAYLOAD) for _ in range(samples)]
                 cuts = statistics.quantiles(times, n=100)
-                figures[0].values.append(cuts[49])
-                figures[1].values.append(cuts[98])
+                for figure, percent in zip(figures, PERCENTILES, strict=True):
+                    figure.values.append(cuts[percent - 1])
         client.close()
-    return [*ours, *least, ratios("product / floor p50", ours[0], least[0])]
+    middle = PERCENTILES.index(50)
+    return [*ours, *least, ratios("product / floor p50", ours[middle], least[middle])]
