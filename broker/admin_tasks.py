@@ -16,8 +16,8 @@ from retire_cluster.schemas import requests
 from retire_cluster.schemas.errors import (
     CannotCancelTask,
     CannotRetryTask,
-    ClusterUnavailable,
     NoTaskResult,
+    TaskJustEnded,
     TaskNotFound,
     ValidationError,
 )
@@ -213,7 +213,7 @@ def retry(admin: Admin, call: Call) -> Reply:
     outcome = admin.ended(number, results=True)
     if outcome is None or _ended_just_now(admin, number):
         # It ended in this very turn: its outcome is not in the store yet.
-        raise ClusterUnavailable("The task ended just now; try again.", retry_after=1)
+        raise TaskJustEnded(retry_after=1)
     try:
         row = admin.row(number)
     except RowDamaged:

@@ -1,8 +1,8 @@
 """The admin client: how tooling and the REST facade speak to the main node (docs/protocol.md).
 
 Safe to share between threads and across a fork: each thread gets its own DEALER, made when it first
-calls. A call that is not answered in time raises `ClusterUnavailable` and its socket is rebuilt, so
-a late answer can never be taken for a later call's.
+calls. A call that is not answered in time raises `NoAnswer` and its socket is rebuilt, so a late
+answer can never be taken for a later call's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ _HANDSHAKES = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+
+class NoAnswer(ClusterUnavailable):
+    """The main node does not answer: nothing came, or nothing that can be understood.
+
+    A main node that *answers* that something is not possible now raises `ClusterUnavailable`
+    itself: it is there, and its next answer may be another.
+    """
 
 
 class Answer(NamedTuple):
@@ -87,7 +95,7 @@ class AdminClient:
     ) -> dict[str, Any]:
         """The operation's `data`, opaque parts read and in place.
 
-        Raises a `ClusterError` of the answer's kind, `ClusterUnavailable` when none comes in time.
+        Raises a `ClusterError` of the answer's kind, `NoAnswer` when none comes in time.
         """
         answer = self.call_raw(op, args, blobs, timeout_seconds=timeout_seconds)
         for path, text in answer.blobs:
@@ -124,8 +132,8 @@ class AdminClient:
                     return self._answer(message)
         except zmq.Again:
             self._drop()
-            raise ClusterUnavailable(self._silence(wait), retry_after=1) from None
-        except ClusterUnavailable:
+            raise NoAnswer(self._silence(wait), retry_after=1) from None
+        except NoAnswer:
             self._drop()
             raise
         except BaseException as error:
@@ -150,7 +158,7 @@ class AdminClient:
     def _await(self, socket: zmq.Socket[bytes], deadline: float, wait: float) -> None:
         """Until the connection is up and there is something to read; later the reading waits.
 
-        Raises `ClusterUnavailable`, at once when refused.
+        Raises `NoAnswer`, at once when refused.
         """
         local = self._local
         while not local.up:
@@ -161,7 +169,7 @@ class AdminClient:
             if socket in ready:
                 return
             if not ready:
-                raise ClusterUnavailable(self._silence(wait), retry_after=1)
+                raise NoAnswer(self._silence(wait), retry_after=1)
         # What reads next waits so long, and raises `zmq.Again` after it.
         socket.setsockopt(zmq.RCVTIMEO, max(0, int((deadline - time.monotonic()) * 1000)))
 
@@ -177,7 +185,7 @@ class AdminClient:
             elif event == zmq.EVENT_DISCONNECTED and local.keyed:
                 continue
             else:
-                raise ClusterUnavailable(self._refusal(event, local.keyed), retry_after=5)
+                raise NoAnswer(self._refusal(event, local.keyed), retry_after=5)
 
     def _refusal(self, event: int, keyed: bool) -> str:
         where = f"{self.host}:{self.port}"
@@ -205,14 +213,17 @@ class AdminClient:
         try:
             return wire.decode(wire.ADMIN, frames)
         except wire.WireError as error:
-            raise ClusterUnavailable(
+            raise NoAnswer(
                 f"{self.host}:{self.port} does not speak the admin protocol: {error}", retry_after=1
             ) from None
 
     def _answer(self, message: wire.Message) -> Answer:
         header = message.header
         if message.verb == b"ERROR" and isinstance(header.get("code"), str):
-            raise from_wire(header)
+            error = from_wire(header)
+            if header["code"] == "WRONG_PORT":  # somebody answers, but no admin socket
+                raise NoAnswer(error.message, retry_after=error.retry_after)
+            raise error
         data, paths = header.get("data"), header.get("blobs") or []
         if (
             message.verb != b"REPLY"
@@ -220,7 +231,7 @@ class AdminClient:
             or not isinstance(paths, list)
             or len(paths) != len(message.blobs)
         ):
-            raise ClusterUnavailable(
+            raise NoAnswer(
                 f"the answer of {self.host}:{self.port} cannot be understood", retry_after=1
             )
         return Answer(data, list(zip(paths, message.blobs, strict=True)))
@@ -250,7 +261,7 @@ class AdminClient:
             keys = self._keys() if self._keys is not None else None
         except KeyFileError as error:
             self._forget(socket)
-            raise ClusterUnavailable(str(error)) from None
+            raise NoAnswer(str(error)) from None
         if keys is not None:
             curve.lock(socket, keys)
         local = self._local

@@ -2,7 +2,8 @@
 
 While the main node is silent every call would hold its thread for the full timeout; sixteen such
 calls and not even `/health` is answered. So after silence only one call at a time is let through to
-try again, the others are told at once. The first answer closes the circuit.
+try again, the others are told at once. The first answer closes the circuit, whatever it says: a
+main node that answers "not now" for one task or one turn is there for all other calls.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from retire_cluster.broker.client import Answer
-from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
+from retire_cluster.broker.client import Answer, NoAnswer
+from retire_cluster.schemas.errors import ClusterError
 
 #: A main node that answered within this many seconds is trusted to be only slow.
 _RECENTLY_SECONDS = 5.0
@@ -50,7 +51,7 @@ class GuardedCluster:
         self._cluster = cluster
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._silent: ClusterUnavailable | None = None
+        self._silent: NoAnswer | None = None
         self._trying = False
         self._answered_at = float("-inf")
 
@@ -67,7 +68,7 @@ class GuardedCluster:
 
         `extra_seconds` is what the operation itself may wait. A `patient` call gives a main node
         that answered a moment ago more time: a large commit on a slow disk is not silence. Raises
-        the `ClusterError` of the answer, or `ClusterUnavailable`.
+        the `ClusterError` of the answer, or `NoAnswer`.
         """
         trying = self._enter()
         started_at = self._monotonic()
@@ -76,7 +77,7 @@ class GuardedCluster:
             wait = max(wait, _PATIENT_SECONDS)
         try:
             answer = self._cluster.call_raw(op, args, blobs, timeout_seconds=wait + extra_seconds)
-        except ClusterUnavailable as error:
+        except NoAnswer as error:
             # Others were answered meanwhile: this operation is slow, the main node is not silent.
             if self._answered_at < started_at:
                 with self._lock:
@@ -115,7 +116,7 @@ class GuardedCluster:
             if self._silent is None:
                 return False
             if self._trying:
-                raise ClusterUnavailable(self._silent.message, retry_after=1)
+                raise NoAnswer(self._silent.message, retry_after=1)
             self._trying = True
             return True
 

@@ -97,6 +97,13 @@ class CannotRetryTask(ClusterError):
     status = 400
 
 
+class TaskJustEnded(ClusterError):
+    """The task ended just now and its outcome is still being written; try again."""
+
+    code = "TASK_JUST_ENDED"
+    status = 409
+
+
 class IdempotencyConflict(ClusterError):
     """This Idempotency-Key was used with another body."""
 
@@ -191,8 +198,6 @@ def from_wire(header: Mapping[str, Any]) -> ClusterError:
     details = header.get("details") or {}
     message = str(header.get("message", ""))
     cls = BY_CODE.get(str(header.get("code")), InternalError)
-    if header.get("code") == "WRONG_PORT":  # somebody answers, but no admin socket
-        cls = ClusterUnavailable
     if cls is ValidationError:
         return ValidationError(
             str(details.get("field", "")),

@@ -294,7 +294,8 @@ _ROWS: Final = (
         "POST", f"{API}/tasks/{{task_id}}/retry", "retryTask", "Tasks",
         "Run a failed, timed-out or cancelled task again", "TaskRetried",
         scope="submit", body=requests.NO_BODY, body_optional=True,
-        errors=(*_TASK, "CANNOT_RETRY_TASK"), leads_to=("getTaskStatus", "getTaskResult"),
+        errors=(*_TASK, "CANNOT_RETRY_TASK", "TASK_JUST_ENDED"),
+        leads_to=("getTaskStatus", "getTaskResult"),
     ),
     # --- events ---
     Operation(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zmq
 
+from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.broker.task import TRANSITIONS
 from retire_cluster.schemas import errors, wire
@@ -482,3 +483,43 @@ def test_submissions_that_wait_for_a_slow_disk_share_its_next_commit(
     assert len({one for (one,) in ids.values()}) == 38
     assert all(main_node.status(one) == "queued" for (one,) in ids.values())
     assert len(commits) <= 6, "the first, and those that gathered meanwhile"
+
+
+# --- a refusal is an answer ----------------------------------------------------------------------
+
+
+def test_a_call_that_is_answered_unavailable_keeps_its_connection_and_the_breaker_shut() -> None:
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.RCVTIMEO, int(PATIENCE_SECONDS * 1000))
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    callers = []
+
+    def serve() -> None:
+        for _ in range(4):
+            identity, *frames = router.recv_multipart()
+            callers.append(identity)
+            header = wire.decode(wire.ADMIN, frames).header
+            if header["op"] == "task.retry":
+                refused = errors.to_wire(errors.ClusterUnavailable("this one not now"))
+                answer = wire.encode(wire.ADMIN, b"ERROR", {"id": header["id"], **refused}, ())
+            else:
+                answer = wire.encode(wire.ADMIN, b"REPLY", {"id": header["id"], "data": {}}, ())
+            router.send_multipart([identity, *answer])
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    guarded = GuardedCluster(AdminClient("127.0.0.1", port, timeout_seconds=PATIENCE_SECONDS))
+    try:
+        for _ in range(2):
+            with pytest.raises(errors.ClusterUnavailable, match="this one not now"):
+                guarded.call("task.retry", {})
+            assert guarded.reachable
+            assert guarded.data("health") == {}
+        thread.join(PATIENCE_SECONDS)
+        assert len(callers) == 4
+        assert len(set(callers)) == 1, "the refusal cost the connection"
+    finally:
+        guarded.close()
+        router.close(0)
+        context.term()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from retire_cluster.api.app import Facade, create_app
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.keys import KeyRing, key_of
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import Answer, NoAnswer
 from retire_cluster.conf.settings import Api, Settings
 from retire_cluster.schemas.errors import BY_CODE, ClusterUnavailable, InternalError, TaskNotFound
 from retire_cluster.schemas.operations import OPERATIONS
@@ -541,7 +541,7 @@ def test_a_valid_key_is_counted_by_itself() -> None:
 
 def test_without_a_main_node_answers_are_503_with_retry_after(bench: Bench) -> None:
     for op in ("cluster.status", "health", "metrics", "task.submit", "task.list"):
-        bench.cluster.answers[op] = ClusterUnavailable()
+        bench.cluster.answers[op] = NoAnswer()
     result = bench.ask("GET", f"{API}/cluster/status")
     assert (result.status_code, code_of(result)) == (503, "CLUSTER_UNAVAILABLE")
     assert result.headers["retry-after"] == "1"
@@ -561,7 +561,7 @@ def test_without_a_main_node_answers_are_503_with_retry_after(bench: Bench) -> N
 
 def test_what_needs_no_main_node_is_answered_even_with_limits_on() -> None:
     bench = Bench(rate_limit=True)
-    bench.cluster.answers["rate.hit"] = ClusterUnavailable()
+    bench.cluster.answers["rate.hit"] = NoAnswer()
     assert bench.ask("GET", f"{API}/openapi.json").status_code == 200
     assert bench.ask("GET", f"{API}/docs").status_code == 200
     assert bench.ask("GET", f"{API}/tasks").status_code == 503
@@ -586,22 +586,22 @@ def test_health_is_off_while_the_server_drains(bench: Bench) -> None:
 def test_a_silent_main_node_holds_one_caller_at_a_time() -> None:
     cluster = MemoryCluster()
     guarded = GuardedCluster(cluster)
-    cluster.answers["x"] = ClusterUnavailable()
+    cluster.answers["x"] = NoAnswer()
     nested: list[type[BaseException]] = []
     original: Callable[..., Answer] = cluster.call_raw
 
     def call_raw(*args: Any, **options: Any) -> Answer:
         if not guarded.reachable and not nested:
-            nested.append(ClusterUnavailable)
+            nested.append(NoAnswer)
             before = len(cluster.calls)
-            with pytest.raises(ClusterUnavailable):
+            with pytest.raises(NoAnswer):
                 guarded.call("x")
             assert len(cluster.calls) == before, "a second caller must not wait too"
         return original(*args, **options)
 
     cluster.call_raw = call_raw  # type: ignore[method-assign]
     for _ in range(2):
-        with pytest.raises(ClusterUnavailable):
+        with pytest.raises(NoAnswer):
             guarded.call("x")
     assert nested
     cluster.answers["x"] = {"ok": True}
@@ -612,7 +612,7 @@ def test_a_silent_main_node_holds_one_caller_at_a_time() -> None:
 def test_an_error_answer_is_an_answer() -> None:
     cluster = MemoryCluster()
     guarded = GuardedCluster(cluster)
-    for error in (TaskNotFound(), InternalError()):
+    for error in (TaskNotFound(), InternalError(), ClusterUnavailable("not now")):
         cluster.answers["x"] = error
         with pytest.raises(type(error)):
             guarded.call("x")

@@ -267,7 +267,7 @@ def test_a_task_that_ended_in_this_very_turn_is_retried_in_the_next(
     turn: list[ins.Instruction] = []
     cluster.admin.turn = turn
     cluster.admin.run(Call((b"", 1), "task.cancel", args, (), cluster.now))
-    with pytest.raises(errors.ClusterUnavailable, match="ended just now") as caught:
+    with pytest.raises(errors.TaskJustEnded, match="ended just now") as caught:
         cluster.admin.run(Call((b"", 2), "task.retry", args, (), cluster.now))
     assert caught.value.retry_after == 1
     cluster.store.commit([one for one in turn if isinstance(one, ins.WRITES)])
