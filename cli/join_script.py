@@ -51,7 +51,7 @@ def home() -> str:
     """The folder that the environment is made in."""
     chosen = os.environ.get("RETIRE_CLUSTER_HOME")
     if chosen:
-        return chosen
+        return os.path.abspath(chosen)
     if os.name == "nt":
         return os.path.join(
             os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "retire-cluster"

@@ -10,6 +10,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,7 +100,20 @@ def read_settings(
     environ = os.environ if environ is None else environ
     path = config or environ.get(CONFIG_VARIABLE) or None
     text, source = (None, "") if path is None else (_read_text(Path(path)), os.fspath(path))
-    return load(text, environ, overrides, source=source or "configuration file")
+    settings = load(text, environ, overrides, source=source or "configuration file")
+    return replace(settings, data_dir=_absolute(settings.data_dir))
+
+
+def _absolute(folder: Path) -> Path:
+    """The folder as it is called from everywhere: what we start works in other folders."""
+    try:
+        return Path(os.path.abspath(folder))
+    except OSError:
+        raise SettingsError(
+            "data_dir",
+            f"{str(folder)!r:.200} is relative to a folder that is gone; write it from / on, or"
+            " change into a folder that is there",
+        ) from None
 
 
 def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path:

@@ -42,6 +42,8 @@ class Kind:
     repeatable_if: Callable[[Mapping[str, Any]], bool] | None = None
     #: `module:attribute` of an own type.
     entry_point: str = ""
+    #: A payload to try an own type with, None when its author gave none.
+    sample: Mapping[str, Any] | None = None
 
 
 class Catalog:
@@ -51,7 +53,7 @@ class Catalog:
         self.policy = policy
         self._kinds = {kind.info.name: kind for kind in _builtin(policy)}
         for own in own_types:
-            kind = Kind(own.info, Place.CHILD, entry_point=own.entry_point)
+            kind = Kind(own.info, Place.CHILD, entry_point=own.entry_point, sample=own.test_payload)
             self._kinds.setdefault(own.info.name, kind)
         self._refusals = {name: policy.refusal(name) for name in self._kinds}
         self._always = {

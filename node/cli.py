@@ -96,7 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="folder of this worker's identity and results")
     parser.add_argument("--config", help="TOML file with settings")
     parser.add_argument(
-        "--test", action="store_true", help="say what this device offers, try to join, and leave"
+        "--test",
+        action="store_true",
+        help="say what this device offers, run a task of each kind, try to join, and leave",
     )
     parser.add_argument("--debug", action="store_true", help="log more, with traces")
     return parser
@@ -105,8 +107,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code.
 
-    0 left in peace, 2 cannot start as asked or refused by the main node, 3 (`--test`) not
-    reachable, 4 removed from the cluster, 130 stopped at once by a second signal.
+    0 left in peace, 1 (`--test`) a kind of task fails here, 2 cannot start as asked or refused by
+    the main node, 3 (`--test`) not reachable, 4 removed from the cluster, 130 stopped at once by a
+    second signal.
     """
     arguments = make_parser().parse_args(argv)
     try:
@@ -128,16 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pace = Pace(grace_seconds=arguments.drain_seconds)
         worker = build(settings, policy, address, pace, keys, temporary)
         if arguments.test:
-            from retire_cluster.node.report import check
-
-            return check(
-                worker.dialer,
-                worker.introduction,
-                worker.capabilities,
-                worker.catalog,
-                keys,
-                worker.plan,
-            )
+            return _test(worker)
         proctree.hide_memory()
         return _run(worker)
     except (Unusable, ValueError) as error:
@@ -248,6 +242,28 @@ def build(
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
     return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace, keys)
+
+
+def _test(worker: Worker) -> int:
+    from retire_cluster.node.report import check
+    from retire_cluster.node.tryout import try_all
+
+    sampler = Sampler(worker.settings.data_dir, monotonic)
+    tried = try_all(
+        worker.catalog,
+        worker.limits,
+        worker.plan,
+        lambda: (worker.capabilities, sampler.sample()),
+    )
+    return check(
+        worker.dialer,
+        worker.introduction,
+        worker.capabilities,
+        worker.catalog,
+        worker.credentials,
+        worker.plan,
+        tried,
+    )
 
 
 def _run(worker: Worker) -> int:

@@ -157,6 +157,10 @@ class Policy:
         """What the task process itself gets: the same and what its interpreter needs."""
         found = self.task_environment(environ, android=android)
         found.update({k: v for k, v in environ.items() if k in _FOR_PYTHON})
+        if "PYTHONPATH" in found:
+            # Written for the folder that the worker was started in; its tasks work in others.
+            folders = filter(None, found["PYTHONPATH"].split(os.pathsep))
+            found["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
         return found
 
 

@@ -1,11 +1,11 @@
-"""`--test`: what this device offers, and whether the main node welcomes it. Runs nothing."""
+"""`--test`: what this device offers, whether it can do it, whether the main node welcomes it."""
 
 from __future__ import annotations
 
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import zmq
@@ -19,6 +19,7 @@ from retire_cluster.node.records import Introduction
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED
 from retire_cluster.node.sockets import REFUSED, UP, Dialer, Link
 from retire_cluster.node.taskprocess import Plan
+from retire_cluster.node.tryout import Tried
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.messages import (
     FromBroker,
@@ -30,6 +31,7 @@ from retire_cluster.schemas.messages import (
     read_from_broker,
 )
 
+EXIT_TASKS_FAIL = 1
 EXIT_UNREACHABLE = 3
 WAIT_SECONDS = 5.0
 
@@ -41,12 +43,43 @@ def check(
     catalog: Catalog,
     keys: Credentials | None = None,
     plan: Plan | None = None,
+    tried: Iterable[Tried] = (),
     wait_seconds: float = WAIT_SECONDS,
 ) -> int:
-    """Prints the report; 0 welcomed, 2 refused, 3 no answer. A join token is not used up."""
+    """Prints the report; the exit code. A join token is not used up.
+
+    0 welcomed, 1 welcomed but a kind of task fails here, 2 refused, 3 no answer.
+    """
     _show(me, capabilities, catalog)
     if plan is not None:
         show_containment(plan, catalog.policy)
+    failed = show_tried(tried)
+    code = _show_main_node(dialer, me, capabilities, keys, wait_seconds)
+    if failed:
+        sys.stderr.write(
+            f"Tasks of these types fail on this device: {', '.join(failed)}. Mend what is said"
+            " above, or keep them off with policy.deny.\n"
+        )
+    return code or (EXIT_TASKS_FAIL if failed else EXIT_OK)
+
+
+def show_tried(tried: Iterable[Tried]) -> list[str]:
+    """How each kind of task fared; the types that failed."""
+    failed = []
+    for one in tried:
+        _line(f"task {one.task_type}", " ".join(one.text.split())[:500])
+        if not one.ok:
+            failed.append(one.task_type)
+    return failed
+
+
+def _show_main_node(
+    dialer: Dialer,
+    me: Introduction,
+    capabilities: Mapping[str, Any],
+    keys: Credentials | None,
+    wait_seconds: float,
+) -> int:
     session = secrets.token_hex(8)
     only_knock = keys is not None and keys.enrolling
     answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds, only_knock)

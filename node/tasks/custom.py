@@ -6,8 +6,9 @@
 The target is a function `resize(payload, context)` that returns a JSON value, or an object with a
 method `run` of that form. Either may carry attributes: `name` (else the entry point's),
 `description` (else the docstring's first line), `payload_schema` (docs/protocol.md),
-`repeatable` (running it twice does no harm; no by default) and `deterministic_errors`, the
-exception classes after which trying again makes no sense.
+`repeatable` (running it twice does no harm; no by default), `deterministic_errors`, the exception
+classes after which trying again makes no sense, and `test_payload`, one that does no harm anywhere:
+`retire-cluster-worker --test` runs a task with it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class CustomType(NamedTuple):
     info: TypeInfo
     #: `module:attribute`, from which the task process loads it.
     entry_point: str
+    #: What `--test` runs it with, None: nothing.
+    test_payload: dict[str, Any] | None = None
 
 
 def installed() -> dict[str, str]:
@@ -53,15 +56,21 @@ def describe(entry_points: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         try:
             target = load(value)
             info = _info(name, target)
+            sample = _test_payload(target)
         except BaseException as error:  # a stranger's module may do anything at import
             yield {"problem": f"task type {name} ({value}): {type(error).__name__}: {error}"[:500]}
             continue
-        yield {"info": vars(info), "entry_point": value}
+        yield {"info": vars(info), "entry_point": value, "test_payload": sample}
 
 
 def read_description(row: Mapping[str, Any]) -> CustomType:
     """A row of `describe` as a record; raises `WireError`."""
-    return CustomType(TypeInfo.read(row.get("info")), str(row.get("entry_point", "")))
+    sample = row.get("test_payload")
+    return CustomType(
+        TypeInfo.read(row.get("info")),
+        str(row.get("entry_point", "")),
+        sample if isinstance(sample, dict) else None,
+    )
 
 
 def load(entry_point: str) -> Any:
@@ -92,6 +101,14 @@ def _info(entry_name: str, target: Any) -> TypeInfo:
         payload_schema=schema,
         repeatable=getattr(target, "repeatable", False) is True,
     )
+
+
+def _test_payload(target: Any) -> dict[str, Any] | None:
+    sample = getattr(target, "test_payload", None)
+    if sample is not None and not isinstance(sample, dict):
+        raise TypeError("test_payload is an object or None")
+    json.dumps(sample, allow_nan=False)
+    return sample
 
 
 def _callable(target: Any) -> Callable[[Mapping[str, Any], Context], Any]:

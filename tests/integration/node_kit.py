@@ -167,11 +167,13 @@ def start(bus: Bus, tmp_path: Path) -> Iterator[Start]:
     def start_worker(
         *flags: str,
         environ: dict[str, str] | None = None,
-        folder: str = "w",
+        folder: str | None = "w",
         python: str = sys.executable,
     ) -> subprocess.Popen[str]:
         command = [python, "-m", "retire_cluster.node"]
-        command += ["--join", f"127.0.0.1:{bus.port}", "--data-dir", str(tmp_path / folder)]
+        command += ["--join", f"127.0.0.1:{bus.port}"]
+        if folder is not None:
+            command += ["--data-dir", str(tmp_path / folder)]
         process = subprocess.Popen(
             [*command, "--slots", "2", *flags],
             cwd=tmp_path,

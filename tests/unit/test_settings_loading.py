@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -173,3 +174,28 @@ def test_the_example_tells_what_each_setting_does(root: Path) -> None:
         assert f"# {spec.help}" in text, spec.dotted
         if spec.env != f"RETIRE_CLUSTER_{spec.section}_{spec.name}".upper():
             assert spec.env in text
+
+
+def test_a_relative_data_folder_is_absolute_from_the_moment_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rc.toml"
+    file.write_text("data_dir = 'by-file'\n", "utf-8")
+    assert read_settings({"data_dir": "by-flag"}, None, {}).data_dir == tmp_path / "by-flag"
+    by_environment = read_settings({}, None, {"RETIRE_CLUSTER_DATA_DIR": "../by-env"})
+    assert by_environment.data_dir == tmp_path.parent / "by-env"
+    assert read_settings({}, file, {}).data_dir == tmp_path / "by-file"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows keeps the folder one is in")
+def test_a_relative_data_folder_in_a_folder_that_is_gone_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SettingsError, match="relative to a folder that is gone"):
+        read_settings({"data_dir": "data"}, None, {})
+    assert read_settings({"data_dir": "/data"}, None, {}).data_dir == Path("/data")
