@@ -1,0 +1,63 @@
+"""What of a task's output was cut, in one form from the device to the API.
+
+`truncated` is null, or an object with one entry for each part that is not whole:
+`{"stdout": {"total_bytes": 1000000, "kept_bytes": 262144, "missing": "middle"}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeGuard
+
+#: What can be cut.
+PARTS: Final = ("stdout", "stderr", "content", "result_data", "logs", "error_traceback")
+#: Which piece of it is missing.
+MISSING: Final = ("beginning", "middle", "end", "all")
+_MAX_BYTES: Final = 2**53
+
+
+class Cut(NamedTuple):
+    """How much of one output is left."""
+
+    #: Bytes that came, in UTF-8; None when nobody counted to the end.
+    total_bytes: int | None
+    kept_bytes: int
+    #: One of `MISSING`.
+    missing: str
+
+
+def write(cuts: Mapping[str, Cut]) -> dict[str, dict[str, Any]] | None:
+    """As JSON: None when nothing was cut."""
+    return {part: cut._asdict() for part, cut in cuts.items()} or None
+
+
+def read(value: object) -> dict[str, Cut]:
+    """From JSON that somebody sent; what does not fit is left out."""
+    found: dict[str, Cut] = {}
+    if not isinstance(value, dict):
+        return found
+    for part in PARTS:
+        row = value.get(part)
+        if not isinstance(row, dict):
+            continue
+        total, kept, missing = row.get("total_bytes"), row.get("kept_bytes"), row.get("missing")
+        if total is not None and not _is_size(total):
+            continue
+        if _is_size(kept) and isinstance(missing, str) and missing in MISSING:
+            found[part] = Cut(total, kept, missing)
+    return found
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MAX_BYTES
+
+
+def words(part: str, cut: Cut) -> str:
+    """One line for people: `stdout: 737,856 of 1,000,000 bytes are missing in the middle`."""
+    where = {"beginning": "at the beginning", "middle": "in the middle", "end": "at the end"}
+    if cut.total_bytes is None:
+        return f"{part}: cut after {cut.kept_bytes:,} bytes"
+    if cut.missing == "all":
+        return f"{part}: all {cut.total_bytes:,} bytes are missing"
+    gone = cut.total_bytes - cut.kept_bytes
+    return f"{part}: {gone:,} of {cut.total_bytes:,} bytes are missing {where[cut.missing]}"
