@@ -42,6 +42,10 @@ class Facts:
     worker_host: str = "127.0.0.1"
     #: Whether the worker bus has that key too.
     bus_encrypted: bool = False
+    #: Tells this cluster from others to a browser.
+    cluster_id: str = ""
+    #: What facades sign dashboard sessions with.
+    session_secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -216,13 +220,15 @@ def operations() -> Mapping[str, Operation]:
         admin_access,
         admin_cluster,
         admin_devices,
+        admin_facade,
         admin_submit,
         admin_tasks,
         admin_waits,
     )
 
     modules = (
-        admin_access, admin_cluster, admin_devices, admin_submit, admin_tasks, admin_waits,
+        admin_access, admin_cluster, admin_devices, admin_facade, admin_submit, admin_tasks,
+        admin_waits,
     )  # fmt: skip
     assert all(modules)
     return _TABLE

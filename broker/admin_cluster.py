@@ -9,7 +9,6 @@ from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Poll, Reply, operation
 from retire_cluster.broker.admin_devices import breakdown
 from retire_cluster.broker.feed import Entry
-from retire_cluster.broker.ratelimit import Limits
 from retire_cluster.broker.stats import DURATION_BOUNDS
 from retire_cluster.broker.timestamps import duration, stamp
 from retire_cluster.conf.settings import merge_section, public_view, specs
@@ -328,39 +327,3 @@ def _wanted(admin: Admin, args: dict[str, Any]) -> Any:
         )
 
     return test
-
-
-# --- the facade's ---------------------------------------------------------------------------------
-
-
-@operation(
-    "rate.hit",
-    {
-        "client": {"type": "string", "required": True, "minlength": 1, "maxlength": 300},
-        "per_minute": {"type": "strict_int", "min": 1, "default": 60},
-        "per_hour": {"type": "strict_int", "min": 1, "default": 1000},
-        "burst": {"type": "strict_int", "min": 0, "default": 10},
-    },
-)
-def hit(admin: Admin, call: Call) -> Reply:
-    """Count one request of a client, if it is allowed."""
-    args = call.args
-    limits = Limits(args["per_minute"], args["per_hour"], args["burst"])
-    return Reply(admin.limiter.hit(args["client"], limits, call.now.mono, call.now.wall_ms))
-
-
-@operation(
-    "facade.report",
-    {
-        "facade": {"type": "string", "required": True, "maxlength": 200},
-        "requests": {"type": "strict_int", "min": 0, "required": True},
-        "errors": {"type": "strict_int", "min": 0, "required": True},
-        "total_ms": {"type": "finite", "min": 0, "required": True},
-    },
-)
-def report(admin: Admin, call: Call) -> Reply:
-    """A facade process tells what it served since its last report."""
-    args = call.args
-    http = admin.state.stats.http
-    http.add(call.now.mono, args["requests"], args["errors"], args["total_ms"])
-    return Reply({})

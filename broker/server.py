@@ -27,6 +27,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.access import ADMIN, BUS, FEED
 from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, Run, find
 from retire_cluster.broker.admin_cluster import polled
+from retire_cluster.broker.admin_facade import facade_identity
 from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin_waits import waited
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
@@ -120,10 +121,11 @@ class Broker:
         except BaseException:
             self.close()
             raise
+        ports, pair = _ports(admin, bus, feed), self._gate.pair if self._gate else None
         self.facts = Facts(
-            version("retire-cluster"), os.getpid(), server.host, *_ports(admin, bus, feed),
-            self._started, self._gate.pair.public if self._gate else "", worker_host,
-            bus_locked,
+            version("retire-cluster"), os.getpid(), server.host, *ports,
+            self._started, pair.public if pair else "", worker_host, bus_locked,
+            *facade_identity(pair, self.state.ids.salt, ports[0]),
         )  # fmt: skip
         self._bus = Bus(bus, self.facts, keyed=bus_locked)
         self._clients = Clients(

@@ -20,6 +20,7 @@ from retire_cluster.api.cluster import Cluster, GuardedCluster
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.feed import EventFeed
 from retire_cluster.api.middleware import Gate
+from retire_cluster.api.parking import Parking
 from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter
 from retire_cluster.api.resources.cluster import Cluster as ClusterResource
@@ -33,6 +34,7 @@ from retire_cluster.api.resources.prometheus import Prometheus
 from retire_cluster.api.resources.stream import Stream
 from retire_cluster.api.resources.tasks import Task, Tasks
 from retire_cluster.api.resources.ui import Pages, Session
+from retire_cluster.api.sessions import Sessions
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
@@ -95,10 +97,12 @@ def create_app(
         [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())], key_file
     )
     guarded = GuardedCluster(cluster, monotonic)
+    sessions = Sessions(guarded, clock, monotonic)
     access = Access(
         ring,
         required=api.auth or bool(ring),
         reads=api.auth_reads,
+        sessions=sessions,
         monotonic=monotonic,
         clock=clock,
     )
@@ -147,7 +151,9 @@ def create_app(
     index = Index(guarded, features)
     whole = ClusterResource(guarded, auth_required=access.required)
     devices, device = Devices(guarded), Device(guarded)
-    tasks, task = Tasks(guarded, access, SubmissionReader()), Task(guarded)
+    parking = Parking(drain, threads=api.threads, monotonic=monotonic)
+    tasks = Tasks(guarded, access, SubmissionReader(), parking)
+    task = Task(guarded, parking)
     config = Config(guarded, public_view(api))
 
     route = app.add_route
@@ -181,13 +187,13 @@ def create_app(
     route(f"{API}/tasks/{{task_id}}/explanation", task, suffix="explanation")
     route(f"{API}/tasks/{{task_id}}/cancel", task, suffix="cancel")
     route(f"{API}/tasks/{{task_id}}/retry", task, suffix="retry")
-    route(f"{API}/events", Events(guarded, drain, threads=api.threads, monotonic=monotonic))
+    route(f"{API}/events", Events(guarded, parking))
     route(f"{API}/events/ticket", EventTicket(tickets))
     route(f"{API}/config", config)
     route(f"{API}/config/server", ConfigSection(guarded, "server"))
     route(f"{API}/config/heartbeat", ConfigSection(guarded, "heartbeat"))
     route(f"{API}/config/reset", config, suffix="reset")
-    pages, session = Pages(), Session(access, product_version())
+    pages, session = Pages(), Session(access, sessions, product_version())
     route("/ui", pages)
     route("/ui/session", session)
     route("/ui/login", session, suffix="login")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import time
 from collections import OrderedDict, deque
@@ -13,15 +12,22 @@ from typing import Any
 
 from retire_cluster.api.keys import Key, KeyRing
 from retire_cluster.api.peers import Peer
-from retire_cluster.schemas.errors import Forbidden, RateLimitExceeded, Unauthorized
+from retire_cluster.api.sessions import Sessions
+from retire_cluster.schemas.errors import (
+    ClusterError,
+    Forbidden,
+    RateLimitExceeded,
+    Unauthorized,
+)
 from retire_cluster.schemas.operations import Operation
 from retire_cluster.schemas.vocabulary import HARMLESS_TASK_TYPES
 
 WRONG_KEYS_PER_MINUTE = 10
 _REMEMBERED_ADDRESSES = 10_000
 _HOW_TO_SEND = "send it as X-API-Key: KEY or Authorization: Bearer KEY"
-#: The dashboard's cookie, see `resources/ui.py`.
-SESSION_COOKIE = "retire_cluster_key"
+#: What the dashboard's pages send with each request.
+DASHBOARD_HEADER = "HTTP_X_REQUESTED_WITH"
+DASHBOARD = "retire-cluster-dashboard"
 CHALLENGE = 'Bearer realm="retire-cluster"'
 
 
@@ -34,11 +40,21 @@ class Identity:
     key: Key | None
     #: It presented a key that is not valid.
     wrong_key: bool = False
+    #: It is the dashboard: signed in, or on this machine without authentication.
+    dashboard: bool = False
+    #: Name of a cookie of this cluster that is worth nothing (any more).
+    bad_cookie: str = ""
+    #: Its cookie could not be judged: the main node is silent.
+    unknown: ClusterError | None = None
 
     @property
     def client(self) -> str:
-        """What rate limits count by: the key, else the address (an IPv6 network of 64 bits)."""
-        return f"key:{self.key.key_id}" if self.key else f"address:{network_of(self.peer.address)}"
+        """What rate limits count by: the key, else the address (an IPv6 network of 64 bits).
+
+        The dashboard's is another than its key's or address's, so that scripts never blank it.
+        """
+        of = f"key:{self.key.key_id}" if self.key else f"address:{network_of(self.peer.address)}"
+        return f"dashboard:{of}" if self.dashboard else of
 
     @property
     def owner(self) -> str:
@@ -54,33 +70,13 @@ def network_of(address: str) -> str:
 
 
 def presented_key(environ: Mapping[str, Any]) -> str | None:
-    """The key that a WSGI request carries, if any."""
+    """The key that a WSGI request carries in a header, if any."""
     key = str(environ.get("HTTP_X_API_KEY", "")).strip()
     if key:
         return key
     scheme, _, value = str(environ.get("HTTP_AUTHORIZATION", "")).strip().partition(" ")
     if scheme.lower() == "bearer":
         return value.strip() or None
-    return _cookie_key(environ)
-
-
-def cookie_value(key: str) -> str:
-    """A key as the dashboard's cookie carries it: any text, in the letters that cookies allow."""
-    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
-
-
-def _cookie_key(environ: Mapping[str, Any]) -> str | None:
-    # SameSite=Strict lets pages of other ports of this host send the cookie too; their browser
-    # says so here. What changes something has had its Origin checked besides (middleware.Gate).
-    if environ.get("HTTP_SEC_FETCH_SITE", "none").strip().lower() not in ("same-origin", "none"):
-        return None
-    for pair in str(environ.get("HTTP_COOKIE", "")).split(";"):
-        name, _, value = pair.strip().partition("=")
-        if name == SESSION_COOKIE and value:
-            try:
-                return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode()
-            except ValueError:
-                return None
     return None
 
 
@@ -90,6 +86,7 @@ class Access:
     :param keys: the accepted keys
     :param required: authentication is on
     :param reads: with authentication on, reading needs a key too
+    :param sessions: knows the cookies of signed-in browsers; None: there are none
     :param monotonic: clock in seconds, for the count of wrong keys
     :param clock: epoch seconds, for when a key was last used
     """
@@ -100,15 +97,41 @@ class Access:
         *,
         required: bool,
         reads: bool = False,
+        sessions: Sessions | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.keys = keys
+        self._sessions = sessions
         self._clock = clock
         self._uses: dict[str, int] = {}
         self.required = required
         self.reads = required and reads
         self._wrong = _WrongKeys(monotonic)
+
+    def of_request(self, peer: Peer, environ: Mapping[str, Any]) -> Identity:
+        """The client of a WSGI request, by its key, else by its cookie. Raises as `identify`.
+
+        A cookie that is worth nothing counts as none: nobody guesses sessions of 256 bits, and a
+        browser sends an ended one with every request.
+        """
+        if not self.required:
+            own = environ.get(DASHBOARD_HEADER) == DASHBOARD
+            return Identity(peer, None, dashboard=own and peer.loopback)
+        presented = presented_key(environ)
+        if presented is not None or self._sessions is None:
+            return self.identify(peer, presented)
+        try:
+            signed = self._sessions.read(environ)
+        except ClusterError as error:
+            return Identity(peer, None, unknown=error)
+        if signed is None:
+            return Identity(peer, None)
+        key = self.keys.by_id(signed.key_id) if signed.key_id is not None else None
+        if key is None:
+            return Identity(peer, None, bad_cookie=signed.name)
+        self._uses[key.key_id] = int(self._clock() * 1000)
+        return Identity(peer, key, dashboard=True)
 
     def identify(self, peer: Peer, presented: str | None) -> Identity:
         """The client of a request from `peer` that carries this key (None: carries none).
@@ -160,6 +183,8 @@ class Access:
                     " API with --auth (or --api-key KEY) and send the key"
                 )
         elif identity.key is None:
+            if identity.unknown is not None:
+                raise identity.unknown
             reason = "the API key is not valid" if identity.wrong_key else "it needs an API key"
             raise Unauthorized(f"{what} was refused: {reason}; {_HOW_TO_SEND}")
         elif not identity.key.may(scope):

@@ -117,6 +117,10 @@ class KeyRing:
                 found = key
         return found
 
+    def by_id(self, key_id: str) -> Key | None:
+        """The key of this id, or None."""
+        return next((key for key in self.keys if key.key_id == key_id), None)
+
 
 def read_keys(path: Path) -> list[Key]:
     """The keys kept in a file; none when there is no file. Raises `KeyFileError`."""

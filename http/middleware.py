@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +13,10 @@ import falcon
 from falcon.constants import COMBINED_METHODS
 
 from retire_cluster.api import envelope
-from retire_cluster.api.auth import CHALLENGE, Access, Identity, presented_key
+from retire_cluster.api.auth import CHALLENGE, Access, Identity
 from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter, Standing
+from retire_cluster.api.sessions import set_cookie
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.schemas.errors import (
     ClusterError,
@@ -27,7 +29,7 @@ from retire_cluster.schemas.errors import (
     UnsupportedMediaType,
     ValidationError,
 )
-from retire_cluster.schemas.operations import OPERATIONS, Operation
+from retire_cluster.schemas.operations import API, OPERATIONS, Operation
 from retire_cluster.schemas.requests import parse_query, split_query
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
@@ -39,6 +41,10 @@ _EXPOSED = (
     "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After,"
     " Idempotent-Replayed"
 )
+_TASKS, _RESULTS = f"{API}/tasks/", ("/result", "/results")
+#: From a wait of so many seconds on a request for results costs no rate limit.
+FREE_WAIT_SECONDS = 1.0
+_WAIT = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?", re.ASCII)
 _REMEMBERED_QUERIES = 1000
 _log = logging.getLogger("api")
 _requests_log = logging.getLogger("api.requests")
@@ -106,10 +112,13 @@ class Gate:
         if req.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in req.env:
             self._preflight(req, resp)
             return
-        # The dashboard's files need no key; a cookie that has gone bad must not lock its login out.
-        presented = None if _is_dashboard(req.path) else presented_key(req.env)
-        context.identity = self._access.identify(peer, presented)
-        if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req.path):
+        # The dashboard's files need no key.
+        context.identity = (
+            Identity(peer, None)
+            if _is_dashboard(req.path)
+            else self._access.of_request(peer, req.env)
+        )
+        if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req):
             self._count(req, context.identity)
 
     def process_resource(
@@ -138,6 +147,9 @@ class Gate:
         standing: Standing | None = context.standing
         if standing is not None:
             resp.set_headers(standing.headers())
+        identity: Identity | None = getattr(context, "identity", None)
+        if identity is not None and identity.bad_cookie:
+            set_cookie(req, resp, identity.bad_cookie, "")
         self._add_cors(req, resp)
         status = resp.status_code
         seconds = self._monotonic() - context.started
@@ -171,7 +183,7 @@ class Gate:
 
     def _count(self, req: falcon.Request, identity: Identity) -> None:
         try:
-            standing, over = self._limiter.hit(identity.client)
+            standing, over = self._limiter.hit(identity.client, dashboard=identity.dashboard)
         except ClusterUnavailable:
             if _plain(req.path) in _LOCAL:
                 return
@@ -201,8 +213,20 @@ def _plain(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-def _is_limited(path: str) -> bool:
-    return _plain(path) not in _UNLIMITED and not _is_dashboard(path)
+def _is_limited(req: falcon.Request) -> bool:
+    path = _plain(req.path)
+    if path in _UNLIMITED or _is_dashboard(req.path):
+        return False
+    return not (path.startswith(_TASKS) and path.endswith(_RESULTS) and waits(req.query_string))
+
+
+def waits(query: str) -> bool:
+    """Whether a query asks for a wait long enough to be free: what is waited for is no load."""
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if name == "wait" and _WAIT.fullmatch(value):
+            return float(value) >= FREE_WAIT_SECONDS
+    return False
 
 
 def _is_dashboard(path: str) -> bool:

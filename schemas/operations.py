@@ -231,6 +231,7 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/tasks/results", "getTaskResults", "Tasks",
         "The results of up to 1000 tasks in one answer", "TaskResults", errors=_TASK,
+        query=requests.RESULT_QUERY,
         body=requests.TASK_RESULTS, body_example={"task_ids": [_TASK_UUID]},
         description="Tasks that have not ended are listed under `unfinished`, those whose results"
         " did not fit into one answer (8 MiB) under `omitted`: ask for these again.",
@@ -261,6 +262,7 @@ _ROWS: Final = (
     Operation(
         "GET", f"{API}/tasks/{{task_id}}/result", "getTaskResult", "Tasks",
         "The result of a finished task", "TaskResult", errors=(*_TASK, "NO_TASK_RESULT"),
+        query=requests.RESULT_QUERY,
         leads_to=("retryTask", "getDevice"),
         example={
             "task_id": _TASK_UUID, "status": "success",

@@ -212,6 +212,17 @@ EVENTS_QUERY: Final[dict[str, Any]] = {
     "device_id": _described("Only events of this device", **_DEVICE_ID),
 }
 
+RESULT_QUERY: Final[dict[str, Any]] = {
+    "wait": {
+        **EVENTS_QUERY["wait"],
+        "meta": {
+            **EVENTS_QUERY["wait"]["meta"],
+            "description": "Seconds to wait for the end of what has not ended; from 1 on the"
+            " request costs no rate limit",
+        },
+    }
+}
+
 STREAM_QUERY: Final[dict[str, Any]] = {
     **{name: EVENTS_QUERY[name] for name in ("since", "type", "task_id", "device_id")},
     "ticket": _described(

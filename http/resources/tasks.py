@@ -10,6 +10,7 @@ from retire_cluster.api import validation
 from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.envelope import spliced
+from retire_cluster.api.parking import Parking, Patience
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.submission import (
     Submission,
@@ -23,8 +24,15 @@ from retire_cluster.conf import failpoints
 class Tasks(Resource):
     """All tasks."""
 
-    def __init__(self, cluster: GuardedCluster, access: Access, reader: SubmissionReader) -> None:
+    def __init__(
+        self,
+        cluster: GuardedCluster,
+        access: Access,
+        reader: SubmissionReader,
+        parking: Parking,
+    ) -> None:
         self._cluster = cluster
+        self._parking = parking
         self._access = access
         self._reader = reader
 
@@ -65,10 +73,15 @@ class Tasks(Resource):
         )
 
     def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The results of many tasks."""
-        body = validation.checked_body(req)
-        args = {"task_ids": body["task_ids"], "timeout_seconds": 0}
-        answer(req, resp, spliced(self._cluster.call("task.wait", args, patient=True)))
+        """The results of many tasks, once all have ended or the wait is over."""
+        args = {"task_ids": validation.checked_body(req)["task_ids"], "timeout_seconds": 0}
+        found = self._cluster.call("task.wait", args, patient=True)
+        wait = float(req.context.query["wait"])
+        if wait and found.data["unfinished"]:
+            with self._parking.park(req, wait) as patience:
+                if await_ends(self._cluster, found.data["unfinished"], patience):
+                    found = self._cluster.call("task.wait", args, patient=True)
+        answer(req, resp, spliced(found))
 
     def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Counts, durations and load."""
@@ -101,11 +114,28 @@ class Tasks(Resource):
         return data
 
 
+def await_ends(cluster: GuardedCluster, task_ids: list[str], patience: Patience) -> bool:
+    """Wait until these tasks have ended, one by one; whether any did."""
+    ended = False
+    for task_id in task_ids:
+        while True:
+            left = patience.slice()
+            args = {"task_ids": [task_id], "timeout_seconds": left, "brief": True}
+            data = cluster.call("task.wait", args, extra_seconds=left).data
+            if data["statuses"][0] is not None:
+                ended = True
+                break
+            if not left:
+                return ended
+    return ended
+
+
 class Task(Resource):
     """One task."""
 
-    def __init__(self, cluster: GuardedCluster) -> None:
+    def __init__(self, cluster: GuardedCluster, parking: Parking) -> None:
         self._cluster = cluster
+        self._parking = parking
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Everything known of it."""
@@ -116,7 +146,11 @@ class Task(Resource):
         self._show(req, resp, "task.status", task_id)
 
     def on_get_result(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Its result, once it has one."""
+        """Its result, once it has one or the wait is over."""
+        wait = float(req.context.query["wait"])
+        if wait:
+            with self._parking.park(req, wait) as patience:
+                await_ends(self._cluster, [validation.task_id(task_id)], patience)
         self._show(req, resp, "task.result", task_id)
 
     def on_get_explanation(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The dashboard at `/ui/`: its files, and the cookie that stands for a key in a browser.
+"""The dashboard at `/ui/`: its files, and signing in and out.
 
 The files are read once, with their compressed twins and tags, and cost no rate limit and no key:
 there is nothing in them but the program. What the pages show, they ask the API for.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -17,8 +16,9 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api import validation
-from retire_cluster.api.auth import SESSION_COOKIE, Access, Identity, cookie_value, presented_key
+from retire_cluster.api.auth import Access, Identity
 from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.api.sessions import Sessions, set_cookie
 from retire_cluster.schemas.errors import NotFound, Unauthorized
 from retire_cluster.schemas.strict import Schema
 from retire_cluster.schemas.validation import validate
@@ -30,7 +30,6 @@ POLICY: Final = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none';"
     " object-src 'none'"
 )
-SESSION_SECONDS: Final = 30 * 86_400
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -105,28 +104,33 @@ class Pages(Resource):
 class Session(Resource):
     """`/ui/session`, `/ui/login`, `/ui/logout`: who the browser is, by its cookie."""
 
-    def __init__(self, access: Access, version: str) -> None:
+    def __init__(self, access: Access, sessions: Sessions, version: str) -> None:
         self._access = access
+        self._sessions = sessions
         self._version = version
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """What this browser may do, so that the page offers nothing else."""
-        identity = req.context.identity
-        answer(req, resp, self._facts(self._access.identify(identity.peer, presented_key(req.env))))
+        identity = self._access.of_request(req.context.identity.peer, req.env)
+        if identity.unknown is not None:
+            raise identity.unknown
+        req.context.identity = identity
+        answer(req, resp, self._facts(identity))
 
     def on_post_login(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Keep a valid key in a cookie that scripts cannot read and other sites cannot send."""
+        """Give a valid key's holder a session: a cookie that scripts cannot read."""
         key = validate(_LOGIN, validation.json_body(req))["key"].strip()
         identity = self._access.identify(req.context.identity.peer, key)
         if self._access.required:
             if identity.key is None:
                 raise Unauthorized("This API key is not valid")
-            _set_cookie(req, resp, cookie_value(key))
+            set_cookie(req, resp, *self._sessions.issue(identity.key.key_id))
         answer(req, resp, self._facts(identity), message="Signed in")
 
     def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Forget the cookie."""
-        _set_cookie(req, resp, "")
+        if self._access.required:
+            set_cookie(req, resp, self._sessions.name(), "")
         identity = Identity(req.context.identity.peer, None)
         answer(req, resp, self._facts(identity), message="Signed out")
 
@@ -142,20 +146,3 @@ class Session(Resource):
             "signed_in": identity.key is not None,
             "scopes": scopes,
         }
-
-
-def _set_cookie(req: falcon.Request, resp: falcon.Response, value: str) -> None:
-    # Falcon leaves out a Max-Age of 0, so forgetting goes by the date.
-    past = None if value else datetime(1970, 1, 1, tzinfo=timezone.utc)
-    through_proxy = req.context.identity.peer.through_proxy
-    forwarded = req.get_header("X-Forwarded-Proto", default="") if through_proxy else ""
-    resp.set_cookie(
-        SESSION_COOKIE,
-        value,
-        expires=past,
-        max_age=SESSION_SECONDS if value else None,
-        path="/",
-        secure=req.scheme == "https" or forwarded.strip().lower() == "https",
-        http_only=True,
-        same_site="Strict",
-    )

@@ -1,5 +1,5 @@
 // Routes, keys, theme, sign-in and the connection's state.
-import { ageAll, dialog, h, morph, say, toast } from "./dom.js";
+import { ageAll, clock, dialog, h, morph, say, toast } from "./dom.js";
 import { bus, limit, Live, metrics, session, sleep, ui, whoAmI } from "./net.js";
 import { apply, history, setMetrics, trim } from "./model.js";
 import { trouble } from "./parts.js";
@@ -104,7 +104,7 @@ bus.addEventListener("limit", () => {
   const left = limit.blockedUntil - Date.now();
   if (left > 0) {
     $("hint").hidden = false;
-    $("hint").textContent = `Many requests at once: the next in ${Math.ceil(left / 1000)} s. What happens meanwhile still shows.`;
+    $("hint").textContent = `Rate limited until ${clock(limit.blockedUntil)}. What happens meanwhile still shows.`;
     clearTimeout(hintTimer);
     hintTimer = setTimeout(() => { $("hint").hidden = true; }, left + 500);
   }
@@ -120,8 +120,7 @@ let asking = false;
 async function signIn(why) {
   if (asking) return;
   asking = true;
-  // A cookie that is no longer good would be counted as a guess with each request.
-  if (session.signed_in) await ui("POST", "logout", {}).catch(() => {});
+  session.signed_in = false;
   const note = h("p.error", { role: "alert", hidden: true });
   const input = h("input", { id: "key", name: "key", type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
   const good = await dialog("Sign in", (close) => h("form", {
@@ -136,7 +135,7 @@ async function signIn(why) {
         input.select();
       }
     },
-  }, h("p", null, why || "With an API key you can do more here."), h("div.field", null, h("label", { for: "key" }, "API key"), input, h("p.help", null, "It stays in a cookie that no script can read, and is forgotten when you sign out."), note),
+  }, h("p", null, why || "With an API key you can do more here."), h("div.field", null, h("label", { for: "key" }, "API key"), input, h("p.help", null, "It is not kept: this browser gets a session of seven days, which ends when you sign out or the key is revoked."), note),
   h("div.row.end", null, h("button", { type: "button", onclick: () => close(false) }, "Not now"), h("button.primary", { type: "submit" }, "Sign in"))));
   asking = false;
   if (good) {

@@ -1,9 +1,8 @@
 // Pictures in SVG. Each takes numbers and gives an element; colours and shapes come from the style.
-import { h, s, now, span, count } from "./dom.js";
+import { h, s, clock, now, span, count } from "./dom.js";
 
 const W = 480, H = 150, LEFT = 38, BOTTOM = 18, TOP = 6;
 
-const clock = (at) => new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
 const round = (value) => Math.round(value * 10) / 10;
 
 function frame(label, from, to, ticks, y, kids) {

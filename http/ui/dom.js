@@ -114,6 +114,16 @@ function spanText(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.round((seconds % 86400) / 3600)} h`;
 }
 
+const two = (number) => String(number).padStart(2, "0");
+
+/** A moment on this device's clock, the same way everywhere: 14:03:07, with the date on another day. */
+export function clock(moment) {
+  const at = new Date(moment), today = new Date(now());
+  const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
+  if (at.toDateString() === today.toDateString()) return time;
+  return `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${time}`;
+}
+
 function agoText(iso) {
   const seconds = Math.max(0, (now() - Date.parse(iso)) / 1000);
   if (seconds < 1.5) return "just now";
@@ -125,7 +135,7 @@ function agoText(iso) {
 
 export function ago(iso) {
   if (!iso) return "–";
-  return h("time", { datetime: iso, "data-ago": iso, title: new Date(iso).toLocaleString() }, agoText(iso));
+  return h("time", { datetime: iso, "data-ago": iso, title: clock(iso) }, agoText(iso));
 }
 
 /** Lets every "3 s ago" on the page age. */

@@ -1,5 +1,5 @@
 // The event log as it grows: what happened to which task and device.
-import { h, chip, count, glyph, link, shortId } from "./dom.js";
+import { h, chip, clock, count, glyph, link, shortId } from "./dom.js";
 import { get } from "./net.js";
 import { model, STATUSES } from "./model.js";
 import { deviceLink, filterBar } from "./parts.js";
@@ -81,4 +81,3 @@ function row(event) {
 
 const HIDDEN = ["task_type", "from"];
 const more = (data) => Object.entries(data).filter(([name, value]) => !HIDDEN.includes(name) && value !== null && value !== "").map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ") || "–";
-const clock = (iso) => { const at = new Date(iso); return `${at.toLocaleTimeString("en-GB")}.${String(at.getMilliseconds()).padStart(3, "0")}`; };

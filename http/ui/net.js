@@ -1,15 +1,15 @@
-// The API and the event stream. Frugal on purpose: a client has 60 requests a minute and 1,000 an
-// hour, so lists are never polled. Events patch what is shown; a refetch is rare and spaced out.
+// The API and the event stream. Frugal on purpose: requests are counted, so lists are never polled.
+// Events patch what is shown; a refetch is rare and spaced out.
 import { now, setClock } from "./dom.js";
 
 const ROOT = new URL("../", import.meta.url);
 export const API = new URL("api/v1/", ROOT);
-const RESERVE = 15;           // requests a minute that background work leaves to people
+const RESERVE = 0.25;         // of a minute's requests: background work leaves it to people
 const BACKGROUND_A_MINUTE = 12;
 
 export const session = { version: "", auth_required: false, auth_reads: false, signed_in: false, scopes: [] };
 export const may = (scope) => session.scopes.includes("admin") || session.scopes.includes(scope);
-export const limit = { remaining: null, resetMs: 0, blockedUntil: 0 };
+export const limit = { remaining: null, perMinute: 60, resetMs: 0, blockedUntil: 0 };
 export const bus = new EventTarget();
 const tell = (name, detail) => bus.dispatchEvent(new CustomEvent(name, { detail }));
 export const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -25,7 +25,7 @@ export class ApiError extends Error {
 }
 
 async function request(method, url, body, signal) {
-  const headers = { Accept: "application/json" };
+  const headers = { Accept: "application/json", "X-Requested-With": "retire-cluster-dashboard" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer;
   try {
@@ -40,6 +40,7 @@ async function request(method, url, body, signal) {
   const left = answer.headers.get("X-RateLimit-Remaining");
   if (left !== null) {
     limit.remaining = Number(left);
+    limit.perMinute = Number(answer.headers.get("X-RateLimit-Limit"));
     limit.resetMs = Number(answer.headers.get("X-RateLimit-Reset")) * 1000;
     tell("limit");
   }
@@ -108,7 +109,7 @@ function budgetDelay() {
   while (recent.length && recent[0] < at - 60000) recent.shift();
   let wait = Math.max(0, limit.blockedUntil - at);
   if (recent.length >= BACKGROUND_A_MINUTE) wait = Math.max(wait, recent[0] + 60000 - at);
-  if (limit.remaining !== null && limit.remaining < RESERVE) {
+  if (limit.remaining !== null && limit.remaining < RESERVE * limit.perMinute) {
     wait = Math.max(wait, Math.min(30000, limit.resetMs - now()));
   }
   return wait;

@@ -1,5 +1,5 @@
 // What several pages show: task rows, how to join, why a task waits, acting on tasks.
-import { h, ago, ask, chip, copyable, glyph, link, plural, shortId, span, toast } from "./dom.js";
+import { h, ago, ask, chip, clock, copyable, glyph, link, plural, shortId, span, toast } from "./dom.js";
 import { each, get, limit, may, send } from "./net.js";
 import { addBeat, TERMINAL } from "./model.js";
 
@@ -148,7 +148,7 @@ export async function joinBody() {
   const make = async () => {
     try {
       const { data } = await send("POST", "join-tokens", { note: "made by the dashboard" });
-      place.replaceChildren(...[data.one_line && copyable(data.one_line), data.one_line && h("p", null, "or, where retire-cluster is installed:"), copyable(data.command), h("p.quiet", null, `For one device, until ${new Date(data.expires_at).toLocaleTimeString()}. It shows up here within a second of starting.`),
+      place.replaceChildren(...[data.one_line && copyable(data.one_line), data.one_line && h("p", null, "or, where retire-cluster is installed:"), copyable(data.command), h("p.quiet", null, `For one device, until ${clock(data.expires_at)}. It shows up here within a second of starting.`),
         data.local_only && h("p.banner", null, "Only on this machine (add --data-dir FOLDER): the worker bus listens here alone, see server.worker_host.")].filter(Boolean));
     } catch (error) {
       if (error.status !== 403) { toast(error.message, "bad"); return; }

@@ -1,5 +1,5 @@
 // All tasks, and one.
-import { h, ago, chip, glyph, link, now, percent, plural, s, say, shortId, span } from "./dom.js";
+import { h, ago, chip, clock, glyph, link, now, percent, plural, s, say, shortId, span } from "./dom.js";
 import { get, may, refresher } from "./net.js";
 import { learn, model, PRIORITIES, STATUSES, TERMINAL } from "./model.js";
 import { act, actOnMany, card, deviceLink, facts, filterBar, guarded, loadTypes, noTasks, pager, patch, pretty, taskTable, trouble, whyBox } from "./parts.js";
@@ -162,7 +162,7 @@ function steps(found) {
   const rows = [["created", found.created_at, "queued"], ["assigned", found.assigned_at, "assigned"], ["started", found.started_at, "running"], [ended ? found.status : "ended", found.completed_at, ended ? found.status : "queued"]];
   return h("ol.steps", { "aria-label": "How far it is" }, rows.map(([name, at, sign], i) => {
     const before = rows.slice(0, i).map((row) => row[1]).filter(Boolean).pop();
-    return h("li", { "data-on": at ? true : null, "data-status": at ? sign : null }, h("span.dot", null, glyph(sign)), h("b", null, name), h("span.note", null, at ? (before && i ? `+ ${span(Math.max(0, Date.parse(at) - Date.parse(before)) / 1000)}` : new Date(at).toLocaleTimeString()) : "–"));
+    return h("li", { "data-on": at ? true : null, "data-status": at ? sign : null }, h("span.dot", null, glyph(sign)), h("b", null, name), h("span.note", null, at ? (before && i ? `+ ${span(Math.max(0, Date.parse(at) - Date.parse(before)) / 1000)}` : clock(at)) : "–"));
   }));
 }
 

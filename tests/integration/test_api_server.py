@@ -25,7 +25,6 @@ from wsproto.events import (
 
 from retire_cluster.api import websocket
 from retire_cluster.api.app import Facade, create_app
-from retire_cluster.api.auth import SESSION_COOKIE, cookie_value
 from retire_cluster.api.keys import KeyRing, key_of
 from retire_cluster.api.waitress_server import Patience
 from retire_cluster.api.websocket import StreamServer
@@ -66,6 +65,8 @@ class EventLog:
         if op == "health":
             words = {"cluster_server": "healthy", "task_scheduler": "healthy"}
             return Answer({"components": words}, [])
+        if op == "facade.identity":
+            return Answer({"cluster_id": "c1", "session_secret": "00" * 32}, [])
         return Answer({}, [])
 
     def _poll(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -610,13 +611,17 @@ def test_a_peer_that_is_gone_is_closed_and_one_that_answers_pings_is_not(
 def test_the_dashboards_cookie_opens_the_stream_for_its_own_pages_only() -> None:
     bench = Bench("secret", auth_reads=True)
     try:
-        cookie = f"{SESSION_COOKIE}={cookie_value('secret')}"
         own = f"http://127.0.0.1:{bench.server.port}"
+        body = b'{"key": "secret"}'
+        _, headers, _ = bench.raw(
+            b"POST /ui/login HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        cookie = headers["set-cookie"].partition(";")[0]
         Stream(bench, Cookie=cookie, Origin=own).opened().close()
         assert Stream(bench, Cookie=cookie, Origin="http://evil.example").refused() == 403
         assert Stream(bench, Cookie=cookie, Origin="null").refused() == 403
-        wrong = f"{SESSION_COOKIE}={cookie_value('guess')}"
-        assert Stream(bench, Cookie=wrong, Origin=own).refused() == 401
+        assert Stream(bench, Cookie=cookie[:-1], Origin=own).refused() == 401
     finally:
         bench.close()
 

@@ -50,6 +50,7 @@ class MemoryCluster:
             "device.list": {"items": [], "pagination": PAGES},
             "task.list": {"items": [], "pagination": PAGES},
             "device.ping": {"ping_successful": False},
+            "facade.identity": {"cluster_id": "c1", "session_secret": "00" * 32},
             "rate.hit": {"allowed": True, "limit": 60, "remaining": 59, "reset": 1640995200},
             "events.poll": {"events": [], "next": 5, "gap": False},
             "metrics": {

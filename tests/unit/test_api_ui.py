@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 from falcon import testing
 
 from retire_cluster.api.app import create_app
-from retire_cluster.api.keys import KeyRing, key_of
+from retire_cluster.api.keys import KeyRing, key_of, write_keys
 from retire_cluster.api.resources.ui import load_files
 from retire_cluster.broker.client import Answer
 from retire_cluster.conf.settings import Api, Settings
@@ -28,8 +29,12 @@ class Answering:
 
     timeout_seconds = 2.0
 
+    cluster_id = "c1"
+    secret = b"\x01" * 32
+
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.hits: list[dict[str, Any]] = []
 
     def call_raw(
         self,
@@ -41,7 +46,10 @@ class Answering:
     ) -> Answer:
         self.asked.append(op)
         if op == "rate.hit":
+            self.hits.append(dict(args or {}))
             return Answer({"allowed": True, "limit": 60, "remaining": 59, "reset": 1}, [])
+        if op == "facade.identity":
+            return Answer({"cluster_id": self.cluster_id, "session_secret": self.secret.hex()}, [])
         return Answer({"server_info": {}}, [])
 
     def close(self) -> None:
@@ -51,12 +59,18 @@ class Answering:
 class Site:
     """A facade and a client of it."""
 
-    def __init__(self, *keys: str, **options: Any) -> None:
+    def __init__(
+        self, *keys: str, key_file: Path | None = None, cluster_id: str = "c1", **options: Any
+    ) -> None:
         self.main = Answering()
+        self.main.cluster_id = cluster_id
+        self.now = 1_700_000_000.0
         facade = create_app(
             self.main,
             Settings(data_dir=Path("data"), api=Api(**options)),
             keys=KeyRing(map(key_of, keys)),
+            key_file=key_file,
+            clock=lambda: self.now,
         )
         facade.reporter.stop()
         self.client = testing.TestClient(facade.app)
@@ -169,10 +183,91 @@ def test_over_https_the_cookie_is_secure() -> None:
     assert "Secure" in answer.headers["set-cookie"].split("; ")
 
 
+def sign_in(site: Site, key: str = "secret") -> str:
+    """The cookie of a browser that has signed in, as it sends it."""
+    answer = site.post("/ui/login", {"key": key})
+    assert answer.status_code == 200
+    return str(answer.headers["set-cookie"].split(";")[0])
+
+
+def forgets(answer: testing.Result, name: str) -> bool:
+    header = answer.headers.get("set-cookie", "")
+    return header.startswith(f"{name}=") and "expires=Thu, 01 Jan 1970" in header
+
+
 def test_signing_out_forgets_the_cookie() -> None:
-    answer = Site("secret").post("/ui/logout", {})
-    assert "retire_cluster_key=" in answer.headers["set-cookie"]
-    assert "expires=Thu, 01 Jan 1970" in answer.headers["set-cookie"]
+    assert forgets(Site("secret").post("/ui/logout", {}), "retire_cluster_c1")
+
+
+def test_the_cookie_is_a_session_and_not_the_key() -> None:
+    pair = sign_in(Site("secret"))
+    assert "secret" not in pair
+    assert base64.urlsafe_b64encode(b"secret").decode().rstrip("=") not in pair
+    assert Site("secret").get("/api/v1/config", x_api_key=pair.partition("=")[2]).status_code == 401
+
+
+def test_another_process_of_the_facade_knows_the_session_and_another_cluster_does_not() -> None:
+    pair = sign_in(Site("secret"))
+    assert Site("secret").get("/api/v1/config", cookie=pair).status_code == 200
+    other = Site("secret", cluster_id="c2").get("/api/v1/config", cookie=pair)
+    assert other.status_code == 401
+    assert "set-cookie" not in other.headers, "a cookie of another cluster is none of ours"
+
+
+def test_a_session_ends_after_a_week_and_its_cookie_is_cleared() -> None:
+    site = Site("secret")
+    pair = sign_in(site)
+    site.now += 7 * 86_400 - 1
+    assert site.get("/api/v1/config", cookie=pair).status_code == 200
+    site.now += 2
+    answer = site.get("/api/v1/config", cookie=pair)
+    assert answer.status_code == 401
+    assert forgets(answer, "retire_cluster_c1")
+
+
+def test_a_session_ends_with_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "api-keys.json"
+    write_keys(file, [key_of("mine", scopes=("read",)), key_of("other")])
+    site = Site(key_file=file, auth=True)
+    pair = sign_in(site, "mine")
+    assert site.get("/ui/session", cookie=pair).json["data"]["scopes"] == ["read"]
+    assert site.get("/api/v1/config", cookie=pair).status_code == 200
+    write_keys(file, [key_of("other")])
+    answer = site.get("/ui/session", cookie=pair)
+    assert answer.json["data"]["signed_in"] is False
+    assert forgets(answer, "retire_cluster_c1")
+
+
+def test_a_main_node_with_another_secret_ends_the_sessions_of_the_one_before() -> None:
+    site = Site("secret")
+    pair = sign_in(site)
+    changed = Site("secret")
+    changed.main.secret = b"\x02" * 32
+    assert changed.get("/api/v1/config", cookie=pair).status_code == 401
+    assert changed.get("/api/v1/config", cookie=sign_in(changed)).status_code == 200
+
+
+def test_a_dashboard_that_is_signed_in_has_a_budget_of_its_own() -> None:
+    site = Site("secret", rate_limit=True)
+    site.get("/api/v1/tasks", cookie=sign_in(site))
+    site.get("/api/v1/tasks", x_api_key="secret")
+    first, second = site.main.hits
+    assert first["client"] == f"dashboard:{second['client']}"
+    assert (first["per_minute"], second["per_minute"]) == (240, 60)
+
+
+def test_a_dashboard_on_this_machine_has_a_budget_of_its_own_without_authentication() -> None:
+    site = Site(rate_limit=True)
+    mark = {"x_requested_with": "retire-cluster-dashboard"}
+    site.get("/api/v1/tasks", **mark)
+    site.get("/api/v1/tasks")
+    far = {"X-Requested-With": "retire-cluster-dashboard"}
+    site.client.simulate_get(
+        "/api/v1/tasks", headers=far, remote_addr="192.0.2.7", host="127.0.0.1"
+    )
+    assert [hit["client"] for hit in site.main.hits] == [
+        "dashboard:address:127.0.0.1", "address:127.0.0.1", "address:192.0.2.7",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sent", ["same-site", "cross-site"])
@@ -197,20 +292,28 @@ def test_a_wrong_key_is_refused_and_counted_like_any_guess() -> None:
     assert site.post("/ui/login", {"key": "secret"}).status_code == 200
 
 
-def test_a_cookie_that_went_bad_does_not_lock_the_way_to_sign_in() -> None:
+def test_a_cookie_that_went_bad_is_no_guess_and_is_cleared() -> None:
     site = Site("secret")
-    bad = "retire_cluster_key=d3Jvbmc"
+    bad = "retire_cluster_c1=" + sign_in(site).partition("=")[2][:-1]
     for _ in range(12):
-        site.get("/api/v1/config", cookie=bad)
-    assert site.get("/api/v1/config", cookie=bad).status_code == 429
-    assert site.get("/ui/", cookie=bad).status_code == 200
+        answer = site.get("/api/v1/config", cookie=bad)
+        assert (answer.status_code, forgets(answer, "retire_cluster_c1")) == (401, True)
+    good = site.get("/api/v1/cluster/status", cookie=bad)
+    assert (good.status_code, forgets(good, "retire_cluster_c1")) == (200, True)
     assert site.post("/ui/login", {"key": "secret"}, cookie=bad).status_code == 200
 
 
-@pytest.mark.parametrize("value", ["%", "====", "\x80", "d3Jvbmc=="])
+@pytest.mark.parametrize("value", ["%", "====", "\x80", "a.b.c.d", ".", "a.99999999999.x."])
 def test_a_cookie_that_is_none_is_no_key(value: str) -> None:
-    answer = Site("secret").get("/api/v1/config", cookie=f"a=b; retire_cluster_key={value}")
+    answer = Site("secret").get("/api/v1/config", cookie=f"a=b; retire_cluster_c1={value}")
     assert answer.status_code == 401
+
+
+def test_a_good_cookie_counts_beside_a_stale_one_of_the_same_name() -> None:
+    site = Site("secret")
+    good = sign_in(site)
+    answer = site.get("/api/v1/config", cookie=f"retire_cluster_c1=x.1.y.z; {good}")
+    assert answer.status_code == 200
 
 
 def test_the_session_says_what_this_browser_may_do() -> None:

@@ -31,6 +31,7 @@ def test_the_table_is_the_protocols() -> None:
         "task.submit", "task.list", "task.get", "task.status", "task.result", "task.cancel",
         "task.retry", "task.explain", "task.wait", "task.statistics", "task.types",
         "config.get", "config.update", "config.reset", "events.poll", "rate.hit", "facade.report",
+        "facade.identity",
         "token.create", "token.list", "token.revoke", "device.authorise",
         "api_key.used", "api_key.uses",
         "admin_key.add", "admin_key.list", "admin_key.revoke",
