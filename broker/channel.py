@@ -7,8 +7,6 @@ A peer that is gone or does not read is never waited for.
 from __future__ import annotations
 
 import contextlib
-import functools
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +19,10 @@ from retire_cluster.broker.admin import Call, Facts, Reply
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.views import error_header, event
+from retire_cluster.conf.addresses import plain_address
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
+from retire_cluster.schemas.hosts import EVERYWHERE, bracketed
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.jsontext import JSONError, dumps
 from retire_cluster.schemas.messages import Finished, Reject, read_from_device
@@ -59,28 +59,22 @@ def bind(socket: Socket, host: str, port: int) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-    name = host
-    if ":" in host:
-        socket.setsockopt(zmq.IPV6, 1)
-        name = f"[{host}]"
+    # With IPV6 set, `*` is every address of both kinds; a system without IPv6 has those of one.
+    socket.setsockopt(zmq.IPV6, int(":" in host or host == EVERYWHERE))
     try:
-        socket.bind(f"tcp://{name}:{port or '*'}")
+        try:
+            socket.bind(f"tcp://{bracketed(host)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            if host != EVERYWHERE or error.errno == zmq.EADDRINUSE:
+                raise
+            socket.setsockopt(zmq.IPV6, 0)
+            socket.bind(f"tcp://{host}:{port or '*'}")
     except zmq.ZMQError as error:
         if error.errno == zmq.EADDRINUSE:
             cure = "another program uses that port: stop it or choose another port (0: any)"
         else:
             cure = f"{error}: choose an address of this machine"
-        raise BindError(f"cannot listen on {host}:{port}: {cure}") from None
-
-
-@functools.lru_cache(maxsize=1_024)
-def _plain(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return ""
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return str(mapped or parsed)
+        raise BindError(f"cannot listen on {bracketed(host)}:{port}: {cure}") from None
 
 
 def _is_readable(socket: Socket) -> bool:
@@ -135,7 +129,7 @@ class _Channel:
         """A connection's first message: note who it is. Routing ids are never used twice."""
         address, key = "", "" if self.keyed else None
         with contextlib.suppress(zmq.ZMQError):
-            address = _plain(str(frame.get("Peer-Address")))
+            address = plain_address(str(frame.get("Peer-Address")))
             if self.keyed:
                 key = str(frame.get("User-Id"))
         if len(self._peers) >= _PEERS_KNOWN:

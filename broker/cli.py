@@ -28,6 +28,7 @@ from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.schemas.hosts import EVERYWHERE
 
 log = logging.getLogger("broker")
 
@@ -50,7 +51,7 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
     add = found.add_argument
     add("--host", help="address of the admin socket (default 127.0.0.1)")
     add("--port", type=int, help="port of the admin socket (default 8080; 0: any)")
-    add("--worker-host", help="address of the worker bus (default 0.0.0.0, encrypted)")
+    add("--worker-host", help="address of the worker bus (default *: all, encrypted)")
     add("--worker-port", type=int, help="port of the worker bus (default 8082; 0: any)")
     add("--event-port", type=int, help="port of the event feed (default 8083; 0: any)")
     add("--data-dir", help="folder for everything that outlives the process")
@@ -122,7 +123,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         )
     if server.insecure and not server.worker_host:
         # Asked for in so many words: on every address, as a device elsewhere needs it.
-        settings = settings.with_sections({"server": replace(server, worker_host="0.0.0.0")})
+        settings = settings.with_sections({"server": replace(server, worker_host=EVERYWHERE)})
     return settings
 
 

@@ -20,6 +20,7 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.schemas import jsontext, wire
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
+from retire_cluster.schemas.hosts import bracketed
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
@@ -82,8 +83,7 @@ class AdminClient:
     @property
     def endpoint(self) -> str:
         """The ZeroMQ address that is dialled."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
+        return f"tcp://{bracketed(self.host)}:{self.port}"
 
     def call(
         self,

@@ -15,6 +15,7 @@ import zmq
 from zmq.utils import z85
 
 from retire_cluster.broker.access import ADMIN, BUS, Access
+from retire_cluster.conf.addresses import plain_address
 from retire_cluster.conf.curve import Pair, fingerprint
 
 log = logging.getLogger("broker")
@@ -110,7 +111,7 @@ class Gate:
         )
         if not good:
             dropped[f"handshake_refused_{name}"] += 1
-            peer = address.decode("utf-8", "replace")
+            peer = plain_address(address.decode("utf-8", "replace"))
             what = "unknown device, or a join token that is over" if name == BUS else "unknown key"
             self._tell(name, peer, now_mono, f"{what} (key {fingerprint(key)})")
         status = (b"200", b"OK", key.encode("ascii")) if good else (b"400", b"unknown key", b"")

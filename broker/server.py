@@ -42,6 +42,7 @@ from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.batches import Assign, AssignGroup
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
+from retire_cluster.schemas.hosts import EVERYWHERE
 
 log = logging.getLogger("broker")
 
@@ -112,7 +113,7 @@ class Broker:
             if keys is not None:
                 self._gate = Gate(self.context, keys.pair, keys.tooling, lambda: self.state.access)
             admin = self._bind(zmq.ROUTER, server.host, server.port, ADMIN)
-            worker_host = server.worker_host or ("0.0.0.0" if keys else "127.0.0.1")
+            worker_host = server.worker_host or (EVERYWHERE if keys else "127.0.0.1")
             bus = self._bind(zmq.ROUTER, worker_host, server.worker_port, BUS if bus_locked else "")
             feed = self._bind(zmq.XPUB, server.event_host, server.event_port, FEED)
             self._ticks = self.context.socket(zmq.PULL)

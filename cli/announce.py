@@ -8,7 +8,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf.addresses import dial_host, is_loopback
+from retire_cluster.schemas.hosts import bracketed, in_url
 
 #: The join line that is printed works this often, and this long.
 JOIN_USES = 20
@@ -41,7 +42,7 @@ class Announcement:
     @property
     def url(self) -> str:
         """The facade's address as this machine reaches it."""
-        return f"http://{bracketed(dial_host(self.api_host))}:{self.api_port}"
+        return f"http://{in_url(dial_host(self.api_host))}:{self.api_port}"
 
     def text(self, *, windows: bool = sys.platform == "win32") -> str:
         """The block that is printed."""
@@ -55,7 +56,7 @@ class Announcement:
             f"  REST API     {self.url}/api/v1",
         ]
         if not is_loopback(self.api_host) and self.lan_address:
-            lan = f"http://{bracketed(self.lan_address)}:{self.api_port}"
+            lan = f"http://{in_url(self.lan_address)}:{self.api_port}"
             lines.append(f"  On your LAN  {lan}/ui/")
         lines += [
             "",
@@ -122,15 +123,3 @@ def quoted(path: str, *, windows: bool = sys.platform == "win32") -> str:
     if not windows:
         return shlex.quote(path)
     return f'"{path}"' if " " in path else path
-
-
-def dial_host(bound: str) -> str:
-    """The address by which this machine reaches what is bound to `bound`."""
-    if bound in ("", "0.0.0.0", "*"):
-        return "127.0.0.1"
-    return "::1" if bound == "::" else bound
-
-
-def bracketed(host: str) -> str:
-    """The host as it stands before `:PORT`."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.cli import common, exits
-from retire_cluster.cli.announce import bracketed, dial_host
 from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
 from retire_cluster.cli.output import Output, Style, clean
 from retire_cluster.cli.readiness import answers_ok
 from retire_cluster.cli.target import Target, find_target
 from retire_cluster.cli.version import installed
-from retire_cluster.conf.addresses import is_loopback, lan_address
+from retire_cluster.conf.addresses import dial_host, is_loopback, public_host
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.hosts import bracketed, in_url
 
 _MAIN_NODE_MODULES = ("falcon", "waitress", "cerberus", "apscheduler", "orjson", "wsproto")
 _DEVICE_MODULES = ("psutil", "orjson")
@@ -233,12 +233,10 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
     if not is_loopback(host):
         addresses = [host]
     else:
-        lan = lan_address()
-        addresses = [
-            "127.0.0.1",
-            *([lan] if lan and not is_loopback(settings.server.bus_host) else []),
-        ]
-    for address in addresses:
+        bound = settings.server.bus_host
+        outside = public_host(bound, settings.server.public_host)
+        addresses = [dial_host(bound), *([outside] if outside else [])]
+    for address in dict.fromkeys(addresses):
         where = f"{bracketed(address)}:{port}"
         try:
             socket.create_connection((address, port), timeout=2.0).close()
@@ -256,7 +254,7 @@ def facade(settings: Settings) -> Iterator[Finding]:
     document = read_json(endpoints_path(settings.data_dir))
     api = read_api(document.get("api")) if document else None
     host, port = (api.host, api.port) if api else (settings.api.host, settings.api.port)
-    url = f"http://{bracketed(dial_host(host))}:{port}/health"
+    url = f"http://{in_url(dial_host(host))}:{port}/health"
     if answers_ok(url):
         yield Finding("ok", f"REST facade at {url}")
     else:

@@ -17,6 +17,7 @@ from typing import Any
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.waitress_server import FacadeServer, Patience
 from retire_cluster.cli import wheel
+from retire_cluster.schemas.hosts import in_url
 
 _WHEEL_NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,200}\.whl\Z")
 _SCRIPT = Path(__file__).with_name("join_script.py")
@@ -43,9 +44,8 @@ class JoinServer:
         except OSError:
             self._server = self._listen(host, 0)
         self.port = self._server.port
-        bracketed = f"[{name}]" if ":" in name else name
         self.script = script(
-            f"http://{bracketed}:{self.port}",
+            f"http://{in_url(name)}:{self.port}",
             self._wheel_name,
             hashlib.sha256(self._wheel).hexdigest(),
         )

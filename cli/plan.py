@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from retire_cluster.cli.announce import bracketed, dial_host
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
+from retire_cluster.conf.addresses import dial_host
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.hosts import bracketed
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
 _DRAIN_SECONDS: Final = 2.5

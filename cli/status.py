@@ -9,8 +9,9 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.devices import device_text, devices_table
 from retire_cluster.cli.output import Output, Style, facts
-from retire_cluster.cli.target import split_address
+from retire_cluster.cli.target import DEFAULT_PORT
 from retire_cluster.conf.arguments import Parser
+from retire_cluster.schemas.hosts import read_address
 from retire_cluster.schemas.vocabulary import Role
 
 
@@ -49,7 +50,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
         if args.cluster_host is not None or args.cluster_port is not None:
             parser.error("give HOST[:PORT] or --cluster-host and --cluster-port, not both")
         try:
-            args.cluster_host, args.cluster_port = split_address(args.address)
+            args.cluster_host, args.cluster_port = read_address(args.address, DEFAULT_PORT)
         except ValueError as error:
             Output.standard().hint(f"{prog}: {error}")
             return exits.USAGE

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.cli.announce import bracketed
 from retire_cluster.cli.endpoints import running_main
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import COMMAND_LINE, read_settings
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.schemas.hosts import bracketed
 
 DEFAULT_PORT = 8080
 
@@ -108,28 +108,6 @@ def find_target(
         api.cluster_host, api.cluster_port, source, settings.data_dir, api.cluster_key_file,
         settings.server.public_host,
     )  # fmt: skip
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`HOST`, `HOST:PORT` or `[IPv6]:PORT` as host and port (8080 when left out).
-
-    Raises `ValueError` saying what is wrong.
-    """
-    host, colon, port_text = text.rpartition(":")
-    if text.startswith("["):
-        inner, _, rest = text[1:].partition("]")
-        host, colon, port_text = inner, rest[:1], rest[1:]
-        if rest and not rest.startswith(":"):
-            raise ValueError(f"{text!r} is no HOST[:PORT]")
-    elif text.count(":") > 1 or not colon:
-        host, colon, port_text = text, "", ""
-    if not host:
-        raise ValueError(f"{text!r} has no host")
-    if not colon:
-        return host, DEFAULT_PORT
-    if not (port_text.isascii() and port_text.isdigit()) or not 1 <= int(port_text) <= 65535:
-        raise ValueError(f"{port_text!r} is no port from 1 to 65535")
-    return host, int(port_text)
 
 
 def _source(settings: Settings, dotted: str, flag: str) -> str:

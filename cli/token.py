@@ -10,7 +10,8 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import table
 from retire_cluster.conf import joining
-from retire_cluster.conf.addresses import is_loopback, lan_address
+from retire_cluster.conf.addresses import is_loopback, public_host
+from retire_cluster.schemas.hosts import HostError, bracketed, read_host
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 HEADERS = ("TOKEN", "STATE", "USED", "CREATED", "EXPIRES", "NOTE")
@@ -34,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     create.add_argument("--note", default="", metavar="TEXT", help="what it is for")
     create.add_argument(
-        "--host", metavar="ADDRESS", help="where devices reach this main node (its LAN address)"
+        "--host",
+        type=dialled,
+        metavar="ADDRESS",
+        help="where devices reach this main node (its LAN address)",
     )
     create.set_defaults(command=_create)
     verbs.add_parser("ls", help="list them", parents=parents, allow_abbrev=False).set_defaults(
@@ -58,12 +62,20 @@ def age(text: str) -> int:
     return int(found[1]) * _UNITS[found[2] or "s"]
 
 
+def dialled(text: str) -> str:
+    """A host that devices can dial."""
+    try:
+        return read_host(text)
+    except HostError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _create(session: Session) -> int:
     args, output = session.args, session.output
+    host = args.host or _host(session)
     made = session.client.call(
         "token.create", {"uses": args.uses, "age_seconds": args.age, "note": args.note}
     )
-    host = args.host or _host(session)
     word = joining.join_string(made, host)
     del made["token"]
     server = joining.find(session.target.data_dir)
@@ -75,7 +87,8 @@ def _create(session: Session) -> int:
         output.hint(f"on a device with nothing but Python:\n{line}")
     what = "one device" if made["uses"] == 1 else f"{made['uses']} devices"
     output.hint(
-        f"good for {what} until {made['expires_at']}; devices dial {host}:{made['worker_port']}"
+        f"good for {what} until {made['expires_at']};"
+        f" devices dial {bracketed(host)}:{made['worker_port']}"
     )
     if is_loopback(host):
         output.hint("this machine has no address on a network: name one with --host")
@@ -85,7 +98,8 @@ def _create(session: Session) -> int:
 def _host(session: Session) -> str:
     if not is_loopback(session.target.host):
         return session.target.host
-    return session.target.public_host or lan_address() or "127.0.0.1"
+    bound = session.client.call("config.get", {"section": "server"})["worker_host"]
+    return public_host(bound, session.target.public_host) or "127.0.0.1"
 
 
 def _ls(session: Session) -> int:

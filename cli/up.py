@@ -46,7 +46,7 @@ from retire_cluster.cli.plan import Plan, overrides, parser
 from retire_cluster.cli.readiness import Readiness
 from retire_cluster.cli.supervisor import Child, Exit, State, Supervisor
 from retire_cluster.conf import joining
-from retire_cluster.conf.addresses import is_loopback, lan_address
+from retire_cluster.conf.addresses import is_loopback, public_host
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
@@ -306,7 +306,7 @@ class Up:
         )
 
     def _public_host(self) -> str | None:
-        return self._plan.public_host or lan_address()
+        return public_host(self._plan.worker_host, self._plan.public_host)
 
     def _one_line(self, join: str) -> str:
         host = self._public_host()

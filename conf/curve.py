@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils import z85
+
+from retire_cluster.schemas.hosts import HostError, read_host
 
 TOKEN_BYTES = 16
 JOIN_PREFIX = "rc1."
@@ -191,8 +194,8 @@ class Invitation(NamedTuple):
 
 
 def write_join(invitation: Invitation) -> str:
-    """The join string."""
-    address = f"{invitation.host}:{invitation.port}".encode()
+    """The join string. Raises `HostError` for a host that nobody can dial."""
+    address = f"{read_host(invitation.host)}:{invitation.port}".encode()
     body: bytes = z85.decode(invitation.server.encode("ascii")) + invitation.token + address
     check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
     return JOIN_PREFIX + base64.urlsafe_b64encode(body + check).decode("ascii").rstrip("=")
@@ -218,10 +221,18 @@ def read_join(text: str) -> Invitation:
         data = b""
     content, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
     host, _, port = content[32 + TOKEN_BYTES :].decode("utf-8", "replace").rpartition(":")
-    if hashlib.sha256(content).digest()[:_CHECK_BYTES] != check or not (host and port.isdigit()):
+    good = hashlib.sha256(content).digest()[:_CHECK_BYTES] == check
+    if not (good and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
         raise ValueError(
             "the join string is cut or mistyped: copy the whole line again, or make a new one on"
             " the main node with: retire-cluster token create"
         )
     server: bytes = z85.encode(content[:32])
-    return Invitation(host, int(port), server.decode("ascii"), content[32 : 32 + TOKEN_BYTES])
+    token = content[32 : 32 + TOKEN_BYTES]
+    try:
+        return Invitation(read_host(host), int(port), server.decode("ascii"), token)
+    except HostError as error:
+        raise ValueError(
+            f"the join string leads nowhere: {error}; make a new one on the main node with:"
+            " retire-cluster token create --host ADDRESS"
+        ) from None

@@ -6,11 +6,14 @@ environment, from TOML, from a flag or from a REST body all end in the same chec
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
+
+from retire_cluster.schemas.hosts import HostError, read_bound, read_host
 
 ENVIRONMENT_PREFIX = "RETIRE_CLUSTER_"
 
@@ -64,6 +67,8 @@ class Spec:
     secret: bool
     #: What separates the items of a list in the environment variable.
     separator: str
+    #: `host`: it is dialled, `bound`: it is listened on; empty: any text.
+    form: str
 
     @property
     def dotted(self) -> str:
@@ -99,6 +104,7 @@ def setting(
     mutable: bool = False,
     secret: bool = False,
     separator: str = ",",
+    form: str = "",
 ) -> Any:
     """A dataclass field that carries everything known of one setting.
 
@@ -113,6 +119,7 @@ def setting(
         "mutable": mutable,
         "secret": secret,
         "separator": separator,
+        "form": form,
     }
     return field(default=default, repr=not secret, metadata=facts)
 
@@ -178,6 +185,8 @@ def wrong_with(spec: Spec, value: object) -> str:
         good = value in spec.choices
     if good and isinstance(value, (int, float)) and not isinstance(value, bool):
         good = (spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)
+    if good and spec.form and (value or spec.default):
+        return _wrong_host(spec, str(value))
     if good:
         return ""
     return (
@@ -192,6 +201,9 @@ def from_document(spec: Spec, value: object) -> Any:
     """
     if spec.kind.startswith("tuple") and isinstance(value, (list, tuple)):
         return tuple(value)
+    if spec.form and isinstance(value, str):
+        with contextlib.suppress(HostError):
+            return _HOST_FORMS[spec.form](value)
     return value
 
 
@@ -207,7 +219,18 @@ def from_text(spec: Spec, text: str) -> Any:
         return float(text)
     if spec.kind.startswith("tuple"):
         return tuple(part.strip() for part in text.split(spec.separator) if part.strip())
-    return text
+    return from_document(spec, text)
+
+
+_HOST_FORMS = {"host": read_host, "bound": read_bound}
+
+
+def _wrong_host(spec: Spec, value: str) -> str:
+    try:
+        _HOST_FORMS[spec.form](value)
+    except HostError as error:
+        return str(error)
+    return ""
 
 
 def _is_texts(value: object) -> bool:

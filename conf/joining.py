@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from retire_cluster.conf import curve
 from retire_cluster.conf.processes import pid_exists
+from retire_cluster.schemas.hosts import in_url
 
 
 class JoinServer(NamedTuple):
@@ -43,10 +44,9 @@ def join_string(made: Mapping[str, Any], host: str) -> str:
 
 def one_line(server: JoinServer, host: str, join: str) -> str:
     """What to paste on the device, in sh, cmd or PowerShell; it checks the script it runs."""
-    name = f"[{host}]" if ":" in host else host
     code = (
         "import urllib.request as u,hashlib as h;"
-        f"s=u.urlopen('http://{name}:{server.port}/join.py').read();"
+        f"s=u.urlopen('http://{in_url(host)}:{server.port}/join.py').read();"
         # No assert: PYTHONOPTIMIZE would take it out.
         f"exec(s) if h.sha256(s).hexdigest()=='{server.sha256}' else"
         " exit('join.py was changed on its way')"

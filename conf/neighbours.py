@@ -51,7 +51,7 @@ def announce(
 
 def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
     """The main node that listens on this machine's `port` (`admin_port` or `worker_port`)."""
-    if not is_loopback(host.strip("[]")):
+    if not is_loopback(host):
         return None
     with contextlib.suppress(OSError):
         for path in _folder().glob("*.json"):

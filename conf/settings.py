@@ -23,6 +23,7 @@ from retire_cluster.conf.fields import (
     wrong_with,
 )
 from retire_cluster.schemas.errors import NotFound, ValidationError
+from retire_cluster.schemas.hosts import EVERYWHERE
 
 __all__ = [
     "PUBLIC_SECTIONS",
@@ -63,19 +64,27 @@ class Server(Section):
         "Encrypts the sockets and lets in only keys that are known. Without it everything listens"
         " on this machine only.",
     )
-    host: str = setting("127.0.0.1", "Address of the admin socket; elsewhere only with CURVE.")
+    host: str = setting(
+        "127.0.0.1", "Address of the admin socket; elsewhere only with CURVE.", form="bound"
+    )
     port: int = _port(8080, "Port of the admin socket")
     worker_host: str = setting(
-        "", "Address of the worker bus; empty: 0.0.0.0 with CURVE, 127.0.0.1 without."
+        "",
+        "Address of the worker bus; empty: `*`, every one of this machine, with CURVE, 127.0.0.1"
+        " without.",
+        form="bound",
     )
     worker_port: int = _port(8082, "Port of the worker bus")
-    event_host: str = setting("127.0.0.1", "Address of the event feed; elsewhere only with CURVE.")
+    event_host: str = setting(
+        "127.0.0.1", "Address of the event feed; elsewhere only with CURVE.", form="bound"
+    )
     event_port: int = _port(8083, "Port of the event feed")
     join_port: int = _port(8084, "Port where `up` serves the installer for new devices")
     public_host: str = setting(
         "",
         "Name or address by which devices reach this machine, for join lines; empty: its address"
         " on the network. A container has to be told.",
+        form="host",
     )
     insecure: bool = setting(
         False,
@@ -90,7 +99,7 @@ class Server(Section):
     def bus_host(self) -> str:
         """Where the worker bus is bound when these settings are started."""
         everywhere = self.curve or self.insecure
-        return self.worker_host or ("0.0.0.0" if everywhere else "127.0.0.1")
+        return self.worker_host or (EVERYWHERE if everywhere else "127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +234,10 @@ class Api(Section):
 
     section: ClassVar[str] = "api"
 
-    host: str = setting("127.0.0.1", "Address the REST API listens on.")
+    host: str = setting("127.0.0.1", "Address the REST API listens on.", form="bound")
     port: int = _port(8081, "Port of the REST API")
     cluster_host: str = setting(
-        "127.0.0.1", "Where the main node is.", env="RETIRE_CLUSTER_CLUSTER_HOST"
+        "127.0.0.1", "Where the main node is.", env="RETIRE_CLUSTER_CLUSTER_HOST", form="host"
     )
     cluster_port: int = setting(
         8080,

@@ -39,6 +39,7 @@ from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
 from retire_cluster.broker.client import AdminClient
+from retire_cluster.conf.addresses import own_name
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings, SettingsError, public_view
@@ -117,7 +118,11 @@ def create_app(
         peers=peers,
         origins=origins,
         # With keys a stranger's page gains nothing by being taken for ours: it has none.
-        hosts=Hosts(api.allowed_hosts) if api.allowed_hosts or not access.required else None,
+        hosts=(
+            Hosts((*api.allowed_hosts, own_name(), settings.server.public_host))
+            if api.allowed_hosts or not access.required
+            else None
+        ),
         limiter=RateLimiter(
             guarded,
             enabled=api.rate_limit,

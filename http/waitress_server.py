@@ -37,6 +37,8 @@ from retire_cluster.api.parser import (
     StrictParser,
 )
 from retire_cluster.conf import openfiles
+from retire_cluster.conf.addresses import dial_host
+from retire_cluster.schemas.hosts import EVERYWHERE, in_url
 
 #: Another thread may be the one that a signal interrupts: the loop sees it no later than this.
 _TURN_SECONDS = 0.2
@@ -153,6 +155,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
             ipaddress.ip_network(text, strict=False) for text in speaks_for_many
         ]
         self._one_core = one_core
+        self._everywhere = host == EVERYWHERE
         self._requests = 0
         self._stopping = False
         # Reentrant: a signal handler may come while the loop's own thread holds it.
@@ -194,7 +197,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     @property
     def host(self) -> str:
         """The address that is listened on."""
-        return str(self.effective_host)
+        return EVERYWHERE if self._everywhere else str(self.effective_host)
 
     @property
     def port(self) -> int:
@@ -204,10 +207,20 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     @property
     def url(self) -> str:
         """Where it is reached from this machine or, when bound to one address, at that."""
-        host = self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{in_url(dial_host(self.host))}:{self.port}"
 
     # --- connections ---
+
+    def bind_server_socket(self) -> None:
+        """Bind; `*` takes both kinds of clients on one socket."""
+        if self._everywhere and self.family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().bind_server_socket()
+
+    def fix_addr(self, addr: Any) -> Any:
+        """An IPv4 client on a socket of both kinds by its own address."""
+        mapped = str(addr[0]).lower().removeprefix("::ffff:")
+        return (mapped, *addr[1:]) if "." in mapped else addr
 
     def set_reuse_addr(self) -> None:
         """On Windows SO_REUSEADDR would let a second server take the port without a word."""
@@ -333,6 +346,10 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
 def _resolve(host: str, port: int) -> tuple[Any, ...]:
     """`(family, type, protocol, address)` to listen on; IPv4 where a name has both."""
+    if host == EVERYWHERE:
+        if socket.has_dualstack_ipv6():
+            return socket.AF_INET6, socket.SOCK_STREAM, 0, ("::", port)
+        host = "0.0.0.0"
     found = socket.getaddrinfo(
         host or None, port, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
     )

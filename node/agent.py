@@ -341,7 +341,7 @@ class Agent:
         self._drop_link(0)
         try:
             self._link = Link(self._dialer, self._context)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, ValueError) as error:
             log.warning("cannot dial %s: %s", self._dialer.address, error)
             return
         self._poller.register(self._link.monitor, zmq.POLLIN)

@@ -99,8 +99,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
             raise ValueError(
                 "this device's libzmq cannot encrypt: pip install --force-reinstall pyzmq"
             )
-        host = f"[{invitation.host}]" if ":" in invitation.host else invitation.host
-        address = parse_join(f"{host}:{invitation.port}")
+        address = Address(invitation.host, invitation.port)
         if server != invitation.server and server is not None:
             pair, kept = curve.new_pair(), None  # another cluster: nothing of the old one's
         known = bool(kept and kept.get("enrolled"))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.node import cgroups
 from retire_cluster.node.probe import guarded, load_psutil, meminfo, windows_memory
 
 MIN_SECONDS = 1.0
@@ -90,6 +91,10 @@ def _memory_percent() -> float | None:
         else:
             memory = load_psutil().virtual_memory()
             total, available = memory.total, memory.available
+    limits = guarded(cgroups.allowance)
+    if limits and limits.memory_bytes and limits.memory_bytes < total:
+        used = guarded(cgroups.memory_used)
+        return None if used is None else round(min(100.0, 100.0 * used / limits.memory_bytes), 1)
     return round(100.0 * (total - available) / total, 1)
 
 

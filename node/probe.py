@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.node import cgroups
 from retire_cluster.schemas.vocabulary import Platform, Role
 
 GIB = 1024**3
@@ -97,14 +98,16 @@ def all_tags(own: Iterable[str], automatic: Iterable[str]) -> tuple[str, ...]:
 
 
 def cpu_count() -> int | None:
-    """Processors this process may use."""
+    """Whole processors this process may use: by affinity, and by its container's limits."""
+    found = [os.cpu_count()]
     affinity = getattr(os, "sched_getaffinity", None)
     if affinity is not None:
-        try:
-            return len(affinity(0)) or os.cpu_count()
-        except OSError:
-            pass
-    return os.cpu_count()
+        found.append(guarded(lambda: len(affinity(0))))
+    limits = guarded(cgroups.allowance) or cgroups.Allowance()
+    found.append(limits.cpus)
+    if limits.processors is not None:
+        found.append(max(1, int(limits.processors)))  # half a processor still runs one task
+    return min(filter(None, found), default=None)
 
 
 def memory_total_gb() -> float | None:
@@ -112,7 +115,8 @@ def memory_total_gb() -> float | None:
     total = next((v for probe in _MEMORY_PROBES if (v := guarded(probe))), None)
     if total is None:
         return None
-    limit = guarded(lambda: int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    limits = guarded(cgroups.allowance)
+    limit = limits.memory_bytes if limits else None
     return _gb(min(total, limit) if limit else total)
 
 

@@ -184,7 +184,7 @@ def _ask(
                     _send(link, Goodbye(session, "this was a test"))
                 return answer, ""
         return None, trouble
-    except zmq.ZMQError as error:
+    except (zmq.ZMQError, ValueError) as error:
         return None, str(error)
     finally:
         if link is not None:

@@ -7,7 +7,6 @@ frames); see the options' names in zmq_setsockopt(3).
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 import zmq
 
 from retire_cluster.conf import curve
+from retire_cluster.conf.addresses import zoned
 from retire_cluster.conf.curve import ClientKeys
+from retire_cluster.schemas.hosts import HostError, bracketed, read_address
 from retire_cluster.schemas.wire import MAX_FRAME_BYTES
 
 DEFAULT_PORT = 8082
@@ -39,7 +40,6 @@ NOT_OURS = (
     "what answers there is not the main node that this device joined: another one, one whose key is"
     " new, or one without encryption; join again with the line of `retire-cluster token create`"
 )
-_HOST = re.compile(r"[A-Za-z0-9._\-]{1,253}\Z|\[[0-9A-Fa-f:.%a-z]{2,60}\]\Z")
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,23 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     @property
     def url(self) -> str:
-        """As libzmq wants it."""
-        return f"tcp://{self.host}:{self.port}"
+        """As libzmq wants it. Raises `ValueError` when it is not clear by which interface."""
+        return f"tcp://{bracketed(zoned(self.host))}:{self.port}"
 
 
 def parse_join(text: str) -> Address:
     """`HOST[:PORT]` as an address; raises `ValueError` with the cure."""
-    rest = text.strip()
-    rest = rest[6:] if rest.startswith("tcp://") else rest
-    host, port_text = rest, ""
-    if rest.startswith("["):
-        host, _, port_text = rest.partition("]")
-        host = f"{host}]" if rest.count("]") == 1 else ""
-        port_text = port_text.removeprefix(":")
-    elif rest.count(":") == 1:
-        host, _, port_text = rest.partition(":")
-    elif ":" in rest:
-        host = f"[{rest}]"
-    port = int(port_text) if re.fullmatch("[0-9]{1,5}", port_text) else 0
-    if not port_text:
-        port = DEFAULT_PORT
-    if not _HOST.match(host) or not 0 < port < 65_536:
+    try:
+        return Address(*read_address(text, DEFAULT_PORT))
+    except HostError as error:
         raise ValueError(
-            f"--join: {text!r:.80} is neither HOST nor HOST:PORT, for example"
-            f" 192.168.1.10:{DEFAULT_PORT}"
-        )
-    return Address(host, port)
+            f"--join: {error}; say HOST or HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}, or"
+            " the line of `retire-cluster token create`"
+        ) from None
 
 
 class Dialer:
@@ -98,7 +85,10 @@ class Dialer:
         return self._keys is not None
 
     def dial(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        """A new DEALER that is connecting. Raises `zmq.ZMQError` for an impossible address."""
+        """A new DEALER that is connecting.
+
+        Raises `zmq.ZMQError` for an impossible address, `ValueError` for one that needs a zone.
+        """
         socket = context.socket(zmq.DEALER)
         try:
             socket.setsockopt(zmq.LINGER, 0)
@@ -118,7 +108,7 @@ class Dialer:
             if self._keys is not None:
                 curve.lock(socket, self._keys())
             socket.connect(self.address.url)
-        except zmq.ZMQError:
+        except (zmq.ZMQError, ValueError):
             socket.close(linger=0)
             raise
         return socket

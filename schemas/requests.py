@@ -251,8 +251,9 @@ JOIN_TOKEN: Final[dict[str, Any]] = {
     "host": _described(
         "Where the devices reach the main node; without it, this machine's address",
         type="string",
-        regex=r"[A-Za-z0-9._\-]{1,253}",
-        meta={"reason": "is not a host name or IPv4 address", "examples": ["192.168.1.10"]},
+        maxlength=300,
+        check_with="host",
+        meta={"examples": ["192.168.1.10", "nas.lan", "fd00::10"]},
     ),
     "note": _described("What it is for", type="string", maxlength=200, default=""),
 }

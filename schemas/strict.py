@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 import cerberus
 from cerberus.validator import TypeDefinition
 
+from retire_cluster.schemas.hosts import HostError, read_host
 from retire_cluster.schemas.jsontext import JSONError, dumps
 
 MIN_INT: Final = -(2**63)
@@ -154,6 +155,13 @@ class StrictValidator(cerberus.Validator):  # type: ignore[misc]
             meta = self._rules(field).get("meta")
             reason = meta.get("reason") if isinstance(meta, Mapping) else None
             self._error(field, reason or f"must match {pattern}")
+
+    def _check_with_host(self, field: Any, value: Any) -> None:
+        if isinstance(value, str):
+            try:
+                read_host(value)
+            except HostError as error:
+                self._error(field, str(error))
 
     def _validate_max_bytes(self, limit: int, field: Any, value: Any) -> None:
         """{'type': 'integer'}"""

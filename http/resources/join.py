@@ -10,11 +10,10 @@ from retire_cluster.api import validation
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import joining
-from retire_cluster.conf.addresses import is_loopback, lan_address
+from retire_cluster.conf.addresses import is_loopback, public_host
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.hosts import read_host
 
-#: A bus that is bound to no address in particular.
-_ANY_ADDRESS = ("", "0.0.0.0", "::", "*")
 _TOLD = ("token_id", "uses", "expires_at")
 
 
@@ -30,7 +29,7 @@ class JoinTokens(Resource):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make one. Whoever has the line may join, so it is an administrator's to make."""
         args = validation.checked_body(req)
-        host = args.pop("host", None) or self._address()
+        host = read_host(args.pop("host", None) or self._address())
         made = self._cluster.data("token.create", args)
         join = joining.join_string(made, host)
         data: dict[str, Any] = {name: made[name] for name in _TOLD}
@@ -50,8 +49,7 @@ class JoinTokens(Resource):
         if self._public_host:
             return self._public_host
         bound: str = self._cluster.data("config.get", {"section": "server"})["worker_host"]
-        if bound not in _ANY_ADDRESS:
-            return bound
-        if is_loopback(self._main_host):
-            return lan_address() or "127.0.0.1"
-        return self._main_host
+        found = public_host(bound)
+        if not is_loopback(self._main_host):  # it is another machine's
+            return found if found == bound else self._main_host
+        return found or "127.0.0.1"

@@ -23,9 +23,10 @@ from retire_cluster.cli.endpoints import (
     running_main,
     write_json,
 )
-from retire_cluster.cli.target import Target, find_target, split_address
+from retire_cluster.cli.target import DEFAULT_PORT, Target, find_target
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.schemas.hosts import read_address
 
 MAIN = {"pid": os.getpid(), "admin_port": 5001, "worker_port": 5002, "event_port": 5003}
 
@@ -116,15 +117,15 @@ def test_a_broker_elsewhere_is_not_cured_by_starting_one_here(tmp_path: Path) ->
     ],
 )
 def test_addresses_are_split(text: str, expected: tuple[str, int]) -> None:
-    assert split_address(text) == expected
+    assert read_address(text, DEFAULT_PORT) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", ":9", "pi:", "pi:x", "pi:0", "pi:65536", "[::1]x", "pi:\uff19"]
 )
 def test_an_address_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"host|port|HOST"):
-        split_address(text)
+    with pytest.raises(ValueError, match=r"host|port|HOST|empty"):
+        read_address(text, DEFAULT_PORT)
 
 
 def test_endpoints_have_the_contracts_form() -> None:

@@ -464,7 +464,7 @@ def test_an_insecure_bus_listens_everywhere_whoever_said_so(tmp_path: Path, sour
         made = planned(tmp_path, "--insecure")
     else:
         made = planned(tmp_path, RETIRE_CLUSTER_SERVER_INSECURE="true")
-    assert value_of(made.broker(None), "--worker-host") == "0.0.0.0"
+    assert value_of(made.broker(None), "--worker-host") == "*"
     assert "--insecure" in made.broker(None)
     assert value_of(made.worker(1, MAIN), "--join") == "127.0.0.1:5002"
     assert "--insecure" not in planned(tmp_path).broker(None)

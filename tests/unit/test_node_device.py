@@ -152,9 +152,9 @@ def test_a_folder_has_one_worker_at_a_time(tmp_path: Path) -> None:
         ("host:9000", Address("host", 9000)),
         ("192.168.1.10", Address("192.168.1.10", 8082)),
         ("tcp://a.b:1", Address("a.b", 1)),
-        ("[::1]:9000", Address("[::1]", 9000)),
-        ("[fe80::1%eth0]", Address("[fe80::1%eth0]", 8082)),
-        ("2001:db8::1", Address("[2001:db8::1]", 8082)),
+        ("[::1]:9000", Address("::1", 9000)),
+        ("[fe80::1%eth0]", Address("fe80::1%eth0", 8082)),
+        ("2001:db8::1", Address("2001:db8::1", 8082)),
     ],
 )
 def test_join_addresses_are_read(text: str, expected: Address) -> None:
