@@ -185,6 +185,9 @@ class Bus(_Channel):
                     yield FromDevice(routing, message, address, key)
             except WireError as error:
                 self._drop(routing, address, str(error), dropped)
+            except Exception as error:  # an error of ours, met with a stranger's message
+                log.exception("a device's message could not be read")
+                self._drop(routing, address, f"{type(error).__name__}: {error}", dropped)
 
     def discard(self, limit: int) -> None:
         """Read and forget: the devices will say it again."""

@@ -91,11 +91,16 @@ def result(task_id: str, outcome: OutcomeRow) -> tuple[View, bytes]:
         "started_at": optional_stamp(outcome.started_ms),
         "completed_at": stamp(outcome.completed_ms),
         "error_message": outcome.error_message,
-        "error_traceback": details.get("error_traceback"),
-        "logs": details.get("logs") or "",
+        "error_traceback": _text(details.get("error_traceback")),
+        "logs": _text(details.get("logs")) or "",
         "cause": outcome.cause,
     }
     return view, outcome.result
+
+
+def _text(value: object) -> str | None:
+    """A text that a device sent, None for anything else."""
+    return value if isinstance(value, str) else None
 
 
 def _past_attempt(row: AttemptRow) -> View:

@@ -24,6 +24,7 @@ import zmq
 from retire_cluster.conf import failpoints
 from retire_cluster.node import probe
 from retire_cluster.node.credentials import Credentials
+from retire_cluster.node.outgoing import encoded
 from retire_cluster.node.records import (
     Connect,
     Ended,
@@ -38,6 +39,7 @@ from retire_cluster.node.records import (
     LinkUp,
     Opened,
     Received,
+    Result,
     Run,
     Say,
     Send,
@@ -360,9 +362,12 @@ class Agent:
         message = instruction.message
         if isinstance(message, Heartbeat):
             message = replace(message, metrics=dict(self._sample()))
-        verb, header = message.write()
-        frames = wire.encode(wire.BUS, verb, header, instruction.blobs)
-        self._outgoing.append((verb, wire.fold(frames)))
+        frames = encoded(message, instruction.blobs, self._put_aside)
+        if frames:
+            self._outgoing.append((message.verb, wire.fold(frames)))
+
+    def _put_aside(self, result: Result, reason: str) -> None:
+        self._store(lambda: self._spool.set_aside(result, reason))
 
     def _flush(self) -> None:
         link = self._link

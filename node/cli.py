@@ -24,6 +24,7 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.node import confine, credentials, probe, proctree
+from retire_cluster.node.answers import Described
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
 from retire_cluster.node.confine import Confinement, Unconfined
@@ -52,6 +53,10 @@ _MIB = 1024 * 1024
 _TAG = re.compile(rf"{TAG_PATTERN}\Z")
 
 log = logging.getLogger("retire_cluster.node")
+
+
+#: The worker met an error of its own; it may be started again.
+EXIT_BROKEN = 1
 
 
 class Unusable(Exception):
@@ -124,20 +129,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")
     temporary: list[Path] = []
     try:
-        address, keys = _main_node(settings, plain=arguments.plain)
-        if keys is None and not arguments.plain:
-            name = device_id(settings.data_dir, settings.worker.device_id)
-            keys = let_in(settings.data_dir, address, name)
-        pace = Pace(grace_seconds=arguments.drain_seconds)
-        worker = build(settings, policy, address, pace, keys, temporary)
-        if arguments.test:
-            return _test(worker)
+        try:
+            address, keys = _main_node(settings, plain=arguments.plain)
+            if keys is None and not arguments.plain:
+                keys = let_in(settings.data_dir, address, _device_id(settings))
+            pace = Pace(grace_seconds=arguments.drain_seconds)
+            worker = build(settings, policy, address, pace, keys, temporary)
+            if arguments.test:
+                return _test(worker)
+            spool = Spool(settings.data_dir / "results.spool")
+        except Unusable as error:
+            return _refuse(str(error))
+        except OSError as error:
+            return _refuse(
+                f"{settings.data_dir} cannot be used: {error}; name another by --data-dir"
+            )
         proctree.hide_memory()
-        return _run(worker)
-    except (Unusable, ValueError) as error:
-        return _refuse(str(error))
-    except OSError as error:
-        return _refuse(f"{settings.data_dir} cannot be used: {error}; name another by --data-dir")
+        try:
+            return _run(worker, spool)
+        except Exception:
+            # Not a refusal: whoever watches this process starts it again.
+            log.exception("the worker met an error of its own and ends")
+            return EXIT_BROKEN
     finally:
         for folder in temporary:
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +180,7 @@ def build(
     keys: Credentials | None = None,
     temporary: list[Path] | None = None,
 ) -> Worker:
-    """Finds out what this device is and has. Raises `ValueError` and `OSError`.
+    """Finds out what this device is and has. Raises `Unusable` and `OSError`.
 
     :param temporary: takes folders that go when the worker does
     """
@@ -175,11 +188,11 @@ def build(
     folder = settings.data_dir
     for tag in settings.worker.tags:
         if not _TAG.match(tag):
-            raise ValueError(
+            raise Unusable(
                 f"tag {tag!r:.80}: 1 to 64 of letters, digits and _ . : = -, the first one a"
                 " letter or digit"
             )
-    name = device_id(folder, settings.worker.device_id)
+    name = _device_id(settings)
     platform = probe.detect_platform()
     android = platform is Platform.ANDROID
     facts = probe.capabilities(folder)
@@ -206,7 +219,7 @@ def build(
         if confinement != Confinement():
             confinement.try_out(sys.executable, start, environment)
     except Unconfined as error:
-        raise ValueError(str(error)) from None
+        raise Unusable(str(error)) from None
     bounds = Bounds(
         memory_bytes=_memory_bytes(settings, facts),
         cpu_seconds=rules.cpu_limit_seconds,
@@ -266,13 +279,12 @@ def _test(worker: Worker) -> int:
     )
 
 
-def _run(worker: Worker) -> int:
+def _run(worker: Worker, spool: Spool) -> int:
     from retire_cluster.node.agent import Agent, Waker
 
     me, settings = worker.introduction, worker.settings
-    spool = Spool(settings.data_dir / "results.spool")
-    if spool.damaged:
-        log.warning("%d damaged place(s) in %s skipped", spool.damaged, "results.spool")
+    for reason in spool.reasons:
+        log.warning("results.spool: %s; it is set aside in results.bad", reason)
     waker = Waker()
     sampler = Sampler(settings.data_dir, monotonic)
     runner = Runner(
@@ -374,6 +386,13 @@ def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
     )
 
 
+def _device_id(settings: Settings) -> str:
+    try:
+        return device_id(settings.data_dir, settings.worker.device_id)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
 def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials | None]:
     try:
         return credentials.find(settings.data_dir, settings.worker.join.strip(), plain=plain)
@@ -397,17 +416,17 @@ def _own_types(policy: Policy, plan: Plan) -> list[custom.CustomType]:
     timer.start()
     try:
         process.send({"kind": "describe", "entry_points": wanted})
-        frame = process.receive()
+        answer = process.receive()
     except (OSError, ValueError):
-        frame = None
+        answer = None
     finally:
         timer.cancel()
         _, words = process.wait()
-    if frame is None:
+    if not isinstance(answer, Described):
         log.warning("own task types could not be loaded: %s", words or "their import did not end")
         return []
     found = []
-    for row in frame.header.get("types", []):
+    for row in answer.rows:
         try:
             if "problem" in row:
                 raise WireError(row["problem"])

@@ -21,13 +21,16 @@ from typing import Any
 from retire_cluster.node import limits, proctree
 from retire_cluster.node.capture import Capture
 from retire_cluster.node.frames import Frame, FrameError, read_frame, write_frame
+from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, Limits, TaskFailed
 from retire_cluster.node.tasks.custom import Traced
 from retire_cluster.node.tasks.jsonresult import NotJson, fit_texts, to_json
+from retire_cluster.schemas.cleantext import clean, shorten
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES
 
 MIN_PROGRESS_SECONDS = 0.05
+MAX_MESSAGE = 4_000
 #: Results with long texts: which fields may be cut to fit.
 _LONG_TEXTS = {"command": ("stdout", "stderr"), "http_request": ("content",)}
 
@@ -144,14 +147,15 @@ class _Executor:
         except MemoryError:
             failure = TaskFailed("the task needed more memory than this device grants")
         except BaseException as error:  # a task must never end the executor by raising
-            failure = TaskFailed(f"{type(error).__name__}: {error}"[:2000])
+            failure = TaskFailed(words.of(error))
+            details["error_traceback"] = words.trace(error)
         data = b""
         cut = failure.truncated
         if failure.result is not None:
             try:
                 data, shortened = _result_text(task_type, failure.result)
                 cut = cut or shortened
-            except NotJson:
+            except Exception:  # what a type's author gave may be anything
                 data = b""
         if cut:
             details["truncated"] = True
@@ -201,7 +205,7 @@ def _reply(
         "kind": "done",
         "outcome": outcome.value,
         "cause": None if cause is None else cause.value,
-        "error_message": None if message is None else message[:4000],
+        "error_message": None if message is None else shorten(clean(str(message)), MAX_MESSAGE),
         "details": details,
     }
 

@@ -1,7 +1,9 @@
 """What the worker and its task processes say to each other over pipes.
 
-A frame is two 32-bit little-endian lengths, a JSON header and an opaque blob (a payload or a
-result: JSON text that the worker passes on without decoding).
+A frame is a kind (one byte), two 32-bit little-endian lengths, a JSON header and an opaque blob (a
+payload or a result: JSON text that is passed on). Each kind has its limits, and they are checked
+before anything is read for it: a task shares its process with what answers for it, so whatever
+comes out of there may be a stranger's. What an answer means is read in answers.py.
 """
 
 from __future__ import annotations
@@ -9,50 +11,113 @@ from __future__ import annotations
 import json
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-_LENGTHS = struct.Struct("<II")
-MAX_BYTES = 64 * 1024 * 1024
+from retire_cluster.schemas.cleantext import clean
+from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
+
+_HEAD = struct.Struct("<cII")
+_KIB = 1024
+
+
+class _Form(NamedTuple):
+    letter: bytes
+    max_header_bytes: int
+    max_blob_bytes: int
+
+
+_FORMS: Final = {
+    # Requests. A run carries the environment of what the task starts, and the payload.
+    "run": _Form(b"R", 4 * _KIB * _KIB, _KIB * _KIB),
+    "describe": _Form(b"D", 64 * _KIB, 0),
+    "cancel": _Form(b"C", 2, 0),
+    # Answers.
+    "started": _Form(b"s", 2, 0),
+    "progress": _Form(b"p", 16 * _KIB, 0),
+    # Beside the details there are a message and a few words.
+    "done": _Form(b"d", MAX_DETAILS_BYTES + 64 * _KIB, MAX_RESULT_BYTES),
+    "described": _Form(b"t", 256 * _KIB, 0),
+}
+_KINDS: Final = {form.letter: kind for kind, form in _FORMS.items()}
+REQUESTS: Final = frozenset(("run", "describe", "cancel"))
+ANSWERS: Final = frozenset(("started", "progress", "done", "described"))
 
 
 class Frame(NamedTuple):
-    """One message on a pipe."""
+    """One request to a task process."""
 
+    #: With its kind under `kind`.
     header: dict[str, Any]
     blob: bytes
 
 
+class RawFrame(NamedTuple):
+    """One message on a pipe, within the limits of its kind and otherwise not looked at."""
+
+    kind: str
+    header: bytes
+    blob: bytes
+
+
 class FrameError(ValueError):
-    """What came through the pipe is no frame."""
+    """What came through the pipe, or should go, is no frame."""
 
 
 def write_frame(fd: int, header: dict[str, Any], blob: bytes = b"") -> None:
-    """Writes one frame to a file descriptor. Raises `OSError` when the reader is gone."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    data = memoryview(_LENGTHS.pack(len(text), len(blob)) + text + blob)
+    """Writes one frame, of the kind that its header names, to a file descriptor.
+
+    Raises `OSError` when the reader is gone, `FrameError` for more than the kind may have.
+    """
+    kind = header["kind"]
+    rest = {name: value for name, value in header.items() if name != "kind"}
+    text = clean(json.dumps(rest, ensure_ascii=False, separators=(",", ":"))).encode()
+    letter = _FORMS[kind].letter
+    _check(kind, len(text), len(blob))
+    data = memoryview(_HEAD.pack(letter, len(text), len(blob)) + text + blob)
     while data:
         data = data[os.write(fd, data) :]
 
 
 def read_frame(fd: int) -> Frame | None:
-    """The next frame, or None when the writer is gone. Raises `FrameError`."""
-    head = _read_exactly(fd, _LENGTHS.size)
-    if head is None:
-        return None
-    header_size, blob_size = _LENGTHS.unpack(head)
-    if header_size > MAX_BYTES or blob_size > MAX_BYTES:
-        raise FrameError("a frame is too large")
-    text = _read_exactly(fd, header_size)
-    blob = _read_exactly(fd, blob_size)
-    if text is None or blob is None:
+    """The next request, or None when the writer is gone. Raises `FrameError`."""
+    raw = read_raw(fd, REQUESTS)
+    if raw is None:
         return None
     try:
-        header = json.loads(text)
-    except ValueError as error:
+        header = json.loads(raw.header)
+    except (ValueError, RecursionError) as error:
         raise FrameError(f"a frame's header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise FrameError("a frame's header is not an object")
-    return Frame(header, blob)
+    return Frame({**header, "kind": raw.kind}, raw.blob)
+
+
+def read_raw(fd: int, expected: frozenset[str]) -> RawFrame | None:
+    """The next frame of one of the expected kinds, or None when the writer is gone.
+
+    Raises `FrameError` for another one, and for one that is larger than its kind may be.
+    """
+    head = _read_exactly(fd, _HEAD.size)
+    if head is None:
+        return None
+    letter, header_size, blob_size = _HEAD.unpack(head)
+    kind = _KINDS.get(letter)
+    if kind is None or kind not in expected:
+        raise FrameError("what it wrote is no message of ours")
+    _check(kind, header_size, blob_size)
+    header = _read_exactly(fd, header_size)
+    blob = _read_exactly(fd, blob_size)
+    return None if header is None or blob is None else RawFrame(kind, header, blob)
+
+
+def _check(kind: str, header_size: int, blob_size: int) -> None:
+    form = _FORMS[kind]
+    for what, size, limit in (
+        ("header", header_size, form.max_header_bytes),
+        ("content", blob_size, form.max_blob_bytes),
+    ):
+        if size > limit:
+            raise FrameError(f"the {what} of its message ({kind}) has {size} bytes, not {limit}")
 
 
 def _read_exactly(fd: int, size: int) -> bytes | None:

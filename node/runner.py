@@ -7,12 +7,14 @@ takes them in. An attempt ends in exactly one `Result`, except an abandoned one,
 from __future__ import annotations
 
 import heapq
+import logging
 import queue
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from retire_cluster.node.answers import Begun, Done, Progress
 from retire_cluster.node.catalog import Catalog, Kind, Place, decode
 from retire_cluster.node.records import (
     ABANDONED,
@@ -28,14 +30,15 @@ from retire_cluster.node.records import (
     Started,
     Told,
 )
-from retire_cluster.node.slot import Job, News, Slot
+from retire_cluster.node.slot import Died, Job, News, Slot
 from retire_cluster.node.taskprocess import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Key
 from retire_cluster.schemas.vocabulary import Cause, Outcome
-from retire_cluster.schemas.wire import MAX_RESULT_BYTES
+
+log = logging.getLogger("retire_cluster.node")
 
 #: A command ends itself at its time, keeping its output; the worker's own limit comes after.
 COMMAND_SLACK_SECONDS = 1.0
@@ -47,8 +50,6 @@ _SIGXCPU = 24
 _SIGNAL_BASE = 128
 
 _SUCCESS = Outcome.SUCCESS.value
-_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
-_CAUSES = frozenset(cause.value for cause in Cause)
 
 
 class _Active:
@@ -115,13 +116,14 @@ class Runner:
                     continue
                 if kind.check is not None:
                     kind.check(decode(attempt.payload))
+                if kind.place is Place.FACTS:
+                    self._tell_facts(attempt)
+                else:
+                    self._waiting.append((attempt, kind))
             except TaskFailed as failure:
                 self._fail(attempt.key, failure)
-                continue
-            if kind.place is Place.FACTS:
-                self._tell_facts(attempt)
-            else:
-                self._waiting.append((attempt, kind))
+            except Exception as error:
+                self._give_up(attempt.key, error, now)
         if instant:
             self._echo(instant)
         self._fill(now)
@@ -150,7 +152,10 @@ class Runner:
                 news = self._news.get_nowait()
             except queue.Empty:
                 break
-            self._take(news, now)
+            try:
+                self._take(news, now)
+            except Exception as error:
+                self._give_up(news.key, error, now)
         self._look_at_clock(now)
         self._fill(now)
         events: list[Event] = []
@@ -207,10 +212,13 @@ class Runner:
             attempt, kind = self._waiting.popleft()
             active = _Active(attempt, kind, now)
             self._active[attempt.key] = active
-            if kind.place is Place.TIMER:
-                self._begin_sleep(active, now)
-            else:
-                self._begin_child(active, now)
+            try:
+                if kind.place is Place.TIMER:
+                    self._begin_sleep(active, now)
+                else:
+                    self._begin_child(active, now)
+            except Exception as error:
+                self._give_up(attempt.key, error, now)
 
     def _begin_sleep(self, active: _Active, now: float) -> None:
         attempt = active.attempt
@@ -248,44 +256,60 @@ class Runner:
 
     def _take(self, news: News, now: float) -> None:
         active = self._active.get(news.key)
-        if news.kind in ("done", "died"):
+        what = news.what
+        if isinstance(what, (Done, Died)):
             self._idle.append(news.slot)
         if active is None or active.slot is not news.slot:
             return
-        if news.kind == "started":
+        if isinstance(what, Begun):
             active.began = now
             self._started.append(news.key)
             if active.reason is None:
                 slack = COMMAND_SLACK_SECONDS if active.attempt.task_type == "command" else 0.0
                 active.deadline = now + active.attempt.timeout_seconds + slack
                 self._set_timer(active.deadline, news.key)
-        elif news.kind == "progress":
-            self._told.append(_read_progress(news))
+        elif isinstance(what, Progress):
+            self._told.append(Told(news.key, what.percent, what.message))
         else:
             del self._active[news.key]
-            if news.kind == "done" and active.reason not in (CANCELLED, ABANDONED):
-                self._finish(active, news, now)  # it was faster than what was to end it
+            if isinstance(what, Done) and active.reason not in (CANCELLED, ABANDONED):
+                self._finish(active, what, now)  # it was faster than what was to end it
             elif active.reason is not None:
                 self._end_killed(active, active.reason, now)
-            else:
-                self._died(active, news.header, now)
+            elif isinstance(what, Died):
+                self._died(active, what, now)
 
-    def _finish(self, active: _Active, news: News, now: float) -> None:
-        key, elapsed = active.attempt.key, now - active.began
-        self._results.append(_read_reply(key, elapsed, news.header, news.blob))
+    def _give_up(self, key: Key, error: Exception, now: float) -> None:
+        """The last line of defence: an error of ours costs the attempt it was met with, no more."""
+        log.error("an attempt failed by an error of the worker's own", exc_info=error)
+        active = self._active.pop(key, None)
+        if active is not None and active.slot is not None:
+            active.slot.kill(key)
+        took = 0.0 if active is None else now - active.began
+        words = f"the worker met an error of its own: {type(error).__name__} (its log has more)"
+        self.last_error = words
+        self._results.append(
+            Result(key, Outcome.FAILED.value, took, Cause.ERROR.value, words, b"", b"")
+        )
 
-    def _died(self, active: _Active, header: Mapping[str, Any], now: float) -> None:
-        code, words = header.get("code"), header.get("words") or ""
+    def _finish(self, active: _Active, done: Done, now: float) -> None:
+        key, took = active.attempt.key, now - active.began
+        self._results.append(
+            Result(key, done.outcome, took, done.cause, done.error_message, done.data, done.details)
+        )
+
+    def _died(self, active: _Active, died: Died, now: float) -> None:
+        code, words = died.code, died.words
         cause = Cause.ERROR
         if code is None:
-            message = str(words)
+            message = words
             self.last_error = message[:500]
         elif active.attempt.task_type == "python_eval" and code == _SIGNAL_BASE + _SIGXCPU:
             cause = Cause.DETERMINISTIC
             message = "payload.expression: needs more processor time than it may have"
-        elif isinstance(code, int) and abs(code) > _SIGNAL_BASE:
+        elif abs(code) > _SIGNAL_BASE:
             message = f"the task's process was killed by signal {abs(code) - _SIGNAL_BASE}"
-        elif isinstance(code, int) and code < 0:
+        elif code < 0:
             message = f"the task's process was killed by signal {-code}"
         else:
             message = f"the task's process ended by itself with exit code {code}"
@@ -301,16 +325,22 @@ class Runner:
             active = self._active.get(key)
             if active is None:
                 continue
-            if active.wake_at is not None and now >= active.wake_at:
-                if active.wake_at > active.deadline:
-                    self._end_active(active, TIMEOUT, now)
-                else:
-                    self._wake_up(active, now)
-            elif now >= active.deadline:
-                if active.reason == CANCELLED and active.slot is not None:
-                    active.slot.kill(key)  # it was asked to stop and had its time
-                else:
-                    self._end_active(active, TIMEOUT, now)
+            try:
+                self._be_due(active, now)
+            except Exception as error:
+                self._give_up(key, error, now)
+
+    def _be_due(self, active: _Active, now: float) -> None:
+        if active.wake_at is not None and now >= active.wake_at:
+            if active.wake_at > active.deadline:
+                self._end_active(active, TIMEOUT, now)
+            else:
+                self._wake_up(active, now)
+        elif now >= active.deadline:
+            if active.reason == CANCELLED and active.slot is not None:
+                active.slot.kill(active.attempt.key)  # it was asked to stop and had its time
+            else:
+                self._end_active(active, TIMEOUT, now)
 
     def _wake_up(self, active: _Active, now: float) -> None:
         attempt = active.attempt
@@ -378,28 +408,3 @@ class Runner:
 
     def _set_timer(self, at: float, key: Key) -> None:
         heapq.heappush(self._timers, (at, key))
-
-
-def _read_progress(news: News) -> Told:
-    """A task process's word on progress; own types share that process, so it is checked."""
-    percent, message = news.header.get("percent"), news.header.get("message")
-    known = isinstance(percent, (int, float)) and 0 <= percent <= 100
-    return Told(news.key, percent if known else None, message if isinstance(message, str) else "")
-
-
-def _read_reply(key: Key, elapsed: float, header: Mapping[str, Any], blob: bytes) -> Result:
-    """A task process's word on how the task ended, checked like a stranger's."""
-    outcome, cause = header.get("outcome"), header.get("cause")
-    message, details = header.get("error_message"), header.get("details")
-    if outcome not in _OUTCOMES or len(blob) > MAX_RESULT_BYTES:
-        outcome, cause, blob = Outcome.FAILED.value, Cause.ERROR.value, b""
-        message = "the task's process gave an answer that is none"
-    return Result(
-        key,
-        str(outcome),
-        elapsed,
-        cause if cause in _CAUSES else None,
-        message if isinstance(message, str) else None,
-        blob,
-        dumps(details) if isinstance(details, dict) and details else b"",
-    )

@@ -7,19 +7,28 @@ dies. Only `submit`, `kill`, `ask_to_stop` and `close` are for other threads.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from retire_cluster.node.frames import Frame, FrameError
+from retire_cluster.node import answers
+from retire_cluster.node.answers import Answer, BadAnswer, Begun, Done, Progress
+from retire_cluster.node.frames import FrameError
 from retire_cluster.node.taskprocess import TaskProcess
+from retire_cluster.node.tasks import words
 from retire_cluster.schemas.messages import Key
+
+log = logging.getLogger("retire_cluster.node")
 
 #: A process is replaced after this many tasks: own types may leak.
 MAX_TASKS = 200
 #: An idle process gives its memory back after this long.
 IDLE_SECONDS = 60.0
+#: Progress that follows sooner is left out: telling of it must not keep the worker busy.
+MIN_PROGRESS_SECONDS = 0.02
 
 
 class Job(NamedTuple):
@@ -30,15 +39,21 @@ class Job(NamedTuple):
     payload: bytes
 
 
-class News(NamedTuple):
-    """What a slot tells the runner."""
+class Died(NamedTuple):
+    """The process ended, or could not be had, without an answer."""
 
-    #: `started`, `progress`, `done` or `died`.
-    kind: str
+    #: Its exit code; None when none was started.
+    code: int | None
+    #: Its last words, or why there is none.
+    words: str
+
+
+class News(NamedTuple):
+    """What a slot tells the runner of an attempt; `Done` and `Died` are the last of it."""
+
     slot: Slot
     key: Key
-    header: dict[str, Any]
-    blob: bytes = b""
+    what: Begun | Progress | Done | Died
 
 
 class Slot(threading.Thread):
@@ -106,7 +121,13 @@ class Slot(threading.Thread):
             if job is None or self._closing:
                 self._end_process()
                 return
-            self._work(job)
+            try:
+                self._work(job)
+            except Exception as error:
+                # Whatever it was, it costs this attempt and not the slot.
+                log.exception("a task process could not be looked after")
+                self._end_process()
+                self._tell(job.key, Died(None, words.of(error)))
 
     def _work(self, job: Job) -> None:
         problem = "the task's process could not be started"
@@ -121,18 +142,22 @@ class Slot(threading.Thread):
             try:
                 process.send(job.header, job.payload)
                 first = process.receive()
-            except (OSError, FrameError):
+            except (FrameError, BadAnswer) as error:
+                self._refuse(job, process, error)
+                return
+            except OSError:
                 first = None
             if first is not None:
                 self._listen(job, process, first)
                 return
             # It ended before it saw the task, so another one may have it.
-            code, words = self._end_process()
+            code, last_words = self._end_process()
             if self._doomed:
                 break
-            problem = f"the task's process ended at once with code {code}: {words or 'no words'}"
+            last_words = last_words or "no words"
+            problem = f"the task's process ended at once with code {code}: {last_words}"
         self._end_process()
-        self._tell("died", job.key, {"code": None, "words": problem})
+        self._tell(job.key, Died(None, problem))
 
     def _ready_process(self) -> TaskProcess:
         process = self._process
@@ -148,30 +173,45 @@ class Slot(threading.Thread):
                 process.kill()
         return process
 
-    def _listen(self, job: Job, process: TaskProcess, frame: Frame | None) -> None:
-        while frame is not None:
-            kind = frame.header.get("kind")
-            if kind == "done":
+    def _listen(self, job: Job, process: TaskProcess, answer: Answer | None) -> None:
+        began, told_at = False, 0.0
+        while answer is not None:
+            if isinstance(answer, Done):
                 process.tasks_done += 1
-                last = frame.header.get("last") is True or process.tasks_done >= MAX_TASKS
-                if last:
+                if answer.last or process.tasks_done >= MAX_TASKS:
                     self._end_process()
-                self._tell("done", job.key, frame.header, frame.blob)
+                self._tell(job.key, answer)
                 return
-            if kind in ("started", "progress"):
-                self._post(News(kind, self, job.key, frame.header))
+            if isinstance(answer, Begun):
+                if not began:
+                    self._post(News(self, job.key, answer))
+                began = True
+            elif isinstance(answer, Progress):
+                now = time.monotonic()
+                if now - told_at >= MIN_PROGRESS_SECONDS:
+                    told_at = now
+                    self._post(News(self, job.key, answer))
             try:
-                frame = process.receive()
-            except (OSError, FrameError):
+                answer = process.receive()
+            except (FrameError, BadAnswer) as error:
+                self._refuse(job, process, error)
+                return
+            except OSError:
                 process.kill()
-                frame = None
-        code, words = self._end_process()
-        self._tell("died", job.key, {"code": code, "words": words})
+                answer = None
+        code, last_words = self._end_process()
+        self._tell(job.key, Died(code, last_words))
 
-    def _tell(self, kind: str, key: Key, header: dict[str, Any], blob: bytes = b"") -> None:
+    def _refuse(self, job: Job, process: TaskProcess, error: ValueError) -> None:
+        """Nothing that this process says can be relied on any more."""
+        process.kill()
+        self._end_process()
+        self._tell(job.key, answers.failed(str(error)))
+
+    def _tell(self, key: Key, what: Done | Died) -> None:
         with self._lock:
             self._current = None
-        self._post(News(kind, self, key, header, blob))
+        self._post(News(self, key, what))
 
     def _end_process(self) -> tuple[int, str]:
         with self._lock:

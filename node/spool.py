@@ -4,10 +4,14 @@ One append-only file. A record is `RCS1`, a kind (`R` result, `F` forget), the s
 parts and a CRC-32 of all of it. Results of one turn share one fsync (SD cards wear). A record that
 does not check out, such as a torn last one after a power cut, is skipped by looking for the next
 `RCS1`. When nothing is left to keep, the file is emptied.
+
+What cannot be read or sent goes with its reason to `results.bad` beside it, one JSON object a line:
+it must neither be lost nor keep a worker from starting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -16,7 +20,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from retire_cluster.node.records import Result
+from retire_cluster.schemas.cleantext import clean
+from retire_cluster.schemas.fields import number, row_key
 from retire_cluster.schemas.messages import Key
+from retire_cluster.schemas.vocabulary import Cause, Outcome
+from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 _MAGIC = b"RCS1"
 _HEAD = struct.Struct("<cIIII")
@@ -24,6 +32,11 @@ _RESULT, _FORGET = b"R", b"F"
 _MAX_PART = 64 * 1024 * 1024
 #: The file is rewritten without what is forgotten once it is this large.
 COMPACT_BYTES = 16 * 1024 * 1024
+#: What is set aside beyond this is told and not kept.
+_MAX_BAD_BYTES = 16 * 1024 * 1024
+_MAX_BAD_PART = 64 * 1024
+_OUTCOMES = frozenset(Outcome)
+_CAUSES = frozenset(Cause)
 
 
 class SpoolError(OSError):
@@ -40,6 +53,8 @@ class Spool:
         self._live: dict[Key, Result] = {}
         #: Damaged places met while reading.
         self.damaged = 0
+        #: Why each record was set aside while reading.
+        self.reasons: list[str] = []
         self._fd = _open(path)
         self._read()
         self._size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -78,6 +93,10 @@ class Spool:
                 self._compact()
         except OSError as error:
             raise SpoolError(error.errno, f"cannot tidy results: {error.strerror}") from None
+
+    def set_aside(self, result: Result, reason: str) -> None:
+        """Notes a result that cannot be sent in `results.bad`. Raises `SpoolError`."""
+        self._put_aside(reason, result_row(result), result.data, result.details)
 
     def close(self) -> None:
         """Gives the file back; what is kept stays in it."""
@@ -122,13 +141,33 @@ class Spool:
                     for row in content:
                         self._live.pop(_key(row), None)
                 else:
-                    row, outcome, seconds, cause, message = content
-                    key = _key(row)
-                    self._live[key] = Result(
-                        key, str(outcome), float(seconds), cause, message, data, details
-                    )
-            except (ValueError, TypeError):
-                self.damaged += 1
+                    result = read_result(content, data, details)
+                    self._live[result.key] = result
+            except (ValueError, TypeError, RecursionError) as error:
+                self._leave_out(f"a stored result cannot be used: {error}", head, data, details)
+
+    def _leave_out(self, reason: str, *parts: bytes) -> None:
+        self.damaged += 1
+        self.reasons.append(reason)
+        with contextlib.suppress(OSError):
+            self._put_aside(reason, *parts)
+
+    def _put_aside(self, reason: str, *parts: bytes) -> None:
+        row = {
+            "reason": reason,
+            "parts": [part[:_MAX_BAD_PART].decode("utf-8", "backslashreplace") for part in parts],
+        }
+        data = (json.dumps(row) + "\n").encode()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        try:
+            fd = os.open(self._path.with_suffix(".bad"), flags, 0o600)
+            try:
+                if os.fstat(fd).st_size + len(data) <= _MAX_BAD_BYTES:
+                    os.write(fd, data)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SpoolError(error.errno, f"cannot set a result aside: {error.strerror}") from None
 
     def _records(self, text: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
         at = 0
@@ -138,9 +177,10 @@ class Spool:
                 yield record
                 at = end
                 continue
-            self.damaged += 1
             found = text.find(_MAGIC, at + 1)
-            at = found if found >= 0 else len(text)
+            end = found if found >= 0 else len(text)
+            self._leave_out(f"{end - at} damaged bytes", text[at:end])
+            at = end
 
 
 def _open(path: Path) -> int:
@@ -169,8 +209,30 @@ def _record(kind: bytes, head: bytes, data: bytes = b"", details: bytes = b"") -
 
 
 def _result_record(result: Result) -> bytes:
-    head = json.dumps([list(result.key), *result[1:5]]).encode()
-    return _record(_RESULT, head, result.data, result.details)
+    return _record(_RESULT, result_row(result), result.data, result.details)
+
+
+def result_row(result: Result) -> bytes:
+    """What a record holds of a result beside its texts."""
+    return json.dumps([list(result.key), *result[1:5]], default=repr).encode()
+
+
+def read_result(row: object, data: bytes, details: bytes) -> Result:
+    """A result that can be sent. Raises `ValueError` naming what is wrong with it."""
+    if not isinstance(row, list) or len(row) != 5:
+        raise ValueError("a result has five fields")
+    key, outcome, seconds, cause, message = row
+    if not isinstance(outcome, str) or outcome not in _OUTCOMES:
+        raise ValueError("its outcome is none")
+    if cause is not None and (not isinstance(cause, str) or cause not in _CAUSES):
+        raise ValueError("its cause is none")
+    if message is not None and not isinstance(message, str):
+        raise ValueError("its message is not a text")
+    if len(data) > MAX_RESULT_BYTES or len(details) > MAX_DETAILS_BYTES:
+        raise ValueError("its result or details are too large")
+    took = number(seconds, "its duration")
+    message = None if message is None else clean(message)
+    return Result(row_key(key, 4, "its key"), outcome, took, cause, message, data, details)
 
 
 def _checksum(kind: bytes, body: bytes) -> int:

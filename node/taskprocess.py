@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import proctree
+from retire_cluster.node import answers, proctree
 from retire_cluster.node.confine import Confinement
-from retire_cluster.node.frames import Frame, read_frame, write_frame
+from retire_cluster.node.frames import ANSWERS, read_raw, write_frame
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 
@@ -100,16 +100,17 @@ class TaskProcess:
         return self._process.poll() is None
 
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
-        """Hands it a request. Raises `OSError` when it is gone."""
+        """Hands it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
         stdin = self._process.stdin
         if stdin is None or stdin.closed:
             raise BrokenPipeError("the task process was told to end")
         write_frame(stdin.fileno(), header, blob)
 
-    def receive(self) -> Frame | None:
-        """Its next message, or None when it is gone. Raises `FrameError`."""
+    def receive(self) -> answers.Answer | None:
+        """Its next answer, or None when it is gone. Raises `FrameError` and `BadAnswer`."""
         assert self._process.stdout is not None
-        return read_frame(self._process.stdout.fileno())
+        raw = read_raw(self._process.stdout.fileno(), ANSWERS)
+        return None if raw is None else answers.read(raw)
 
     def kill(self) -> None:
         """Begins to end the whole tree; returns at once. From any thread, any number of times."""

@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.jsontext import JSONError, loads
+from retire_cluster.schemas.jsontext import JSONError, is_deeper, loads
 from retire_cluster.schemas.strict import MAX_INT, MIN_INT
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.validation import validate
@@ -54,18 +54,8 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
 
 def check_depth(value: object, max_depth: int = MAX_DEPTH, *, where: str = "") -> None:
     """Raises `ValidationError` when `value` is nested deeper than `max_depth` (a scalar is 0)."""
-    level: list[object] = [value]
-    depth = 0
-    while True:
-        inner = [each for each in level if isinstance(each, (dict, list))]
-        if not inner:
-            return
-        depth += 1
-        if depth > max_depth:
-            raise ValidationError(where, f"must not be nested deeper than {max_depth} levels")
-        level = []
-        for each in inner:
-            level.extend(each.values() if isinstance(each, dict) else each)
+    if is_deeper(value, max_depth):
+        raise ValidationError(where, f"must not be nested deeper than {max_depth} levels")
 
 
 def _parse_int(text: str) -> object:

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.schemas.jsontext import JSONError, dumps, loads
+from retire_cluster.schemas.jsontext import JSONError, dumps_clean, loads
 
 BUS = b"RCW1"
 ADMIN = b"RCA1"
@@ -118,8 +118,11 @@ def unfold(frame: bytes) -> list[bytes]:
 def encode(
     tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()
 ) -> list[bytes]:
-    """The frames of a message."""
-    frames = [tag, verb, dumps(header)]
+    """The frames of a message.
+
+    Text that is not Unicode becomes U+FFFD. Raises `JSONError` for what is no JSON value.
+    """
+    frames = [tag, verb, dumps_clean(header)]
     if blobs:
         frames += pack_blobs(blobs)
     return frames

@@ -18,10 +18,10 @@ import importlib.metadata
 import inspect
 import json
 import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, TaskFailed
 from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
@@ -125,25 +125,28 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
     Raises `TaskFailed` with the trace for what it raises, `Hopeless` for its own
     `deterministic_errors`.
     """
-    target = load(entry_point)
-    function = _callable(target)
-    hopeless = getattr(target, "deterministic_errors", ())
+    hopeless: Any = ()
     try:
-        return Answer(function(payload, context))
+        target = load(entry_point)
+        function = _callable(target)
+        hopeless = getattr(target, "deterministic_errors", ())
+        result = function(payload, context)
+        if inspect.iscoroutine(result):
+            import asyncio
+
+            result = asyncio.run(result)
+        return Answer(result)
     except TaskFailed:
         raise
-    except (Exception, SystemExit) as error:
-        words = f"{type(error).__name__}: {error}"[:2000]
-        trace = _trace(error)
-        if _is_one_of(error, hopeless):
-            raise Traced(Hopeless(words), trace) from None
-        raise Traced(TaskFailed(words), trace) from None
+    except BaseException as error:  # a stranger's code: no exception of it is ours
+        failure = Hopeless if _is_one_of(error, hopeless) else TaskFailed
+        raise Traced(failure(words.of(error)), _trace(error)) from None
 
 
 def _is_one_of(error: BaseException, kinds: Any) -> bool:
     try:
         return isinstance(error, tuple(kinds))
-    except TypeError:
+    except Exception:  # a class may decide in its own way what its instances are
         return False
 
 
@@ -158,6 +161,5 @@ class Traced(Exception):
 
 def _trace(error: BaseException) -> str:
     # Without our own frame on top, which says nothing to the type's author.
-    frames = error.__traceback__.tb_next if error.__traceback__ else None
-    text = "".join(traceback.format_exception(type(error), error, frames))
+    text = words.trace(error, skip=1)
     return text if len(text) <= _MAX_TRACEBACK else "…" + text[-_MAX_TRACEBACK:]

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from retire_cluster.schemas.cleantext import clean
 from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
 MAX_DEPTH = 64
@@ -19,17 +20,16 @@ class NotJson(ValueError):
 
 
 def to_json(value: Any) -> bytes:
-    """The JSON text of a result.
+    """The JSON text of a result, as `json.dumps` gives it where it gives any.
 
-    Tuples, sets and other plain iterables become lists. Raises `NotJson` for numbers that readers
-    would round (NaN, infinities, integers outside 64 bits), for other types, and for what is too
-    large or too deep.
+    So subclasses of `str`, `int` and `float` (enumerations, numpy's) are what they hold, and keys
+    that are numbers, booleans or None are texts. Tuples, sets and other plain iterables become
+    lists, text that is not Unicode gets U+FFFD. Raises `NotJson` for numbers that readers would
+    round (NaN, infinities, integers outside 64 bits), for other types, for two keys that would be
+    one, and for what is too large or too deep.
     """
     plain = _Plain().convert(value, "result", 0)
-    try:
-        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        raise NotJson("the result holds text that is no Unicode (a lone surrogate)") from None
+    text = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
     if len(text) > MAX_RESULT_BYTES:
         raise NotJson(
             f"the result has {len(text)} bytes; the limit is {MAX_RESULT_BYTES} (1 MiB)."
@@ -46,19 +46,24 @@ class _Plain:
         self._count += 1
         if self._count > MAX_ITEMS:
             raise NotJson(f"the result has more than {MAX_ITEMS} items")
-        if value is None or isinstance(value, (bool, str)):
-            return str(value) if isinstance(value, str) else value
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return clean(value)
+        # What a subclass says of itself is not asked: an enumeration's str() is its name.
         if isinstance(value, int):
-            if not _LOWEST <= value <= _HIGHEST:
+            whole = int.__int__(value)
+            if not _LOWEST <= whole <= _HIGHEST:
                 raise NotJson(
                     f"{where} is an integer outside -2**63...2**64-1, which JSON readers would"
                     " round; return it as text, by str(...)"
                 )
-            return int(value)
+            return whole
         if isinstance(value, float):
-            if not math.isfinite(value):
-                raise NotJson(f"{where} is {value}, which JSON does not have")
-            return float(value)
+            number = float.__float__(value)
+            if not math.isfinite(number):
+                raise NotJson(f"{where} is {number}, which JSON does not have")
+            return number
         if depth >= MAX_DEPTH:
             raise NotJson(f"the result is nested deeper than {MAX_DEPTH}")
         if isinstance(value, dict):
@@ -73,13 +78,27 @@ class _Plain:
     def _convert_dict(self, value: dict[Any, Any], where: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, item in value.items():
-            if isinstance(key, bool) or not isinstance(key, (str, int, float)):
-                raise NotJson(f"{where} has a key of type {type(key).__name__}; keys are texts")
-            name = str(key)
+            name = _name(key, where)
             if name in found:
-                raise NotJson(f"{where} has the key {name!r} twice, as text and as number")
+                raise NotJson(f"{where} has two keys that would both be {name!r}")
             found[name] = self.convert(item, f"{where}.{name}"[:200], depth + 1)
         return found
+
+
+def _name(key: object, where: str) -> str:
+    if isinstance(key, str):
+        return clean(key)
+    if key is None:
+        return "null"
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    if isinstance(key, int):
+        return int.__repr__(key)
+    if isinstance(key, float) and math.isfinite(float.__float__(key)):
+        return float.__repr__(key)
+    if isinstance(key, float):
+        raise NotJson(f"{where} has the key {float.__repr__(key)}, which JSON does not have")
+    raise NotJson(f"{where} has a key of type {type(key).__name__}; keys are texts")
 
 
 def _ordered(value: Any) -> Any:

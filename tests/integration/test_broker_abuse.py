@@ -185,6 +185,33 @@ def test_hostile_values_of_a_device_are_refused_or_left_out(main_node: MainNode)
     assert epoch(main_node.client) == before
 
 
+def test_a_devices_text_that_is_not_unicode_reaches_neither_store_nor_events(
+    main_node: MainNode,
+) -> None:
+    before = epoch(main_node.client)
+    device = main_node.device()
+    (task_id,) = main_node.submit()
+    key = device.next_task()[0]
+    progress = {"session": device.session, "items": [[*key, 5.0, "\udce9"]]}
+    row = [key[2], key[3], "failed", "error", "caf\udce9", [key[0]], [key[1]], [0.1]]
+    finished = {"session": device.session, "batch": 1, "groups": [row]}
+    for verb, header, blobs in (
+        (b"PROGRESS", progress, []),
+        (b"FINISHED", finished, [b'"\\ud800"', b"{}"]),
+        (b"DRAIN", {"session": device.session, "reason": "\ud800"}, []),
+    ):
+        frames = [wire.BUS, verb, json.dumps(header).encode(), *wire.pack_blobs(blobs)]
+        device.socket.send_multipart(frames if blobs else frames[:3])
+    eventually(lambda: dropped(main_node.client)["malformed"] == 3, "three dropped messages")
+    details = b'{"logs": {"a": 1}, "error_traceback": 5}'
+    device.finished(key, result=b'{"a": "\\ud800"}', details=details)
+    device.expect(msg.FinishedAck)
+    found = main_node.call("task.result", task_id=task_id)
+    assert (found["status"], found["result_data"]) == ("success", None)
+    assert (found["logs"], found["error_traceback"]) == ("", None)
+    assert epoch(main_node.client) == before
+
+
 def test_a_device_that_never_reads_does_not_stop_the_others(main_node: MainNode) -> None:
     deaf = main_node.socket("deaf")
     deaf.socket.setsockopt(zmq.RCVHWM, 1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retire_cluster.node.slot import Job, News
+from retire_cluster.node.answers import Begun, Done, Progress
+from retire_cluster.node.slot import Died, Job, News
 from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import Key
 
@@ -111,12 +112,12 @@ class SimulatedSlot:
         count = self._world.judge.started(job.key, self._worker, job.header["task_type"])
         plan = loads(job.payload).get("do", [])
         self._what = plan[count - 1] if count <= len(plan) else ["success", 0.0]
-        self._tell("started", {})
+        self._tell(Begun())
         if self._what[0] == "hang":
             self._next = None
             return
         if self._what[1] > 0.5 and self._world.engine.chance(0.3):
-            self._tell("progress", {"percent": 10.0, "message": "on the way"})
+            self._tell(Progress(10.0, "on the way"))
         self._then(float(self._what[1]), self._finish)
 
     def _finish(self) -> None:
@@ -129,20 +130,20 @@ class SimulatedSlot:
             return
         self._world.judge.stopped(job.key, self._worker)
         if what == "die":
-            self._post(News("died", self, job.key, {"code": 1, "words": ""}))  # type: ignore[arg-type]
+            self._post(News(self, job.key, Died(1, "")))  # type: ignore[arg-type]
             return
         outcome, cause, message = _FAILED.get(what, ("success", None, None))
-        header = {"outcome": outcome, "cause": cause, "error_message": message}
         result = dumps({"key": list(job.key), "by": self._worker.name})
-        self._post(News("done", self, job.key, header, result))  # type: ignore[arg-type]
+        done = Done(outcome, cause, message, result, b"", False)
+        self._post(News(self, job.key, done))  # type: ignore[arg-type]
 
     def _die(self) -> None:
         job, self._job = self._job, None
         assert job is not None
         if self._started:
             self._world.judge.stopped(job.key, self._worker)
-        self._post(News("died", self, job.key, {"code": -9, "words": "killed"}))  # type: ignore[arg-type]
+        self._post(News(self, job.key, Died(-9, "killed")))  # type: ignore[arg-type]
 
-    def _tell(self, kind: str, header: dict[str, Any]) -> None:
+    def _tell(self, what: Begun | Progress) -> None:
         assert self._job is not None
-        self._post(News(kind, self, self._job.key, header))  # type: ignore[arg-type]
+        self._post(News(self, self._job.key, what))  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ from retire_cluster.node.policy import Policy
 from retire_cluster.node.sockets import Address, parse_join
 from retire_cluster.node.tasks.base import BadPayload, Context, Denied, Limits
 from retire_cluster.node.tasks.custom import CustomType
-from retire_cluster.node.tasks.jsonresult import NotJson, fit_texts, to_json
 from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import Platform, Role
 
@@ -253,51 +252,7 @@ def test_a_payload_that_is_no_object_is_refused(payload: bytes) -> None:
         decode(payload)
 
 
-# --- results ----------------------------------------------------------------------------------
-
-
-def test_results_become_plain_json() -> None:
-    value = {"a": (1, 2.5), "b": {3, 1}, "c": range(2), 4: None, "d": [True, "ä"]}
-    text = '{"a":[1,2.5],"b":[1,3],"c":[0,1],"4":null,"d":[true,"ä"]}'
-    assert to_json(value) == text.encode()
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (float("inf"), "result is inf"),
-        ([1, {"a": float("nan")}], r"result\[1\]\.a is nan"),
-        (2**64, "outside"),
-        (-(2**63) - 1, "outside"),
-        (object(), "type object"),
-        ({(1,): 2}, "key of type tuple"),
-        ({1: 2, "1": 3}, "twice"),
-        ("\ud800", "surrogate"),
-        ("x" * (1 << 20), "1 MiB"),
-        ([0] * 500_001, "more than 500000"),
-    ],
-)
-def test_what_json_would_distort_is_refused_with_its_place(value: Any, words: str) -> None:
-    with pytest.raises(NotJson, match=words):
-        to_json(value)
-
-
-def test_a_result_that_is_too_deep_or_contains_itself_is_refused() -> None:
-    loop: list[Any] = []
-    loop.append(loop)
-    with pytest.raises(NotJson, match="deeper than 64"):
-        to_json(loop)
-
-
-def test_texts_are_cut_until_the_result_fits() -> None:
-    result = {"stdout": "\x01" * (256 * 1024), "stderr": "é" * 10, "code": 1}
-    text, cut = fit_texts(result, ("stdout", "stderr"))
-    assert cut
-    assert len(text) <= 1 << 20
-    assert "é" * 10 in text.decode()
-    assert fit_texts({"stdout": "x", "stderr": ""}, ("stdout", "stderr"))[1] is False
-    with pytest.raises(NotJson):
-        fit_texts({"stdout": "", "command": "x" * (1 << 21)}, ("stdout",))
+# --- progress ---------------------------------------------------------------------------------
 
 
 def test_progress_is_kept_between_0_and_100() -> None:
