@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from retire_cluster.broker import attempts, enrolment
 from retire_cluster.broker import events as ev
@@ -89,19 +90,26 @@ def _fault(hello: msg.Hello) -> str:
     for tag in hello.tags:
         if not re.fullmatch(TAG_PATTERN, tag):
             return f"tags: {tag[:64]!r} is not letters, digits or _.:=- (up to 64)"
-    for info in hello.task_types:
-        if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
-            return f"task_types: {info.name[:100]!r} is not a-z 0-9 _ . - (up to 100)"
-        if info.payload_schema is not None and not safe_schema(info.payload_schema):
-            return f"task_types: the payload schema of {info.name} uses rules that are not allowed"
-        if info.instant and info.name not in BUILTIN_TASK_TYPES:
-            return f"task_types: {info.name} cannot be instant"
     try:
         check_depth(hello.capabilities, MAX_CAPABILITIES_DEPTH, where="capabilities")
     except ValidationError as error:
         return str(error)
     if len(dumps(hello.capabilities)) > MAX_CAPABILITIES_BYTES:
         return f"capabilities: more than {MAX_CAPABILITIES_BYTES} bytes of JSON"
+    return ""
+
+
+def _type_fault(info: msg.TypeInfo) -> str:
+    """Why a type that a device offers is left out; empty when it is not."""
+    if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
+        return f"task type {info.name[:100]!r} is left out: its name is not a-z 0-9 _ . - (to 100)"
+    if info.payload_schema is not None and not safe_schema(info.payload_schema):
+        return (
+            f"task type {info.name} is left out: its payload_schema uses rules that are not"
+            " allowed (docs/protocol.md)"
+        )
+    if info.instant and info.name not in BUILTIN_TASK_TYPES:
+        return f"task type {info.name} is left out: only built-in types are instant"
     return ""
 
 
@@ -177,7 +185,14 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     state.challenges.pop(device.device_id, None)
     if not was_online:
         state.online_count += 1
+    faults = {info.name: fault for info in hello.task_types if (fault := _type_fault(info))}
+    if faults:
+        # One type costs itself, never its device.
+        kept = tuple(info for info in hello.task_types if info.name not in faults)
+        hello = replace(hello, task_types=kept)
     device.register(hello, routing, now.mono)
+    if faults:
+        device.last_error = "; ".join(faults.values())[:500]
     device.ip_address = address
     state.connections[routing] = device
     state.advertised.update(device.types)

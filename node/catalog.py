@@ -49,8 +49,15 @@ class Kind:
 class Catalog:
     """Every task type this device has, and its owner's word on each."""
 
-    def __init__(self, policy: Policy, own_types: Sequence[CustomType] = ()) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        own_types: Sequence[CustomType] = (),
+        left_out: Sequence[str] = (),
+    ) -> None:
         self.policy = policy
+        #: Own types that cannot be offered, with the reasons.
+        self.left_out = tuple(left_out)
         self._kinds = {kind.info.name: kind for kind in _builtin(policy)}
         for own in own_types:
             kind = Kind(own.info, Place.CHILD, entry_point=own.entry_point, sample=own.test_payload)

@@ -24,11 +24,11 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.node import confine, credentials, probe, proctree
-from retire_cluster.node.answers import Described
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
 from retire_cluster.node.confine import Confinement, Unconfined
 from retire_cluster.node.credentials import Credentials
+from retire_cluster.node.describing import own_types
 from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, host_name
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
@@ -41,14 +41,10 @@ from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED, Pace, Session
 from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess
-from retire_cluster.node.tasks import custom
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TAG_PATTERN, Platform
-from retire_cluster.schemas.wire import WireError
+from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
 PROGRAM = "retire-cluster-worker"
-#: Own types have this long to be imported and described at start.
-DESCRIBE_SECONDS = 30.0
 _MIB = 1024 * 1024
 _TAG = re.compile(rf"{TAG_PATTERN}\Z")
 
@@ -234,7 +230,8 @@ def build(
         bounds=bounds,
         confinement=confinement,
     )
-    catalog = Catalog(policy, _own_types(policy, plan))
+    own = own_types(policy, plan)
+    catalog = Catalog(policy, own.types, own.left_out)
     introduction = Introduction(
         device_id=name,
         instance=secrets.token_hex(8),
@@ -296,6 +293,7 @@ def _run(worker: Worker, spool: Spool) -> int:
         clock=monotonic,
         wake=waker,
     )
+    runner.last_error = "; ".join(worker.catalog.left_out)[:500]
     session = Session(
         me,
         now=monotonic(),
@@ -398,42 +396,6 @@ def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials
         return credentials.find(settings.data_dir, settings.worker.join.strip(), plain=plain)
     except (ValueError, KeyFileError) as error:
         raise Unusable(str(error)) from None
-
-
-def _own_types(policy: Policy, plan: Plan) -> list[custom.CustomType]:
-    """The task types that installed packages offer; imported in a task process, never here."""
-    entry_points = custom.installed()
-    for name in sorted(policy.allow - set(BUILTIN_TASK_TYPES) - set(entry_points)):
-        log.warning("--allow %s: there is no such task type on this device", name)
-    wanted = {name: value for name, value in entry_points.items() if policy.refusal(name) is None}
-    for name in sorted(set(entry_points) - set(wanted)):
-        log.warning("task type %s is left out: %s", name, policy.refusal(name))
-    if not wanted:
-        return []
-    process = TaskProcess(plan)
-    timer = threading.Timer(DESCRIBE_SECONDS, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        process.send({"kind": "describe", "entry_points": wanted})
-        answer = process.receive()
-    except (OSError, ValueError):
-        answer = None
-    finally:
-        timer.cancel()
-        _, words = process.wait()
-    if not isinstance(answer, Described):
-        log.warning("own task types could not be loaded: %s", words or "their import did not end")
-        return []
-    found = []
-    for row in answer.rows:
-        try:
-            if "problem" in row:
-                raise WireError(row["problem"])
-            found.append(custom.read_description(row))
-        except WireError as error:
-            log.warning("left out: %s", error)
-    return found
 
 
 def _memory_bytes(settings: Settings, facts: dict[str, Any]) -> int:

@@ -91,9 +91,8 @@ class _Executor:
     def _describe(self, header: Mapping[str, Any]) -> None:
         from retire_cluster.node.tasks import custom
 
-        rows = list(custom.describe(header["entry_points"]))
-        self._capture.take()
-        self._write({"kind": "described", "types": rows})
+        row = custom.describe(str(header["name"]), str(header["entry_point"]))
+        self._write({"kind": "described", "types": [row]})
 
     def _run(self, frame: Frame, baseline_threads: int) -> bool:
         """Runs one task; whether this process may run another."""

@@ -112,6 +112,8 @@ def _show(me: Introduction, facts: Mapping[str, Any], catalog: Catalog) -> None:
     for name, value in facts.items():
         _line(name.replace("_", " "), str(value))
     _line("task types", ", ".join(info.name for info in me.task_types))
+    for reason in catalog.left_out:
+        _line("left out", reason)
     kept_back = catalog.kept_back()
     if kept_back:
         _line("not as root", ", ".join(kept_back))

@@ -6,6 +6,7 @@ malformed reaches the state machine. Writing gives `(verb, header)` for `wire.en
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -85,6 +86,15 @@ class TypeInfo:
         )
 
 
+def _task_types(header: Header) -> tuple[TypeInfo, ...]:
+    """Those that can be read: one that cannot must not keep its device out."""
+    found = []
+    for row in rows(header, "task_types")[:500]:
+        with contextlib.suppress(WireError):
+            found.append(TypeInfo.read(row))
+    return tuple(found)
+
+
 class _Verb:
     verb: ClassVar[bytes]
 
@@ -135,7 +145,7 @@ class Hello(_Verb):
             tags=texts(header, "tags"),
             slots=whole(header, "slots", low=1, high=1024),
             capabilities=mapping(header, "capabilities"),
-            task_types=tuple(TypeInfo.read(row) for row in rows(header, "task_types")[:500]),
+            task_types=_task_types(header),
             held=_held(header, "held"),
             unsent=keys(header, "unsent"),
             accepting=flag(header, "accepting", True),

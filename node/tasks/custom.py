@@ -18,17 +18,30 @@ import importlib.metadata
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, TaskFailed
+from retire_cluster.schemas.cleantext import clean
+from retire_cluster.schemas.jsontext import JSONError, dumps, is_deeper
 from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
 
 GROUP = "retire_cluster.task_types"
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
 _MAX_TRACEBACK = 16_000
+_MAX_SCHEMA_BYTES = 64 * 1024
+_MAX_SCHEMA_DEPTH = 24
+
+
+class EntryPoint(NamedTuple):
+    """What a distribution says it offers."""
+
+    name: str
+    #: `module:attribute`.
+    value: str
+    distribution: str
 
 
 class CustomType(NamedTuple):
@@ -41,26 +54,28 @@ class CustomType(NamedTuple):
     test_payload: dict[str, Any] | None = None
 
 
-def installed() -> dict[str, str]:
-    """The entry points of the group: name → `module:attribute`. Imports none of them."""
+def installed() -> list[EntryPoint]:
+    """The entry points of the group, by distribution and name. Imports none of them."""
     found = importlib.metadata.entry_points(group=GROUP)
-    return {entry.name: entry.value for entry in found}
+    points = (
+        EntryPoint(entry.name, entry.value, entry.dist.name if entry.dist is not None else "?")
+        for entry in found
+    )
+    return sorted(set(points), key=lambda point: (point.distribution, point.name, point.value))
 
 
-def describe(entry_points: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Loads each and says what it is, or what is wrong with it; for a task process.
+def describe(name: str, entry_point: str) -> dict[str, Any]:
+    """Loads a type and says what it is, or what is wrong with it; for a task process.
 
-    Rows are `{"info": {…}, "entry_point": …}` or `{"problem": …}`.
+    `{"info": {…}, "entry_point": …, "test_payload": …}` or `{"problem": …}`.
     """
-    for name, value in entry_points.items():
-        try:
-            target = load(value)
-            info = _info(name, target)
-            sample = _test_payload(target)
-        except BaseException as error:  # a stranger's module may do anything at import
-            yield {"problem": f"task type {name} ({value}): {type(error).__name__}: {error}"[:500]}
-            continue
-        yield {"info": vars(info), "entry_point": value, "test_payload": sample}
+    try:
+        target = load(entry_point)
+        info = _info(name, target)
+        sample = _test_payload(target)
+    except BaseException as error:  # a stranger's module may do anything at import
+        return {"problem": words.of(error)}
+    return {"info": vars(info), "entry_point": entry_point, "test_payload": sample}
 
 
 def read_description(row: Mapping[str, Any]) -> CustomType:
@@ -92,15 +107,27 @@ def _info(entry_name: str, target: Any) -> TypeInfo:
     schema = getattr(target, "payload_schema", None)
     if schema is not None and not isinstance(schema, dict):
         raise TypeError("payload_schema is an object or None")
-    json.dumps(schema, allow_nan=False)
+    _check_schema(schema)
     doc = inspect.getdoc(target) or ""
     description = getattr(target, "description", None) or doc.partition("\n")[0]
     return TypeInfo(
         name=name,
-        description=str(description)[:1000],
+        description=clean(str(description))[:1000],
         payload_schema=schema,
         repeatable=getattr(target, "repeatable", False) is True,
     )
+
+
+def _check_schema(schema: object) -> None:
+    """Raises `ValueError` for what cannot be a schema; the main node judges its rules."""
+    try:
+        text = dumps(schema)
+    except JSONError as error:
+        raise ValueError(f"payload_schema is not JSON: {error}") from None
+    if len(text) > _MAX_SCHEMA_BYTES:
+        raise ValueError(f"payload_schema has more than {_MAX_SCHEMA_BYTES} bytes of JSON")
+    if is_deeper(schema, _MAX_SCHEMA_DEPTH):
+        raise ValueError(f"payload_schema is nested deeper than {_MAX_SCHEMA_DEPTH} levels")
 
 
 def _test_payload(target: Any) -> dict[str, Any] | None:

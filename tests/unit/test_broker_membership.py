@@ -11,6 +11,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.membership import MAX_CAPABILITIES_BYTES, MAX_CAPABILITIES_DEPTH
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import HeartbeatConfig, Held, TypeInfo
 from retire_cluster.schemas.vocabulary import TaskStatus
 from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with
@@ -58,9 +59,6 @@ def test_a_hello_is_welcomed_and_the_device_stored(cluster: Cluster) -> None:
         ("role", "boss"),
         ("tags", ("fine", "not fine")),
         ("tags", ("",)),
-        ("task_types", (TypeInfo("Echo"),)),
-        ("task_types", (TypeInfo("x", "", {"a": {"coerce": "int"}}),)),
-        ("task_types", (TypeInfo("mine", instant=True),)),
         ("capabilities", nested(MAX_CAPABILITIES_DEPTH + 1)),
         ("capabilities", nested(900)),
         ("capabilities", {"note": "x" * MAX_CAPABILITIES_BYTES}),
@@ -74,6 +72,46 @@ def test_a_hello_with_a_bad_field_is_refused_naming_it(
     assert message.message.startswith(field + ":")
     assert cluster.state.devices == {}
     assert cluster.state.stats.dropped["rejected_bad_hello"] == 1
+
+
+def _cycle() -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    schema["x"] = schema
+    return schema
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        TypeInfo("Echo"),
+        TypeInfo("mine", instant=True),
+        TypeInfo("x", "", {"a": {"coerce": "int"}}),
+        TypeInfo("x", "", {"a": {"type": "strng"}}),
+        TypeInfo("x", "", {"a": {"type": 5}}),
+        TypeInfo("x", "", {"type": "object", "properties": {"a": {"type": "string"}}}),
+        TypeInfo("x", "", {"a": {"regex": "("}}),
+        TypeInfo("x", "", nested(200)),
+        TypeInfo("x", "", {5: {"type": "string"}}),  # type: ignore[dict-item]
+        TypeInfo("x", "", {f"f{n}": {} for n in range(5_000)}),
+        TypeInfo("x", "", _cycle()),
+    ],
+)
+def test_a_type_that_cannot_be_taken_is_left_out_and_its_device_welcomed(
+    cluster: Cluster, bad: TypeInfo
+) -> None:
+    member = cluster.stranger()
+    found = member.join(task_types=(TypeInfo("fine"), bad, TypeInfo("also.fine")))
+    assert isinstance(sent(found)[0], msg.Welcome)
+    device = cluster.state.devices[member.device_id]
+    assert set(device.types) == {"fine", "also.fine"}
+    assert f"{bad.name} is left out" in device.last_error.replace("'", "")
+
+
+def test_a_type_that_cannot_be_read_keeps_no_hello_from_being_read() -> None:
+    hello = msg.Hello(1, "d", "i", "s", "1", "worker", "linux", "h", (), 1, {}, (TypeInfo("fine"),))
+    _, header = hello.write()
+    header["task_types"] += [5, {"name": 1}, {"name": "x", "payload_schema": []}]
+    assert msg.Hello.read(loads(dumps(header))).task_types == (TypeInfo("fine"),)
 
 
 @pytest.mark.parametrize(
