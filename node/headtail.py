@@ -140,18 +140,20 @@ def fit(outputs: Mapping[str, Kept], limit_bytes: int) -> dict[str, Kept]:
     Escapes make a text up to six times longer there. The longest is halved until all of them fit.
     """
     found = dict(outputs)
-    sizes = {name: _json_size(kept.text) for name, kept in found.items()}
+    sizes = {name: json_size(kept.text) for name, kept in found.items()}
     while found and sum(sizes.values()) > limit_bytes:
         longest = max(sizes, key=lambda name: sizes[name])
         if not found[longest].kept_bytes:
             break
         found[longest] = found[longest].smaller(found[longest].kept_bytes // 2)
-        sizes[longest] = _json_size(found[longest].text)
+        sizes[longest] = json_size(found[longest].text)
     return found
 
 
-def _json_size(text: str) -> int:
-    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
+def json_size(value: object) -> int:
+    """Bytes that it takes as JSON."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode("utf-8", "replace"))
 
 
 def cuts(outputs: Mapping[str, Kept]) -> dict[str, Cut]:

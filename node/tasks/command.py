@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from retire_cluster.node import proctree
+from retire_cluster.node.headtail import HeadTail, Kept, cuts, fit, json_size
 from retire_cluster.node.tasks.base import (
     Answer,
     BadPayload,
@@ -32,6 +33,7 @@ from retire_cluster.node.tasks.base import (
     no_strangers,
 )
 from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
 INFO = BUILTIN["command"]
 MAX_TIMEOUT_SECONDS = 86_400
@@ -97,13 +99,16 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
         _end_tree(process, job)
     for output in outputs:
         output.join(2.0)
-    truncated = any(output.truncated for output in outputs)
     result = {
         "return_code": None if timed_out else process.returncode,
-        "stdout": outputs[0].text(),
-        "stderr": outputs[1].text(),
+        "stdout": "",
+        "stderr": "",
         "command": command,
     }
+    room = MAX_RESULT_BYTES - json_size(result)
+    kept = fit({"stdout": outputs[0].take(), "stderr": outputs[1].take()}, room)
+    result.update((name, each.text) for name, each in kept.items())
+    truncated = bool(cuts(kept))
     if timed_out:
         raise TimedOut(
             f"the command did not end within {seconds:g} s", result=result, truncated=truncated
@@ -205,29 +210,25 @@ def _end_tree(process: subprocess.Popen[bytes], job: Any) -> None:
 
 
 class _Output(threading.Thread):
-    """Reads a stream to its end and keeps the beginning."""
+    """Reads a stream to its end and keeps its beginning and its end."""
 
     def __init__(self, stream: IO[bytes], limit_bytes: int) -> None:
         super().__init__(name="output", daemon=True)
         self._stream = stream
-        self._room = limit_bytes
-        self._parts: list[bytes] = []
-        self.truncated = False
+        self._lock = threading.Lock()
+        self._kept = HeadTail(limit_bytes)
         self.start()
 
     def run(self) -> None:
         """Until nobody holds the other end."""
         with contextlib.suppress(OSError, ValueError):
             while part := self._stream.read(65_536):
-                if len(part) > self._room:
-                    self.truncated = True
-                    part = part[: self._room]
-                self._room -= len(part)
-                if part:
-                    self._parts.append(part)
+                with self._lock:
+                    self._kept.add(part)
         with contextlib.suppress(OSError, ValueError):
             self._stream.close()
 
-    def text(self) -> str:
-        """What was kept; bytes that are no UTF-8 are replaced."""
-        return b"".join(self._parts).decode("utf-8", "replace")
+    def take(self) -> Kept:
+        """What there is of it so far."""
+        with self._lock:
+            return self._kept.take()

@@ -160,11 +160,16 @@ def test_a_command_reads_its_input_and_works_in_a_folder_of_its_own(bus: Bus, st
 def test_output_beyond_its_cap_is_drained_and_cut(bus: Bus, start: Start) -> None:
     start(*COMMAND)
     bus.welcome()
-    script = python("import sys", "for i in range(160): sys.stdout.write('\\x01' * 65536)")
+    loop = "for i in range(160): sys.stdout.write('\\x01' * 65536)"
+    script = python("import sys", "print('BEGIN')", loop, "print('END')")
     ended = bus.run("command", {"command": script})
     assert ended.item.outcome == "success"
     assert ended.details["truncated"] is True
-    assert 0 < len(ended.data["stdout"]) <= 256 * 1024
+    stdout = ended.data["stdout"]
+    assert 100_000 < len(stdout) <= 256 * 1024
+    assert stdout.startswith("BEGIN\n\x01")
+    assert stdout.endswith("\x01END\n")
+    assert f"of {160 * 65536 + 10} bytes are missing here ...]" in stdout
 
 
 @posix_only
