@@ -27,6 +27,7 @@ from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
+from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.hosts import EVERYWHERE
 
@@ -79,13 +80,23 @@ def main(argv: Sequence[str] | None = None, program: str = "retire-cluster-main"
     args = parser(program).parse_args(argv)
     try:
         settings = _settings(args)
-        logs.configure(settings.logging)
-        with ExitStack() as stack:
-            _run(settings, program, args.set_aside_damaged, stack)
-    except (SettingsError, StartError, StoreError, BindError, FolderLocked) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return _USAGE
+        logs.configure(settings.logging, queued=True)
+    except (SettingsError, StartError) as error:
+        return _refuse(program, error)
+    with ExitStack() as stack:
+        try:
+            broker = _start(settings, program, args.set_aside_damaged, stack)
+        except (SettingsError, StartError, StoreError, BindError, FolderLocked) as error:
+            return _refuse(program, error)
+        # From here on an error is no wrong setting: it ends the process as what it is.
+        broker.run()
+        log.info("stopped; everything acknowledged is kept")
     return 0
+
+
+def _refuse(program: str, error: Exception) -> int:
+    last_words(f"{program}: {error}")
+    return _USAGE
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -159,7 +170,8 @@ def _broker(settings: Settings, set_aside_damaged: bool) -> Broker:
     return Broker(settings, open_store(url), keys=keys)
 
 
-def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitStack) -> None:
+def _start(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitStack) -> Broker:
+    """The main node, listening; what it holds is let go by `stack`. Raises what `main` tells."""
     if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         raise StartError(
             f"libzmq {zmq.zmq_version()} is too old: pip install --upgrade pyzmq (4.3.5 or newer)"
@@ -213,8 +225,7 @@ def _run(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitS
     )  # fmt: skip
     sweeper.start()
     stack.callback(sweeper.stop)
-    broker.run()
-    log.info("stopped; everything acknowledged is kept")
+    return broker
 
 
 def _folder(path: Path) -> Path:

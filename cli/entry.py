@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final
 
-from retire_cluster.cli import lifeline
+from retire_cluster.cli import descriptors, lifeline
 
 #: Import name of what a command may lack → what to hand to pip.
 _MAIN_NODE: Final = "retire-cluster[api]"
@@ -28,6 +29,10 @@ _INSTALLED_BY: Final = {
     "urllib3": "retire-cluster",
     "tomli": "retire-cluster",
 }
+#: A disk that is full, a quota or limit that is reached, a device that is gone.
+_NO_ROOM: Final = frozenset(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)
+)
 _USAGE = 2
 _INTERRUPTED = 130
 
@@ -57,6 +62,7 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
 
     A library that is missing becomes one line on standard error that names the extra to install.
     """
+    descriptors.settle()
     lifeline.watch_from_environment()
     try:
         call: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
@@ -68,14 +74,32 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
         extra = _INSTALLED_BY.get(missing)
         if extra is None:
             raise
-        print(f'{program} needs {missing}: pip install "{extra}"', file=sys.stderr)
+        _say(f'{program} needs {missing}: pip install "{extra}"')
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
     except SystemExit as error:  # argparse: help asked for, or flags it does not understand
         return error.code if isinstance(error.code, int) else _USAGE
     except BrokenPipeError:
-        # Who read our output has seen enough (`| head`). Python flushes once more at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who read our output has seen enough (`| head`).
+        _give_up_output()
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _give_up_output()
+        _say(f"{program}: the output cannot be written: {error.strerror}")
+        return _USAGE
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _give_up_output() -> None:
+    """Let go of what standard output still holds: Python flushes once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

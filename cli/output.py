@@ -6,6 +6,7 @@ where the terminal says that it can show them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -222,7 +223,8 @@ class Output:
 
     def hint(self, text: str) -> None:
         """Say something to the person at the terminal, never into the data."""
-        _write_line(self.err, text)
+        with contextlib.suppress(OSError):  # what it is about happens all the same
+            _write_line(self.err, text)
 
     def _write(self, text: str) -> None:
         _write_line(self.out, text)

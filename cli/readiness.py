@@ -40,6 +40,8 @@ class Readiness(threading.Thread):
     ) -> None:
         super().__init__(name="readiness", daemon=True)
         self.ready = threading.Event()
+        #: Devices that were online once.
+        self.seen_online: set[str] = set()
         self._client = client
         self._health_url = health_url
         self._expected = expected
@@ -79,6 +81,7 @@ class Readiness(threading.Thread):
             self._missing = f"worker {device_id} to come online"
             with contextlib.suppress(ClusterError):
                 if self._client.call("device.get", {"device_id": device_id})["status"] == "online":
+                    self.seen_online.add(device_id)
                     continue
             return False
         return True

@@ -6,7 +6,6 @@ error. `DATA_DIR/endpoints.json` says where everything listens, rewritten at eac
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -51,6 +50,7 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
+from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
 from retire_cluster.schemas.errors import ClusterError, Forbidden
@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = Plan(args, settings, socket.gethostname())
         return Up(plan, sys.stdout, sys.stderr).run()
     except (SettingsError, FolderLocked) as error:
-        print(f"retire-cluster up: {error}", file=sys.stderr)
+        last_words(f"retire-cluster up: {error}")
         return exits.USAGE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"retire-cluster up: {where}{error.strerror or error}", file=sys.stderr)
+        last_words(f"retire-cluster up: {where}{error.strerror or error}")
         return exits.USAGE
 
 
@@ -96,6 +96,7 @@ class Up:
         #: Child → which of its starts its run file was read for.
         self._read_at_start: dict[str, int] = {}
         self._signals = 0
+        self._complaint = ""
         self._readiness: Readiness | None = None
         self._announced = False
         self._joins: JoinServer | None = None
@@ -135,9 +136,15 @@ class Up:
                     self._say(f"{ended.name} could not start; stopping (its reason is above)")
                     return exits.USAGE
                 self._tell_end(ended)
-            self._learn_endpoints(now)
-            if not self._announced and self._readiness and self._readiness.ready.is_set():
-                self._announce()
+            try:
+                self._learn_endpoints(now)
+                if not self._announced and self._readiness and self._readiness.ready.is_set():
+                    self._announce()
+            except Exception as error:
+                # Once it works, nothing but a signal ends it: what failed is tried again.
+                if not self._announced:
+                    raise
+                self._complain(f"{type(error).__name__}: {error}")
             time.sleep(0.2 if self._announced else 0.03)
         self._say("stopping")
         return exits.OK
@@ -193,12 +200,12 @@ class Up:
         try:
             for number, device_id in self._plan.device_ids.items():
                 folder = self._plan.worker_dir(number)
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 try:
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                     pair = device_pair(folder, main.server_key, self._plan.worker_address(main))
                     args = {"device_id": device_id, "public_key": pair.public}
                     client.call("device.authorise", args, timeout_seconds=10.0)
-                except (ClusterError, KeyFileError) as error:
+                except (ClusterError, KeyFileError, OSError) as error:
                     self._say(f"worker {device_id}: {error}")
                     if isinstance(error, Forbidden):  # removed: it stays down
                         self._supervisor.leave_out(_worker_name(number))
@@ -320,12 +327,26 @@ class Up:
         assert self._main is not None
         self._serve_installer(self._main)
         found = self._announcement(self._join_line(self._main))
-        _write(self._out, f"ready {found.url}")
-        _write(self._err, found.text())
+        tell(f"ready {found.url}", self._out)
+        tell(found.text(), self._err)
 
     def _is_hopeless(self, ended: Exit) -> bool:
-        """Whether a child said on its first start that it cannot work as it is set up."""
-        return ended.code == exits.USAGE and self._supervisor.children[ended.name].starts == 1
+        """Whether a child said on its first start that it cannot work as it is set up.
+
+        One that has worked is restarted whatever it ended with, and takes nobody with it.
+        """
+        first = self._supervisor.children[ended.name].starts == 1
+        return first and ended.code == exits.USAGE and not self._has_worked(ended.name)
+
+    def _has_worked(self, name: str) -> bool:
+        """Whether a child has once been at work: is bound, or was seen online."""
+        if self._announced or name in self._read_at_start:
+            return True
+        seen = self._readiness.seen_online if self._readiness is not None else ()
+        return any(
+            _worker_name(number) == name and device_id in seen
+            for number, device_id in self._plan.device_ids.items()
+        )
 
     def _tell_end(self, ended: Exit) -> None:
         how = f"ended by signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
@@ -364,13 +385,14 @@ class Up:
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
 
+    def _complain(self, text: str) -> None:
+        """Say what fails, once as long as it is the same."""
+        if text != self._complaint:
+            self._say(text)
+        self._complaint = text
+
     def _say(self, text: str) -> None:
-        _write(self._err, f"retire-cluster up: {text}")
-
-
-def _write(stream: TextIO, text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the terminal is gone; the cluster is not
-        print(text, file=stream, flush=True)
+        tell(f"retire-cluster up: {text}", self._err)
 
 
 def _worker_name(number: int) -> str:

@@ -7,19 +7,16 @@ are replaced before anything is written.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import logging
-import queue
 import re
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from retire_cluster.conf.outlet import Outlet
 from retire_cluster.conf.settings import Logging
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ else:
 #: The document's fields of a request, in its order; other extras follow them.
 REQUEST_FIELDS = ("request_id", "method", "path", "status_code", "duration_ms")
 REDACTED = "[redacted]"
-_LINES_AT_ONCE = 1_000
-_GATHER_SECONDS = 0.02
 
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # C0, DEL, C1, line and paragraph separators, direction overrides, lone surrogates.
@@ -156,60 +151,40 @@ class _Handler(_StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Says nothing: the one place to say it is what failed."""
 
-    def write(self, records: Iterable[logging.LogRecord]) -> None:
-        """Some records in one go."""
-        lines = []
-        for record in records:
-            try:
-                lines.append(self.format(record) + self.terminator)
-            except Exception:
-                self.handleError(record)
-        try:
-            self.stream.write("".join(lines))
-            self.flush()
-        except (OSError, ValueError):
-            pass
-
 
 class _Queue(logging.Handler):
-    """Hands records to one thread that writes them, several in one go.
+    """Hands records to an outlet: who logs never waits for who reads the log."""
 
-    Many threads that log would else queue behind the handler's lock and, each time, behind the
-    interpreter's, 5 ms apiece: sixteen threads that serve requests then answer 200 a second.
-    """
-
-    def __init__(self, handler: _Handler) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        # No lock: putting into a SimpleQueue is atomic by itself.
-        self.lock = None
-        self.handler = handler
-        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        self._outlet: Outlet[logging.LogRecord] = Outlet(stream, self._text, self._loss)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Take a record without the handler's lock: putting it into a queue needs none."""
+        found = self.filter(record)
+        if found:
+            self.emit(found if isinstance(found, logging.LogRecord) else record)
+        return bool(found)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never waits."""
-        self._records.put(record)
+        self._outlet.put(record)
+
+    def flush(self) -> None:
+        """Nothing: `logging.shutdown` calls it, after the outlet has ended."""
 
     def close(self) -> None:
         """Write what is there and end."""
-        atexit.unregister(self.close)
-        if self._thread.is_alive():
-            self._records.put(None)
-            self._thread.join(5)
+        self._outlet.close()
+        super().close()
 
-    def _write(self) -> None:
-        going = True
-        while going:
-            records = [self._records.get()]
-            # Waking for each record would cost more than writing it.
-            time.sleep(_GATHER_SECONDS)
-            with contextlib.suppress(queue.Empty):
-                while len(records) < _LINES_AT_ONCE:
-                    records.append(self._records.get_nowait())
-            going = None not in records
-            self.handler.write([record for record in records if record is not None])
+    def _text(self, record: logging.LogRecord) -> str:
+        return self.format(record) + "\n"
+
+    def _loss(self, count: int, why: str) -> str:
+        text = f"{count} earlier lines could not be written: {why}"
+        fields = {"name": "log", "levelname": "WARNING", "levelno": logging.WARNING, "msg": text}
+        return self._text(logging.makeLogRecord(fields))
 
 
 def configure(
@@ -221,23 +196,23 @@ def configure(
 ) -> Redaction:
     """Sends this process's log to `stream` (stderr) as `settings` say.
 
-    `queued`: for a process whose many threads log; lines come a moment later. Replaces what an
-    earlier call set up. Returns the redaction, so that secrets made later can be added to it.
+    `queued`: for a process that lives on; lines come a moment later, and nobody waits for them.
+    Replaces what an earlier call set up. Returns the redaction, so that secrets made later can be
+    added to it.
     """
     stream = sys.stderr if stream is None else stream
     redaction = Redaction(secrets)
     kind = settings.format
     if kind == "auto":
         kind = "text" if _is_terminal(stream) else "json"
-    handler = _Handler(stream)
+    handler: logging.Handler = _Queue(stream) if queued else _Handler(stream)
     formatter = TextFormatter if kind == "text" else JsonFormatter
     handler.setFormatter(formatter(redaction, traces=settings.debug))
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, (_Handler, _Queue))]:
         root.removeHandler(old)
-        if isinstance(old, _Queue):
-            old.close()
-    root.addHandler(_Queue(handler) if queued else handler)
+        old.close()
+    root.addHandler(handler)
     root.setLevel(logging.DEBUG if settings.debug else settings.level)
     # It tells of every tick at INFO.
     logging.getLogger("apscheduler").setLevel(logging.WARNING)

@@ -24,6 +24,7 @@ from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
+from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(reason: str) -> int:
-    print(f"{PROGRAM}: {' '.join(reason.split())}", file=sys.stderr)
+    last_words(f"{PROGRAM}: {' '.join(reason.split())}")
     return _USAGE
 
 
@@ -152,7 +153,7 @@ def _announce(
     settings: Settings, server: StreamServer, facade: Facade, run_file: Path, new_key: str
 ) -> None:
     if new_key:
-        print(f"API key (shown this once): {new_key}", flush=True)
+        tell(f"API key (shown this once): {new_key}", sys.stdout)
     if not facade.access.required and not is_loopback(server.host):
         _log.warning(
             "Listening on %s without authentication: other machines can read everything and submit"
@@ -160,7 +161,7 @@ def _announce(
             server.host,
         )
     _write_run_file(run_file, {"pid": os.getpid(), "host": server.host, "port": server.port})
-    print(f"{PROGRAM} on {server.url}", flush=True)
+    tell(f"{PROGRAM} on {server.url}", sys.stdout)
     api = settings.api
     threading.Thread(
         target=_look_for_main_node, args=(facade, api.cluster_host, api.cluster_port), daemon=True
@@ -172,12 +173,10 @@ def _look_for_main_node(facade: Facade, host: str, port: int) -> None:
     try:
         facade.cluster.data("broker.info")
     except ClusterError:
-        print(
+        tell(
             f"{PROGRAM}: no main node answers at {host}:{port}; start one with:"
             f" retire-cluster-main --port {port} (or everything with: retire-cluster up)."
-            " Requests are answered 503 until it is there.",
-            file=sys.stderr,
-            flush=True,
+            " Requests are answered 503 until it is there."
         )
 
 

@@ -22,6 +22,7 @@ from retire_cluster.conf import logs
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
+from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.node import confine, credentials, probe, proctree
 from retire_cluster.node.catalog import Catalog
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(arguments)
         policy = _policy(arguments, settings)
-        logs.configure(settings.logging)
+        logs.configure(settings.logging, queued=True)
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(settings.data_dir)
     except (SettingsError, Unusable, FolderTaken) as error:
@@ -420,7 +421,7 @@ def _version() -> str:
 
 
 def _refuse(text: str) -> int:
-    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
+    last_words(f"{PROGRAM}: {' '.join(text.split())}")
     return EXIT_REFUSED
 
 

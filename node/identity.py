@@ -118,8 +118,9 @@ def make_device_id(hostname: str, suffix: str) -> str:
 def host_name() -> str:
     """The host's name, or empty."""
     try:
-        return socket.gethostname()[:255]
-    except OSError:
+        # Bytes that are no UTF-8 come as lone surrogates, which no message can carry.
+        return socket.gethostname().encode("utf-8", "replace").decode("utf-8")[:255]
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

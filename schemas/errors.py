@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 class ClusterError(Exception):
     """Something went wrong that a user can be told."""
 
+    #: What a person reads when nothing more exact is said. Not the docstring: Python leaves
+    #: those out under PYTHONOPTIMIZE=2.
+    sentence: ClassVar[str] = "Something went wrong that a user can be told."
     code: ClassVar[str] = "INTERNAL_ERROR"
     status: ClassVar[int] = 500
 
@@ -23,9 +26,8 @@ class ClusterError(Exception):
         details: Mapping[str, Any] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        doc = (self.__doc__ or "").splitlines()[0]
-        super().__init__(message or doc)
-        self.message = message or doc
+        super().__init__(message or self.sentence)
+        self.message = message or self.sentence
         self.details: dict[str, Any] = dict(details or {})
         #: Seconds after which trying again makes sense, or None.
         self.retry_after = retry_after
@@ -34,6 +36,7 @@ class ClusterError(Exception):
 class ValidationError(ClusterError):
     """The request is not valid."""
 
+    sentence = "The request is not valid."
     code = "VALIDATION_ERROR"
     status = 400
 
@@ -58,6 +61,7 @@ class ValidationError(ClusterError):
 class NotFound(ClusterError):
     """There is no such resource."""
 
+    sentence = "There is no such resource."
     code = "NOT_FOUND"
     status = 404
 
@@ -65,6 +69,7 @@ class NotFound(ClusterError):
 class DeviceNotFound(ClusterError):
     """There is no such device."""
 
+    sentence = "There is no such device."
     code = "DEVICE_NOT_FOUND"
     status = 404
 
@@ -72,6 +77,7 @@ class DeviceNotFound(ClusterError):
 class TaskNotFound(ClusterError):
     """There is no such task."""
 
+    sentence = "There is no such task."
     code = "TASK_NOT_FOUND"
     status = 404
 
@@ -79,6 +85,7 @@ class TaskNotFound(ClusterError):
 class NoTaskResult(ClusterError):
     """The task has not finished; it has no result yet."""
 
+    sentence = "The task has not finished; it has no result yet."
     code = "NO_TASK_RESULT"
     status = 404
 
@@ -86,6 +93,7 @@ class NoTaskResult(ClusterError):
 class CannotCancelTask(ClusterError):
     """The task has already ended."""
 
+    sentence = "The task has already ended."
     code = "CANNOT_CANCEL_TASK"
     status = 400
 
@@ -93,6 +101,7 @@ class CannotCancelTask(ClusterError):
 class CannotRetryTask(ClusterError):
     """Only a failed, timed-out or cancelled task can be retried."""
 
+    sentence = "Only a failed, timed-out or cancelled task can be retried."
     code = "CANNOT_RETRY_TASK"
     status = 400
 
@@ -107,6 +116,7 @@ class TaskJustEnded(ClusterError):
 class IdempotencyConflict(ClusterError):
     """This Idempotency-Key was used with another body."""
 
+    sentence = "This Idempotency-Key was used with another body."
     code = "IDEMPOTENCY_CONFLICT"
     status = 409
 
@@ -114,6 +124,7 @@ class IdempotencyConflict(ClusterError):
 class Unauthorized(ClusterError):
     """Authentication required."""
 
+    sentence = "Authentication required."
     code = "UNAUTHORIZED"
     status = 401
 
@@ -121,6 +132,7 @@ class Unauthorized(ClusterError):
 class Forbidden(ClusterError):
     """This is not allowed."""
 
+    sentence = "This is not allowed."
     code = "FORBIDDEN"
     status = 403
 
@@ -128,6 +140,7 @@ class Forbidden(ClusterError):
 class MethodNotAllowed(ClusterError):
     """This address does not answer that method."""
 
+    sentence = "This address does not answer that method."
     code = "METHOD_NOT_ALLOWED"
     status = 405
 
@@ -135,6 +148,7 @@ class MethodNotAllowed(ClusterError):
 class PayloadTooLarge(ClusterError):
     """The body or payload is too large."""
 
+    sentence = "The body or payload is too large."
     code = "PAYLOAD_TOO_LARGE"
     status = 413
 
@@ -142,6 +156,7 @@ class PayloadTooLarge(ClusterError):
 class UnsupportedMediaType(ClusterError):
     """Bodies are JSON: send Content-Type: application/json."""
 
+    sentence = "Bodies are JSON: send Content-Type: application/json."
     code = "UNSUPPORTED_MEDIA_TYPE"
     status = 415
 
@@ -149,6 +164,7 @@ class UnsupportedMediaType(ClusterError):
 class RateLimitExceeded(ClusterError):
     """Too many requests."""
 
+    sentence = "Too many requests."
     code = "RATE_LIMIT_EXCEEDED"
     status = 429
 
@@ -156,6 +172,7 @@ class RateLimitExceeded(ClusterError):
 class QueueFull(ClusterError):
     """The cluster takes no more tasks now."""
 
+    sentence = "The cluster takes no more tasks now."
     code = "QUEUE_FULL"
     status = 503
 
@@ -163,12 +180,15 @@ class QueueFull(ClusterError):
 class ClusterUnavailable(ClusterError):
     """The main node does not answer."""
 
+    sentence = "The main node does not answer."
     code = "CLUSTER_UNAVAILABLE"
     status = 503
 
 
 class InternalError(ClusterError):
     """Something unexpected happened; the log has the details."""
+
+    sentence = "Something unexpected happened; the log has the details."
 
 
 def _leaves(cls: type[ClusterError]) -> dict[str, type[ClusterError]]:

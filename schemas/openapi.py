@@ -276,7 +276,7 @@ def _example(operation: Operation) -> dict[str, Any]:
 
 
 def _failure(codes: list[str]) -> dict[str, Any]:
-    sentences = [(BY_CODE[code].__doc__ or code).splitlines()[0] for code in codes]
+    sentences = [BY_CODE[code].sentence for code in codes]
     examples = {
         code: {
             "value": {
