@@ -207,6 +207,9 @@ class Supervisor:
     def _spawn(self, child: Child) -> subprocess.Popen[bytes]:
         environ = dict(os.environ)
         environ[lifeline.VARIABLE] = "stdin"
+        if sys.flags.optimize > 1:
+            # Without docstrings Cerberus refuses to be imported; without asserts it works.
+            environ["PYTHONOPTIMIZE"] = "1"
         for name, value in child.environ.items():
             if value is None:
                 environ.pop(name, None)
