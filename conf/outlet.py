@@ -91,15 +91,19 @@ class Outlet(Generic[T]):
             self._items.put(threading.Event())
 
     def _work(self) -> None:
+        wrote_at = float("-inf")
         while not self.closed:
             batch = [self._items.get()]
-            if not isinstance(batch[0], threading.Event):
-                # Waking for each would cost more than writing it.
-                time.sleep(_GATHER_SECONDS)
+            since = time.monotonic() - wrote_at
+            if since < _GATHER_SECONDS and not isinstance(batch[0], threading.Event):
+                # One of many: waking for each would cost more than writing it. After a quiet
+                # moment a line goes out at once, so that a process killed next has said it.
+                time.sleep(_GATHER_SECONDS - since)
             with contextlib.suppress(queue.Empty):
                 while len(batch) < _AT_ONCE:
                     batch.append(self._items.get_nowait())
             self._write([item for item in batch if not isinstance(item, threading.Event)])
+            wrote_at = time.monotonic()
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()

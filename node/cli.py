@@ -34,7 +34,7 @@ from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, hos
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 from retire_cluster.node.metrics import Sampler
-from retire_cluster.node.neighbour import let_in
+from retire_cluster.node.neighbour import NotLetIn, let_in
 from retire_cluster.node.policy import Policy, running_as_root
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.runner import Runner
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.test:
                 return _test(worker)
             spool = Spool(settings.data_dir / "results.spool")
-        except Unusable as error:
+        except (NotLetIn, Unusable) as error:
             return _refuse(str(error))
         except OSError as error:
             return _refuse(

@@ -20,15 +20,19 @@ from retire_cluster.schemas import wire
 _ANSWER_MS = 5_000
 
 
+class NotLetIn(Exception):
+    """The main node here does not take this worker; the message says why and what helps."""
+
+
 def let_in(folder: Path, address: Address, device_id: str) -> Credentials | None:
     """The credentials of a device that the main node at `address` knows from now on.
 
     None when no main node of this user listens there, or its bus is not encrypted. Raises
-    `ValueError` with the main node's reason when it refuses, `OSError`.
+    `NotLetIn` with the main node's reason when it refuses, `OSError`.
     """
     wrong = neighbours.find(address.host, address.port, "admin_port")
     if wrong is not None:
-        raise ValueError(
+        raise NotLetIn(
             f"{address} is the main node's admin socket; workers join port {wrong['worker_port']}"
         )
     main = neighbours.find(address.host, address.port, "worker_port")
@@ -74,6 +78,6 @@ def _call(keys: ClientKeys, port: int, op: str, args: dict[str, Any]) -> dict[st
         socket.close(0)
         context.term()
     if message.verb != b"REPLY":
-        raise ValueError(str(message.header.get("message")))
+        raise NotLetIn(str(message.header.get("message")))
     data = message.header.get("data")
     return data if isinstance(data, dict) else None

@@ -109,6 +109,7 @@ class CannotRetryTask(ClusterError):
 class TaskJustEnded(ClusterError):
     """The task ended just now and its outcome is still being written; try again."""
 
+    sentence = "The task ended just now and its outcome is still being written; try again."
     code = "TASK_JUST_ENDED"
     status = 409
 
