@@ -33,6 +33,8 @@ _INSTALLED_BY: Final = {
 _NO_ROOM: Final = frozenset(
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO") if hasattr(errno, name)
 )
+#: Python's level of optimisation at which libraries that need their docstrings are not imported.
+_WITHOUT_DOCSTRINGS: Final = 2
 _USAGE = 2
 _INTERRUPTED = 130
 
@@ -60,12 +62,19 @@ def status() -> int:
 def run_module(module: str, program: str, argv: Sequence[str], function: str = "main") -> int:
     """Import `module` and call its `function(argv)`; the exit code.
 
-    A library that is missing becomes one line on standard error that names the extra to install.
+    A library that is missing becomes one line on standard error that names the extra to install,
+    and so does one that refuses this interpreter's level of optimisation.
     """
     descriptors.settle()
     lifeline.watch_from_environment()
     try:
-        call: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+        try:
+            call: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+        except RuntimeError as error:
+            if sys.flags.optimize < _WITHOUT_DOCSTRINGS:
+                raise
+            _say(f"{program}: {error} Set PYTHONOPTIMIZE=1, or leave -OO out.")
+            return _USAGE
         code = call(list(argv))
         sys.stdout.flush()
         return code

@@ -79,7 +79,8 @@ def read(frame: RawFrame) -> Answer:
     if frame.kind == "started":
         return Begun()
     if frame.kind == "progress":
-        return Progress(_percent(header.get("percent")), _text(header, "message", "")[:1_000])
+        words = _text(header, "message", "")[:MAX_PROGRESS_TEXT]
+        return Progress(_percent(header.get("percent")), words)
     if frame.kind == "described":
         return Described(_rows(header.get("types")))
     outcome = header.get("outcome")

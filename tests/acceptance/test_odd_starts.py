@@ -162,6 +162,23 @@ def test_python_without_asserts_and_docstrings_runs_it_too(level: str, tmp_path:
     assert "died" not in cluster.up.log.read_text()
 
 
+@pytest.mark.parametrize("verb", [["main"], ["api"], ["keys", "ls"]], ids=lambda verb: verb[0])
+def test_what_needs_docstrings_says_so_in_one_line_without_them(
+    tmp_path: Path, verb: list[str]
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, *verb, "--data-dir", str(tmp_path)],
+        env=plain_environment(PYTHONOPTIMIZE="2"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("retire-cluster")
+    assert "PYTHONOPTIMIZE=1" in line
+
+
 WRAPPED = """
 import sys
 from retire_cluster.cli import plan, up
