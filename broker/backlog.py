@@ -1,7 +1,7 @@
-"""Queued tasks of one requirement class: by priority with aging, first in first out inside one.
+"""Queued tasks of one requirement class: by priority, first in first out inside one.
 
-Aging: a task gains one priority level for each `aging_seconds` it has waited, up to `urgent`, so a
-steady stream of urgent work cannot starve the rest.
+Waiting lifts nobody: who has waited longest can be asked for (`oldest`), and overtaking.py decides
+when it goes before better-ranked work.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _STALE_KEPT = 1_000
 class Head(NamedTuple):
     """The next task of a class, ordered as dispatch wants it (smallest first)."""
 
-    #: Negated effective priority.
+    #: Negated priority.
     rank: int
     #: Task number: older first.
     number: int
     lane: int
+    #: When it began to wait.
+    since_mono: float
 
 
 class _Lane:
@@ -61,6 +63,31 @@ class _Lane:
         if returned and (not fresh or returned[0][0] < fresh[0].number):
             return returned[0][2]
         return fresh[0] if fresh else None
+
+    def oldest(self) -> Task | None:
+        """Who has waited longest here: a returned one may be older by number and not by time."""
+        first = self.head()
+        if first is None:
+            return None
+        for other in (self.fresh[0] if self.fresh else None, *(e[2] for e in self.returned[:1])):
+            if (
+                other is not None
+                and other.status is _QUEUED
+                and other.queued_mono < first.queued_mono
+            ):
+                first = other
+        return first
+
+    def pop_oldest(self) -> Task | None:
+        """Take that one out."""
+        task = self.oldest()
+        if task is None:
+            return None
+        if self.fresh and self.fresh[0] is task:
+            self.fresh.popleft()
+        else:
+            heapq.heappop(self.returned)
+        return task
 
     def pop(self, limit: int, before: int | None) -> list[Task]:
         """Take out up to `limit` tasks in order, after the first only those below `before`."""
@@ -119,21 +146,30 @@ class Lanes:
             for lane in self._lanes:
                 lane.sweep()
 
-    def head(self, now_mono: float, aging_seconds: float) -> Head | None:
+    def head(self) -> Head | None:
         """Who is next, or None when nothing is queued."""
         if not self.size:
             return None
-        best: Head | None = None
         for index in range(_TOP, -1, -1):
             task = self._lanes[index].head()
-            if task is None:
-                continue
-            waited = max(0.0, now_mono - task.queued_mono)
-            rank = -min(_TOP, index + int(waited / aging_seconds))
-            found = Head(rank, task.number, index)
-            if best is None or found < best:
-                best = found
-        return best
+            if task is not None:
+                return Head(-index, task.number, index, task.queued_mono)
+        return None
+
+    def lanes_below(self, lane: int) -> list[int]:
+        """Lesser lanes that may hold somebody."""
+        return [n for n in range(lane) if self._lanes[n].fresh or self._lanes[n].returned]
+
+    def oldest(self, lane: int) -> Task | None:
+        """Who has waited longest in a lane."""
+        return self._lanes[lane].oldest()
+
+    def take_oldest(self, lane: int) -> Task | None:
+        """Take that one."""
+        task = self._lanes[lane].pop_oldest()
+        if task is not None:
+            self.size -= 1
+        return task
 
     def take(self, lane: int, limit: int, before: int | None = None) -> list[Task]:
         """Up to `limit` tasks of one lane in order, only those numbered below `before`."""

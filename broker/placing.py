@@ -1,7 +1,8 @@
 """Placement: queued tasks to devices with room, best priority first, nobody blocked by a head.
 
-Classes compete by their heads (effective priority, then age). A class whose eligible devices are
-all busy steps aside until one of them gets room, so a task that nobody can run delays nothing.
+Classes compete by their heads (priority, then age). A class whose eligible devices are all busy
+steps aside until one of them gets room, so a task that nobody can run delays nothing. Who has
+waited too long overtakes now and then (overtaking.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from retire_cluster.broker.device import SLOT_UNITS, Device
 from retire_cluster.broker.events import Now, Place
 from retire_cluster.broker.instructions import SendAssign, StoreDispatch
 from retire_cluster.broker.matching import TaskClass
+from retire_cluster.broker.overtaking import Waiting
 from retire_cluster.broker.rows import DispatchRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task
@@ -20,61 +22,139 @@ _TOKEN_BITS = 53
 #: Assignments of one message at most.
 _BATCH = 512
 
+#: `(rank, number, order, since_mono, class)`: who is next of a class.
+_Entry = tuple[int, int, int, float, TaskClass]
+
 
 def place(state: ClusterState, event: Place, now: Now) -> None:
     """Give out what can be given out."""
-    if not state.waiting or not state.free:
-        return
-    chosen: dict[str, tuple[Device, list[Task]]] = {}
-    heads = _heads(state, now)
-    aging = state.settings.scheduler.aging_seconds
-    aside: dict[str, Device] = {}
-    while heads and state.free:
-        rank, _, order, lane, cls = heapq.heappop(heads)
-        device = cls.pick(state.free)
-        if device is None:
-            # Better-ranked work waits for a whole slot where small work holds a part of each: the
-            # device nearest to it takes nothing lesser meanwhile, or it would never have one free.
-            nearest = cls.nearly(state.free)
-            if nearest is None:
-                cls.blocked = True
+    if state.waiting and state.free:
+        _Pass(state, now).run()
+
+
+class _Pass:
+    """One pass over what waits and who is free."""
+
+    def __init__(self, state: ClusterState, now: Now) -> None:
+        self.state = state
+        self.now = now
+        self.chosen: dict[str, tuple[Device, list[Task]]] = {}
+        #: Devices that get nothing more in this pass.
+        self.aside: dict[str, Device] = {}
+        self.heads = self._heads()
+        self.waiting = Waiting(
+            [entry[4] for entry in self.heads],
+            -self.heads[0][0] if self.heads else 0,
+            now.mono - state.settings.scheduler.aging_seconds,
+        )
+        #: Somebody overtook: the head noted for a class may be gone.
+        self.overtaken = False
+
+    def _heads(self) -> list[_Entry]:
+        heads = []
+        for order, cls in enumerate(list(self.state.waiting.values())):
+            if cls.blocked:
+                continue
+            head = cls.lanes.head()
+            if head is None:
+                del self.state.waiting[cls.key]
             else:
-                aside[nearest.device_id] = state.free.pop(nearest.device_id)
-            continue
-        rival = heads[0] if heads else None
+                heads.append((head.rank, head.number, order, head.since_mono, cls))
+        heapq.heapify(heads)
+        return heads
+
+    def run(self) -> None:
+        """Place until there is nothing to place, or nowhere."""
+        state, heads = self.state, self.heads
+        while heads and state.free:
+            entry = heapq.heappop(heads)
+            rank, _, _, since_mono, cls = entry
+            if self.overtaken and not self._is_still(entry):
+                continue
+            device = cls.pick(state.free)
+            if device is None:
+                self._step_aside(cls)
+                continue
+            limit = _share(cls, device)
+            if self.waiting.before(-rank, since_mono) is not None:
+                if state.share.left == 0 and self._overtake(-rank, since_mono):
+                    heapq.heappush(heads, entry)
+                    continue
+                limit = min(limit, state.share.left or limit)
+            self._in_order(entry, device, limit)
+        state.free.update(self.aside)
+        for device, tasks in self.chosen.values():
+            for start in range(0, len(tasks), _BATCH):
+                _dispatch(state, device, tasks[start : start + _BATCH], self.now)
+
+    def _is_still(self, entry: _Entry) -> bool:
+        """Whether this is who is next of its class; if not, who is takes its place."""
+        _, number, order, _, cls = entry
+        head = cls.lanes.head()
+        if head is not None and head.number == number:
+            return True
+        self._go_on(cls, order)
+        return False
+
+    def _go_on(self, cls: TaskClass, order: int) -> None:
+        """The next of a class competes."""
+        head = cls.lanes.head()
+        if head is None:
+            self.state.waiting.pop(cls.key, None)
+        else:
+            entry = (head.rank, head.number, order, head.since_mono, cls)
+            heapq.heappush(self.heads, entry)
+
+    def _step_aside(self, cls: TaskClass) -> bool:
+        """No device has room for the class; whether one is kept for it.
+
+        Better-ranked work waits for a whole slot where small work holds a part of each: the device
+        nearest to it takes nothing lesser meanwhile, or it would never have one free.
+        """
+        nearest = cls.nearly(self.state.free)
+        if nearest is None:
+            cls.blocked = True
+            return False
+        self.aside[nearest.device_id] = self.state.free.pop(nearest.device_id)
+        return True
+
+    def _in_order(self, entry: _Entry, device: Device, limit: int) -> None:
+        rank, _, order, _, cls = entry
+        rival = self.heads[0] if self.heads else None
         before = rival[1] if rival is not None and rival[0] == rank else None
-        tasks = cls.lanes.take(lane, _share(cls, device), before)
-        entry = chosen.setdefault(device.device_id, (device, []))
+        tasks = cls.lanes.take(-rank, limit, before)
+        self._give(device, tasks)
+        self.state.share.placed(len(tasks))
+        self._go_on(cls, order)
+
+    def _overtake(self, lane: int, since_mono: float) -> bool:
+        """Place who has waited longest before better-ranked work; False when there is no room."""
+        state = self.state
+        while (found := self.waiting.before(lane, since_mono)) is not None:
+            cls, own = found
+            device = None if cls.blocked else cls.pick(state.free)
+            if device is None:
+                if not cls.blocked and self._step_aside(cls):
+                    # Its turn is kept: the device empties soon, small work is over in a moment.
+                    self.waiting.drop_all()
+                    return True
+                self.waiting.drop()
+                continue
+            task = cls.lanes.take_oldest(own)
+            assert task is not None
+            self._give(device, [task])
+            state.share.overtook()
+            self.overtaken = True
+            return True
+        return False
+
+    def _give(self, device: Device, tasks: list[Task]) -> None:
         for task in tasks:
             task.backlog = None
         device.hold(tasks)
-        entry[1].extend(tasks)
+        self.chosen.setdefault(device.device_id, (device, []))[1].extend(tasks)
         if device.free_units <= 0:
-            state.free.pop(device.device_id, None)
-        head = cls.lanes.head(now.mono, aging)
-        if head is None:
-            state.waiting.pop(cls.key, None)
-        else:
-            heapq.heappush(heads, (head.rank, head.number, order, head.lane, cls))
-    state.free.update(aside)
-    for device, tasks in chosen.values():
-        for start in range(0, len(tasks), _BATCH):
-            _dispatch(state, device, tasks[start : start + _BATCH], now)
-
-
-def _heads(state: ClusterState, now: Now) -> list[tuple[int, int, int, int, TaskClass]]:
-    aging = state.settings.scheduler.aging_seconds
-    heads = []
-    for order, cls in enumerate(list(state.waiting.values())):
-        if cls.blocked:
-            continue
-        head = cls.lanes.head(now.mono, aging)
-        if head is None:
-            del state.waiting[cls.key]
-        else:
-            heads.append((head.rank, head.number, order, head.lane, cls))
-    heapq.heapify(heads)
-    return heads
+            self.state.free.pop(device.device_id, None)
 
 
 def _share(cls: TaskClass, device: Device) -> int:

@@ -30,6 +30,7 @@ from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
 from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
+from retire_cluster.broker.overtaking import Share
 from retire_cluster.broker.rows import LiveRow, SubmissionRow
 from retire_cluster.broker.stats import Stats
 from retire_cluster.broker.task import IllegalTransition, Task, TaskSpec, after
@@ -108,6 +109,8 @@ class ClusterState:
         self.classes: dict[ClassKey, TaskClass] = {}
         #: Classes with queued tasks.
         self.waiting: dict[ClassKey, TaskClass] = {}
+        #: How near the next placement is that may go before better-ranked work.
+        self.share = Share(rng)
         #: Devices that may be given work now.
         self.free: dict[str, Device] = {}
         #: `(not_before_mono, task)` of pending tasks; entries may be stale.

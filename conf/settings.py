@@ -146,7 +146,11 @@ class Scheduler(Section):
         mutable=True,
     )
     aging_seconds: float = setting(
-        60, "Seconds of waiting that lift a task by one priority.", low=1, high=86_400, mutable=True
+        60,
+        "Who waited longer than this may go before better-ranked work, one placement in ten.",
+        low=1,
+        high=86_400,
+        mutable=True,
     )
     retry_base_seconds: float = setting(
         2, "A first retry waits up to this long; doubles each time.", low=0, high=3600, mutable=True

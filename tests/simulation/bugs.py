@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from retire_cluster.broker import attempts, restore, retry
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.backlog import Head, Lanes
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.matching import TaskClass
+from retire_cluster.broker.overtaking import Share, Waiting
 from retire_cluster.broker.server import Broker
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
@@ -92,6 +94,36 @@ def _ignores_slots() -> AbstractContextManager[None]:
     return swapped(TaskClass, "pick", pick)
 
 
+def _priority_is_ignored() -> AbstractContextManager[None]:
+    """Who waits longest goes first, whatever its priority."""
+    head = Lanes.head
+
+    def oldest(self: Lanes) -> Head | None:
+        found = [task for task in map(self.oldest, range(4)) if task is not None]
+        first = min(found, key=lambda task: task.number, default=None)
+        if first is None:
+            return head(self)
+        lane = first.spec.priority
+        return Head(-lane, first.number, lane, first.queued_mono)
+
+    return swapped(Lanes, "head", oldest)
+
+
+def _overtakes_at_will() -> AbstractContextManager[None]:
+    """Who has waited too long goes first, every time."""
+    return swapped(Share, "overtook", lambda self: None)
+
+
+def _overtakes_at_once() -> AbstractContextManager[None]:
+    """Nobody has to wait before it may overtake."""
+    init = Waiting.__init__
+
+    def careless(self: Waiting, classes: Any, below: int, since_mono: float) -> None:
+        init(self, classes, below, since_mono + 1e9)
+
+    return swapped(Waiting, "__init__", careless)
+
+
 def _no_fence() -> AbstractContextManager[None]:
     """A device that lost the main node goes on with what may not run twice."""
 
@@ -125,6 +157,9 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "charges-unstarted": _charges_unstarted,
     "forgets-dispatches": _forgets_dispatches,
     "ignores-slots": _ignores_slots,
+    "priority-is-ignored": _priority_is_ignored,
+    "overtakes-at-will": _overtakes_at_will,
+    "overtakes-at-once": _overtakes_at_once,
     "no-fence": _no_fence,
     "forgets-results": _forgets_results,
 }

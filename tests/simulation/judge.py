@@ -33,6 +33,7 @@ from tests.simulation.facts import (
     misfits,
 )
 from tests.simulation.network import Frames, Pipe
+from tests.simulation.order import Order
 
 if TYPE_CHECKING:
     from tests.simulation.device import Worker
@@ -52,6 +53,7 @@ class Judge:
         self.world = world
         self.engine: Engine = world.engine
         self.book = Book()
+        self.order = Order()
         self.state: ClusterState | None = None
         self.epoch = 0
         #: Tasks whose submission was answered.
@@ -99,6 +101,7 @@ class Judge:
         if state.epoch <= self.epoch:
             self.fail(f"the epoch {state.epoch} was used before")
         self.epoch = state.epoch
+        self.order.restarted()
         self._heard = dict.fromkeys(state.devices, now.mono)
         lost = self.acknowledged - self.book.facts.keys()
         if lost:
@@ -216,7 +219,7 @@ class Judge:
             registered = state.connections.get(event.routing)
             if registered is not None:
                 self._heard[registered.device_id] = now.mono
-        moved = self._moves(state, event, allowed)
+        moved = self._moves(state, event, allowed, now)
         if out or moved:
             self._writes(state, event, now, out, moved)
         try:
@@ -225,7 +228,7 @@ class Judge:
             raise Violation(f"after {type(event).__name__}: {error}") from None
 
     def _moves(
-        self, state: ClusterState, event: ev.Event, allowed: frozenset[int] | None
+        self, state: ClusterState, event: ev.Event, allowed: frozenset[int] | None, now: ev.Now
     ) -> dict[int, Fact]:
         """Follow the transitions in the event log."""
         if state.log.last == self._cursor:
@@ -244,6 +247,8 @@ class Judge:
                 self.fail(f"{_named(event)} changed task {number}, which it may not", number)
             if word == "progress":
                 continue
+            if word == "queued":
+                self.order.queued(number, now.mono)
             before = entry.data["from"]
             if before is None:
                 continue  # its row comes with the instructions
@@ -303,6 +308,9 @@ class Judge:
                 self.fail(f"task {number} is {fact.status} with the attempt {fact.key}", number)
         for device_id in placed:
             check_slots(list(self.book.on(device_id)), state.devices[device_id])
+        if placed:
+            chosen = [fact for fact in moved.values() if fact.status == "assigned"]
+            self.order.placed(state, self.book.facts.values(), chosen, now.mono)
 
     def _dispatched(self, state: ClusterState, write: ins.StoreDispatch) -> None:
         row = write.row

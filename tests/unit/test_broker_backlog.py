@@ -1,4 +1,4 @@
-"""The backlog of one requirement class: priority, age, aging, returned tasks, lazy removal."""
+"""The backlog of one requirement class: priority, age, returned tasks, lazy removal."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from retire_cluster.broker.task import Task
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
 from tests.unit.broker_kit import Cluster, task_spec
 
-AGING = 60.0
-
 
 def task(number: int, priority: str = "normal", since: float = 0.0) -> Task:
     spec = task_spec(priority=priority)
     return Task(number, spec, 0, b"{}", TaskStatus.QUEUED, since)
 
 
-def drain(lanes: Lanes, now: float = 0.0, at_once: int = 1) -> list[int]:
+def drain(lanes: Lanes, at_once: int = 1) -> list[int]:
     found = []
-    while (head := lanes.head(now, AGING)) is not None:
+    while (head := lanes.head()) is not None:
         taken = lanes.take(head.lane, at_once)
         assert taken[0].number == head.number
         found += [one.number for one in taken]
@@ -40,7 +38,7 @@ def filled(*tasks: Task) -> Lanes:
 
 def test_an_empty_backlog_has_no_head() -> None:
     lanes = Lanes()
-    assert lanes.head(0.0, AGING) is None
+    assert lanes.head() is None
     assert lanes.take(0, 5) == []
 
 
@@ -55,26 +53,22 @@ def test_higher_priorities_go_first() -> None:
     assert lanes.size == 0
 
 
-@pytest.mark.parametrize(("waited", "order"), [(59.0, [2, 1]), (61.0, [1, 2]), (100_000.0, [1, 2])])
-def test_waiting_lifts_a_task_by_one_priority_each_aging_period(
-    waited: float, order: list[int]
-) -> None:
+@pytest.mark.parametrize("waited", [59.0, 61.0, 100_000.0])
+def test_waiting_lifts_nobody(waited: float) -> None:
     lanes = filled(task(1, "normal", since=0.0), task(2, "high", since=waited))
-    assert drain(lanes, now=waited) == order
+    assert drain(lanes) == [2, 1]
 
 
-def test_aging_stops_at_urgent_so_older_urgent_work_still_goes_first() -> None:
-    lanes = filled(task(1, "urgent", since=0.0), task(2, "low", since=0.0))
-    head = lanes.head(1e9, AGING)
-    assert head is not None
-    assert (head.rank, head.number) == (-3, 1)
-    assert drain(lanes, now=1e9) == [1, 2]
-
-
-def test_a_clock_before_the_tasks_arrival_does_not_lower_it() -> None:
-    head = filled(task(1, "low", since=500.0)).head(0.0, AGING)
-    assert head is not None
-    assert head.rank == 0
+def test_who_has_waited_longest_in_a_lane_may_be_younger_by_number() -> None:
+    lanes = filled(task(4, since=10.0), task(5, since=20.0))
+    lanes.push((task(2, since=90.0),))
+    oldest = lanes.oldest(1)
+    assert oldest is not None
+    assert oldest.number == 4
+    assert lanes.take_oldest(1) is oldest
+    assert lanes.size == 2
+    assert drain(lanes) == [2, 5]
+    assert lanes.take_oldest(1) is None
 
 
 def test_returned_tasks_are_merged_in_by_age() -> None:
@@ -148,7 +142,7 @@ def test_the_order_is_that_of_a_sorted_list(seed: int) -> None:
                 lanes.push((back,))
         elif naive:
             naive.sort(key=lambda one: (-one.spec.priority, one.number))
-            head = lanes.head(0.0, AGING)
+            head = lanes.head()
             assert head is not None
             assert lanes.take(head.lane, 1) == [naive[0]]
             naive.pop(0).status = TaskStatus.ASSIGNED

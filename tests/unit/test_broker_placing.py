@@ -85,18 +85,6 @@ def test_a_class_whose_devices_are_all_busy_steps_aside_until_one_has_room(
     assert list(tagged.record.attempts) == numbers[1:2]
 
 
-def test_aging_lets_old_work_pass_a_steady_stream_of_higher_priority(cluster: Cluster) -> None:
-    member = cluster.device()
-    (old,) = cluster.submit(priority="low")
-    began = cluster.mono
-    while old not in member.record.attempts:
-        member.finish()
-        cluster.pass_time(2)
-        cluster.submit(priority="high", min_cpu_cores=1)
-        cluster.place()
-    assert 110 <= cluster.mono - began <= 130
-
-
 def test_work_spreads_over_devices(cluster: Cluster) -> None:
     members = [cluster.device(f"d{number}", slots=4) for number in range(4)]
     cluster.submit(8)
