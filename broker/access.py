@@ -30,14 +30,15 @@ class Token:
     #: Public key of the enrolment pair.
     key: str
     created_ms: int
-    expires_ms: int
+    #: On the cluster's age (see `age`).
+    expires_age_ms: int
     uses: int
     used: int = 0
     note: str = ""
 
-    def state(self, wall_ms: int) -> str:
+    def state(self, age_ms: int) -> str:
         """`valid`, `used up` or `expired`."""
-        if wall_ms >= self.expires_ms:
+        if age_ms >= self.expires_age_ms:
             return "expired"
         return "valid" if self.used < self.uses else "used up"
 
@@ -65,16 +66,16 @@ class Access:
 
     # --- asked -----------------------------------------------------------------------------------
 
-    def may_connect(self, socket: str, key: str, wall_ms: int) -> bool:
+    def may_connect(self, socket: str, key: str, age_ms: int) -> bool:
         """Whether the handshake of this key on this socket succeeds."""
         if socket == BUS:
-            return key in self.owners or self.token(key, wall_ms) is not None
+            return key in self.owners or self.token(key, age_ms) is not None
         return any(admin.key == key for admin in self.admins.values())
 
-    def token(self, key: str, wall_ms: int) -> Token | None:
+    def token(self, key: str, age_ms: int) -> Token | None:
         """The valid token with this enrolment key."""
         for token in self.tokens.values():
-            if token.key == key and token.state(wall_ms) == "valid":
+            if token.key == key and token.state(age_ms) == "valid":
                 return token
         return None
 
@@ -114,21 +115,21 @@ class Access:
         return AccessRow("admin", name, None)
 
     def note_uses(self, uses: Mapping[str, int]) -> list[AccessRow]:
-        """API keys were used; stored only once a minute for each."""
+        """API keys were used; stored only once a minute for each, and when a clock was set back."""
         rows = []
         for key_id, at_ms in uses.items():
             before = self.key_uses.get(key_id)
-            if before is None or at_ms >= before + KEY_USE_STORED_MS:
+            if before is None or abs(at_ms - before) >= KEY_USE_STORED_MS:
                 self.key_uses[key_id] = at_ms
                 rows.append(_row("used", key_id, {"at_ms": at_ms}))
         return rows
 
-    def prune(self, wall_ms: int) -> list[AccessRow]:
+    def prune(self, age_ms: int) -> list[AccessRow]:
         """Forget tokens that have been over for a day."""
         over = [
             token.token_id
             for token in self.tokens.values()
-            if wall_ms >= token.expires_ms + TOKEN_KEPT_MS
+            if age_ms >= token.expires_age_ms + TOKEN_KEPT_MS
         ]
         return [self.revoke_token(token_id) for token_id in over]
 

@@ -42,14 +42,14 @@ def create_token(admin: Admin, call: Call) -> Reply:
         token_id=args["token_id"] or secrets.token_hex(4),
         key=curve.pair_of_token(secret).public,
         created_ms=call.now.wall_ms,
-        expires_ms=call.now.wall_ms + 1000 * args["age_seconds"],
+        expires_age_ms=admin.state.age.ms(call.now) + 1000 * args["age_seconds"],
         uses=args["uses"],
         note=args["note"],
     )
     admin.apply(ev.TokenMade(token), call.now)
     return Reply(
         {
-            **_token_view(token, call.now.wall_ms),
+            **_token_view(token, admin, call),
             "token": secret.hex(),
             "server_key": admin.facts.server_key,
             "worker_port": admin.facts.worker_port,
@@ -61,7 +61,7 @@ def create_token(admin: Admin, call: Call) -> Reply:
 def list_tokens(admin: Admin, call: Call) -> Reply:
     """Tokens, newest first; their secrets are not known here."""
     found = sorted(admin.state.access.tokens.values(), key=lambda t: t.created_ms, reverse=True)
-    return Reply({"items": [_token_view(token, call.now.wall_ms) for token in found]})
+    return Reply({"items": [_token_view(token, admin, call) for token in found]})
 
 
 @operation("token.revoke", {"token_id": _NAME}, changes=True)
@@ -74,14 +74,15 @@ def revoke_token(admin: Admin, call: Call) -> Reply:
     return Reply({"token_id": token_id, "revoked_at": stamp(call.now.wall_ms)})
 
 
-def _token_view(token: Token, wall_ms: int) -> dict[str, Any]:
+def _token_view(token: Token, admin: Admin, call: Call) -> dict[str, Any]:
+    age_ms = admin.state.age.ms(call.now)
     return {
         "token_id": token.token_id,
-        "state": token.state(wall_ms),
+        "state": token.state(age_ms),
         "uses": token.uses,
         "used": token.used,
         "created_at": stamp(token.created_ms),
-        "expires_at": stamp(token.expires_ms),
+        "expires_at": stamp(call.now.wall_ms + token.expires_age_ms - age_ms),
         "note": token.note,
     }
 

@@ -123,7 +123,7 @@ def metrics(admin: Admin, call: Call) -> Reply:
                 "request_rate": rate,
                 "error_rate": errors,
                 "dispatch_latency_ms": state.stats.dispatch_latency_ms(),
-                "tasks_per_second": state.stats.tasks_per_second(call.now.wall_ms),
+                "tasks_per_second": state.stats.tasks_per_second(state.age.ms(call.now)),
             },
             "tasks": {
                 "by_status": by_status,

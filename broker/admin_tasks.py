@@ -255,7 +255,7 @@ def statistics(admin: Admin, call: Call) -> Reply:
                 "success_rate": round(success / ended, 4) if ended else 0.0,
                 "average_execution_time": state.stats.average_duration(),
                 "p95_execution_time": state.stats.p95_duration(),
-                "tasks_per_hour": state.stats.tasks_per_hour(call.now.wall_ms),
+                "tasks_per_hour": state.stats.tasks_per_hour(state.age.ms(call.now)),
                 "device_utilization": state.stats.slot_utilization(),
             },
             "current_load": {

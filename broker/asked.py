@@ -65,8 +65,11 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
             delayed += tasks
         else:
             state.enqueue_all(tasks, state.class_of(spec))
+    at_s = state.age.seconds(now)
     records = [
-        SubmissionRow(one.owner, one.key, one.fingerprint, first + one.start, one.size, now.wall_ms)
+        SubmissionRow(
+            one.owner, one.key, one.fingerprint, first + one.start, one.size, now.wall_ms, at_s
+        )
         for one in event.keyed
     ]
     state.submissions.update(((row.owner, row.key), row) for row in records)
@@ -126,7 +129,7 @@ def result_damaged(state: ClusterState, event: ev.ResultDamaged, now: Now) -> No
         status=status.value, cause=old.cause or Cause.DETERMINISTIC.value,
         error_message=note, result=b"", details=b"",
     )  # fmt: skip
-    state.ledger.move(event.task, status, old.device_id, old.completed_ms // 1000)
+    state.ledger.move(event.task, status, old.device_id, state.ledger.ended_s(event.task))
     state.emit(ReviveTasks((event.task,)))
     state.emit(StoreOutcomes((row,)))
     state.log.add(

@@ -286,15 +286,17 @@ def _conclude_all(
     state.move_all(tasks, event, now, **data)
     device = tasks[0].device
     device_id = device.device_id if device is not None else None
+    ended_s = state.age.seconds(now)
     rows = [
         OutcomeRow(
             task.number, status.value, device_id, task.attempt, task.assigned_ms, task.started_ms,
             now.wall_ms, took, cause, message, task.retry_count, result, detail,
+            ended_s,
         )
         for task, took, result, detail in zip(tasks, seconds, results, details, strict=True)
     ]  # fmt: skip
     state.leave_device(tasks)
-    state.stats.ended(status, seconds, now.wall_ms)
+    state.stats.ended(status, seconds, state.age.ms(now))
     state.end(tasks)
     return rows
 

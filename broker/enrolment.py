@@ -58,7 +58,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
         # The answer was lost: said again, not counted again.
         state.emit(Send(event.routing, msg.Enrolled(enrol_.session, device_id)))
         return
-    if token is None or token.state(now.wall_ms) != "valid":
+    if token is None or token.state(state.age.ms(now)) != "valid":
         refuse("token", "the join token is used up, expired or revoked; make a new one on the main"
                " node: retire-cluster token create")  # fmt: skip
         return
@@ -91,7 +91,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
 
 def token_made(state: ClusterState, event: ev.TokenMade, now: Now) -> None:
     """A new join token; those long over are forgotten."""
-    rows = [*state.access.prune(now.wall_ms), state.access.put_token(event.token)]
+    rows = [*state.access.prune(state.age.ms(now)), state.access.put_token(event.token)]
     state.emit(StoreAccess(rows))
     state.log.add("token.created", now.wall_ms, data={"token": event.token.token_id})
 

@@ -1,19 +1,37 @@
 """The event log: what happened, with one rising cursor that clients resume from.
 
-Kept in memory, newest `size` events. Ids rise across restarts because the epoch is their upper
-part. What happens to many tasks at once is kept as one burst; events are made of it only when
-somebody reads them.
+Kept in memory, newest `size` events. A broker's events are numbered from its epoch on, and the
+next one's epoch lies beyond. It is made of time and of chance, so that a backup that is restored
+does not number other events alike: a cursor from before lies in a gap. What happens to many tasks
+at once is kept as one burst; events are made of it only when somebody reads them.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
-#: Events one epoch may number; 2⁵³ (JavaScript's whole numbers) leaves room for 2 million epochs.
-EPOCH_SPAN = 1 << 32
+from retire_cluster.broker.events import Now
+
+#: An epoch lies at least so far beyond the newest event that is known of the one before …
+EPOCH_STEP = 1 << 30
+#: … and at least at so many a second since 2024: until 2160 all stays below 2⁵³ (JavaScript) …
+_IDS_A_SECOND = 1 << 20
+_SINCE_S = 1_704_067_200
+_TIME_LIMIT = 1 << 52
+#: … and further by so many random bits.
+_RANDOM_BITS = 31
+
+
+def fresh_epoch(newest: int, now: Now, rng: random.Random) -> int:
+    """The epoch of a broker whose forerunners are known to have used numbers up to `newest`."""
+    by_time = (now.wall_ms // 1000 - _SINCE_S) * _IDS_A_SECOND
+    if not 0 <= by_time < _TIME_LIMIT:
+        by_time = 0  # no clock to go by
+    return max(by_time, newest + EPOCH_STEP) + rng.getrandbits(_RANDOM_BITS)
 
 
 class Entry(NamedTuple):
@@ -57,7 +75,7 @@ class EventLog:
     """The newest events of this broker process."""
 
     def __init__(self, epoch: int, size: int = 100_000) -> None:
-        self._next = epoch * EPOCH_SPAN + 1
+        self._first = self._next = epoch + 1
         #: Id of the oldest event that is kept; of a burst at the old end a part may be gone.
         self._oldest = self._next
         self._size = size
@@ -71,7 +89,7 @@ class EventLog:
     @property
     def recorded(self) -> int:
         """How many events this process has recorded."""
-        return self.last % EPOCH_SPAN
+        return self._next - self._first
 
     def resize(self, size: int) -> None:
         """Keep this many events from now on; the oldest go first."""

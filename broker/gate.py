@@ -75,14 +75,14 @@ class Gate:
         """Whether a key that once passed may still use the admin socket."""
         return key == self._tooling or self._access().may_connect(ADMIN, key, 0)
 
-    def serve(self, now_mono: float, wall_ms: int, dropped: Counter[str]) -> None:
+    def serve(self, now_mono: float, age_ms: int, dropped: Counter[str]) -> None:
         """Answer all handshakes that wait."""
         while True:
             try:
                 frames = self.handler.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            reply = self._judge(frames, now_mono, wall_ms, dropped)
+            reply = self._judge(frames, now_mono, age_ms, dropped)
             if reply is not None:
                 self.handler.send_multipart(reply, zmq.NOBLOCK)
         for name, monitor in self._locked.values():
@@ -96,7 +96,7 @@ class Gate:
                 self._tell(name, "a client", now_mono, why)
 
     def _judge(
-        self, frames: list[bytes], now_mono: float, wall_ms: int, dropped: Counter[str]
+        self, frames: list[bytes], now_mono: float, age_ms: int, dropped: Counter[str]
     ) -> list[bytes] | None:
         if len(frames) < 8:
             return None
@@ -106,9 +106,7 @@ class Gate:
             key = z85.encode(credentials[0]).decode("ascii")
         name = domain.decode("ascii", "replace")
         # Tooling may knock at the worker bus too: it is then told which port is the right one.
-        good = bool(key) and (
-            key == self._tooling or self._access().may_connect(name, key, wall_ms)
-        )
+        good = bool(key) and (key == self._tooling or self._access().may_connect(name, key, age_ms))
         if not good:
             dropped[f"handshake_refused_{name}"] += 1
             peer = plain_address(address.decode("utf-8", "replace"))

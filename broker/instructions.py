@@ -16,6 +16,7 @@ from retire_cluster.broker.rows import (
     DeviceRow,
     DispatchRow,
     LiveRow,
+    Mark,
     OutcomeRow,
     SubmissionRow,
     TaskRow,
@@ -108,9 +109,9 @@ class ForgetTasks:
 
 @dataclass(frozen=True)
 class ForgetSubmissions:
-    """Delete idempotency records made before a time."""
+    """Delete idempotency records made before a second of the cluster's age."""
 
-    before_ms: int
+    before_s: int
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,22 @@ class StoreAccess:
     rows: Sequence[AccessRow]
 
 
+@dataclass(frozen=True)
+class StoreMark:
+    """Note where the cluster's age stands."""
+
+    mark: Mark
+
+
 Write = (
     StoreTasks | StoreOutcomes | StoreAttempts | StoreLive | ReviveTasks | StoreDispatch
     | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks
-    | ForgetSubmissions | StoreAccess
+    | ForgetSubmissions | StoreAccess | StoreMark
 )  # fmt: skip
 WRITES = (
     StoreTasks, StoreOutcomes, StoreAttempts, StoreLive, ReviveTasks, StoreDispatch,
     ForgetDispatches, StoreDevices, ForgetDevices, StoreConfig, ForgetTasks, ForgetSubmissions,
-    StoreAccess,
+    StoreAccess, StoreMark,
 )  # fmt: skip
 
 # --- after the commit ----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from retire_cluster.broker.endings import Endings
 from retire_cluster.schemas.vocabulary import PRIORITIES, TERMINAL, TaskStatus
 
 STATUSES = tuple(TaskStatus)
@@ -69,8 +70,9 @@ class Ledger:
         self._priority = bytearray()
         self._type = array("I")
         self._device = array("I")
-        #: Epoch second when it ended, 0 while it lives.
+        #: Second of the cluster's age when it ended, 0 while it lives.
         self._ended = array("I")
+        self._endings = Endings()
         self._types = Names()
         self._devices = Names("")
         #: (status code, priority, type, device) → how many.
@@ -112,6 +114,8 @@ class Ledger:
         code, kind = _CODE[status], self._types.number(task_type)
         device = self._devices.number(device_id or "")
         self._append(count, code, priority, kind, device, ended_s)
+        if code in _ENDED:
+            self._endings.add(range(first, first + count), ended_s)
         self._cube[code, priority, kind, device] += count
         self.total += count
 
@@ -132,7 +136,7 @@ class Ledger:
         self._ended.extend(array("I", (ended_s,)) * count)
 
     def move(self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0) -> None:
-        """A task changed its status or device; `ended_s`: the epoch second when it ended."""
+        """A task changed its status or device; `ended_s`: the second when it ended."""
         self.move_all((task,), status, device_id, ended_s)
 
     def move_all(
@@ -142,7 +146,10 @@ class Ledger:
         device, code = self._devices.number(device_id or ""), _CODE[status]
         start = tasks[0] - self._base
         end = start + len(tasks)
-        if len(tasks) > 1 and self._is_one_block(tasks, start, end):
+        lived = self._status[start] not in _ENDED
+        if len(tasks) > 1 and lived and self._is_one_block(tasks, start, end):
+            if code in _ENDED:
+                self._endings.add(tasks, ended_s)
             self._recount(start, code, device, len(tasks))
             count = len(tasks)
             self._status[start:end] = bytes((code,)) * count
@@ -151,6 +158,8 @@ class Ledger:
             return
         for task in tasks:
             at = task - self._base
+            if code in _ENDED and not self._ended_at(task, ended_s):
+                self._endings.add((task,), ended_s)
             self._recount(at, code, device, 1)
             self._status[at], self._device[at], self._ended[at] = code, device, ended_s
 
@@ -206,7 +215,7 @@ class Ledger:
         return STATUSES[self._status[task - self._base] - 1]
 
     def ended_s(self, task: int) -> int:
-        """Epoch second when a present task ended; 0 while it lives."""
+        """Second of the cluster's age when a present task ended; 0 while it lives."""
         return self._ended[task - self._base]
 
     def count(self, wanted: Filter) -> int:
@@ -276,15 +285,27 @@ class Ledger:
                 break
         return found
 
-    def oldest(self, limit: int, statuses: frozenset[TaskStatus]) -> Iterator[int]:
-        """Up to `limit` task numbers of some statuses, oldest first."""
-        codes = frozenset(_CODE[status] for status in statuses)
-        for at, code in enumerate(self._status):
-            if limit <= 0:
-                return
-            if code in codes:
-                limit -= 1
-                yield self._base + at
+    def sort_endings(self) -> None:
+        """After a start, when lines came in the order of their numbers."""
+        self._endings.sort()
+
+    def over_longest(self, before_s: int, surplus: int, limit: int) -> list[int]:
+        """Up to `limit` tasks that ended before a second, or are the first `surplus` that ended.
+
+        The caller drops them: they are not named again.
+        """
+        return self._endings.take(before_s, surplus, limit, self._ended_at)
+
+    def _ended_at(self, task: int, second: int) -> bool:
+        at = task - self._base
+        return (
+            0 <= at < len(self._status) and self._status[at] in _ENDED and self._ended[at] == second
+        )
+
+    def check_endings(self) -> None:
+        """Raise `AssertionError` unless each ended task is known by when it ended."""
+        found, ended = self._endings.current(self._ended_at), self.ended()
+        assert found == ended, f"{ended} tasks have ended, {found} are known by when"
 
     def _numbers(self, wanted: Filter) -> _Test | None:
         kind = device = None

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 
+from retire_cluster.broker.age import resumed
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.rows import IndexRow, LiveRow, Snapshot, TaskRow
@@ -18,20 +19,24 @@ from retire_cluster.schemas.vocabulary import TaskStatus
 
 
 def restore(
-    snapshot: Snapshot, settings: Settings, rng: random.Random, now: Now
+    snapshot: Snapshot, settings: Settings, rng: random.Random, now: Now, boot: str = ""
 ) -> tuple[ClusterState, list[str]]:
     """The state of a new epoch, and warnings about what could not be taken over.
 
     Attempts that were out when the last broker stopped keep their lease, counted from now: their
-    devices claim them in HELLO, or they are lost when it is over.
+    devices claim them in HELLO, or they are lost when it is over. `boot` names the boot of the
+    machine, see `age`.
     """
     settings, warnings = _with_persisted(settings, snapshot)
     warnings += snapshot.warnings
+    age, told = resumed(snapshot.mark, now, boot)
+    warnings += [told] if told else []
     state = ClusterState(
         settings,
         epoch=snapshot.epoch,
         salt=snapshot.salt,
         rng=rng,
+        age=age,
         config_version=snapshot.config_version,
     )
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
@@ -47,9 +52,13 @@ def restore(
                 device.succeeded += count
             elif final in (TaskStatus.FAILED, TaskStatus.TIMEOUT):
                 device.failed += count
-    for completed_ms, word, seconds in snapshot.recent:
-        state.stats.recall(TaskStatus(word), (seconds,), completed_ms)
-    state.submissions = {(row.owner, row.key): row for row in snapshot.submissions}
+    age_s = age.seconds(now)
+    for ended_s, word, seconds in snapshot.recent:
+        state.stats.recall(TaskStatus(word), (seconds,), 1000 * min(ended_s, age_s))
+    # What is younger than the clock was noted after its last mark, or is damaged: it is new.
+    rows = [row._replace(at_s=min(row.at_s, age_s)) for row in snapshot.submissions]
+    rows.sort(key=lambda row: row.at_s)
+    state.submissions = {(row.owner, row.key): row for row in rows}
     return state, warnings
 
 
@@ -100,7 +109,7 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
     specs: dict[tuple[object, ...], TaskSpec] = {}
     rows = {row.number: row for row in snapshot.live}
     usual = rows.keys() - out.keys() - snapshot.deviations.keys()
-    after = 0
+    after, age_s = 0, state.age.seconds(now)
 
     def alike(line: IndexRow) -> tuple[object, ...]:
         nonlocal after
@@ -118,8 +127,9 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
         number, kind, priority, status, device_id, ended_s = run[0]
         if status is not None:
             state.ledger.extend(
-                number, len(run), TaskStatus(status), kind, priority, device_id, ended_s
-            )
+                number, len(run), TaskStatus(status), kind, priority, device_id,
+                min(ended_s, age_s),
+            )  # fmt: skip
             continue
         some = [rows[line[0]] for line in run]
         form = some[0][2:7]
@@ -130,6 +140,7 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
             _usual(state, some, spec, snapshot, now)
         else:
             _live(state, some[0], snapshot, out.get(number), spec, now)
+    state.ledger.sort_endings()
 
 
 def _usual(

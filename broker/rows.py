@@ -40,6 +40,8 @@ class OutcomeRow(NamedTuple):
     retry_count: int
     result: bytes = b""
     details: bytes = b""
+    #: When it ended on the cluster's age (see `age`), in seconds.
+    ended_s: int = 0
 
 
 class TaskRow(NamedTuple):
@@ -99,7 +101,10 @@ class SubmissionRow(NamedTuple):
     first: int
     #: How many tasks, numbered from `first`.
     size: int
+    #: Epoch ms; part of the tasks' ids.
     at_ms: int
+    #: The same moment on the cluster's age, in seconds.
+    at_s: int = 0
 
 
 class AccessRow(NamedTuple):
@@ -111,7 +116,20 @@ class AccessRow(NamedTuple):
     document: bytes | None
 
 
-#: `(task, type, priority, status, device or None, ended second)`; status None: it lives.
+class Mark(NamedTuple):
+    """Where the cluster's age stood at some moment (see `age`), and what else only rises."""
+
+    age_ms: int
+    mono: float
+    wall_ms: int
+    #: Names the boot of the machine whose monotonic clock `mono` is of; empty when not known.
+    boot: str
+    #: Id of the newest event then.
+    last_event: int
+
+
+#: `(task, type, priority, status, device or None, second of the cluster's age when it ended)`;
+#: status None: it lives.
 IndexRow = tuple[int, str, int, str | None, str | None, int]
 
 
@@ -125,13 +143,15 @@ class Snapshot:
     next_dispatch: int
     #: Tasks that have not ended, payload empty when larger than asked for, in order.
     live: list[TaskRow] = field(default_factory=list)
+    #: The newest mark of the cluster's age; None in a new store.
+    mark: Mark | None = None
     live_payload_bytes: dict[int, int] = field(default_factory=dict)
     deviations: dict[int, LiveRow] = field(default_factory=dict)
     dispatches: list[DispatchRow] = field(default_factory=list)
     devices: list[DeviceRow] = field(default_factory=list)
     #: Every task, in order.
     index: Iterable[IndexRow] = ()
-    #: `(completed_ms, status, execution_seconds or None)` of the last hour, oldest first.
+    #: `(ended_s, status, execution_seconds or None)` of the last hour, oldest first.
     recent: list[tuple[int, str, float | None]] = field(default_factory=list)
     submissions: list[SubmissionRow] = field(default_factory=list)
     access: list[AccessRow] = field(default_factory=list)

@@ -12,7 +12,14 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from retire_cluster.broker.rows import DispatchRow, IndexRow, LiveRow, SubmissionRow, TaskRow
+from retire_cluster.broker.rows import (
+    DispatchRow,
+    IndexRow,
+    LiveRow,
+    Mark,
+    SubmissionRow,
+    TaskRow,
+)
 from retire_cluster.schemas.vocabulary import TERMINAL
 
 ENDED: Final = frozenset(status.value for status in TERMINAL)
@@ -91,7 +98,7 @@ def dispatch_row(row: Sequence[Any]) -> DispatchRow:
 
 def submission_row(row: Sequence[Any]) -> SubmissionRow:
     """A row of `submissions`."""
-    _whole_numbers(row[3:6])
+    _whole_numbers(row[3:7])
     return SubmissionRow(*row)
 
 
@@ -101,6 +108,23 @@ def config_row(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(document, dict):
         raise ValueError("it is no object")
     return row[0], document
+
+
+def mark_text(mark: Mark) -> str:
+    """A mark of the cluster's age with its own seal: a wrong one would make everything old."""
+    text = json.dumps(mark)
+    return f"{zlib.crc32(text.encode()):08x} {text}"
+
+
+def mark(kept: object, warnings: list[str]) -> Mark | None:
+    """The stored mark; None, with a warning, for a damaged one."""
+    if kept is None:
+        return None
+    seal, _, text = str(kept).partition(" ")
+    if seal != f"{zlib.crc32(text.encode()):08x}":
+        warnings.append("the mark of the cluster's age is damaged: everything is new from now on")
+        return None
+    return Mark(*json.loads(text))
 
 
 _LIVE_KINDS: Final = (int, int, str, int, int, int, bytes)

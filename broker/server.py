@@ -30,13 +30,16 @@ from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.admin_facade import facade_identity
 from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin_waits import waited
+from retire_cluster.broker.age import jump_text, jumped
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
+from retire_cluster.broker.feed import fresh_epoch
 from retire_cluster.broker.gate import Gate
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.store import RowDamaged, Store, StoreError
 from retire_cluster.broker.task import Task
 from retire_cluster.conf import failpoints
+from retire_cluster.conf.boot import boot_id
 from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import wire
@@ -88,11 +91,14 @@ class Broker:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         rng: random.Random | None = None,
         now: Callable[[], ev.Now] = system_now,
+        boot: str | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._rng = rng or random.SystemRandom()
         self._now = now
+        self._boot = boot_id() if boot is None else boot
+        self._looked = now()
         self.context = context or zmq.Context()
         server = settings.server
         self._sockets: list[zmq.Socket[bytes]] = []
@@ -162,8 +168,9 @@ class Broker:
         """One pass of the loop; waits for something to do at most so long."""
         ready = dict(self._poller.poll(self._wait_ms(longest_seconds)))
         now = self._now()
+        self._watch_clock(now)
         if self._gate is not None:
-            self._gate.serve(now.mono, now.wall_ms, self.state.stats.dropped)
+            self._gate.serve(now.mono, self.state.age.ms(now), self.state.stats.dropped)
         if self._stalled:
             self._stalled_turn(now)
             return
@@ -187,7 +194,7 @@ class Broker:
         if self._clients.socket in ready:
             self._hear_clients(now)
         admin.apply(ev.Place(), now)
-        self._commit()
+        self._commit(now)
         self._perform(admin.turn)
         while self._answers:
             self._answer(*self._answers.pop(0))
@@ -267,6 +274,11 @@ class Broker:
         created_ms = heads[number].created_ms
         self._later.append(ev.ResultDamaged(number, created_ms, outcomes[number]))
         return True
+
+    def _watch_clock(self, now: ev.Now) -> None:
+        before, self._looked = self._looked, now
+        if moved_seconds := jumped(before, now):
+            log.warning(jump_text(moved_seconds))
 
     def _watch_space(self) -> None:
         least = self.state.settings.database.min_free_percent
@@ -353,9 +365,11 @@ class Broker:
             if reply is not None:
                 answer(call.ticket, reply)
 
-    def _commit(self) -> None:
+    def _commit(self, now: ev.Now) -> None:
         writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
         if writes:
+            if mark := self.state.mark(now):
+                writes.append(ins.StoreMark(mark))
             failpoints.reach("broker-before-commit")
             self._store.commit(writes)
             failpoints.reach("broker-after-commit")
@@ -463,8 +477,10 @@ class Broker:
         # them would take longer than everything else here, now and at every later collection.
         gc.disable()
         try:
-            snapshot = self._store.load(now.wall_ms, INLINE_PAYLOAD_BYTES)
-            state, warnings = restore(snapshot, self._settings, self._rng, now)
+            snapshot = self._store.load(
+                lambda newest: fresh_epoch(newest, now, self._rng), INLINE_PAYLOAD_BYTES
+            )
+            state, warnings = restore(snapshot, self._settings, self._rng, now, self._boot)
         finally:
             gc.enable()
         gc.freeze()
@@ -525,10 +541,13 @@ class Broker:
         """Keep the counters of devices at a clean stop."""
         if not self._stalled:
             self._admin.turn = []
-            self._admin.apply(ev.Tick("devices"), self._now())
-            self._admin.apply(ev.Tick("upkeep"), self._now())
+            now = self._now()
+            self._admin.apply(ev.Tick("devices"), now)
+            self._admin.apply(ev.Tick("upkeep"), now)
+            if mark := self.state.mark(now, 0.0):
+                self._admin.turn.append(ins.StoreMark(mark))
             try:
-                self._commit()
+                self._commit(now)
             except StoreError as error:
                 log.error("%s; counters of devices are not kept", error)
 

@@ -25,13 +25,14 @@ from typing import Any
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.access import Access
+from retire_cluster.broker.age import MARK_SECONDS, Age
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
 from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
 from retire_cluster.broker.overtaking import Share
-from retire_cluster.broker.rows import LiveRow, SubmissionRow
+from retire_cluster.broker.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.stats import Stats
 from retire_cluster.broker.task import IllegalTransition, Task, TaskSpec, after
 from retire_cluster.conf.settings import Settings
@@ -90,6 +91,7 @@ class ClusterState:
         epoch: int,
         salt: int,
         rng: random.Random,
+        age: Age,
         config_version: int = 1,
     ) -> None:
         self.settings = settings
@@ -97,6 +99,8 @@ class ClusterState:
         self.epoch = epoch
         self.ids = TaskIds(salt)
         self.rng = rng
+        #: The clock by which things get old.
+        self.age = age
         self.next_task = 1
         self.next_dispatch = 1
         self.tasks: dict[int, Task] = {}
@@ -168,6 +172,10 @@ class ClusterState:
         """Add to the instructions of the event being handled."""
         self._out.append(instruction)
 
+    def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
+        """What a restart needs to go on from here, when it was last noted so long ago."""
+        return self.age.mark(now, self.log.last, after_seconds)
+
     def heartbeat_config(self) -> HeartbeatConfig:
         """The liveness settings now in force."""
         heartbeat = self.settings.heartbeat
@@ -196,7 +204,7 @@ class ClusterState:
                 self.running.pop(task.number, None)
         numbers = [task.number for task in tasks]
         device_id = device.device_id if device is not None else None
-        ended_s = now.wall_ms // 1000 if status in TERMINAL else 0
+        ended_s = self.age.seconds(now) if status in TERMINAL else 0
         self.ledger.move_all(numbers, status, device_id, ended_s)
         data["from"] = _WORD[before]
         attempts = [task.attempt for task in tasks]
@@ -370,6 +378,7 @@ class ClusterState:
         assert online == self.online_count, f"{online} are online, counted {self.online_count}"
         lives = self.ledger.total - self.ledger.ended()
         assert lives == len(self.tasks), f"the ledger has {lives} live tasks, not all are here"
+        self.ledger.check_endings()
 
     def _check_device(self, device: Device) -> None:
         name = device.device_id

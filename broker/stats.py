@@ -36,7 +36,10 @@ class Completions:
 
 
 class Stats:
-    """What has been measured since this broker started (completions: the last hour, kept)."""
+    """What has been measured since this broker started (completions: the last hour, kept).
+
+    `age_ms` is the cluster's age (see `age`): a wall clock that is set moves no figure.
+    """
 
     def __init__(self) -> None:
         self._minutes: deque[Completions] = deque(maxlen=61)
@@ -59,10 +62,10 @@ class Stats:
         #: Retries by cause.
         self.retries: Counter[str] = Counter()
 
-    def ended(self, status: TaskStatus, seconds: Sequence[float | None], wall_ms: int) -> None:
+    def ended(self, status: TaskStatus, seconds: Sequence[float | None], age_ms: int) -> None:
         """Tasks ended alike; their execution times, where they are known."""
         self.ended_by_status[status.value] += len(seconds)
-        self.recall(status, seconds, wall_ms)
+        self.recall(status, seconds, age_ms)
         if status is TaskStatus.CANCELLED:
             return
         for took in seconds:
@@ -72,21 +75,17 @@ class Stats:
                 if took <= DURATION_BOUNDS[-1]:
                     self.duration_buckets[bisect_left(DURATION_BOUNDS, took)] += 1
 
-    def recall(self, status: TaskStatus, seconds: Sequence[float | None], wall_ms: int) -> None:
+    def recall(self, status: TaskStatus, seconds: Sequence[float | None], age_ms: int) -> None:
         """Take tasks into what looks back in time; the counters are of this process only."""
-        minute, count = wall_ms // _MINUTE_MS, len(seconds)
-        if self._recent and self._recent[-1][0] > wall_ms + _MINUTE_MS:
-            # The clock was set back: what lies in its future would never leave the windows.
-            self._recent.clear()
-            self._minutes.clear()
+        minute, count = age_ms // _MINUTE_MS, len(seconds)
         if not self._minutes or self._minutes[-1].minute < minute:
             self._minutes.append(Completions(minute))
         self._minutes[-1].count += count
-        if self._recent and self._recent[-1][0] == wall_ms:
-            self._recent[-1] = (wall_ms, self._recent[-1][1] + count)
+        if self._recent and self._recent[-1][0] == age_ms:
+            self._recent[-1] = (age_ms, self._recent[-1][1] + count)
         else:
-            self._recent.append((wall_ms, count))
-            while self._recent[0][0] < wall_ms - _MINUTE_MS:
+            self._recent.append((age_ms, count))
+            while self._recent[0][0] < age_ms - _MINUTE_MS:
                 self._recent.popleft()
         if status is not TaskStatus.CANCELLED:
             self.durations.extend(took for took in seconds if took is not None)
@@ -101,14 +100,14 @@ class Stats:
         while self._slots[0][0] < now_mono - _UTILIZATION_WINDOW_SECONDS:
             self._slots.popleft()
 
-    def tasks_per_hour(self, wall_ms: int) -> int:
+    def tasks_per_hour(self, age_ms: int) -> int:
         """Tasks that ended in the last 60 minutes."""
-        first = wall_ms // _MINUTE_MS - 59
+        first = age_ms // _MINUTE_MS - 59
         return sum(entry.count for entry in self._minutes if entry.minute >= first)
 
-    def tasks_per_second(self, wall_ms: int) -> float:
+    def tasks_per_second(self, age_ms: int) -> float:
         """Tasks that ended in the last minute, per second."""
-        since = wall_ms - _MINUTE_MS
+        since = age_ms - _MINUTE_MS
         return round(sum(count for at, count in self._recent if at >= since) / 60.0, 3)
 
     def slot_utilization(self) -> float:

@@ -6,7 +6,7 @@ raise `StoreError` when the medium fails; counting and listing never come here (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from retire_cluster.broker import instructions as ins
@@ -16,13 +16,14 @@ from retire_cluster.broker.rows import (
     DeviceRow,
     DispatchRow,
     LiveRow,
+    Mark,
     OutcomeRow,
     Snapshot,
     SubmissionRow,
     TaskRow,
 )
 
-HOUR_MS = 3_600_000
+HOUR_SECONDS = 3_600
 
 
 class StoreError(RuntimeError):
@@ -53,8 +54,10 @@ class Store(Protocol):
     #: Commits done since it was opened.
     commits: int
 
-    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """Everything a starting broker needs; begins a new epoch.
+
+        `begin` makes it of the newest number that is known to have been used, see `feed`.
 
         Payloads of live tasks above `inline_bytes` are left out. Raises `StoreError`.
         """
@@ -106,22 +109,25 @@ class MemoryStore:
         self._submissions: dict[tuple[str, str], SubmissionRow] = {}
         self._config: dict[str, dict[str, object]] = {}
         self._config_version = 1
+        self._mark: Mark | None = None
         self._access: dict[tuple[str, str], AccessRow] = {}
 
-    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
-        self._epoch += 1
+        last_event = 0 if self._mark is None else self._mark.last_event
+        self._epoch = begin(max(self._epoch, last_event))
         live = [row for number, row in self._tasks.items() if number not in self._outcomes]
         index: list[tuple[int, str, int, str | None, str | None, int]] = []
         for row in self._tasks.values():
             outcome = self._outcomes.get(row.number)
             status = None if outcome is None else outcome.status
             device_id = None if outcome is None else outcome.device_id
-            ended_s = 0 if outcome is None else outcome.completed_ms // 1000
+            ended_s = 0 if outcome is None else outcome.ended_s
             index.append((row.number, row.task_type, row.priority, status, device_id, ended_s))
-        rows = [row for row in self._outcomes.values() if row.completed_ms > wall_ms - HOUR_MS]
-        rows.sort(key=lambda row: row.completed_ms)
-        recent = [(row.completed_ms, row.status, row.execution_seconds) for row in rows]
+        since_s = (0 if self._mark is None else self._mark.age_ms // 1000) - HOUR_SECONDS
+        rows = [row for row in self._outcomes.values() if row.ended_s > since_s]
+        rows.sort(key=lambda row: row.ended_s)
+        recent = [(row.ended_s, row.status, row.execution_seconds) for row in rows]
         return Snapshot(
             salt=self._salt,
             epoch=self._epoch,
@@ -131,6 +137,7 @@ class MemoryStore:
                 row if len(row.payload) <= inline_bytes else row._replace(payload=b"")
                 for row in live
             ],
+            mark=self._mark,
             live_payload_bytes={row.number: len(row.payload) for row in live},
             deviations=dict(self._live),
             dispatches=list(self._dispatches.values()),
@@ -219,9 +226,11 @@ class MemoryStore:
                     self._outcomes.pop(number, None)
                     self._attempts.pop(number, None)
                     self._live.pop(number, None)
-            case ins.ForgetSubmissions(before_ms):
-                kept = {k: row for k, row in self._submissions.items() if row.at_ms >= before_ms}
+            case ins.ForgetSubmissions(before_s):
+                kept = {k: row for k, row in self._submissions.items() if row.at_s >= before_s}
                 self._submissions = kept
+            case ins.StoreMark(mark):
+                self._mark = mark
 
     def task(self, number: int) -> TaskRow | None:
         """See `Store.task`."""

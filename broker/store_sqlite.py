@@ -36,41 +36,16 @@ from retire_cluster.broker.rows import (
     Snapshot,
     TaskRow,
 )
-from retire_cluster.broker.store import HOUR_MS, RowDamaged, StoreDamaged, StoreError, StoreFull
+from retire_cluster.broker.store import (
+    HOUR_SECONDS,
+    RowDamaged,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+)
+from retire_cluster.broker.store_schema import migrate
 from retire_cluster.schemas.ids import SALT_BITS
 
-#: Schema changes in order; `user_version` counts those applied.
-MIGRATIONS: Final = (
-    """
-    create table meta(name text primary key, value) without rowid;
-    create table tasks(
-        number integer primary key, created_ms int, type text, priority int,
-        timeout_seconds int, max_retries int, document blob, payload blob, crc int);
-    create table outcomes(
-        task integer primary key, status text, device text, attempt int, assigned_ms int,
-        started_ms int, completed_ms int, seconds real, cause text, error text, retries int,
-        result blob, details blob, crc int);
-    create table attempts(
-        task int, number int, device text, outcome text, cause text, error text, assigned_ms int,
-        started_ms int, ended_ms int, seconds real, result blob, details blob,
-        primary key(task, number)) without rowid;
-    create table live(
-        task integer primary key, attempt int, retries int, stored_retries int,
-        not_before_ms int, excluded text, killers text);
-    create table dispatches(
-        number integer primary key, epoch int, token int, device text, at_ms int, attempts blob);
-    create table devices(
-        device text primary key, registered_ms int, removed_ms int, document blob) without rowid;
-    create table submissions(
-        owner text, key text, fingerprint text, first int, count int, at_ms int,
-        primary key(owner, key)) without rowid;
-    create table config(section text primary key, document text) without rowid;
-    """,
-    """
-    create table if not exists access(
-        kind text, name text, document blob, primary key(kind, name)) without rowid;
-    """,
-)
 #: Rows of one multi-row statement.
 _ROWS: Final = 250
 
@@ -83,14 +58,14 @@ _CURE: Final = (
 #: What the salt is stored a second time with.
 _SALT_CHECK: Final = 0x2AAAAAAAA
 _INDEX: Final = (
-    "select number, type, priority, status, device, coalesce(completed_ms / 1000, 0)"
+    "select number, type, priority, status, device, coalesce(ended_s, 0)"
     " from tasks left join outcomes on task = number order by number"
 )
 
 
 #: What the tasks of one request, and the outcomes of one batch, mostly have in common.
 _TASK_FORM: Final = itemgetter(1, 2, 3, 4, 5, 6)
-_OUTCOME_FORM: Final = itemgetter(1, 2, 3, 4, 6, 8, 9, 10)
+_OUTCOME_FORM: Final = itemgetter(1, 2, 3, 4, 6, 8, 9, 10, 13)
 
 
 @functools.lru_cache(maxsize=2 * _ROWS)
@@ -158,19 +133,7 @@ class SQLiteStore:
             self._db.execute(f"pragma {pragma}")
         if os.name == "posix":
             os.chmod(self.path, 0o600)
-        self._migrate()
-
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("pragma user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"the store {self.path} was made by a newer version (schema {version}, this one "
-                f"knows {len(MIGRATIONS)}): update retire-cluster or use another --data-dir"
-            )
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(
-                f"begin immediate; {script}; pragma user_version={number}; commit;"
-            )
+        migrate(self._db, self.path)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -228,17 +191,17 @@ class SQLiteStore:
             seal = sealed.form_seal(form[1:])
             rows = [(row[0], row[7], sealed.task_seal(row, seal)) for row in some]
             self._insert_alike("tasks", "vccccccvv", form, rows)
-        self._insert("insert or replace into submissions values", 6, write.submissions)
+        self._insert("insert or replace into submissions values", 7, write.submissions)
 
     def _outcomes(self, write: ins.StoreOutcomes) -> None:
         for form, some in groupby(write.rows, _OUTCOME_FORM):
-            status, device, attempt, _, _, *rest = form
+            status, device, attempt, _, _, *rest, _ = form
             seal = sealed.outcome_form_seal((status, device, attempt, *rest))
             rows = [
                 (row[0], row[5], row[7], row[11], row[12], sealed.outcome_seal(row, seal))
                 for row in some
             ]
-            self._insert_alike("outcomes", "vccccvcvcccvvv", form, rows)
+            self._insert_alike("outcomes", "vccccvcvcccvvvc", form, rows)
         self._delete("live", "task", write.deviating)
 
     def _attempts(self, write: ins.StoreAttempts) -> None:
@@ -290,7 +253,10 @@ class SQLiteStore:
             self._delete(table, "task", write.tasks)
 
     def _gone_submissions(self, write: ins.ForgetSubmissions) -> None:
-        self._db.execute("delete from submissions where at_ms < ?", (write.before_ms,))
+        self._db.execute("delete from submissions where at_s < ?", (write.before_s,))
+
+    def _mark(self, write: ins.StoreMark) -> None:
+        self._set("mark", sealed.mark_text(write.mark))
 
     def _delete(self, table: str, column: str, numbers: Sequence[int]) -> None:
         for part, marks in _chunks(numbers):
@@ -301,20 +267,23 @@ class SQLiteStore:
 
     # --- starting --------------------------------------------------------------------------------
 
-    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
         try:
-            return self._load(wall_ms, inline_bytes)
+            return self._load(begin, inline_bytes)
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._roll_back()
             raise self._unreadable(error) from None
 
-    def _load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def _load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         db = self._db
         warnings: list[str] = []
         meta = dict(db.execute("select name, value from meta").fetchall())
         salt = self._salt(meta)
-        epoch = int(meta.get("epoch", 0)) + 1
+        mark = sealed.mark(meta.get("mark"), warnings)
+        since_s = (0 if mark is None else mark.age_ms // 1000) - HOUR_SECONDS
+        last_event = 0 if mark is None else mark.last_event
+        epoch = begin(max(int(meta.get("epoch", 0)), last_event))
         newest = db.execute("select coalesce(max(number), 0) from tasks").fetchone()[0]
         newest = max(newest, int(meta.get("newest_task", 0)))
         dispatch = db.execute("select coalesce(max(number), 0) from dispatches").fetchone()[0]
@@ -349,6 +318,7 @@ class SQLiteStore:
             next_task=newest + 1,
             next_dispatch=dispatch + 1,
             live=live,
+            mark=mark,
             live_payload_bytes=sizes,
             deviations={row.task: row for row in self._sound("live", sealed.live_row, warnings)},
             dispatches=self._sound("dispatches", sealed.dispatch_row, warnings),
@@ -357,9 +327,9 @@ class SQLiteStore:
             recent=[
                 row
                 for row in db.execute(
-                    "select completed_ms, status, seconds from outcomes where completed_ms > ?"
-                    " order by completed_ms",
-                    (wall_ms - HOUR_MS,),
+                    "select ended_s, status, seconds from outcomes where ended_s > ?"
+                    " order by ended_s",
+                    (since_s,),
                 )
                 if row[1] in sealed.ENDED
             ],
@@ -445,7 +415,7 @@ class SQLiteStore:
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
         """See `Store.outcomes`."""
-        blobs = "result, details, crc" if results else "x'', x'', 0"
+        blobs = "result, details, crc, ended_s" if results else "x'', x'', 0, ended_s"
         found, missing = {}, []
         for number in numbers:
             recent = self._recent.get(number)
@@ -461,7 +431,7 @@ class SQLiteStore:
             ):
                 if results and not sealed.is_outcome_whole(row):
                     raise RowDamaged(row[0], "the result of task", str(self.path))
-                outcome = OutcomeRow(*row[:13])
+                outcome = OutcomeRow._make((*row[:13], row[14]))
                 if not results and outcome.status not in sealed.ENDED:
                     outcome = outcome._replace(status="failed")  # as the ledger has it
                 found[outcome.task] = outcome
@@ -505,4 +475,5 @@ _WRITERS: Final[dict[type, Callable[[SQLiteStore, Any], None]]] = {
     ins.StoreAccess: SQLiteStore._access,
     ins.ForgetTasks: SQLiteStore._gone_tasks,
     ins.ForgetSubmissions: SQLiteStore._gone_submissions,
+    ins.StoreMark: SQLiteStore._mark,
 }

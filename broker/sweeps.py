@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from retire_cluster.broker import attempts, membership
+from retire_cluster.broker.age import LONE_MARK_SECONDS
 from retire_cluster.broker.device import SLOT_UNITS
 from retire_cluster.broker.events import Now, Tick
 from retire_cluster.broker.instructions import (
@@ -18,10 +20,11 @@ from retire_cluster.broker.instructions import (
     ForgetSubmissions,
     ForgetTasks,
     StoreDevices,
+    StoreMark,
     WaitOver,
 )
 from retire_cluster.broker.state import ClusterState
-from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+from retire_cluster.schemas.vocabulary import TaskStatus
 
 #: Seconds a device gets beyond a task's limit to end it itself.
 TIMEOUT_GRACE_SECONDS = 5.0
@@ -126,27 +129,26 @@ def devices(state: ClusterState, now: Now) -> None:
 
 def retention(state: ClusterState, now: Now) -> None:
     """Delete ended tasks that are too old or too many, and old idempotency records."""
-    settings = state.settings.retention
+    settings, age_s = state.settings.retention, state.age.seconds(now)
     ended = state.ledger.total - len(state.tasks)
     surplus = ended - settings.finished_rows
-    before_s = now.wall_ms // 1000 - int(settings.finished_days * 86_400)
-    gone: list[int] = []
-    for number in state.ledger.oldest(RETENTION_BATCH, TERMINAL):
-        if surplus <= 0 and state.ledger.ended_s(number) >= before_s:
-            break
-        surplus -= 1
-        gone.append(number)
+    before_s = age_s - int(settings.finished_days * 86_400)
+    gone = state.ledger.over_longest(before_s, surplus, RETENTION_BATCH)
     for number in gone:
         state.ledger.drop(number)
     if gone:
         state.ledger.compact()
         state.emit(ForgetTasks(tuple(gone)))
-    limit_ms = now.wall_ms - int(settings.idempotency_hours * 3_600_000)
-    old = [name for name, row in state.submissions.items() if row.at_ms < limit_ms]
-    for name in old:
+    limit_s = age_s - int(settings.idempotency_hours * 3_600)
+    # The oldest are first: they came in the order of their age.
+    old = list(takewhile(lambda each: each[1].at_s < limit_s, state.submissions.items()))
+    for name, _ in old:
         del state.submissions[name]
     if old:
-        state.emit(ForgetSubmissions(limit_ms))
+        state.emit(ForgetSubmissions(limit_s))
+    mark = state.mark(now, LONE_MARK_SECONDS)
+    if mark is not None:
+        state.emit(StoreMark(mark))
 
 
 class Sweep(NamedTuple):

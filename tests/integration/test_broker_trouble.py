@@ -92,7 +92,7 @@ def test_while_the_store_refuses_writes_everybody_is_told_and_then_work_goes_on(
             return False
 
     eventually(works, "recovery")
-    assert epoch(main_node) == before + 1
+    assert epoch(main_node) > before
     device.send(msg.Heartbeat(device.session, 1, config_version=1))
     assert device.expect(msg.Reject).code == "register"
     instance = f"{device.device_id} {id(device)}"
@@ -148,7 +148,7 @@ def test_an_operation_that_fails_is_an_internal_error_and_no_more(
     monkeypatch.setattr("retire_cluster.broker.admin_cluster.merge_section", fail)
     with pytest.raises(errors.InternalError):
         main_node.call("config.update", section="heartbeat", values={"interval": 4})
-    eventually(lambda: main_node.broker.state.epoch == before + 1, "a state read anew")
+    eventually(lambda: main_node.broker.state.epoch > before, "a state read anew")
     monkeypatch.undo()
     eventually(lambda: not main_node.broker._stalled, "the end of the trouble")
     assert main_node.call("cluster.status")["tasks"]["queued"] == 1

@@ -218,7 +218,7 @@ def test_an_expired_token_is_refused(fort: Fort, monkeypatch: pytest.MonkeyPatch
 
     def tomorrow() -> object:
         now = known()
-        return now._replace(wall_ms=now.wall_ms + 86_400_000)
+        return now._replace(mono=now.mono + 86_400)
 
     monkeypatch.setattr(fort.broker, "_now", tomorrow)
     refused = fort.dropped("handshake_refused_bus")

@@ -25,7 +25,7 @@ from tests.simulation.world import swapped
 def _answers_before_commit() -> AbstractContextManager[None]:
     """A turn's writes are committed with the next turn's."""
 
-    def late(self: Any) -> None:
+    def late(self: Any, now: Any) -> None:
         writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
         kept, self.kept_back = getattr(self, "kept_back", []), writes
         if kept:

@@ -113,9 +113,9 @@ class _Unsynced(MemoryStore):
         """Pretend."""
         self._disk.write(writes)
 
-    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
-        return self._disk.seen().load(wall_ms, inline_bytes)
+        return self._disk.seen().load(begin, inline_bytes)
 
     def task(self, number: int) -> TaskRow | None:
         """See `Store.task`."""
@@ -162,12 +162,12 @@ class Faulty:
         self.broken = False
         self.free = 100.0
 
-    def load(self, wall_ms: int, inline_bytes: int) -> Snapshot:
+    def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
         if self.broken:
             raise StoreError("the simulated disk cannot be read")
         self._loading()
-        return self.inner.load(wall_ms, inline_bytes)
+        return self.inner.load(begin, inline_bytes)
 
     def commit(self, writes: Sequence[ins.Write]) -> None:
         """See `Store.commit`."""

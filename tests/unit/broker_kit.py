@@ -18,6 +18,7 @@ from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Admin, Call, Facts, Reply
 from retire_cluster.broker.device import Device
+from retire_cluster.broker.feed import fresh_epoch
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.rows import OutcomeRow
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES
@@ -167,6 +168,8 @@ class Cluster:
         self.rng = random.Random(seed)
         self.mono = 1_000.0
         self.wall_ms = WALL_MS
+        #: Names the boot of its machine.
+        self.boot = "boot 1"
         self.sessions = 0
         #: Every instruction so far.
         self.past: list[ins.Instruction] = []
@@ -187,12 +190,22 @@ class Cluster:
 
     def restart(self) -> None:
         """Forget the state and read it from the store, as a new broker does."""
-        snapshot = self.store.load(self.wall_ms, INLINE_PAYLOAD_BYTES)
-        self.state, self.warnings = restore(snapshot, self.base, self.rng, self.now)
+        chance = random.Random(self.wall_ms)
+        snapshot = self.store.load(
+            lambda newest: fresh_epoch(newest, self.now, chance), INLINE_PAYLOAD_BYTES
+        )
+        self.state, self.warnings = restore(snapshot, self.base, self.rng, self.now, self.boot)
         facts = Facts("1.2.3", 77, "127.0.0.1", 8080, 8082, 8083, self.now)
         self.admin = Admin(self.state, self.store, self.base, facts)
         self.admin.ticked_mono = self.mono
         self.state.check_invariants()
+
+    def reboot(self, seconds: float = 60.0) -> None:
+        """The machine starts anew: its monotonic clock begins at zero."""
+        self.boot += " and another"
+        self.wall_ms += round(seconds * 1000)
+        self.mono = 5.0
+        self.restart()
 
     def do(self, event: ev.Event) -> list[ins.Instruction]:
         """One event as a turn of its own: handled, committed, checked."""
@@ -201,6 +214,8 @@ class Cluster:
     def _commit(self, found: list[ins.Instruction]) -> list[ins.Instruction]:
         writes = [i for i in found if isinstance(i, ins.WRITES)]
         if writes:
+            if mark := self.state.mark(self.now):
+                writes.append(ins.StoreMark(mark))
             self.store.commit(writes)
         self.past.extend(found)
         self.state.check_invariants()

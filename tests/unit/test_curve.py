@@ -176,17 +176,17 @@ def key(seed: int) -> str:
 
 def test_a_token_opens_the_bus_until_its_time_or_uses_are_over() -> None:
     access = Access()
-    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=2, used=1))
+    access.put_token(Token("t", key(1), created_ms=0, expires_age_ms=100, uses=2, used=1))
     assert access.may_connect("bus", key(1), 99)
     assert not access.may_connect("bus", key(1), 100)
     assert not access.may_connect("admin", key(1), 0)
-    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=2, used=2))
+    access.put_token(Token("t", key(1), created_ms=0, expires_age_ms=100, uses=2, used=2))
     assert not access.may_connect("bus", key(1), 0)
 
 
 def test_a_token_long_over_is_forgotten() -> None:
     access = Access()
-    access.put_token(Token("t", key(1), created_ms=0, expires_ms=100, uses=1))
+    access.put_token(Token("t", key(1), created_ms=0, expires_age_ms=100, uses=1))
     assert access.prune(100) == []
     assert access.prune(100 + 86_400_000) == [AccessRow("token", "t", None)]
     assert access.tokens == {}
@@ -207,7 +207,7 @@ def test_what_was_stored_is_read_back_and_damaged_rows_are_told() -> None:
     rows = [
         access.enrol("box", key(1), 5),
         access.enrol("box", key(2), 6),
-        access.put_token(Token("t", key(3), created_ms=0, expires_ms=100, uses=1)),
+        access.put_token(Token("t", key(3), created_ms=0, expires_age_ms=100, uses=1)),
         access.put_admin(AdminKey("ann", key(4), 7)),
     ]
     found = Access()
