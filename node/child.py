@@ -1,9 +1,9 @@
-"""A task process: `python -m retire_cluster.node.child LIFE_FD`.
+"""A task process, as the worker starts it: `main(LIFE_FD)`.
 
 On POSIX it is two processes. The *keeper* does nothing but wait, so nothing a task does can keep
 it from its duty: when the worker closes the life pipe, or dies and so closes it, the keeper kills
-everything below it, also what called setsid, and goes. The *executor* runs the tasks. On Windows
-there is only the executor; the Job Object around it does the keeper's work.
+everything below it, also what called setsid, and goes. The *server* sees to the tasks
+(executor.py). On Windows there is only the server; the Job Object around it does the keeper's work.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import signal
 import sys
 import threading
 
-from retire_cluster.node import proctree
+from retire_cluster.node import proctree, sharedmem
 
-#: Added to the number of the signal that ended the executor, as shells do.
+#: Added to the number of the signal that ended the server, as shells do.
 SIGNAL_BASE = 128
 
 
-def main() -> int:
+def main(life_fd: int = -1) -> int:
     """Runs until stdin or the life pipe is closed."""
     if sys.platform == "win32":
         from retire_cluster.node.executor import serve
 
         return serve()
-    return _keep(int(sys.argv[1]))
+    return _keep(life_fd)
 
 
 def _keep(life_fd: int) -> int:
@@ -38,22 +38,31 @@ def _keep(life_fd: int) -> int:
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
-    threading.Thread(target=_watch, args=(life_fd,), daemon=True).start()
+    # A task must not hold the life pipe open, nor write to it, through /proc.
+    proctree.hide_memory()
+    shared = sharedmem.names()
+    threading.Thread(target=_watch, args=(life_fd, shared), daemon=True).start()
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
             break
-    proctree.kill_descendants(os.getpid(), reap=True)
+    _end_all(shared, reap=True)
     if os.WIFSIGNALED(status):
         return SIGNAL_BASE + os.WTERMSIG(status)
     return os.WEXITSTATUS(status)
 
 
-def _watch(life_fd: int) -> None:
+def _watch(life_fd: int, shared: frozenset[str]) -> None:
     while os.read(life_fd, 1):
         pass
-    proctree.kill_descendants(os.getpid())
+    _end_all(shared)
     os._exit(SIGNAL_BASE + signal.SIGKILL)
+
+
+def _end_all(shared: frozenset[str], *, reap: bool = False) -> None:
+    me = os.getpid()
+    sharedmem.remove_of([process.pid for process in proctree.descendants(me)], shared)
+    proctree.kill_descendants(me, reap=reap)
 
 
 def _execute() -> int:
@@ -68,7 +77,3 @@ def _execute() -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -110,6 +110,28 @@ def read_raw(fd: int, expected: frozenset[str]) -> RawFrame | None:
     return None if header is None or blob is None else RawFrame(kind, header, blob)
 
 
+def take_raw(buffer: bytearray, expected: frozenset[str]) -> RawFrame | None:
+    """The next frame out of what has come so far, or None when it is not whole yet.
+
+    Raises `FrameError` as `read_raw` does, before the whole of it has come.
+    """
+    if len(buffer) < _HEAD.size:
+        return None
+    letter, header_size, blob_size = _HEAD.unpack_from(buffer)
+    kind = _KINDS.get(letter)
+    if kind is None or kind not in expected:
+        raise FrameError("what it wrote is no message of ours")
+    _check(kind, header_size, blob_size)
+    middle = _HEAD.size + header_size
+    if len(buffer) < middle + blob_size:
+        return None
+    frame = RawFrame(
+        kind, bytes(buffer[_HEAD.size : middle]), bytes(buffer[middle : middle + blob_size])
+    )
+    del buffer[: middle + blob_size]
+    return frame
+
+
 def _check(kind: str, header_size: int, blob_size: int) -> None:
     form = _FORMS[kind]
     for what, size, limit in (

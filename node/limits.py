@@ -48,6 +48,24 @@ def apply(bounds: Bounds) -> None:
         file.write("800")
 
 
+def tighten() -> None:
+    """Makes this process's bounds final: neither it nor what it starts can raise them again."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    for name in ("RLIMIT_CORE", "RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU"):
+        if not hasattr(resource, name):
+            continue
+        kind = getattr(resource, name)
+        soft, hard = resource.getrlimit(kind)
+        # At the soft limit of processor time a process is told, at the hard one it is killed.
+        final = soft + 5 if name == "RLIMIT_CPU" else soft
+        if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or final < hard):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(kind, (soft, final))
+
+
 def _bound(kind: int, value: int) -> None:
     import resource
 

@@ -23,6 +23,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 #: sys.platform of Termux is "linux" below Python 3.13 and "android" from there.
 IS_LINUX = sys.platform.startswith(("linux", "android"))
 PATIENCE_SECONDS = 2.0
+#: For a task's resource tracker to remove the shared memory that the task left.
+TRACKER_SECONDS = 1.0
+#: Children of this process that are not a task's: `kill_descendants` leaves them alone.
+spared: set[int] = set()
 
 
 class Process(NamedTuple):
@@ -50,6 +54,11 @@ def die_with_parent() -> bool:
 def hide_memory() -> bool:
     """Keeps other processes of the same user from reading this one's memory and environment."""
     return _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def show_memory() -> bool:
+    """Undoes `hide_memory`, which a forked process inherits."""
+    return _prctl(_PR_SET_DUMPABLE, 1)
 
 
 def _prctl(option: int, value: int) -> bool:
@@ -113,12 +122,19 @@ def _from_ps() -> dict[int, Process]:
     return found
 
 
-def descendants(pid: int, processes: dict[int, Process] | None = None) -> list[Process]:
-    """Every living process below `pid`, children before grandchildren."""
+def descendants(
+    pid: int, processes: dict[int, Process] | None = None, spare: Iterable[int] = ()
+) -> list[Process]:
+    """Every living process below `pid`, children before grandchildren.
+
+    :param spare: processes that are left out, with all below them
+    """
     processes = table() if processes is None else processes
+    left_out = set(spare)
     children: dict[int, list[Process]] = {}
     for process in processes.values():
-        children.setdefault(process.parent, []).append(process)
+        if process.pid not in left_out:
+            children.setdefault(process.parent, []).append(process)
     found: list[Process] = []
     row = children.get(pid, [])
     while row:
@@ -153,8 +169,10 @@ def kill_descendants(
     as it can does not get away. `reap` collects orphans that this process has inherited.
     """
     end = time.monotonic() + patience_seconds
+    if _let_trackers_clean(pid, reap):
+        end += TRACKER_SECONDS
     while True:
-        found = descendants(pid)
+        found = descendants(pid, spare=spared)
         if not found:
             if reap:
                 reap_all()
@@ -169,6 +187,34 @@ def kill_descendants(
         if time.monotonic() > end:
             return False
         time.sleep(0.005)
+
+
+def _let_trackers_clean(pid: int, reap: bool) -> bool:
+    """Ends all below `pid` but the resource trackers of multiprocessing, and waits for these.
+
+    A tracker removes the shared memory and semaphores that a program did not, once all who could
+    use them are gone: nobody else knows their names. True when there was one.
+    """
+    found = descendants(pid, spare=spared) if IS_LINUX else []
+    trackers = {process.pid for process in found if _is_tracker(process.pid)}
+    if not trackers:
+        return False
+    end = time.monotonic() + TRACKER_SECONDS
+    while trackers & {process.pid for process in found} and time.monotonic() < end:
+        kill_all(process.pid for process in found if process.pid not in trackers)
+        if reap:
+            reap_all()
+        time.sleep(0.005)
+        found = descendants(pid, spare=spared)
+    return True
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"multiprocessing.resource_tracker" in file.read(4096)
+    except OSError:
+        return False
 
 
 def _group_of(pid: int) -> int:
@@ -196,6 +242,18 @@ def kill_tree(pid: int) -> bool:
     gone = kill_descendants(pid)
     kill_all([pid])
     return gone
+
+
+def has_others() -> bool:
+    """Collects ended children; whether this process has descendants beside those it spares."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False  # an orphan would be a child: this is a subreaper
+    except OSError:
+        pass
+    return not spared or bool(descendants(os.getpid(), spare=spared))
 
 
 def reap_all() -> None:

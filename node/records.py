@@ -101,6 +101,7 @@ TIMEOUT = "timeout"
 RELEASED = "released"
 FENCED = "fenced"
 ABANDONED = "abandoned"
+UNSTARTED = "unstarted"
 
 
 # --- events ---------------------------------------------------------------------------------

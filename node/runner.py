@@ -22,6 +22,7 @@ from retire_cluster.node.records import (
     FENCED,
     RELEASED,
     TIMEOUT,
+    UNSTARTED,
     Attempt,
     Ended,
     Event,
@@ -55,7 +56,7 @@ _SUCCESS = Outcome.SUCCESS.value
 class _Active:
     """An attempt that occupies a slot."""
 
-    __slots__ = ("attempt", "began", "deadline", "kind", "reason", "slot", "wake_at")
+    __slots__ = ("attempt", "began", "deadline", "kind", "reason", "slot", "started", "wake_at")
 
     def __init__(self, attempt: Attempt, kind: Kind, now: float) -> None:
         self.attempt = attempt
@@ -66,6 +67,8 @@ class _Active:
         #: When a `sleep` is over.
         self.wake_at: float | None = None
         self.slot: Slot | None = None
+        #: Its process has taken it up: from here its time counts.
+        self.started = False
         #: Why it is being ended, or None.
         self.reason: str | None = None
 
@@ -263,6 +266,7 @@ class Runner:
             return
         if isinstance(what, Begun):
             active.began = now
+            active.started = True
             self._started.append(news.key)
             if active.reason is None:
                 slack = COMMAND_SLACK_SECONDS if active.attempt.task_type == "command" else 0.0
@@ -339,6 +343,8 @@ class Runner:
         elif now >= active.deadline:
             if active.reason == CANCELLED and active.slot is not None:
                 active.slot.kill(active.attempt.key)  # it was asked to stop and had its time
+            elif active.slot is not None and not active.started:
+                self._end_active(active, UNSTARTED, now)
             else:
                 self._end_active(active, TIMEOUT, now)
 
@@ -374,6 +380,10 @@ class Runner:
             limit = active.attempt.timeout_seconds
             message = f"did not end within {limit} s"
             self._add(active, Outcome.TIMEOUT.value, Cause.TIMEOUT.value, message, now)
+        elif reason == UNSTARTED:
+            message = f"it never started: its process was not ready within {START_SECONDS:g} s"
+            self.last_error = message
+            self._add(active, Outcome.FAILED.value, Cause.ERROR.value, message, now)
         elif reason == RELEASED:
             message = f"stopped after {elapsed:.1f} s because the device is going"
             self._add(active, Outcome.RELEASED.value, None, message, now)

@@ -23,8 +23,6 @@ from retire_cluster.schemas.messages import Key
 
 log = logging.getLogger("retire_cluster.node")
 
-#: A process is replaced after this many tasks: own types may leak.
-MAX_TASKS = 200
 #: An idle process gives its memory back after this long.
 IDLE_SECONDS = 60.0
 #: Progress that follows sooner is left out: telling of it must not keep the worker busy.
@@ -140,7 +138,7 @@ class Slot(threading.Thread):
             if self._doomed:
                 break
             try:
-                process.send(job.header, job.payload)
+                process.run(job.header, job.payload)
                 first = process.receive()
             except (FrameError, BadAnswer) as error:
                 self._refuse(job, process, error)
@@ -173,14 +171,21 @@ class Slot(threading.Thread):
                 process.kill()
         return process
 
+    def _start_ahead(self) -> None:
+        """Where each task of an own type needs a new process, the next one need not wait for it."""
+        if not self._closing:
+            with contextlib.suppress(OSError):
+                self._ready_process()
+
     def _listen(self, job: Job, process: TaskProcess, answer: Answer | None) -> None:
         began, told_at = False, 0.0
         while answer is not None:
             if isinstance(answer, Done):
-                process.tasks_done += 1
-                if answer.last or process.tasks_done >= MAX_TASKS:
+                if answer.last:
                     self._end_process()
                 self._tell(job.key, answer)
+                if answer.last and job.header.get("entry_point"):
+                    self._start_ahead()
                 return
             if isinstance(answer, Begun):
                 if not began:

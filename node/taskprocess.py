@@ -13,13 +13,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import answers, proctree
+from retire_cluster.node import answers, folders, proctree
 from retire_cluster.node.confine import Confinement
 from retire_cluster.node.frames import ANSWERS, read_raw, write_frame
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 
-_MODULE = "retire_cluster.node.child"
+#: The folder it starts in is no place to look for modules: a task may have put some there.
+_CODE = (
+    "import sys\n"
+    "if not sys.path[0]: del sys.path[0]\n"
+    "from retire_cluster.node.child import main\n"
+    "sys.exit(main(*map(int, sys.argv[1:])))"
+)
 #: A keeper ends its tree within its own patience; then the worker does it for it.
 KEEPER_PATIENCE_SECONDS = proctree.PATIENCE_SECONDS + 1.0
 _MAX_STDERR = 2_000
@@ -29,7 +35,7 @@ _MAX_STDERR = 2_000
 class Plan:
     """How task processes of this worker are started."""
 
-    #: Empty folder to start in: Python looks for modules there.
+    #: Folder to start in.
     folder: Path
     #: Folder in which tasks get their own.
     scratch: Path
@@ -53,9 +59,12 @@ class TaskProcess:
         self._lock = threading.Lock()
         self._life_fd: int | None = None
         self._job: Any = None
-        self.tasks_done = 0
+        self._scratch = plan.scratch
+        #: Of the task it has been given.
+        self._folder = ""
+        self._force: threading.Timer | None = None
         flags: dict[str, Any] = {}
-        arguments = [plan.python, "-m", _MODULE]
+        arguments = [plan.python, "-c", _CODE]
         read_fd = -1
         if sys.platform == "win32":
             flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -99,6 +108,11 @@ class TaskProcess:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    def run(self, header: dict[str, Any], payload: bytes) -> None:
+        """Hands it a task. Raises as `send` does."""
+        self._folder = folders.new_name()
+        self.send({**header, "folder": self._folder}, payload)
+
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
         """Hands it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
         stdin = self._process.stdin
@@ -115,12 +129,22 @@ class TaskProcess:
     def kill(self) -> None:
         """Begins to end the whole tree; returns at once. From any thread, any number of times."""
         with self._lock:
+            running = self._life_fd is not None
             self._close_life()
+            if running and self._force is None:
+                self._force = threading.Timer(KEEPER_PATIENCE_SECONDS, self._end_by_force)
+                self._force.daemon = True
+                self._force.start()
             if self._job is not None:
                 self._job.kill()
             elif os.name == "nt":
                 with contextlib.suppress(OSError):
                     self._process.kill()
+
+    def _end_by_force(self) -> None:
+        # A task may have stopped the keeper; while `wait` has not collected it, its number is its.
+        if self._process.returncode is None:
+            proctree.kill_tree(self.pid)
 
     def retire(self) -> None:
         """Lets it end by itself: there is no further request."""
@@ -145,6 +169,8 @@ class TaskProcess:
             # The keeper itself was killed, so nobody looked after what is below it.
             self._leftovers.sweep_group(self.pid)
         with self._lock:
+            if self._force is not None:
+                self._force.cancel()
             self._close_life()
             if self._job is not None:
                 self._job.close()
@@ -157,6 +183,8 @@ class TaskProcess:
                         words = stream.read(65_536) or b""
                     stream.close()
         self._leftovers.remove(self.pid)
+        if self._folder:
+            folders.remove(self._scratch / self._folder)
         return code, words[-_MAX_STDERR:].decode("utf-8", "replace").strip()
 
     def _close_life(self) -> None:

@@ -14,12 +14,14 @@ classes after which trying again makes no sense, and `test_payload`, one that do
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import json
+import os
 import re
+import sys
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, TaskFailed
@@ -31,6 +33,8 @@ from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATT
 GROUP = "retire_cluster.task_types"
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
 _MAX_TRACEBACK = 16_000
+#: How long the last import of a module took.
+import_seconds = 0.0
 _MAX_SCHEMA_BYTES = 64 * 1024
 _MAX_SCHEMA_DEPTH = 24
 
@@ -56,6 +60,8 @@ class CustomType(NamedTuple):
 
 def installed() -> list[EntryPoint]:
     """The entry points of the group, by distribution and name. Imports none of them."""
+    import importlib.metadata  # slow, and tasks do not need it
+
     found = importlib.metadata.entry_points(group=GROUP)
     points = (
         EntryPoint(entry.name, entry.value, entry.dist.name if entry.dist is not None else "?")
@@ -90,8 +96,11 @@ def read_description(row: Mapping[str, Any]) -> CustomType:
 
 def load(entry_point: str) -> Any:
     """The object an entry point names; raises whatever importing it raises."""
+    global import_seconds
     module, _, attribute = entry_point.partition(":")
+    began = time.perf_counter()
     target: Any = importlib.import_module(module.strip())
+    import_seconds = time.perf_counter() - began
     for part in attribute.split("[")[0].strip().split("."):
         target = getattr(target, part)
     return target() if inspect.isclass(target) else target
@@ -152,22 +161,46 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
     Raises `TaskFailed` with the trace for what it raises, `Hopeless` for its own
     `deterministic_errors`.
     """
+    pid = os.getpid()
     hopeless: Any = ()
     try:
         target = load(entry_point)
         function = _callable(target)
         hopeless = getattr(target, "deterministic_errors", ())
         result = function(payload, context)
+        if os.getpid() != pid:
+            _leave(0)
         if inspect.iscoroutine(result):
             import asyncio
 
             result = asyncio.run(result)
         return Answer(result)
-    except TaskFailed:
-        raise
     except BaseException as error:  # a stranger's code: no exception of it is ours
+        if os.getpid() != pid:
+            _leave(error)
+        if isinstance(error, TaskFailed):
+            raise
         failure = Hopeless if _is_one_of(error, hopeless) else TaskFailed
         raise Traced(failure(words.of(error)), _trace(error)) from None
+
+
+def _leave(how: BaseException | int) -> NoReturn:
+    """Ends a process that the task forked and that came back here: only its parent answers."""
+    code = 1
+    try:
+        if isinstance(how, SystemExit):
+            if how.code is None or isinstance(how.code, int):
+                how = how.code or 0
+            else:
+                print(how.code, file=sys.stderr)
+        if isinstance(how, int):
+            code = how & 0xFF
+        elif not isinstance(how, SystemExit):
+            sys.stderr.write(words.trace(how))
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def _is_one_of(error: BaseException, kinds: Any) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     MakeRig = Callable[..., Rig]
 
 # `from tests.chaos.rig import Rig` works here and in `run.py`, wherever either is started from.
-for _name in ("chaos", "unit"):
+for _name in ("chaos", "integration", "unit"):
     _kit = sys.modules.setdefault(f"tests.{_name}", ModuleType(f"tests.{_name}"))
     _kit.__path__ = [str(Path(__file__).parents[1] / _name)]
 

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
-for _name in ("", ".chaos", ".unit"):
+for _name in ("", ".chaos", ".integration", ".unit"):
     _folder = _HERE.parent / _name.lstrip(".")
     _name = "tests" + _name
     _kit = sys.modules.setdefault(_name, ModuleType(_name))
@@ -27,7 +28,7 @@ for _name in ("", ".chaos", ".unit"):
 from hypothesis import HealthCheck, settings  # noqa: E402 - with the kit that can now be found
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 
-from tests.chaos import fuzz, measure  # noqa: E402
+from tests.chaos import fuzz, measure, odd  # noqa: E402
 from tests.chaos.kills import Campaign  # noqa: E402
 from tests.chaos.rig import Rig, eventually, rig  # noqa: E402
 from tests.chaos.test_chaos_model import ClusterModel  # noqa: E402
@@ -189,6 +190,30 @@ def slow_clients() -> Iterator[Row]:
     yield ("F6 /health beside 2,100 slow clients", "p99 < 250 ms, tasks flow", text, good)
 
 
+def odd_tasks(wanted: int, seed: int) -> Iterator[Row]:
+    """F8."""
+    found = odd.Found()
+    while found.odd_tasks < wanted and not found.problems:
+        left = min(ROUND, wanted - found.odd_tasks)
+        folder = Path(tempfile.mkdtemp(prefix="odd-"))
+        try:
+            with odd.device(folder) as device:
+                device.run(found, odd.drawn(left, seed))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"  seed {seed}: {found.odd_tasks} odd tasks, {dict(found.outcomes)}", flush=True)
+        seed += 1
+    for problem in found.problems:
+        print(f"  {problem}")
+    text = (
+        f"{len(found.problems)} of {found.witnesses} beside {found.odd_tasks} odd tasks,"
+        f" slowest {found.slowest_witness_seconds:.1f} s"
+    )
+    yield ("F8 witnesses harmed, devices changed", "0", text, not found.problems)
+    growth = found.rss_growth_mb
+    yield ("F8 the worker's memory", "< 20 MB more", f"{growth:.1f} MB", growth < 20)
+
+
 def _answers(cluster: Rig) -> bool:
     try:
         return cluster.http("GET", "/health")[0] == 200
@@ -205,8 +230,11 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100, help="API: examples an operation (100)")
     parser.add_argument("--seconds", type=int, default=480, help="API: at most so long (480)")
     parser.add_argument("--steps", type=int, default=20_000, help="MODEL: operations (20000)")
+    parser.add_argument("--odd", type=int, default=2_000, help="F8: odd tasks (2000)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="F1,F4,MODEL,API,F5,F6", help="which figures, by commas")
+    parser.add_argument(
+        "--only", default="F1,F4,MODEL,API,F5,F6,F8", help="which figures, by commas"
+    )
     args = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "F1": lambda: kills(args.kills, args.minutes, args.seed),
@@ -215,6 +243,7 @@ def main() -> int:
         "API": lambda: api(args.cases, args.seconds, args.seed),
         "F5": repairs,
         "F6": slow_clients,
+        "F8": lambda: odd_tasks(args.odd, args.seed),
     }
     rows: list[Row] = []
     for name in args.only.split(","):

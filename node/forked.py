@@ -1,0 +1,141 @@
+"""The process of one task of an own type: forked for it, and gone with it.
+
+Whatever the task changes in its process, from a timer to the umask, ends there. The process has
+nothing of the server's: only its own output, the pipe of its answer, and one that says when the
+task is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from retire_cluster.node import limits, proctree, sharedmem
+from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
+from retire_cluster.node.frames import write_frame
+from retire_cluster.node.tasks import custom
+
+#: A write of so much to a pipe is never mixed with another's (POSIX has at least 512; Linux 4096).
+_ATOMIC_BYTES = min(getattr(select, "PIPE_BUF", 512), 4096)
+_HIGHEST_FD = 4096
+
+
+class Ends(NamedTuple):
+    """File descriptors of the task's process."""
+
+    #: The answer goes here.
+    answers: int
+    #: What is printed goes here.
+    output: int
+    #: Readable once the task is cancelled.
+    cancel: int
+
+
+def run(header: Mapping[str, Any], payload: bytes, ends: Ends, folder: str) -> NoReturn:
+    """Becomes the task's process, in a process just forked; never returns."""
+    code = 1
+    try:
+        _settle(ends, header, folder)
+        before = sharedmem.names()
+        teller = _Teller(ends)
+        reply, data = perform(
+            header,
+            payload,
+            tell=teller.tell,
+            write_log=_write_log,
+            is_cancelled=teller.is_cancelled,
+        )
+        flush()
+        sharedmem.remove_of((os.getpid(),), before)
+        reply["last"] = False
+        reply["import_seconds"] = custom.import_seconds
+        write_frame(ends.answers, reply, data)
+        code = 0
+    except BaseException:  # the parent's code must not run here
+        with contextlib.suppress(BaseException):
+            os.write(2, traceback.format_exc()[-4000:].encode("utf-8", "replace"))
+    finally:
+        os._exit(code)
+
+
+def flush() -> None:
+    """Lets out what was printed; a task may have closed or replaced the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def close_all_but(kept: tuple[int, ...]) -> None:
+    """Closes every file descriptor above stderr's but these."""
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _HIGHEST_FD)
+
+
+def restore_signals() -> None:
+    """As in a program just started."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
+    # A signal to its process group must not reach the server.
+    os.setsid()
+    restore_signals()
+    os.dup2(ends.output, 1)
+    os.dup2(ends.output, 2)
+    close_all_but((ends.answers, ends.cancel))
+    limits.tighten()
+    proctree.show_memory()
+    os.environ["RC_TASK_ID"] = str(header["task_id"])
+    os.environ["RC_ATTEMPT"] = str(header["attempt"])
+    os.chdir(folder)
+
+
+def _write_log(line: str) -> None:
+    text = line if line.endswith("\n") else line + "\n"
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # the task closed or replaced it
+        with contextlib.suppress(OSError):
+            os.write(1, text.encode("utf-8", "replace"))
+
+
+class _Teller:
+    """What the task's context asks for, over the task's own pipes."""
+
+    def __init__(self, ends: Ends) -> None:
+        self._answers = ends.answers
+        self._cancel = ends.cancel
+        self._told_at = 0.0
+
+    def tell(self, percent: float | None, message: str) -> None:
+        now = time.monotonic()
+        if now - self._told_at < MIN_PROGRESS_SECONDS and percent != 100:
+            return
+        self._told_at = now
+        header = {"kind": "progress", "percent": percent, "message": message}
+        # Threads and forked processes may tell at the same time.
+        while len(json.dumps(header)) > _ATOMIC_BYTES - 64 and header["message"]:
+            message = message[: len(message) // 2]
+            header["message"] = message + "…"
+        with contextlib.suppress(OSError):
+            write_frame(self._answers, header)
+
+    def is_cancelled(self) -> bool:
+        poller = select.poll()
+        poller.register(self._cancel, select.POLLIN)
+        return any(event & (select.POLLIN | select.POLLHUP) for _, event in poller.poll(0))
