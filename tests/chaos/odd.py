@@ -75,8 +75,8 @@ def device(folder: Path) -> Iterator[Device]:
                 "--data-dir", str(folder / "w"), "--slots", str(SLOTS), "--allow", "command",
                 "--allow-root",
             ],
-            cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, stdin=subprocess.DEVNULL,
-            stdout=file, stderr=file,
+            cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file,
         )  # fmt: skip
     try:
         bus.welcome()

@@ -4,6 +4,9 @@
 it finds of its process, which must always be the same.
 """
 
+# A stranger's code, which nobody has typed.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import atexit
