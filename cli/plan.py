@@ -17,6 +17,7 @@ from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
 from retire_cluster.conf.addresses import dial_host
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import Settings
+from retire_cluster.node.identity import kept_id
 from retire_cluster.schemas.hosts import bracketed
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
@@ -100,9 +101,11 @@ class Plan:
         self._settings = settings
         self.data_dir: Final = settings.data_dir.absolute()
         host = local_host_id(hostname)
-        #: Device ids of the local workers, by number from 1.
+        #: Device ids of the local workers, by number from 1; a machine that gets another name keeps
+        #: those that the main node knows.
         self.device_ids: Final = {
-            number: f"{host}-local-{number}" for number in range(1, args.workers + 1)
+            number: kept_id(self.worker_dir(number)) or f"{host}-local-{number}"
+            for number in range(1, args.workers + 1)
         }
 
     @property

@@ -202,7 +202,9 @@ class Up:
                 folder = self._plan.worker_dir(number)
                 try:
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    pair = device_pair(folder, main.server_key, self._plan.worker_address(main))
+                    pair = device_pair(
+                        folder, main.server_key, self._plan.worker_address(main), device_id
+                    )
                     args = {"device_id": device_id, "public_key": pair.public}
                     client.call("device.authorise", args, timeout_seconds=10.0)
                 except (ClusterError, KeyFileError, OSError) as error:

@@ -65,6 +65,7 @@ from retire_cluster.schemas.messages import (
     FromBroker,
     Heartbeat,
     Reject,
+    Welcome,
     read_from_broker,
 )
 
@@ -118,6 +119,7 @@ class Agent:
         spool: Spool,
         dialer: Dialer,
         credentials: Credentials | None = None,
+        welcomed: Callable[[], None] = lambda: None,
         waker: Waker,
         sample: Callable[[], Mapping[str, Any]],
         capabilities: dict[str, Any],
@@ -128,6 +130,7 @@ class Agent:
         self._spool = spool
         self._dialer = dialer
         self._credentials = credentials
+        self._welcomed = welcomed
         self._enrolment = ""
         self._waker = waker
         self._sample = sample
@@ -268,7 +271,15 @@ class Agent:
             elif self._is_lifted(record):
                 self._connect()  # with the token that lifts the removal
             elif not isinstance(record, Enrolled):
+                if isinstance(record, Welcome):
+                    self._remember()
                 self._feed(Received(record, message.blobs))
+
+    def _remember(self) -> None:
+        try:
+            self._welcomed()
+        except OSError as error:
+            log.error("where this device joined cannot be kept for its next start: %s", error)
 
     def _count_malformed(self, error: wire.WireError) -> None:
         self.malformed += 1

@@ -13,8 +13,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from retire_cluster.node.clock import monotonic
 from retire_cluster.node.confine import Confinement, Unconfined
 from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.describing import own_types
-from retire_cluster.node.identity import FolderLock, FolderTaken, device_id, host_name
+from retire_cluster.node.identity import FolderLock, FolderTaken, check_id, device_id, host_name
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 from retire_cluster.node.metrics import Sampler
@@ -128,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             address, keys = _main_node(settings, plain=arguments.plain)
-            if keys is None and not arguments.plain:
-                keys = let_in(settings.data_dir, address, _device_id(settings))
+            settings, keys = _identity(settings, address, keys, plain=arguments.plain)
             pace = Pace(grace_seconds=arguments.drain_seconds)
             worker = build(settings, policy, address, pace, keys, temporary)
             if arguments.test:
@@ -312,6 +312,7 @@ def _run(worker: Worker, spool: Spool) -> int:
         spool=spool,
         dialer=worker.dialer,
         credentials=worker.credentials,
+        welcomed=_welcomed(worker),
         waker=waker,
         sample=sampler.sample,
         capabilities=worker.capabilities,
@@ -338,6 +339,13 @@ def _run(worker: Worker, spool: Spool) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         waker.close()
+
+
+def _welcomed(worker: Worker) -> Callable[[], None]:
+    """Remembers, once a main node said welcome, where that was."""
+    if worker.credentials is not None:
+        return worker.credentials.note_welcomed
+    return partial(credentials.remember_plain, worker.settings.data_dir, worker.dialer.address)
 
 
 def listen_to_signals(stop: Any, wakeup_fd: int) -> None:
@@ -397,6 +405,26 @@ def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials
         return credentials.find(settings.data_dir, settings.worker.join.strip(), plain=plain)
     except (ValueError, KeyFileError) as error:
         raise Unusable(str(error)) from None
+
+
+def _identity(
+    settings: Settings, address: Address, keys: Credentials | None, *, plain: bool
+) -> tuple[Settings, Credentials | None]:
+    """The settings with this device's one name in them, and the keys that are known by it."""
+    folder, wanted = settings.data_dir, settings.worker.device_id
+    try:
+        check_id(wanted)
+        name = wanted if keys is not None and wanted else device_id(folder, wanted)
+        if not plain and (keys is None or not (keys.enrolled or keys.enrolling)):
+            # None yet, or one whose join never came to an end: on the main node's own machine,
+            # as its user, another way is open.
+            keys = let_in(folder, address, name) or keys
+        if keys is not None:
+            name = device_id(folder, keys.settle(name, asked=bool(wanted)))
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    worker = replace(settings.worker, device_id=name)
+    return settings.with_sections({"worker": worker}), keys
 
 
 def _memory_bytes(settings: Settings, facts: dict[str, Any]) -> int:

@@ -85,28 +85,40 @@ def _try_lock(fd: int) -> bool:
 
 
 def device_id(folder: Path, wanted: str = "") -> str:
-    """This device's name: `wanted`, else the folder's, else a new one, which is then kept.
+    """This device's name: `wanted`, else the folder's, else a new one; it is kept from then on.
 
     Raises `ValueError` for a name the protocol does not allow, `OSError` when it cannot be kept.
     """
     path = folder / "device_id"
-    kept = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        kept = path.read_text(encoding="utf-8").strip()
+    kept = kept_id(folder)
+    check_id(wanted)
+    if wanted:
+        if wanted != kept:
+            _keep(path, wanted)
+        return wanted
+    if kept:
+        return kept
+    made = make_device_id(host_name(), secrets.token_hex(3))
+    _keep(path, made)
+    return made
+
+
+def check_id(wanted: str) -> None:
+    """Raises `ValueError` for a name the protocol does not allow; an empty one is none yet."""
     if wanted and not _DEVICE_ID.match(wanted):
         raise ValueError(
             f"device id {wanted!r:.120}: 1 to 100 of letters, digits and _ . : -, the first one"
             " a letter or digit"
         )
-    if wanted:
-        if not kept:
-            _keep(path, wanted)
-        return wanted
-    if _DEVICE_ID.match(kept):
-        return kept
-    made = make_device_id(host_name(), secrets.token_hex(3))
-    _keep(path, made)
-    return made
+
+
+def kept_id(folder: Path) -> str:
+    """The name that this data folder has, empty when it has none that can be used."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        with (folder / "device_id").open(encoding="utf-8") as file:
+            name = file.read(1_000).strip()
+        return name if _DEVICE_ID.match(name) else ""
+    return ""
 
 
 def make_device_id(hostname: str, suffix: str) -> str:

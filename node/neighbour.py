@@ -53,7 +53,7 @@ def let_in(folder: Path, address: Address, device_id: str) -> Credentials | None
         return None
     # Kept only now: a key that the main node never heard of would be refused for good. When this
     # fails, the next start says another key, which replaces this one.
-    found = Credentials(folder / curve.DEVICE_KEY, pair, keys.server, address, enrolled=True)
+    found = Credentials(folder, pair, keys.server, address, device_id=device_id, enrolled=True)
     found.keep()
     return found
 

@@ -483,3 +483,14 @@ def test_the_facades_switches_are_passed_on(tmp_path: Path) -> None:
     for flag in ("--auth", "--no-rate-limit", "--cors-origin=https://a.example", "--debug"):
         assert flag in command
     assert "--no-cors" not in command
+
+
+def test_local_workers_keep_their_names_when_the_machine_gets_another(tmp_path: Path) -> None:
+    known = tmp_path / "workers" / "1"
+    known.mkdir(parents=True)
+    (known / "device_id").write_text("attic-local-1\n")
+    (tmp_path / "workers" / "2").mkdir()
+    (tmp_path / "workers" / "2" / "device_id").write_bytes(b"\xff no name")
+    made = planned(tmp_path, "--workers", "2")
+    assert made.device_ids[1] == "attic-local-1"
+    assert made.device_ids[2].endswith("-local-2")

@@ -130,8 +130,9 @@ def test_a_device_enrols_once_and_needs_no_line_afterwards(tmp_path: Path) -> No
 
 def test_a_crash_before_the_answer_keeps_the_key_that_was_told(tmp_path: Path) -> None:
     _, first = credentials.find(tmp_path, WORD)
-    _, second = credentials.find(tmp_path, WORD)
     assert first is not None
+    first.settle("dev", asked=False)
+    _, second = credentials.find(tmp_path, WORD)
     assert second is not None
     assert first.pair == second.pair
     assert second.enrolling
@@ -157,6 +158,45 @@ def test_a_line_of_another_cluster_brings_nothing_of_the_old_one(tmp_path: Path)
     assert second is not None
     assert second.enrolling
     assert second.pair != first.pair
+    second.settle("dev", asked=False)
+    # Until the other one has let it in, the device is what it was.
+    _, after = credentials.find(tmp_path, "")
+    assert after is not None
+    assert (after.pair, str(after.address)) == (first.pair, "192.0.2.7:8082")
+    second.note_enrolled()
+    _, moved = credentials.find(tmp_path, "")
+    assert moved is not None
+    assert (moved.pair, str(moved.address)) == (second.pair, "192.0.2.8:1")
+
+
+def test_a_main_node_that_moved_is_remembered_once_it_said_welcome(tmp_path: Path) -> None:
+    _, first = credentials.find(tmp_path, WORD)
+    assert first is not None
+    first.settle("dev", asked=False)
+    first.note_enrolled()
+    _, moving = credentials.find(tmp_path, "192.0.2.9:9000")
+    assert moving is not None
+    moving.settle("dev", asked=False)
+    assert str(credentials.find(tmp_path, "")[0]) == "192.0.2.7:8082"
+    moving.note_welcomed()
+    assert str(credentials.find(tmp_path, "")[0]) == "192.0.2.9:9000"
+
+
+def test_a_key_stands_for_one_name(tmp_path: Path) -> None:
+    _, first = credentials.find(tmp_path, WORD)
+    assert first is not None
+    assert first.settle("old", asked=False) == "old"
+    first.note_enrolled()
+    _, later = credentials.find(tmp_path, "")
+    assert later is not None
+    assert later.settle("whatever-the-folder-says", asked=False) == "old"
+    with pytest.raises(ValueError, match="known as old to its main node"):
+        later.settle("new", asked=True)
+    _, anew = credentials.find(tmp_path, WORD)
+    assert anew is not None
+    assert anew.settle("new", asked=True) == "new"
+    assert anew.enrolling
+    assert anew.pair != first.pair
 
 
 def test_without_a_line_and_a_key_the_device_is_told_what_to_paste(tmp_path: Path) -> None:

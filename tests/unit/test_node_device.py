@@ -108,7 +108,7 @@ def test_a_device_names_itself_once_and_keeps_the_name(tmp_path: Path) -> None:
     first = identity.device_id(tmp_path)
     assert identity.device_id(tmp_path) == first
     assert identity.device_id(tmp_path, "other") == "other"
-    assert identity.device_id(tmp_path) == first
+    assert identity.device_id(tmp_path) == identity.kept_id(tmp_path) == "other"
 
 
 def test_a_name_given_at_first_start_is_kept(tmp_path: Path) -> None:
