@@ -116,7 +116,7 @@ function spanText(seconds) {
 
 const two = (number) => String(number).padStart(2, "0");
 
-/** A moment on this device's clock, the same way everywhere: 14:03:07, with the date on another day. */
+/** A moment, the same way everywhere: 14:03:07, with the date on another day. */
 export function clock(moment) {
   const at = new Date(moment), today = new Date(now());
   const time = [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
@@ -174,7 +174,6 @@ export const chip = (status) => h("span.chip", { "data-status": status }, glyph(
 
 export const shortId = (id) => `…${id.slice(-6)}`;
 
-/** Everything a URL needs escaped, once. */
 export function link(path, query) {
   const left = Object.entries(query || {}).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   const text = new URLSearchParams(left).toString();
@@ -197,7 +196,6 @@ export function toast(text, kind = "ok", href = "") {
   return box;
 }
 
-/** Asks in a dialog. Resolves to true when confirmed. */
 export function ask(title, body, verb, danger = true) {
   return dialog(title, (close) => [
     h("div", null, body),
@@ -219,7 +217,7 @@ export function dialog(title, body) {
   });
 }
 
-/** A text to copy, with a button. Works without the clipboard API, which plain http has not. */
+/** A text to copy, also without the clipboard API, which plain http has not. */
 export function copyable(text) {
   const code = h("code", null, text);
   const button = h("button", { type: "button", onclick: async () => {

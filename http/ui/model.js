@@ -70,7 +70,6 @@ export function setMetrics(found) {
   if (found.slots) model.slots = found.slots;
 }
 
-/** One event. Returns nothing; what changed is read from the model. */
 export function apply(event) {
   const [noun, word] = event.type.split(".");
   const at = Date.parse(event.at);
@@ -123,7 +122,6 @@ export function history(events) {
   model.since = Math.min(first, now());
 }
 
-/** Forgets what has left every picture. */
 export function trim() {
   const old = now() - KEEP_MS;
   const drop = (list, time) => {

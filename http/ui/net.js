@@ -1,6 +1,7 @@
 // The API and the event stream. Frugal on purpose: requests are counted, so lists are never polled.
 // Events patch what is shown; a refetch is rare and spaced out.
 import { now, setClock } from "./dom.js";
+import { answer as read, stringify } from "./exact.js";
 
 const ROOT = new URL("../", import.meta.url);
 export const API = new URL("api/v1/", ROOT);
@@ -31,7 +32,7 @@ async function request(method, url, body, signal) {
   try {
     answer = await fetch(url, {
       method, headers, signal, credentials: "same-origin",
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: body === undefined ? undefined : stringify(body),
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -44,7 +45,7 @@ async function request(method, url, body, signal) {
     limit.resetMs = Number(answer.headers.get("X-RateLimit-Reset")) * 1000;
     tell("limit");
   }
-  const document = await answer.json().catch(() => null);
+  const document = await answer.text().then(read).catch(() => null);
   if (document?.timestamp) setClock(document.timestamp);
   if (answer.ok) return document;
   const retryAfter = Number(answer.headers.get("Retry-After")) || 0;
@@ -260,7 +261,7 @@ export class Live {
     if (run === this.running) { this.fails = 0; this.connect(run); }
   }
 
-  /** Bursts are handed on together: a thousand tasks are one redraw. */
+  /** Bursts are handed on together. */
   take(events) {
     if (!events.length) return;
     this.buffer.push(...events);

@@ -1,5 +1,6 @@
 // What several pages show: task rows, how to join, why a task waits, acting on tasks.
 import { h, ago, ask, chip, clock, copyable, glyph, link, plural, shortId, span, toast } from "./dom.js";
+import { stringify } from "./exact.js";
 import { each, get, limit, may, send } from "./net.js";
 import { addBeat, TERMINAL } from "./model.js";
 
@@ -11,7 +12,7 @@ export const facts = (rows) =>
 
 export const deviceLink = (id) => (id ? h("a", { href: link(`devices/${encodeURIComponent(id)}`) }, id) : "–");
 
-export const pretty = (value) => h("pre", { tabindex: 0 }, typeof value === "string" ? value : JSON.stringify(value, null, 2));
+export const pretty = (value) => h("pre", { tabindex: 0 }, typeof value === "string" ? value : stringify(value, 2));
 
 export function trouble(error, again) {
   return h("div.empty", { role: "alert" },
@@ -32,7 +33,6 @@ export async function pastBeats(devices, render) {
   }
 }
 
-/** A row of a task list brought up to date by an event. */
 export function patch(row, event) {
   const word = event.type.slice(5);
   if (word === "progress") return;
@@ -70,7 +70,6 @@ export function taskTable(tasks, label, picked, onPick) {
 
 // --- lists ---
 
-/** A box to type words into, and a choice for each of them. */
 export function filterBar(page, params, label, example, onText, choices) {
   const text = Object.entries(params).filter(([name]) => name !== "page").map(([, value]) => value).join(" ");
   return h("form.filter", { role: "search", onsubmit: (event) => { event.preventDefault(); onText(new FormData(event.target).get("q")); } },
@@ -112,7 +111,7 @@ export async function guarded(act, good) {
 
 export const act = (id, verb) => send("POST", `tasks/${id}/${verb}`, {});
 
-/** Cancels or retries many: asks once, with the count, and keeps within the rate limit. */
+/** Cancels or retries many: asks once. */
 export async function actOnMany(ids, verb) {
   const what = plural(ids.length, "task");
   const word = verb === "retry" ? "Retry" : "Cancel";
@@ -138,7 +137,6 @@ export async function submitEcho() {
 
 const install = () => h("p", null, "On the device, with Python 3.10 or newer:");
 
-/** How to add a device, with the line to paste. */
 export async function joinBody() {
   if (!may("admin")) {
     return h("div.join", null, install(), h("p", null, "the line that this command on the main node's machine prints:"), copyable("retire-cluster token create"),

@@ -1,5 +1,6 @@
 // Submitting a task: the form is made from the type's payload schema.
 import { copyable, h, keep, link, plural, toast } from "./dom.js";
+import { numberOf, parse as exact, stringify } from "./exact.js";
 import { get, may, send } from "./net.js";
 import { PRIORITIES } from "./model.js";
 import { card, loadTypes } from "./parts.js";
@@ -36,7 +37,7 @@ function field(name, label, schema, required, value, path) {
     input = h("input", { ...common, type: "number", inputmode: "decimal", step: schema.type === "integer" ? 1 : "any", min: schema.minimum, max: schema.maximum, value: initial ?? "" });
     read = () => {
       if (input.validity.badInput) throw new Error("must be a number");
-      return input.value === "" ? undefined : Number(input.value);
+      return input.value === "" ? undefined : numberOf(input.value);
     };
   } else if (map) {
     input = h("textarea", { ...common, rows: 3, placeholder: "Name: value, one a line", spellcheck: "false", value: Object.entries(initial || {}).map((pair) => pair.join(": ")).join("\n") });
@@ -50,14 +51,14 @@ function field(name, label, schema, required, value, path) {
       return Object.keys(found).length ? found : undefined;
     };
   } else if (schema.type === "object" || schema.type === "array") {
-    input = h("textarea.code", { ...common, rows: 4, spellcheck: "false", placeholder: schema.type === "object" ? "{ }" : "[ ]", value: initial === undefined ? "" : JSON.stringify(initial, null, 2) });
+    input = h("textarea.code", { ...common, rows: 4, spellcheck: "false", placeholder: schema.type === "object" ? "{ }" : "[ ]", value: initial === undefined ? "" : stringify(initial, 2) });
     read = () => (input.value.trim() ? parse(input.value) : undefined);
   } else if (schema.list) {
     input = h("input", { ...common, type: "text", value: (initial || []).join(", ") });
     read = () => { const words = input.value.split(",").map((word) => word.trim()).filter(Boolean); return words.length ? words : undefined; };
   } else {
     const mixed = schema.anyOf?.some((each) => each.type !== "string");
-    const text = initial === undefined ? "" : typeof initial === "string" ? initial : JSON.stringify(initial);
+    const text = initial === undefined ? "" : typeof initial === "string" ? initial : stringify(initial);
     const long = mixed || name === "stdin" || (schema.maxLength || 0) > 9000 || text.includes("\n");
     input = h(long ? "textarea.code" : "input", { ...common, rows: long ? 3 : null, type: long ? null : name === "url" ? "url" : "text", maxlength: schema.maxLength, spellcheck: "false", value: text });
     read = () => {
@@ -73,7 +74,7 @@ function field(name, label, schema, required, value, path) {
 
 function parse(text) {
   try {
-    return JSON.parse(text);
+    return exact(text);
   } catch (error) {
     throw new Error(`is not JSON: ${error.message}`);
   }
@@ -140,7 +141,7 @@ export function submit(render, params) {
     take([model.copies], more, last);
     if (Object.keys(requirements).length) body.requirements = requirements;
     if (bad) { bad.input.focus(); return null; }
-    model.count = more.copies || 1;
+    model.count = Number(more.copies || 1);
     return body;
   };
 
@@ -194,5 +195,5 @@ export function submit(render, params) {
 
 function asCurl(body) {
   const url = new URL("../api/v1/tasks", import.meta.url);
-  return `curl -X POST ${url} -H "Content-Type: application/json" -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
+  return `curl -X POST ${url} -H "Content-Type: application/json" -d '${stringify(body).replaceAll("'", "'\\''")}'`;
 }

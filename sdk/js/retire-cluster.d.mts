@@ -1,3 +1,12 @@
+/**
+ * As `JSON.parse`, with a bigint for every whole number beyond 2^53, which number would round.
+ * All answers are read so, and all bodies written by `stringifyJSON`.
+ */
+export declare function parseJSON(text: string, native?: boolean): any;
+
+/** As `JSON.stringify`, with all digits of a bigint and of whole numbers beyond 2^53. */
+export declare function stringifyJSON(value: unknown, indent?: number | string): string;
+
 /** What every answer is wrapped in; `T` is the type of `data`. */
 export interface Envelope<T = any> {
   status: 'success' | 'error';

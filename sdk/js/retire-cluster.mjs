@@ -4,6 +4,8 @@
  * Every method resolves to the answer's envelope, an error's too. Answers 429 and 503 are waited out
  * as their Retry-After asks; submissions carry an Idempotency-Key, so that trying again never
  * submits twice.
+ *
+ * Whole numbers beyond 2^53 are BigInt in payloads and answers, so that no digit is lost.
  */
 
 const ENDED = new Set(['success', 'failed', 'timeout', 'cancelled']);
@@ -168,18 +170,71 @@ export class RetireClusterAPI {
       const response = await fetch(url, {
         method,
         headers: { ...this.headers, ...headers },
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: body === undefined ? undefined : stringifyJSON(body),
         signal,
       });
       const wait = Number(response.headers.get('Retry-After') ?? 1) || 1;
       const again = response.status === 429 || (response.status === 503 && repeatable);
       if (!again || Date.now() + wait * 1000 > giveUp) {
-        return response.json();
+        return parseJSON(await response.text());
       }
       await response.body?.cancel();
       await sleep(wait, signal);
     }
   }
+}
+
+// --- numbers ---
+
+// In no text of anybody else: it stands for a number between here and JSON's own functions.
+const MARK = `${uniqueKey()}:`;
+const MARKED = new RegExp(`"${MARK}(-?\\d+)"`, 'g');
+const TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?/g;
+const isRounded = (source) => /^-?\d{16,}$/.test(source) && !Number.isSafeInteger(Number(source));
+
+let hasSources = false;
+JSON.parse('1', (key, value, context) => {
+  hasSources = context?.source === '1';
+  return value;
+});
+
+/**
+ * As `JSON.parse`, with a BigInt for every whole number beyond 2^53, which Number would round.
+ *
+ * @param {string} text
+ * @param {boolean} [native] let JSON.parse tell how numbers were written; default: where it can
+ */
+export function parseJSON(text, native = hasSources) {
+  if (!/\d{16}/.test(text)) return JSON.parse(text);
+  if (native) {
+    return JSON.parse(text, (key, value, { source }) =>
+      typeof value === 'number' && isRounded(source) ? BigInt(source) : value,
+    );
+  }
+  JSON.parse(text); // says what is wrong with a text that is no JSON
+  const marked = text.replace(TOKEN, (token) =>
+    token[0] !== '"' && isRounded(token) ? `"${MARK}${token}"` : token,
+  );
+  return JSON.parse(marked, (key, value) =>
+    typeof value === 'string' && value.startsWith(MARK) ? BigInt(value.slice(MARK.length)) : value,
+  );
+}
+
+/** As `JSON.stringify`, with all digits of a BigInt and of whole numbers beyond 2^53. */
+export function stringifyJSON(value, indent) {
+  let marked = false;
+  const text = JSON.stringify(
+    value,
+    function (key, each) {
+      const own = this[key]; // before a BigInt.prototype.toJSON of somebody made it a text
+      const whole = typeof own === 'bigint' || (Number.isInteger(own) && Math.abs(own) < 1e21);
+      if (!whole || Number.isSafeInteger(own)) return each;
+      marked = true;
+      return MARK + BigInt(own);
+    },
+    indent,
+  );
+  return marked ? text.replace(MARKED, '$1') : text;
 }
 
 function uniqueKey() {

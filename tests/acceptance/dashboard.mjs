@@ -76,6 +76,29 @@ const scenarios = {
     await page.getByText("is needed").waitFor();
   },
 
+  /** Numbers that JavaScript would round or write otherwise: shown, edited and sent digit by digit. */
+  async digits(context) {
+    const payload = '{"row_id":1970670598291982291,"least":-9223372036854775808,"most":18446744073709551615,"one":1.0,"text":"1970670598291982291"}';
+    const submitted = await (await fetch(`${base}/api/v1/tasks`, { method: "POST", headers: { "Content-Type": "application/json" }, body: `{"task_type":"echo","payload":${payload}}` })).json();
+    const page = await open(context, `#/tasks/${submitted.data.task_id}`);
+    await chip(page, "success");
+    const shown = async (name) => (await page.locator("section.card", { has: page.getByRole("heading", { name, exact: true }) }).locator("pre").first().textContent()).replace(/\s/g, "");
+    expect(await shown("Asked for") === payload, `payload: ${await shown("Asked for")}`);
+    expect((await shown("Result")).includes(`{"echo":${payload}}`), `result: ${await shown("Result")}`);
+    await page.getByRole("link", { name: "Submit one like it" }).click();
+    const box = page.getByLabel("Payload (JSON object)");
+    await box.waitFor();
+    expect((await box.inputValue()).replace(/\s/g, "") === payload, `form: ${await box.inputValue()}`);
+    await box.fill(payload.replace("{", '{"edited":9007199254740993,'));
+    await page.getByRole("button", { name: "Show as curl" }).click();
+    await page.locator("code", { hasText: '"edited":9007199254740993' }).waitFor();
+    const [request] = await Promise.all([
+      page.waitForRequest((each) => each.method() === "POST" && each.url().endsWith("/tasks")),
+      page.getByRole("button", { name: "Submit", exact: true }).click(),
+    ]);
+    expect(request.postData().includes(`"payload":${payload.replace("{", '{"edited":9007199254740993,')}`), `posted: ${request.postData()}`);
+  },
+
   async cancel(context) {
     const { task_id: id } = await post({ task_type: "sleep", payload: { duration: 300 } });
     const page = await open(context, `#/tasks/${id}`);
@@ -389,7 +412,7 @@ const scenarios = {
     watch(page);
     await page.goto(`${base}/module-test/index.html`);
     const found = await page.evaluate(async () => {
-      const { RetireClusterAPI } = await import("/module-test/retire-cluster.mjs");
+      const { RetireClusterAPI, parseJSON } = await import("/module-test/retire-cluster.mjs");
       const api = new RetireClusterAPI(`${location.origin}/api/v1`);
       const began = performance.now();
       const task = await api.submitTask("echo", { n: 1 }, { priority: "high" });
@@ -404,9 +427,13 @@ const scenarios = {
         if (event.type === "task.success") break;
       }
       const wrong = await api.getTaskResult("550e8400-e29b-41d4-a716-446655440000");
-      return { seconds, result: result.data.result_data, many: many.data.results.map((one) => one.result_data), kinds, wrong: wrong.error_code };
+      const big = (await api.submitTask("echo", { row_id: 1970670598291982291n })).data.task_id;
+      const back = (await api.waitForTask(big, { timeoutSeconds: 20 })).data.result_data.echo.row_id;
+      const ways = [true, false].map((native) => String(parseJSON("[9007199254740993]", native)[0]));
+      return { seconds, digits: [typeof back, String(back), ...ways].join(), result: result.data.result_data, many: many.data.results.map((one) => one.result_data), kinds, wrong: wrong.error_code };
     });
-    expect(keys.length === 2 && keys[0] && keys[0] === keys[1], `one key for both tries: ${keys}`);
+    expect(found.digits === "bigint,1970670598291982291,9007199254740993,9007199254740993", found.digits);
+    expect(keys.length === 3 && keys[0] && keys[0] === keys[1], `one key for both tries: ${keys}`);
     expect(found.seconds >= 1, `Retry-After was not waited for: ${found.seconds}`);
     expect(JSON.stringify(found.result) === '{"echo":{"n":1}}', JSON.stringify(found.result));
     expect(JSON.stringify(found.many) === '[{"echo":{"n":2}},{"echo":{"n":3}}]', JSON.stringify(found.many));

@@ -101,6 +101,7 @@ def cluster(drive: Drive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     [
         pytest.param("submit", id="a_task_of_the_form_is_seen_to_finish_live"),
         pytest.param("refused", id="a_field_says_what_is_wrong_with_it"),
+        pytest.param("digits", id="no_digit_of_a_users_number_is_lost"),
         pytest.param("cancel", id="a_running_task_is_cancelled_and_tried_again"),
         pytest.param("explain", id="a_stuck_task_says_why_it_waits"),
         pytest.param("drain", id="a_drained_device_gets_nothing_new_until_it_is_resumed"),
@@ -125,19 +126,68 @@ def test_the_javascript_module_works_in_a_browser(drive: Drive, cluster: Cluster
 
 
 USAGE = """
-import RetireClusterAPI, { type TaskResult } from "./retire-cluster.mjs";
+import RetireClusterAPI, { parseJSON, stringifyJSON, type TaskResult } from "./retire-cluster.mjs";
 const api = new RetireClusterAPI("http://127.0.0.1:8081/api/v1", undefined, { retrySeconds: 5 });
 const task = await api.submitTask("echo", { n: 1 }, { priority: "high", idempotencyKey: "k" });
 const id: string = task.data!.task_id;
 const done = await api.waitForTask<{ echo: { n: number } }>(id, { timeoutSeconds: 5 });
+const big: bigint = parseJSON(stringifyJSON({ n: 2n ** 60n })).n;
 const n: number | undefined = done.data?.result_data?.echo.n;
 const results: TaskResult[] = (await api.getTaskResults([id])).data!.results;
 for await (const event of api.watch({ type: "task.success" })) console.log(event.at, n, results);
+console.log(big);
 // @ts-expect-error there is no such priority
 await api.submitTask("echo", {}, { priority: "now" });
 // @ts-expect-error there is no such method
 await api.submitTsak("echo", {});
 """
+
+
+EXACT = r"""
+import assert from "node:assert";
+import { createServer } from "node:http";
+import { RetireClusterAPI, parseJSON, stringifyJSON } from "./retire-cluster.mjs";
+const text = '{"id":1970670598291982291,"ends":[-9223372036854775808,18446744073709551615],' +
+  '"safe":9007199254740991,"float":0.1,' +
+  '"text":"9007199254740993 \\" 9007199254740993","__proto__":{"x":1}}';
+for (const native of [undefined, false]) {
+  const read = parseJSON(text, native);
+  assert.strictEqual(read.id, 1970670598291982291n);
+  assert.deepStrictEqual(read.ends, [-9223372036854775808n, 18446744073709551615n]);
+  assert.strictEqual(read.safe, Number.MAX_SAFE_INTEGER);
+  assert.strictEqual(stringifyJSON(read), text);
+}
+assert.strictEqual(stringifyJSON({ n: 2 ** 60 }), '{"n":1152921504606846976}');
+const digits = "12345678901234567890";
+for (const bad of [`[${digits},]`, `{${digits}:1}`, `[${digits} 3]`]) {
+  assert.throws(() => parseJSON(bad, false), SyntaxError, bad);
+}
+const long = "a\\n".repeat(2_000_000);
+assert.strictEqual(parseJSON(`["${long}",9007199254740993]`, false)[1], 9007199254740993n);
+let posted = "";
+const server = createServer((request, response) => {
+  request.on("data", (part) => { posted += part; });
+  request.on("end", () => response.end(`{"status":"success","data":${text}}`));
+});
+await new Promise((done) => server.listen(0, "127.0.0.1", done));
+const api = new RetireClusterAPI(`http://127.0.0.1:${server.address().port}`);
+const { data } = await api.submitTask("echo", { id: 1970670598291982291n });
+server.close();
+assert.strictEqual(data.id, 1970670598291982291n);
+assert.match(posted, /"payload":\{"id":1970670598291982291\}/);
+BigInt.prototype.toJSON = function () { return this.toString(); };
+assert.strictEqual(stringifyJSON([2n ** 60n]), "[1152921504606846976]");
+"""
+
+
+def test_the_javascript_module_keeps_every_digit_of_whole_numbers(tmp_path: Path) -> None:
+    node = shutil.which("node") or pytest.skip("no Node.js here")
+    shutil.copy(MODULE, tmp_path)
+    (tmp_path / "exact.mjs").write_text(EXACT, "utf-8")
+    done = subprocess.run(
+        [node, "exact.mjs"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_types_of_the_javascript_module_hold_and_name_what_it_has(
