@@ -7,6 +7,7 @@ from typing import Any, Final
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
+from retire_cluster.broker.admin_waits import task_ids
 from retire_cluster.broker.instructions import StoreOutcomes
 from retire_cluster.broker.ledger import Filter
 from retire_cluster.broker.store import RowDamaged
@@ -190,6 +191,26 @@ def cancel(admin: Admin, call: Call) -> Reply:
             "cancelled_at": stamp(call.now.wall_ms),
         }
     )
+
+
+@operation("task.cancel_many", changes=True)
+def cancel_many(admin: Admin, call: Call) -> Reply:
+    """Cancel those of up to 1000 tasks that have not ended."""
+    unknown = sorted(set(call.args) - {"task_ids"})
+    if unknown:
+        raise ValidationError(unknown[0], "unknown field")
+    cancelled: list[str] = []
+    not_cancelled: list[str] = []
+    for task_id in dict.fromkeys(task_ids(call.args.get("task_ids"))):
+        number, created_ms = admin.state.ids.read(task_id) or (0, 0)
+        task = admin.state.tasks.get(number)
+        if task is None or task.created_ms != created_ms:
+            not_cancelled.append(task_id.lower())
+            continue
+        admin.apply(ev.CancelAsked(number), call.now)
+        cancelled.append(task_id.lower())
+    at = stamp(call.now.wall_ms)
+    return Reply({"cancelled": cancelled, "not_cancelled": not_cancelled, "cancelled_at": at})
 
 
 def _ended_just_now(admin: Admin, number: int) -> bool:

@@ -68,13 +68,18 @@ def park(
     admin.apply(event, call.now)
 
 
-def _listed(admin: Admin, ids: object) -> list[tuple[int, int]]:
+def task_ids(ids: object) -> list[str]:
+    """Ids as they were sent, whether these tasks exist or not. Raises `ValidationError`."""
     if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_WAITED:
         raise ValidationError("task_ids", f"must be a list of 1 to {MAX_WAITED} task ids")
     for index, task_id in enumerate(ids):
         if not isinstance(task_id, str):
             raise ValidationError(f"task_ids.{index}", "must be a task id")
-    return admin.references(ids)
+    return ids
+
+
+def _listed(admin: Admin, ids: object) -> list[tuple[int, int]]:
+    return admin.references(task_ids(ids))
 
 
 def _submission(admin: Admin, args: dict[str, Any]) -> list[tuple[int, int]]:

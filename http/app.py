@@ -184,6 +184,7 @@ def create_app(
     route(f"{API}/tasks", tasks)
     route(f"{API}/tasks/batch", tasks, suffix="batch")
     route(f"{API}/tasks/results", tasks, suffix="results")
+    route(f"{API}/tasks/cancel", tasks, suffix="cancel")
     route(f"{API}/tasks/statistics", tasks, suffix="statistics")
     route(f"{API}/tasks/types", tasks, suffix="types")
     route(f"{API}/tasks/{{task_id}}", task)

@@ -19,6 +19,8 @@ from retire_cluster.schemas.errors import ClusterError
 
 #: An idle feed looks for new listeners this often.
 _SLICE_SECONDS = 0.25
+#: After faults of ours it tries again ever more rarely, down to this.
+_LONGEST_REST_SECONDS = 30.0
 _PAGE = 500
 #: A listener with more unsent than this gets no further page of old events.
 _ENOUGH_BYTES = 256 * 1024
@@ -85,7 +87,7 @@ class EventFeed:
             if self._stopped:
                 return
             self._listeners.append(listener)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
@@ -108,6 +110,7 @@ class EventFeed:
         return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
+        failures = 0
         while True:
             with self._changed:
                 if not self._listeners:
@@ -121,8 +124,17 @@ class EventFeed:
                 self._turn(listeners)
             except ClusterError as error:
                 _log.debug("no events", extra={"reason": error.message})
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped, timeout=1.0)
+                self._rest(1.0)
+            except Exception:
+                failures += 1
+                _log.exception("events could not be handed on; trying again")
+                self._rest(min(_LONGEST_REST_SECONDS, 2.0**failures))
+            else:
+                failures = 0
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped, timeout=seconds)
 
     def _turn(self, listeners: list[Listener]) -> None:
         if self._cursor is None:
@@ -157,7 +169,10 @@ class EventFeed:
                     found.append(texts[number])
             listener.cursor = max(cursor, listener.cursor)
             if found:
-                listener.sink.send(found)
+                try:
+                    listener.sink.send(found)
+                except Exception:  # one client's trouble is none of the others'
+                    _log.exception("events could not be sent to a listener")
 
     def _poll(self, args: dict[str, Any], extra_seconds: float = 0.0) -> dict[str, Any]:
         return self._cluster.data("events.poll", args, extra_seconds=extra_seconds)

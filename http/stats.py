@@ -101,14 +101,17 @@ class Reporter:
         self._pid = 0
 
     def ensure_running(self) -> None:
-        """Start the thread if this process has none yet."""
-        if self._pid == os.getpid():
+        """Start the thread if this process has none yet, or none any more."""
+        if self._is_running():
             return
         with self._lock:
-            if self._pid != os.getpid() and not self._stop.is_set():
+            if not self._is_running() and not self._stop.is_set():
                 self._pid = os.getpid()
                 self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
                 self._thread.start()
+
+    def _is_running(self) -> bool:
+        return self._pid == os.getpid() and self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> bool:
         """Send a last report and end the thread; False when a silent main node still holds it."""
@@ -126,9 +129,9 @@ class Reporter:
 
     def _report(self, facade: str) -> None:
         totals = self._stats.take()
-        self._unreported.update(self._key_uses())
-        uses = dict(list(self._unreported.items())[:_KEYS_A_REPORT])
         try:
+            self._unreported.update(self._key_uses())
+            uses = dict(list(self._unreported.items())[:_KEYS_A_REPORT])
             if uses:
                 self._cluster.data("api_key.used", {"keys": uses})
                 for key_id in uses:
@@ -145,3 +148,7 @@ class Reporter:
         except ClusterError as error:
             self._stats.give_back(totals)
             _log.debug("no report to the main node", extra={"reason": error.message})
+        except Exception:
+            # Whatever it is, the next report is tried: this thread also finds the main node back.
+            self._stats.give_back(totals)
+            _log.exception("no report to the main node; trying again")

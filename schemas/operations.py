@@ -238,6 +238,13 @@ _ROWS: Final = (
         example={"results": [], "unfinished": [_TASK_UUID], "omitted": []},
     ),
     Operation(
+        "POST", f"{API}/tasks/cancel", "cancelTasks", "Tasks",
+        "Cancel up to 1000 tasks; running ones are killed", "TasksCancelled",
+        scope="submit", body=requests.TASKS_CANCEL, body_example={"task_ids": [_TASK_UUID]},
+        description="Tasks that have ended, or are not known, are listed under `not_cancelled`.",
+        example={"cancelled": [_TASK_UUID], "not_cancelled": [], "cancelled_at": _TIME},
+    ),
+    Operation(
         "GET", f"{API}/tasks", "listTasks", "Tasks", "Tasks, newest first", "Task",
         query=requests.TASK_LIST_QUERY, paged=True,
     ),

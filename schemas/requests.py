@@ -133,6 +133,10 @@ TASK_RESULTS: Final[dict[str, Any]] = {
     )
 }
 
+TASKS_CANCEL: Final[dict[str, Any]] = {
+    "task_ids": {**TASK_RESULTS["task_ids"], "meta": {"description": "Tasks to cancel"}}
+}
+
 # --- queries -------------------------------------------------------------------------------------
 
 _PAGE: Final[dict[str, Any]] = {

@@ -344,6 +344,9 @@ SCHEMAS: Final[dict[str, Json]] = {
         }
     ),
     "TaskCancelled": _object({"task_id": TASK_ID, "status": STATUS, "cancelled_at": _maybe(TIME)}),
+    "TasksCancelled": _object(
+        {"cancelled": _list(TASK_ID), "not_cancelled": _list(TASK_ID), "cancelled_at": TIME}
+    ),
     "TaskRetried": _object({"task_id": TASK_ID, "status": STATUS, "retried_at": TIME}),
     "TaskStatistics": _object(
         {

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Mapping
 from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from retire_cluster.sdk.api import RetireClusterAPI
-from retire_cluster.sdk.cluster import Cluster, TaskFailed, TaskFuture
-
-_BATCH: Final = 500
+from retire_cluster.sdk.cluster import BUFFERSIZE, Cluster, keep_handles
+from retire_cluster.sdk.futures import TaskFailed, TaskFuture
+from retire_cluster.sdk.pipeline import BATCH, Batches
 
 
 class AsyncTask:
@@ -98,22 +97,58 @@ class AsyncCluster:
     async def submit_many(
         self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
     ) -> list[AsyncTask]:
-        """Submit a task a payload, in batches; the tasks in order."""
+        """Submit a task a payload, in batches; the tasks in order.
+
+        What ends it early leaves running what was submitted and carries these tasks as its
+        attribute `submitted`.
+        """
+        await asyncio.to_thread(self._cluster.begin)
         found: list[AsyncTask] = []
-        source = iter(payloads)
-        while batch := list(itertools.islice(source, _BATCH)):
-            futures = await asyncio.to_thread(
-                self._cluster.submit_many, task_type, batch, **options
-            )
-            found += [AsyncTask(future) for future in futures]
+        batches = Batches(payloads)
+        try:
+            while batch := batches.take(BATCH):
+                futures = await asyncio.to_thread(
+                    self._cluster.submit_batch, task_type, batch, options
+                )
+                found += [AsyncTask(future) for future in futures]
+            if batches.error is not None:
+                raise batches.error
+        except BaseException as error:
+            keep_handles(error, found)
+            raise
         return found
 
     async def map(
-        self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
-    ) -> AsyncIterator[Any]:
-        """Submit a task a payload; their `result_data` in order. Raises as the tasks do."""
-        for task in await self.submit_many(task_type, payloads, **options):
-            yield await task
+        self,
+        task_type: str,
+        payloads: Iterable[Mapping[str, Any]],
+        *,
+        buffersize: int = BUFFERSIZE,
+        **options: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """Submit a task a payload; their `result_data` in order. Raises as the tasks do.
+
+        The input is read as results are taken, `buffersize` ahead of them. What it raises comes
+        after the results of what came before. Whatever ends the iteration early cancels what is
+        left; after a `break` that is when the generator is closed (`contextlib.aclosing`).
+        """
+        pipeline = await asyncio.to_thread(
+            self._cluster.pipeline, task_type, payloads, buffersize, options
+        )
+        try:
+            while True:
+                if pipeline.hungry:
+                    # Read here, where the input belongs; only the request is sent elsewhere.
+                    await asyncio.to_thread(pipeline.send, pipeline.read())
+                    continue
+                future = pipeline.head()
+                if future is None:
+                    return
+                result = await AsyncTask(future)
+                pipeline.taken()
+                yield result
+        finally:
+            await asyncio.shield(asyncio.to_thread(pipeline.stop))
 
     async def as_completed(self, tasks: Iterable[AsyncTask]) -> AsyncIterator[AsyncTask]:
         """The tasks in the order in which they end, however they end."""
@@ -124,7 +159,7 @@ class AsyncCluster:
                 yield waiting.pop(each)
 
     async def close(self) -> None:
-        """Stop watching; tasks go on, what has not ended is not heard of any more."""
+        """Take nothing more; tasks go on, and those that somebody holds are heard of still."""
         self._cluster.close()
 
     async def __aenter__(self) -> AsyncCluster:

@@ -1,8 +1,9 @@
 """`RetireClusterAPI`: the REST document's client, with the rest of the endpoints beside its two.
 
 Every method returns the answer's envelope, an error's too, exactly as the document's class does.
-Answers 429 and 503 are waited out as their `Retry-After` asks; submissions carry an
-`Idempotency-Key`, so that trying again never submits twice.
+Answers 429 and 503 are waited out as their `Retry-After` asks, and so is a facade that answered
+before and is silent now (it restarts); submissions carry an `Idempotency-Key`, so that trying again
+never submits twice. Waiting for results is a long poll, which costs no rate limit.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from retire_cluster.schemas.vocabulary import TERMINAL
 from retire_cluster.sdk.transport import Transport
 
 _POLL_SECONDS = 25
 #: Where long polls are answered at once (too many are parked), ask no more often than this.
 _BETWEEN_POLLS_SECONDS = 1.0
-_ENDED = frozenset(status.value for status in TERMINAL)
 
 
 class RetireClusterAPI:
@@ -28,7 +27,8 @@ class RetireClusterAPI:
     :param base_url: the interface's address with its version, as `http://localhost:8081/api/v1`
     :param api_key: sent as `X-API-Key`
     :param timeout_seconds: longest silence of the facade
-    :param retry_seconds: longest time spent on waiting out 429 and 503; 0 for none
+    :param retry_seconds: longest time spent on waiting out 429, 503 and a restart; 0 for none
+    :param limit_seconds: longest time spent on waiting out 429, where that differs
 
     Methods raise `retire_cluster.schemas.errors.ClusterUnavailable` when nobody answers. An
     instance may be shared between threads.
@@ -41,9 +41,13 @@ class RetireClusterAPI:
         *,
         timeout_seconds: float = 30.0,
         retry_seconds: float = 90.0,
+        limit_seconds: float | None = None,
     ) -> None:
         self._transport = Transport(
-            base_url, timeout_seconds=timeout_seconds, retry_seconds=retry_seconds
+            base_url,
+            timeout_seconds=timeout_seconds,
+            retry_seconds=retry_seconds,
+            limit_seconds=limit_seconds,
         )
         self.base_url = self._transport.base_url
         self.headers = {"Content-Type": "application/json"}
@@ -104,21 +108,37 @@ class RetireClusterAPI:
         """Where a task is."""
         return self._get(f"/tasks/{quote(task_id, safe='')}/status")
 
-    def get_task_result(self, task_id: str) -> dict[str, Any]:
-        """A finished task's result; an error envelope `NO_TASK_RESULT` before."""
-        return self._get(f"/tasks/{quote(task_id, safe='')}/result")
+    def get_task_result(self, task_id: str, *, wait_seconds: float = 0) -> dict[str, Any]:
+        """A finished task's result; an error envelope `NO_TASK_RESULT` before.
 
-    def get_task_results(self, task_ids: Sequence[str]) -> dict[str, Any]:
+        `wait_seconds` (up to 60) waits for its end; a second or more costs no rate limit.
+        """
+        path = f"/tasks/{quote(task_id, safe='')}/result"
+        return self._patiently("GET", path, wait_seconds)
+
+    def get_task_results(
+        self, task_ids: Sequence[str], *, wait_seconds: float = 0
+    ) -> dict[str, Any]:
         """Results of up to 1000 tasks: `results`, and ids that are `unfinished` or `omitted`.
 
-        What did not fit into one answer is omitted: ask for it again.
+        What did not fit into one answer is omitted: ask for it again. `wait_seconds` (up to 60)
+        waits until all have ended; a second or more costs no rate limit.
         """
         body = {"task_ids": list(task_ids)}
-        return self._send("POST", "/tasks/results", body=body, repeatable=True)
+        return self._patiently("POST", "/tasks/results", wait_seconds, body=body, repeatable=True)
 
     def cancel_task(self, task_id: str) -> dict[str, Any]:
         """Cancel a task."""
         return self._post(f"/tasks/{quote(task_id, safe='')}/cancel")
+
+    def cancel_tasks(
+        self, task_ids: Sequence[str], *, retry_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Cancel up to 1000 tasks; what has ended is listed under `not_cancelled`."""
+        body = {"task_ids": list(task_ids)}
+        return self._send(
+            "POST", "/tasks/cancel", body=body, repeatable=True, retry_seconds=retry_seconds
+        )
 
     def retry_task(self, task_id: str) -> dict[str, Any]:
         """Run an ended task again."""
@@ -154,35 +174,28 @@ class RetireClusterAPI:
     def wait(self, task_id: str, timeout_seconds: float | None = None) -> dict[str, Any]:
         """Wait for a task's end and return its result's envelope, or the first error's.
 
-        Waits on events, which cost no rate limit. Raises `TimeoutError` when the time is over.
+        Waiting costs no rate limit. Raises `TimeoutError` when the time is over.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        cursor: int | None = None
-        look = True
         while True:
-            if cursor is None:  # before looking, or an end in between would be missed
-                events = self.get_events()
-                if events.get("status") != "success":
-                    return events
-                cursor = events["data"]["next"]
-            if look:
-                status = self.get_task_status(task_id)
-                if status.get("status") != "success":
-                    return status
-                if status["data"]["status"] in _ENDED:
-                    return self.get_task_result(task_id)
-            left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"task {task_id} has not ended within {timeout_seconds:g} s")
             asked = time.monotonic()
-            events = self.get_events(cursor, wait_seconds=min(_POLL_SECONDS, left), task_id=task_id)
-            if events.get("status") != "success":
-                return events
-            data = events["data"]
-            cursor = data["next"]
-            look = bool(data["events"] or data.get("gap"))
-            if not look and time.monotonic() - asked < _BETWEEN_POLLS_SECONDS:
-                time.sleep(min(_BETWEEN_POLLS_SECONDS, max(left, 0.0)))
+            left = _POLL_SECONDS if deadline is None else max(0.0, deadline - asked)
+            answer = self.get_task_result(task_id, wait_seconds=min(_POLL_SECONDS, left))
+            if answer.get("error_code") != "NO_TASK_RESULT":
+                return answer
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise TimeoutError(f"task {task_id} has not ended within {timeout_seconds:g} s")
+            if now - asked < _BETWEEN_POLLS_SECONDS:
+                rest = _BETWEEN_POLLS_SECONDS if deadline is None else deadline - now
+                time.sleep(min(_BETWEEN_POLLS_SECONDS, rest))
+
+    def _patiently(
+        self, method: str, path: str, wait_seconds: float, **options: Any
+    ) -> dict[str, Any]:
+        query = {"wait": f"{wait_seconds:.3f}"} if wait_seconds else None
+        silence = wait_seconds + self._transport.timeout_seconds
+        return self._send(method, path, query=query, timeout_seconds=silence, **options)
 
     def _submit(self, path: str, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}

@@ -2,18 +2,23 @@
 
 A 429 was refused before anything happened, so it may always be tried again. A 503 or a broken
 connection may have happened after the work was done: it is tried again only where doing the work
-twice does no harm (reading, or a submission that carries an Idempotency-Key).
+twice does no harm (reading, or a submission that carries an Idempotency-Key). Whoever is kept
+waiting is told so once, as a warning of the logger `retire_cluster.sdk`: on stderr, unless the
+program has a handler for it.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import logging
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Final
@@ -21,9 +26,13 @@ from typing import Any, Final
 from retire_cluster.schemas.errors import ClusterUnavailable
 
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-#: Pauses before a broken connection is tried again.
+#: Pauses before a broken connection is tried again; a facade that answered before gets the rest.
 _RECONNECT_SECONDS: Final = (0.2, 0.8)
+_AGAIN_SECONDS: Final = 2.0
 _DEFAULT_RETRY_AFTER_SECONDS: Final = 1.0
+#: A wait that ends within this many seconds of one that was told is part of it.
+_ONE_NOTICE_SECONDS: Final = 60.0
+log = logging.getLogger("retire_cluster.sdk")
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,9 @@ class Transport:
     """Sends requests to one base address.
 
     :param timeout_seconds: longest silence of the facade within one exchange
-    :param retry_seconds: longest time spent on trying again because of 429 and 503
+    :param retry_seconds: longest time spent on trying again because of 503, or because a facade
+        that answered before does not any more
+    :param limit_seconds: longest time spent on waiting for the rate limit; default: as long
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class Transport:
         *,
         timeout_seconds: float = 30.0,
         retry_seconds: float = 90.0,
+        limit_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -58,8 +70,12 @@ class Transport:
         self.base_url = base_url.rstrip("/")
         self.timeout_seconds = timeout_seconds
         self.retry_seconds = retry_seconds
+        self.limit_seconds = retry_seconds if limit_seconds is None else limit_seconds
         self._clock = clock
         self._pause = pause
+        self._notices = _Notices(clock)
+        #: Somebody answered here before: silence is a pause, not a wrong address.
+        self._met = False
         local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         # A proxy of the environment cannot reach this machine's own addresses.
         handlers = [urllib.request.ProxyHandler({})] if local else []
@@ -75,37 +91,55 @@ class Transport:
         body: Any = None,
         repeatable: bool | None = None,
         timeout_seconds: float | None = None,
+        retry_seconds: float | None = None,
     ) -> Reply:
         """Send and return the answer, an error's too.
 
         Raises `ClusterUnavailable` when no answer comes, `ValueError` for a body that is no JSON.
 
         :param repeatable: doing it twice does no harm; default: it is a GET
+        :param retry_seconds: longest time spent on trying again, whatever for
         """
         request = self._request(method, path, headers, query, body)
         safe = method == "GET" if repeatable is None else repeatable
-        give_up = self._clock() + self.retry_seconds
-        pauses = iter(_RECONNECT_SECONDS)
+        began = self._clock()
+        patience = self.retry_seconds if retry_seconds is None else retry_seconds
+        limit_patience = self.limit_seconds if retry_seconds is None else retry_seconds
+        pauses = self._pauses()
         while True:
             try:
                 reply = self._exchange(request, timeout_seconds or self.timeout_seconds)
             except (OSError, http.client.HTTPException) as error:
                 pause = next(pauses, None) if safe else None
-                if pause is None:
+                late = pause is not None and self._clock() + pause > began + patience
+                if pause is None or (late and pause >= _AGAIN_SECONDS):
                     raise ClusterUnavailable(
                         f"no answer from {self.base_url}: {_reason(error)}; is it running?"
                         " (retire-cluster up, or retire-cluster-api)"
                     ) from error
+                if pause >= _AGAIN_SECONDS:
+                    self._notices.away(self.base_url, _reason(error), patience)
                 self._pause(pause)
                 continue
-            if reply.status != 429 and not (reply.status == 503 and safe):
+            self._met = True
+            limited = reply.status == 429
+            if not limited and not (reply.status == 503 and safe):
+                self._notices.answered()
                 return reply
             wait = reply.retry_after_seconds
             if wait is None:
                 wait = _DEFAULT_RETRY_AFTER_SECONDS
-            if self._clock() + wait > give_up:
+            if self._clock() + wait > began + (limit_patience if limited else patience):
                 return reply
+            if limited:
+                self._notices.limited(wait)
+            elif self._clock() - began >= _AGAIN_SECONDS or wait > _AGAIN_SECONDS:
+                self._notices.away(self.base_url, str(reply.body.get("message")), patience)
             self._pause(wait)
+
+    def _pauses(self) -> Iterator[float]:
+        later = itertools.repeat(_AGAIN_SECONDS) if self._met else ()
+        return itertools.chain(_RECONNECT_SECONDS, later)
 
     def _request(
         self,
@@ -131,10 +165,52 @@ class Transport:
                 return _reply(error.code, error.headers, error.read(_MAX_ANSWER_BYTES))
 
 
+class _Notices:
+    """Tells whoever is kept waiting so, once a wait. Used from all threads."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._limit_until = float("-inf")
+        self._is_away = False
+
+    def limited(self, wait_seconds: float) -> None:
+        """The rate limit is used up for that long."""
+        until = self._clock() + wait_seconds
+        with self._lock:
+            if until <= self._limit_until + _ONE_NOTICE_SECONDS:
+                return
+            self._limit_until = until
+        log.warning(
+            "the cluster's rate limit is used up: waiting %d s, until %s, then going on",
+            round(wait_seconds),
+            time.strftime("%H:%M:%S", time.localtime(time.time() + wait_seconds)),
+        )
+
+    def away(self, base_url: str, reason: str, patience_seconds: float) -> None:
+        """Nobody answers who answered before."""
+        with self._lock:
+            if self._is_away:
+                return
+            self._is_away = True
+        log.warning(
+            "the cluster at %s does not answer (%s): trying again for up to %d s",
+            base_url,
+            reason,
+            round(patience_seconds),
+        )
+
+    def answered(self) -> None:
+        """It answers (again)."""
+        if self._is_away:
+            with self._lock:
+                self._is_away = False
+
+
 def _reply(status: int, headers: Message, raw: bytes) -> Reply:
     try:
         body = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):  # not ours: a proxy, or another program on that port
         body = {
@@ -148,9 +224,10 @@ def _reply(status: int, headers: Message, raw: bytes) -> Reply:
 
 def _seconds(text: str | None) -> float | None:
     try:
-        return max(0.0, float(text)) if text else None
+        found = max(0.0, float(text)) if text else None
     except ValueError:  # a date: the facade never sends one, a proxy may
         return None
+    return found if found is None or found < float("inf") else None
 
 
 def _reason(error: Exception) -> str:

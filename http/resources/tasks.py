@@ -83,6 +83,12 @@ class Tasks(Resource):
                     found = self._cluster.call("task.wait", args, patient=True)
         answer(req, resp, spliced(found))
 
+    def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Cancel many tasks."""
+        args = {"task_ids": validation.checked_body(req)["task_ids"]}
+        data = self._cluster.call("task.cancel_many", args, patient=True).data
+        answer(req, resp, data, message=f"{len(data['cancelled'])} tasks cancelled")
+
     def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Counts, durations and load."""
         answer(req, resp, self._cluster.data("task.statistics"))

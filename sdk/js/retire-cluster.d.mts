@@ -146,6 +146,19 @@ export interface EventFilters {
   signal?: AbortSignal;
 }
 
+export interface WaitOptions {
+  /** Seconds to wait for the end, up to 60; from 1 on the request costs no rate limit. */
+  wait?: number | string;
+  signal?: AbortSignal;
+}
+
+export interface TasksCancelled {
+  cancelled: string[];
+  /** Have ended, or are not known. */
+  not_cancelled: string[];
+  cancelled_at: string;
+}
+
 export interface RequestOptions {
   query?: Record<string, unknown>;
   body?: unknown;
@@ -158,7 +171,7 @@ export interface RequestOptions {
 export declare class RetireClusterAPI {
   baseUrl: string;
   headers: Record<string, string>;
-  /** Longest time spent on waiting out 429 and 503, in seconds. */
+  /** Longest time spent on waiting out 429, 503 and a restart, in seconds. */
   retrySeconds: number;
   constructor(baseUrl: string, apiKey?: string, options?: { retrySeconds?: number });
   getClusterStatus(): Promise<Envelope>;
@@ -176,9 +189,13 @@ export declare class RetireClusterAPI {
   listTasks(filters?: Record<string, unknown>): Promise<Envelope<Task[]>>;
   getTask(taskId: string): Promise<Envelope<Task & Record<string, unknown>>>;
   getTaskStatus(taskId: string): Promise<Envelope<TaskState>>;
-  getTaskResult<R = any>(taskId: string): Promise<Envelope<TaskResult<R>>>;
-  getTaskResults<R = any>(taskIds: Iterable<string>): Promise<Envelope<TaskResults<R>>>;
+  getTaskResult<R = any>(taskId: string, options?: WaitOptions): Promise<Envelope<TaskResult<R>>>;
+  getTaskResults<R = any>(
+    taskIds: Iterable<string>,
+    options?: WaitOptions,
+  ): Promise<Envelope<TaskResults<R>>>;
   cancelTask(taskId: string): Promise<Envelope>;
+  cancelTasks(taskIds: Iterable<string>): Promise<Envelope<TasksCancelled>>;
   retryTask(taskId: string): Promise<Envelope>;
   getEvents(options?: EventFilters & { wait?: number }): Promise<Envelope<Events>>;
   watch(options?: EventFilters): AsyncGenerator<ClusterEvent, void, void>;

@@ -2,14 +2,16 @@
  * The REST interface from JavaScript: browsers, Node >= 18, Deno, Bun.
  *
  * Every method resolves to the answer's envelope, an error's too. Answers 429 and 503 are waited out
- * as their Retry-After asks; submissions carry an Idempotency-Key, so that trying again never
- * submits twice.
+ * as their Retry-After asks, and so is a facade that answered before and is silent now (it
+ * restarts); whoever is kept waiting is told so once by console.warn. Submissions carry an
+ * Idempotency-Key, so that trying again never submits twice. Waiting costs no rate limit.
  *
  * Whole numbers beyond 2^53 are BigInt in payloads and answers, so that no digit is lost.
  */
 
-const ENDED = new Set(['success', 'failed', 'timeout', 'cancelled']);
 const POLL_SECONDS = 25;
+/** Between tries of a facade that is away. */
+const AWAY_SECONDS = 2;
 const sleep = (seconds, signal) =>
   new Promise((resolve, reject) => {
     signal?.throwIfAborted();
@@ -35,6 +37,8 @@ export class RetireClusterAPI {
       this.headers['X-API-Key'] = apiKey;
     }
     this.retrySeconds = retrySeconds;
+    this.met = false;
+    this.toldUntil = 0;
   }
 
   async getClusterStatus() {
@@ -78,14 +82,26 @@ export class RetireClusterAPI {
     return this.request('GET', `/tasks/${encodeURIComponent(taskId)}/status`);
   }
 
-  async getTaskResult(taskId) {
-    return this.request('GET', `/tasks/${encodeURIComponent(taskId)}/result`);
+  /** A finished task's result; `wait` (seconds, up to 60) waits for the end. */
+  async getTaskResult(taskId, { wait, signal } = {}) {
+    const path = `/tasks/${encodeURIComponent(taskId)}/result`;
+    return this.request('GET', path, { query: { wait }, signal });
   }
 
-  /** Results of up to 1000 tasks; what has not ended or did not fit is listed by id. */
-  async getTaskResults(taskIds) {
+  /**
+   * Results of up to 1000 tasks; what has not ended or did not fit is listed by id. `wait` (seconds,
+   * up to 60) waits until all have ended.
+   */
+  async getTaskResults(taskIds, { wait, signal } = {}) {
     const body = { task_ids: [...taskIds] };
-    return this.request('POST', '/tasks/results', { body, repeatable: true });
+    const query = { wait };
+    return this.request('POST', '/tasks/results', { body, query, signal, repeatable: true });
+  }
+
+  /** Cancel up to 1000 tasks; what has ended is listed under `not_cancelled`. */
+  async cancelTasks(taskIds) {
+    const body = { task_ids: [...taskIds] };
+    return this.request('POST', '/tasks/cancel', { body, repeatable: true });
   }
 
   async cancelTask(taskId) {
@@ -130,30 +146,16 @@ export class RetireClusterAPI {
   /** Wait for a task's end; resolves to its result's envelope. Rejects when the time is over. */
   async waitForTask(taskId, { timeoutSeconds = Infinity, signal } = {}) {
     const deadline = Date.now() + timeoutSeconds * 1000;
-    let cursor;
-    let look = true;
     for (;;) {
-      if (cursor === undefined) {
-        const now = await this.getEvents({ signal });
-        if (now.status !== 'success') return now;
-        cursor = now.data.next;
-      }
-      if (look) {
-        const status = await this.getTaskStatus(taskId);
-        if (status.status !== 'success') return status;
-        if (ENDED.has(status.data.status)) return this.getTaskResult(taskId);
-      }
-      const left = (deadline - Date.now()) / 1000;
-      if (left <= 0) {
+      const asked = Date.now();
+      const left = Math.max(0, (deadline - asked) / 1000);
+      const wait = Math.min(POLL_SECONDS, left).toFixed(3);
+      const answer = await this.getTaskResult(taskId, { wait, signal });
+      if (answer.error_code !== 'NO_TASK_RESULT') return answer;
+      if (Date.now() >= deadline) {
         throw new Error(`task ${taskId} has not ended within ${timeoutSeconds} s`);
       }
-      const asked = Date.now();
-      const wait = Math.min(POLL_SECONDS, left);
-      const answer = await this.getEvents({ since: cursor, wait, task_id: taskId, signal });
-      if (answer.status !== 'success') return answer;
-      cursor = answer.data.next;
-      look = answer.data.events.length > 0 || Boolean(answer.data.gap);
-      if (!look && Date.now() - asked < 1000) await sleep(Math.min(1, left), signal);
+      if (Date.now() - asked < 1000) await sleep(Math.min(1, left), signal);
     }
   }
 
@@ -167,20 +169,42 @@ export class RetireClusterAPI {
     }
     const giveUp = Date.now() + this.retrySeconds * 1000;
     for (;;) {
-      const response = await fetch(url, {
-        method,
-        headers: { ...this.headers, ...headers },
-        body: body === undefined ? undefined : stringifyJSON(body),
-        signal,
-      });
-      const wait = Number(response.headers.get('Retry-After') ?? 1) || 1;
+      let response;
+      try {
+        response = await fetch(url, {
+          method,
+          headers: { ...this.headers, ...headers },
+          body: body === undefined ? undefined : stringifyJSON(body),
+          signal,
+        });
+      } catch (error) {
+        // A wrong address is told at once; one that answered before restarts.
+        const again = this.met && repeatable && !signal?.aborted;
+        if (!again || Date.now() + AWAY_SECONDS * 1000 > giveUp) throw error;
+        this.tell(`the cluster at ${this.baseUrl} does not answer; trying again`, AWAY_SECONDS);
+        await sleep(AWAY_SECONDS, signal);
+        continue;
+      }
+      this.met = true;
+      const asked = response.headers.get('Retry-After');
+      const wait = asked === null || Number.isNaN(Number(asked)) ? 1 : Number(asked);
       const again = response.status === 429 || (response.status === 503 && repeatable);
       if (!again || Date.now() + wait * 1000 > giveUp) {
         return parseJSON(await response.text());
       }
       await response.body?.cancel();
+      if (response.status === 429) this.tell("the cluster's rate limit is used up", wait);
       await sleep(wait, signal);
     }
+  }
+
+  /** Say once that something is waited for: a wait that follows within a minute is part of it. */
+  tell(what, seconds) {
+    const until = Date.now() + seconds * 1000;
+    if (until <= this.toldUntil + 60_000) return;
+    this.toldUntil = until;
+    const time = new Date(until).toTimeString().slice(0, 8);
+    console.warn(`${what}: waiting ${Math.ceil(seconds)} s, until ${time}`);
   }
 }
 

@@ -29,3 +29,7 @@ start = _node_kit.start
 _main_kit = _load("main_kit")
 main_node = _main_kit.main_node
 start_main = _main_kit.start_main
+
+_sdk_kit = _load("sdk_kit")
+facade = _sdk_kit.facade
+cluster = _sdk_kit.cluster

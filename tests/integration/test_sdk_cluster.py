@@ -3,138 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, as_completed, wait
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.sdk import AsyncCluster, AsyncTask, Cluster, TaskFailed
-
-
-class Facade(ThreadingHTTPServer):
-    """Runs `echo` at once, `fail` to a failure, `hang` until cancelled."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.changed = threading.Condition()
-        self.events: list[dict[str, Any]] = []
-        self.results: dict[str, dict[str, Any]] = {}
-        self.requests: list[str] = []
-        self.busy_results = 0
-        self.lose_events = False
-        #: Answer a submission only this long after its task has ended.
-        self.answer_late_seconds = 0.0
-
-    def submit(self, task: dict[str, Any]) -> str:
-        with self.changed:
-            task_id = f"t{len(self.results)}"
-            self.results[task_id] = {}
-        if task["task_type"] != "hang":
-            good = task["task_type"] == "echo"
-            self.end(task_id, "success" if good else "failed", {"echo": task["payload"]})
-        return task_id
-
-    def end(self, task_id: str, status: str, data: Any = None) -> None:
-        with self.changed:
-            message = None if status == "success" else f"it {status}"
-            self.results[task_id] = {
-                "status": status,
-                "result_data": data,
-                "error_message": message,
-            }
-            self.events.append({"type": f"task.{status}", "task_id": task_id})
-            self.changed.notify_all()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Facade
-
-    def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
-        self.server.requests.append(path)
-        if path.endswith("/events"):
-            self._events(dict(part.split("=") for part in query.split("&") if part))
-        else:
-            result = self.server.results[path.split("/")[-2]]
-            self._answer(200, {"is_terminal": bool(result)})
-
-    def do_POST(self) -> None:
-        self.server.requests.append(self.path)
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path.endswith("/cancel"):
-            self.server.end(self.path.split("/")[-2], "cancelled")
-            self._answer(200, {})
-        elif self.path.endswith("/results"):
-            self._results(body["task_ids"])
-        elif self.path.endswith("/batch"):
-            self._answer(201, {"task_ids": [self.server.submit(task) for task in body["tasks"]]})
-        else:
-            task_id = self.server.submit(body)
-            time.sleep(self.server.answer_late_seconds)
-            self._answer(201, {"task_id": task_id})
-
-    def _events(self, query: dict[str, str]) -> None:
-        since = int(query["since"]) if "since" in query else len(self.server.events)
-        with self.server.changed:
-            self.server.changed.wait_for(
-                lambda: len(self.server.events) > since, float(query["wait"])
-            )
-            found = self.server.events[since:]
-            following = len(self.server.events)
-        lost = self.server.lose_events and bool(found)
-        self._answer(200, {"events": [] if lost else found, "next": following, "gap": lost})
-
-    def _results(self, task_ids: list[str]) -> None:
-        known = self.server.results
-        if self.server.busy_results:
-            self.server.busy_results -= 1
-            self._answer(429, {}, code="RATE_LIMIT_EXCEEDED")
-        elif any(task_id not in known for task_id in task_ids):
-            self._answer(404, {}, code="TASK_NOT_FOUND")
-        else:
-            # As if only a few fitted into one answer.
-            ended = [task_id for task_id in task_ids if known[task_id]]
-            results = [{"task_id": task_id, **known[task_id]} for task_id in ended[:7]]
-            unfinished = [task_id for task_id in task_ids if not known[task_id]]
-            found = {"results": results, "unfinished": unfinished, "omitted": ended[7:]}
-            self._answer(200, found)
-
-    def _answer(self, status: int, data: Any, code: str = "") -> None:
-        envelope = {"status": "error" if code else "success", "data": data, "error_code": code}
-        text = json.dumps(envelope).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
-
-
-@pytest.fixture
-def facade() -> Iterator[Facade]:
-    server = Facade()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture
-def cluster(facade: Facade) -> Iterator[Cluster]:
-    with Cluster(f"http://127.0.0.1:{facade.server_address[1]}/api/v1") as found:
-        yield found
+from tests.integration.sdk_kit import Facade
 
 
 def test_a_submitted_task_is_a_future(cluster: Cluster) -> None:
@@ -213,7 +90,8 @@ def test_a_closed_cluster_takes_nothing(cluster: Cluster) -> None:
 
 def test_results_come_many_at_a_time(cluster: Cluster, facade: Facade) -> None:
     assert len(list(cluster.map("echo", ({"n": n} for n in range(1_200)), timeout=60))) == 1_200
-    asked = [path for path in facade.requests if path.endswith("/results")]
+    asked = [path for path in facade.requests if "/results?wait=1" in path]
+    assert not [path for path in facade.requests if path.endswith("/results")]
     # Seven an answer here, and no request for what has not ended.
     assert 1_200 / 7 <= len(asked) <= 1_200 / 7 + 60
 

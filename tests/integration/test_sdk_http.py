@@ -177,45 +177,67 @@ def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
         RetireClusterAPI(url)
 
 
-def test_waiting_follows_the_events_to_the_result(facade: Facade) -> None:
-    states = iter(["running", "success"])
+NOT_YET: Answer = (404, {}, {"status": "error", "error_code": "NO_TASK_RESULT"})
 
-    def decide(method: str, path: str) -> Answer:
-        if path.endswith("/status"):
-            return ok({"status": next(states)})
-        if path.endswith("/result"):
-            return ok({"result_data": 42})
-        if "since=5" in path:
-            return ok({"events": [{"type": "task.success"}], "next": 6, "gap": False})
-        return ok({"events": [], "next": 5, "gap": False})
 
-    facade.decide = decide
+def test_waiting_is_a_long_poll_for_the_result_and_nothing_else(facade: Facade) -> None:
+    facade.answers = [NOT_YET, ok({"result_data": 42})]
     answer = RetireClusterAPI(facade.url).wait("t1", 20)
     assert answer["data"] == {"result_data": 42}
-    polls = [asked["path"] for asked in facade.asked if "since=5" in asked["path"]]
-    assert len(polls) == 1
-    assert "task_id=t1" in polls[0]
+    paths = [asked["path"].partition("?wait=") for asked in facade.asked]
+    assert [path for path, _, _ in paths] == ["/api/v1/tasks/t1/result"] * 2
+    assert all(10 < float(wait) <= 25 for _, _, wait in paths)
 
 
 def test_waiting_gives_up_in_time(facade: Facade) -> None:
-    def decide(method: str, path: str) -> Answer:
-        if path.endswith("/status"):
-            return ok({"status": "running"})
-        return ok({"events": [], "next": 5, "gap": False})
-
-    facade.decide = decide
+    facade.decide = lambda method, path: NOT_YET
     with pytest.raises(TimeoutError, match="t1"):
         RetireClusterAPI(facade.url).wait("t1", 0.2)
 
 
 def test_waiting_for_an_unknown_task_returns_its_error(facade: Facade) -> None:
-    def decide(method: str, path: str) -> Answer:
-        if "/tasks/" in path:
-            return (404, {}, {"status": "error", "error_code": "TASK_NOT_FOUND"})
-        return ok({"events": [], "next": 5})
-
-    facade.decide = decide
+    facade.answers = [(404, {}, {"status": "error", "error_code": "TASK_NOT_FOUND"})]
     assert RetireClusterAPI(facade.url).wait("t1", 5)["error_code"] == "TASK_NOT_FOUND"
+
+
+def test_who_waits_for_the_limit_is_told_once_and_until_when(
+    facade: Facade, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    transport = Transport(
+        facade.url, limit_seconds=4_000, clock=lambda: sum(pauses), pause=pauses.append
+    )
+    spent = (429, {"Retry-After": "1742"}, BUSY[2])
+    facade.answers = [spent, BUSY, BUSY, ok({}), BUSY, ok({})]
+    for _ in range(2):
+        assert transport.send("GET", "/tasks", headers={}).status == 200
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "waiting 1742 s, until " in told[0]
+    assert pauses[0] == 1742
+
+
+def test_a_facade_that_answered_before_is_waited_for_and_that_is_told_once(
+    facade: Facade, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    transport = Transport(facade.url, clock=lambda: sum(pauses), pause=pauses.append)
+    facade.answers = [ok({})]
+    transport.send("GET", "/tasks", headers={})
+    facade.shutdown()
+    facade.server_close()
+    with pytest.raises(ClusterUnavailable):
+        transport.send("GET", "/tasks", headers={})
+    assert 80 < sum(pauses) <= 90
+    assert len([r for r in caplog.records if "does not answer" in r.getMessage()]) == 1
+
+
+def test_an_address_where_nobody_ever_answered_is_given_up_soon() -> None:
+    pauses: list[float] = []
+    transport = Transport("http://127.0.0.1:9/api/v1", pause=pauses.append)
+    with pytest.raises(ClusterUnavailable):
+        transport.send("GET", "/tasks", headers={})
+    assert sum(pauses) <= 1
 
 
 JAVASCRIPT = """
@@ -233,17 +255,15 @@ console.log(JSON.stringify({ status: status.data, result: result.data, seen }));
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
 def test_the_javascript_class_does_the_same(facade: Facade) -> None:
     submissions = iter([BUSY, ok({"task_id": "t1"})])
-    states = iter(["running", "success"])
+    results = iter([AWAY, NOT_YET, ok({"result_data": 42})])
 
     def decide(method: str, path: str) -> Answer:
         if path.endswith("/cluster/status"):
             return ok({"cluster_stats": {}})
         if method == "POST":
             return next(submissions)
-        if path.endswith("/status"):
-            return ok({"status": next(states)})
-        if path.endswith("/result"):
-            return ok({"result_data": 42})
+        if "/result?wait=" in path:
+            return next(results)
         events = [{"type": "task.success"}] if "since=5" in path else []
         return ok({"events": events, "next": 6 if events else 5})
 

@@ -50,6 +50,7 @@ class MemoryCluster:
             "device.list": {"items": [], "pagination": PAGES},
             "task.list": {"items": [], "pagination": PAGES},
             "device.ping": {"ping_successful": False},
+            "task.cancel_many": {"cancelled": [TASK_ID], "not_cancelled": [], "cancelled_at": "t"},
             "facade.identity": {"cluster_id": "c1", "session_secret": "00" * 32},
             "rate.hit": {"allowed": True, "limit": 60, "remaining": 59, "reset": 1640995200},
             "events.poll": {"events": [], "next": 5, "gap": False},
@@ -363,6 +364,13 @@ def test_an_empty_json_body_is_valid_where_nothing_is_needed(bench: Bench, what:
 def test_ids_are_passed_on_in_their_canonical_form(bench: Bench) -> None:
     bench.ask("GET", f"{API}/tasks/{TASK_ID.upper()}")
     assert bench.cluster.asked("task.get")[0] == {"task_id": TASK_ID}
+
+
+def test_many_tasks_are_cancelled_with_one_request(bench: Bench) -> None:
+    found = bench.send(f"{API}/tasks/cancel", {"task_ids": [TASK_ID]}).json
+    assert (found["message"], found["data"]["cancelled"]) == ("1 tasks cancelled", [TASK_ID])
+    assert bench.cluster.asked("task.cancel_many")[0] == {"task_ids": [TASK_ID]}
+    assert code_of(bench.send(f"{API}/tasks/cancel", {"task_ids": ["x"]})) == "VALIDATION_ERROR"
 
 
 def test_an_idempotency_key_goes_with_owner_and_fingerprint(bench: Bench) -> None:

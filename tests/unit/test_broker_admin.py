@@ -29,7 +29,8 @@ def test_the_table_is_the_protocols() -> None:
         "device.list", "device.get", "device.status", "device.remove", "device.drain",
         "device.resume", "device.readmit", "device.ping", "device.summary",
         "task.submit", "task.list", "task.get", "task.status", "task.result", "task.cancel",
-        "task.retry", "task.explain", "task.wait", "task.statistics", "task.types",
+        "task.retry", "task.explain", "task.wait", "task.cancel_many", "task.statistics",
+        "task.types",
         "config.get", "config.update", "config.reset", "events.poll", "rate.hit", "facade.report",
         "facade.identity",
         "token.create", "token.list", "token.revoke", "device.authorise",
@@ -231,6 +232,25 @@ def test_cancelling_answers_and_refuses_a_second_time(cluster: Cluster) -> None:
     }  # fmt: skip
     with pytest.raises(errors.CannotCancelTask, match="it is cancelled"):
         cluster.call("task.cancel", args)
+
+
+def test_many_are_cancelled_at_once_and_those_that_cannot_be_are_told(cluster: Cluster) -> None:
+    ended, waiting, other = (cluster.public(n) for _ in range(3) for n in cluster.submit())
+    cluster.call("task.cancel", {"task_id": ended})
+    asked = [ended, waiting.upper(), waiting.upper(), UNKNOWN_ID, "nonsense"]
+    found = cluster.call("task.cancel_many", {"task_ids": asked}).data
+    assert found["cancelled"] == [waiting]
+    assert found["not_cancelled"] == [ended, UNKNOWN_ID, "nonsense"]
+    assert cluster.call("task.status", {"task_id": waiting}).data["status"] == "cancelled"
+    assert cluster.call("task.status", {"task_id": other}).data["status"] == "queued"
+
+
+@pytest.mark.parametrize("args", [{}, {"task_ids": []}, {"task_ids": [1]}, {"task_ids": "x"},
+                                  {"task_ids": ["x"] * 1_001}])  # fmt: skip
+def test_a_list_of_ids_to_cancel_is_checked(cluster: Cluster, args: dict[str, Any]) -> None:
+    assert wrong(cluster, "task.cancel_many", args).details["field"].startswith("task_ids")
+    unknown = wrong(cluster, "task.cancel_many", {"task_ids": ["x"], "nonsense": 1})
+    assert unknown.details["field"] == "nonsense"
 
 
 @pytest.mark.parametrize("status", ["failed", "timeout", "cancelled"])

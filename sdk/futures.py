@@ -1,0 +1,181 @@
+"""`TaskFuture`: one submitted task, as a future."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, Final
+
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, from_wire
+from retire_cluster.sdk.api import RetireClusterAPI
+
+#: Who waits looks this often whether somebody still listens for the end; it is also the longest
+#: time that Ctrl-C is not heard on Windows, where locks cannot be interrupted.
+_SLICE_SECONDS: Final = 1.0
+
+
+class TaskFailed(ClusterError):
+    """A task ended without success."""
+
+    code = "TASK_FAILED"
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        status = str(result.get("status"))
+        super().__init__(str(result.get("error_message") or f"the task ended as {status}"))
+        #: `failed`, `timeout` or `cancelled`.
+        self.task_status = status
+        #: The whole result, with `logs`, `error_traceback` and what the task gave back.
+        self.result = dict(result)
+
+
+class TaskFuture(Future[Any]):
+    """A submitted task; `result()` is its `result_data`.
+
+    `result()` raises `TaskFailed` when the task did not succeed, `CancelledError` when it was
+    cancelled, by whomever. It works after its `Cluster` was closed. In a forked child nobody
+    listens: there `result`, `exception`, `done` and `cancel` ask by themselves, and
+    `concurrent.futures.wait` is of no use.
+    """
+
+    def __init__(
+        self, task_id: str, api: RetireClusterAPI, listen: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__()
+        self.task_id = task_id
+        self._api = api
+        self._listen = listen
+        self._home = os.getpid()
+        self._end: Mapping[str, Any] | ClusterError | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the task gave back. Raises `TimeoutError` after `timeout` seconds."""
+        self._wait(timeout)
+        return _outcome(self._end) if self._is_foreign else super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """How it failed, or None. Raises as `result` for a cancelled task and for the time."""
+        self._wait(timeout)
+        if not self._is_foreign:
+            return super().exception(0)
+        try:
+            _outcome(self._end)
+        except ClusterError as error:
+            return error
+        return None
+
+    def done(self) -> bool:
+        """Whether it has ended and its result is here; asks, in a forked child."""
+        if not self._is_foreign:
+            return super().done()
+        if self._end is None:
+            self._look(0.0)
+        return self._end is not None
+
+    def cancel(self) -> bool:
+        """Cancel the task in the cluster, also while it runs; False when it has ended already.
+
+        The future is done as soon as its end is heard of.
+        """
+        if self.done():
+            return isinstance(self._end, Mapping) and self._end["status"] == "cancelled"
+        answer = self._api.cancel_task(self.task_id)
+        if answer.get("status") != "success" and answer.get("error_code") != "CANNOT_CANCEL_TASK":
+            raise error_of(answer)
+        return answer.get("status") == "success"
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call `fn` at its end. Raises `RuntimeError` in a forked child, where nobody listens."""
+        if self._is_foreign:
+            raise RuntimeError(
+                f"task {self.task_id} was submitted by process {self._home}: in a forked child ask"
+                " for its result(), or submit by a Cluster of the child's own"
+            )
+        super().add_done_callback(fn)
+
+    def settle(self, end: Mapping[str, Any] | ClusterError) -> None:
+        """Take the task's result, or why there will be none; the watcher calls it, once."""
+        self._end = end
+        if isinstance(end, ClusterError):
+            self.set_exception(end)
+        elif end["status"] == "success":
+            self.set_result(end["result_data"])
+        elif end["status"] == "cancelled":
+            super().cancel()
+            # Waiters of `concurrent.futures.wait` hear of a cancel only by this.
+            self.set_running_or_notify_cancel()
+        else:
+            self.set_exception(TaskFailed(end))
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether this is a copy in a forked child, whose locks may be held by nobody."""
+        return os.getpid() != self._home
+
+    def _wait(self, timeout: float | None) -> None:
+        """Return at its end. Raises `TimeoutError`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._end is None if self._is_foreign else not super().done():
+            left = _SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+            if self._is_foreign:
+                self._look(min(max(left, 0.0), 25.0) if deadline is not None else 25.0)
+            else:
+                self._listen()
+                try:
+                    super().exception(max(0.0, min(_SLICE_SECONDS, left)))
+                except CancelledError:
+                    return
+                except FutureTimeoutError:
+                    pass
+            if deadline is not None and time.monotonic() >= deadline:
+                if self._end is not None:
+                    return
+                raise FutureTimeoutError(f"task {self.task_id} has not ended in time")
+
+    def _look(self, wait_seconds: float) -> None:
+        """Ask for the end, and keep it. Raises `ClusterUnavailable`, `RateLimitExceeded`."""
+        asked = time.monotonic()
+        answer = self._api.get_task_results([self.task_id], wait_seconds=wait_seconds)
+        if answer.get("status") == "success":
+            for end in answer["data"]["results"]:
+                self._end = end
+        else:
+            error = error_of(answer)
+            if error.status >= 429:
+                raise error
+            self._end = error
+        if self._end is None and wait_seconds:
+            time.sleep(max(0.0, min(1.0, wait_seconds) - (time.monotonic() - asked)))
+
+
+def _outcome(end: Mapping[str, Any] | ClusterError | None) -> Any:
+    if isinstance(end, ClusterError):
+        raise end
+    assert end is not None
+    if end["status"] == "cancelled":
+        raise CancelledError
+    if end["status"] != "success":
+        raise TaskFailed(end)
+    return end["result_data"]
+
+
+def data_of(envelope: Mapping[str, Any]) -> Any:
+    """The data of an answer. Raises the `ClusterError` of an error's."""
+    if envelope.get("status") != "success":
+        raise error_of(envelope)
+    return envelope["data"]
+
+
+def error_of(envelope: Mapping[str, Any]) -> ClusterError:
+    """The error that an envelope tells."""
+    if "error_code" not in envelope:
+        return ClusterUnavailable("the answer is no envelope of the REST interface")
+    return from_wire(
+        {
+            "code": envelope["error_code"],
+            "message": envelope.get("message") or "",
+            "details": envelope.get("error_details"),
+        }
+    )

@@ -1,0 +1,209 @@
+"""Tasks of a `map` under way: submitted while the input is read, no more than a buffer's worth."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.sdk.api import RetireClusterAPI
+from retire_cluster.sdk.futures import TaskFuture, data_of
+
+#: Tasks of one submission: the most the interface takes, and what fits into its 16 MiB.
+BATCH: Final = 1_000
+_BATCH_BYTES: Final = 12 * 1024 * 1024
+#: A slow input is not waited for longer than this before what there is gets submitted. It doubles,
+#: so that an input of an hour makes a few hundred submissions.
+_FIRST_SECONDS: Final = 0.25
+_LONGEST_SECONDS: Final = 6.0
+#: Patience when what is left is cancelled: whoever stops wants to be gone.
+_CANCEL_SECONDS: Final = 5.0
+log = logging.getLogger("retire_cluster.sdk")
+Payload = Mapping[str, Any]
+
+
+class Batches:
+    """An input in parts that can be submitted.
+
+    A part ends when it is full or, for a slow input, when some time is over.
+    """
+
+    def __init__(
+        self, payloads: Iterable[Payload], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._source = iter(payloads)
+        self._exhausted = False
+        #: Read already, but without room in the last part.
+        self._held: tuple[Payload, int] | None = None
+        self._clock = clock
+        self._patience = _FIRST_SECONDS
+        #: It keeps whoever reads it waiting.
+        self.slow = False
+        #: What the input raised, to be told after the results of what came before.
+        self.error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self._exhausted and self._held is None
+
+    def stop(self) -> None:
+        """Read nothing more."""
+        self._exhausted, self._held, self.error = True, None, None
+
+    def take(self, room: int) -> list[Payload]:
+        """The next part, of at most `room` payloads; empty when nothing more comes."""
+        found: list[Payload] = []
+        size = 0
+        until = self._clock() + self._patience
+        while len(found) < min(room, BATCH):
+            held = self._held or self._next()
+            self._held = None
+            if held is None:
+                break
+            payload, length = held
+            if found and size + length > _BATCH_BYTES:
+                self._held = held
+                break
+            found.append(payload)
+            size += length
+            self.slow = self._clock() >= until
+            if self.slow:
+                self._patience = min(_LONGEST_SECONDS, 2 * self._patience)
+                break
+        return found
+
+    def _next(self) -> tuple[Payload, int] | None:
+        if self._exhausted:
+            return None
+        try:
+            payload = dict(next(self._source))
+            return payload, len(json.dumps(payload, allow_nan=False))
+        except StopIteration:
+            self._exhausted = True
+        except Exception as error:
+            self._exhausted, self.error = True, error
+        return None
+
+
+class Pipeline:
+    """Futures in the order of an input that is read as there is room for them.
+
+    :param submit: submits some payloads, once, however often it is called with the same key
+    :param buffersize: tasks that are submitted and whose results were not taken yet, at most
+    """
+
+    def __init__(
+        self,
+        api: RetireClusterAPI,
+        submit: Callable[[Sequence[Payload], str], list[TaskFuture]],
+        payloads: Iterable[Payload],
+        buffersize: int,
+    ) -> None:
+        if buffersize < 1:
+            raise ValueError("buffersize: must be at least 1")
+        self._api = api
+        self._submit = submit
+        self._batches = Batches(payloads)
+        self._size = buffersize
+        self._under_way: deque[TaskFuture] = deque()
+        self._filling = True
+        #: A submission is cut short by the end of asyncio's wait for it, or by Ctrl-C.
+        self._lock = threading.Lock()
+        self._unsure: tuple[Sequence[Payload], str] | None = None
+        self._stopped = False
+
+    @property
+    def hungry(self) -> bool:
+        """Whether the input is to be read before the next result is waited for."""
+        under_way = self._under_way
+        # Refilled from half on, or each result taken would be a submission of one task.
+        if len(under_way) <= self._size // 2:
+            self._filling = True
+        if len(under_way) >= self._size or self._batches.over:
+            self._filling = False
+        if not self._filling or not under_way:
+            return self._filling
+        return not self._batches.slow or not under_way[0].done()
+
+    def read(self) -> list[Payload]:
+        """The next payloads to `send`; as slow as the input."""
+        return self._batches.take(self._size - len(self._under_way))
+
+    def send(self, payloads: Sequence[Payload]) -> None:
+        """Submit. Raises the `ClusterError` of the answer."""
+        with self._lock:
+            if not payloads or self._stopped:
+                return
+            key = str(uuid.uuid4())
+            self._unsure = (payloads, key)
+            try:
+                self._under_way.extend(self._submit(payloads, key))
+            except Exception:
+                self._unsure = None
+                raise
+            self._unsure = None
+
+    def begin(self) -> None:
+        """Submit what there is room for, as far as the input is quick."""
+        try:
+            while self.hungry and not self._batches.slow:
+                self.send(self.read())
+        except BaseException:
+            self.stop()
+            raise
+
+    def head(self) -> TaskFuture | None:
+        """The oldest whose result was not taken; None: there are no more.
+
+        Raises what the input raised.
+        """
+        if self._under_way:
+            return self._under_way[0]
+        if self._batches.error is not None:
+            raise self._batches.error
+        return None
+
+    def taken(self) -> None:
+        """The result of the oldest was taken."""
+        self._under_way.popleft()
+
+    def results(self, deadline: float | None) -> Iterator[Any]:
+        """Results in order; ending early cancels what is left."""
+        try:
+            while True:
+                if self.hungry:
+                    self.send(self.read())
+                    continue
+                future = self.head()
+                if future is None:
+                    return
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                result = future.result(left)
+                self.taken()
+                yield result
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel what is left: nobody will take it."""
+        with self._lock:
+            self._stopped = True
+            self._batches.stop()
+            left = [future.task_id for future in self._under_way if not future.done()]
+            self._under_way.clear()
+            unsure, self._unsure = self._unsure, None
+        try:
+            if unsure is not None:  # interrupted in the middle: its ids are told to who asks again
+                left += [future.task_id for future in self._submit(*unsure)]
+            for start in range(0, len(left), BATCH):
+                part = left[start : start + BATCH]
+                data_of(self._api.cancel_tasks(part, retry_seconds=_CANCEL_SECONDS))
+        except ClusterError as error:
+            log.warning("%d tasks that nobody waits for were not cancelled: %s", len(left), error)
