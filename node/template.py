@@ -238,8 +238,11 @@ def _fork_twice(ours: socket.socket, request: Frame, ends: Ends) -> int:
     reading, writing = os.pipe()
     middle = os.fork()
     if middle == 0:
+        parent = os.getpid()
         child = os.fork()
         if child == 0:
+            while os.getppid() == parent:  # until it is gone, and the server the parent
+                time.sleep(0.0001)
             ours.detach()
             header: Mapping[str, Any] = request.header
             with contextlib.suppress(Exception):
