@@ -33,6 +33,11 @@ LATE_SECONDS = 10.0
 TIMEOUT_SECONDS = 1
 SLOTS = 2
 DEEDS = tuple(sorted(odd_plugin.DEEDS))
+#: These break Python's resource tracker, or the pipe to it. A segment that the task has closed is
+#: then known to nobody, and cannot be told from another program's.
+_UNTRACKED = frozenset(
+    name for name in DEEDS if name.startswith(("fd_", "env_patched", "env_builtins", "env_modules"))
+)
 ENTRY_POINTS = """[retire_cluster.task_types]
 odd = odd_plugin:odd
 witness = odd_plugin:witness
@@ -227,4 +232,5 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, ...]]:
         deeds = rng.sample(quick, rng.randint(1, 3))
         if rng.random() < 0.03:
             deeds[-1] = rng.choice(slow)
-        yield tuple(deeds)
+        if not (_UNTRACKED & set(deeds) and any("shared" in name for name in deeds)):
+            yield tuple(deeds)

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,53 @@ def test_another_user_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(confine.Unconfined, match="only a worker run by root"):
         confine.find("nobody", "", tmp_path)
+
+
+def test_an_own_type_of_another_user_reaches_nothing_of_the_process_that_started_it(
+    bus: Bus, start: Start, nobody: tuple[str, str, dict[str, str]]
+) -> None:
+    user, program, environ = nobody
+    site = Path(tempfile.mkdtemp(prefix="own-types-"))
+    try:
+        site.chmod(0o755)
+        info = site / "spies_of_test-1.0.dist-info"
+        info.mkdir()
+        (site / "spies_of_test.py").write_text(SPY)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spies-of-test\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            "[retire_cluster.task_types]\nspy = spies_of_test:spy\n"
+        )
+        path = os.pathsep.join(filter(None, [str(site), environ.get("PYTHONPATH")]))
+        start(environ={"PYTHONPATH": path, "RETIRE_CLUSTER_POLICY_USER": user}, python=program)
+        bus.welcome()
+        for _ in range(2):
+            ended = bus.run("spy", {})
+            assert ended.item.outcome == "success", ended.item.error_message
+            assert ended.data["user"] == pwd.getpwnam(user).pw_uid
+            assert ended.data["reached"] == []
+            assert ended.data["closed"]
+            assert ended.data["own"]
+    finally:
+        shutil.rmtree(site)
+
+
+SPY = """
+import os
+
+def spy(payload, context):
+    keeper = int(open(f"/proc/{os.getppid()}/stat").read().rpartition(")")[2].split()[1])
+    reached = []
+    for pid in (os.getppid(), keeper):
+        for what in ("fd/0", "fd/3", "fd/4", "mem", "environ"):
+            try:
+                os.close(os.open(f"/proc/{pid}/{what}", os.O_RDONLY))
+                reached.append(what)
+            except OSError:
+                pass
+    os.makedirs("a/b")
+    os.chmod("a", 0)
+    os.chmod(".", 0)
+    os.chmod("..", 0)
+    return {"user": os.getuid(), "reached": reached, "own": os.listdir("/proc/self/fd") != [],
+            "closed": not os.access("..", os.R_OK)}
+"""
