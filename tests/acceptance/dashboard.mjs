@@ -435,6 +435,8 @@ const scenarios = {
     expect(found.digits === "bigint,1970670598291982291,9007199254740993,9007199254740993", found.digits);
     expect(keys.length === 3 && keys[0] && keys[0] === keys[1], `one key for both tries: ${keys}`);
     expect(found.seconds >= 1, `Retry-After was not waited for: ${found.seconds}`);
+    const told = problems.splice(0);
+    expect(told.length === 1 && told[0].includes("rate limit is used up: waiting 1 s, until"), `told once: ${told}`);
     expect(JSON.stringify(found.result) === '{"echo":{"n":1}}', JSON.stringify(found.result));
     expect(JSON.stringify(found.many) === '[{"echo":{"n":2}},{"echo":{"n":3}}]', JSON.stringify(found.many));
     expect(found.kinds.join() === "task.queued,task.assigned,task.running,task.success", found.kinds.join());
