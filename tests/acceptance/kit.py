@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,12 +45,6 @@ def plain_environment(**more: str) -> dict[str, str]:
     # What tests start listens on this machine only.
     kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     return {**kept, "NO_PROXY": "*", **more}
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from tests.acceptance.kit import (
     Process,
     Rest,
     all_gone,
-    free_port,
     naming,
     until,
 )
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,12 +20,12 @@ from tests.acceptance.kit import (
     Cluster,
     Process,
     Rest,
-    free_port,
     naming,
     one_line,
     run,
     until,
 )
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 MAIN_PORTS = ["--port", "0", "--worker-port", "0", "--event-port", "0"]

@@ -8,7 +8,6 @@ import json
 import random
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.schemas.errors import ClusterError
 from tests.chaos.zygote import Child, Zygote
+from tests.ports import free_port
 
 #: Beats fast, so that a lease is over while a test waits; retries at once.
 QUICK = """
@@ -50,20 +50,6 @@ def eventually(condition: Callable[[], Any], what: str, timeout_seconds: float =
         time.sleep(0.01)
 
 
-def free_port(rng: random.Random) -> int:
-    """A free port below the range of outgoing connections.
-
-    A process that dials a dead port of that range again and again may end up connected to itself,
-    and then the port's owner cannot have it back.
-    """
-    while True:
-        port = rng.randrange(15_000, 31_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 class Rig:
     """One cluster: a folder, ports that stay the same over restarts, and its processes."""
 
@@ -82,9 +68,8 @@ class Rig:
         self.config = folder / "settings.toml"
         # Without keys: bare sockets and proxies that change bytes speak to it.
         self.config.write_text("[server]\ncurve = false\n" + settings, "utf-8")
-        rng = random.Random()  # ports: another run on this machine must not get the same
         self.admin_port, self.bus_port, self.event_port, self.api_port = (
-            free_port(rng) for _ in range(4)
+            free_port() for _ in range(4)
         )
         self.rng = random.Random(seed)
         self._own_zygote = Zygote(folder / "zygote.log") if zygote is None else None
@@ -120,7 +105,7 @@ class Rig:
         argv = [*self.broker_arguments(), *extra]
         self.broker = self._start("broker", argv, self.folder / "broker.log", failpoint)
         if wait:
-            self.await_broker()
+            eventually(self._answers_or_ended, "the main node answers", 20.0)
         return self.broker
 
     def broker_arguments(self) -> list[str]:
@@ -142,6 +127,13 @@ class Rig:
         except ClusterError:
             return False
         return True
+
+    def _answers_or_ended(self) -> bool:
+        """As `broker_answers`; `AssertionError` when nobody is left who could answer."""
+        answers = self.broker_answers()
+        if not answers and self.broker is not None and self.broker.poll() is not None:
+            raise AssertionError(f"exit {self.broker.code}: {self.broker.last_words()}")
+        return answers
 
     def start_device(
         self, name: str, *extra: str, failpoint: str = "", port: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 
 import pytest
 import requests
+
+from tests import ports
 
 _READY_SECONDS = 120.0
 
@@ -258,9 +259,7 @@ def until() -> Callable[[Callable[[], Any]], Any]:
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on now, for a server that cannot be given port 0."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    return ports.free_port()
 
 
 class Start(Protocol):
