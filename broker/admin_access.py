@@ -11,7 +11,7 @@ from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import Forbidden, NotFound, ValidationError
-from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 DEFAULT_TOKEN_SECONDS: Final = 3_600
 _NAME: Final = {"type": "string", "required": True, "regex": r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"}
@@ -138,6 +138,8 @@ def revoke_admin_key(admin: Admin, call: Call) -> Reply:
 def authorise(admin: Admin, call: Call) -> Reply:
     """Say which key a device has: it joins without a token. For devices set up beforehand."""
     device_id, key = call.args["device_id"], _key(call)
+    if device_id in RESERVED_DEVICE_IDS:
+        raise ValidationError("device_id", f"{device_id!r} is a name of the REST API's own")
     admin.apply(ev.DeviceAuthorised(device_id, key), call.now)
     return Reply({"device_id": device_id, "server_key": admin.facts.server_key})
 

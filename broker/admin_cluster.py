@@ -11,7 +11,7 @@ from retire_cluster.broker.admin_devices import breakdown
 from retire_cluster.broker.feed import Entry
 from retire_cluster.broker.stats import DURATION_BOUNDS
 from retire_cluster.broker.timestamps import duration, stamp
-from retire_cluster.conf.settings import merge_section, public_view, specs
+from retire_cluster.conf.settings import SECTIONS, merge_section, public_view, specs
 from retire_cluster.schemas import requests
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
@@ -19,7 +19,9 @@ from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 #: Without a tick for so long the scheduler counts as degraded.
 TICK_SILENCE_SECONDS: Final = 10.0
 #: Sections that may be changed while the cluster runs.
-MUTABLE_SECTIONS: Final = ("server", "heartbeat", "scheduler", "retention")
+MUTABLE_SECTIONS: Final = tuple(
+    name for name, section in SECTIONS.items() if any(spec.mutable for spec in specs(section))
+)
 EVENTS_AT_MOST: Final = 1_000
 
 

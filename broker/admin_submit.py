@@ -29,7 +29,7 @@ from retire_cluster.schemas.jsontext import JSONError, dumps
 from retire_cluster.schemas.payload import check_builtin_payload, parse_json_object
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.validation import validate
-from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD
+from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD, TaskStatus
 from retire_cluster.schemas.wire import MAX_PAYLOAD_BYTES
 
 #: Submissions' common fields that were validated before, by their JSON text.
@@ -179,7 +179,7 @@ def _told(
     admin: Admin, call: Call, numbers: range, created_ms: int, seconds: float, *, replayed: bool
 ) -> Reply | None:
     """The answer, or None where its client waits for the tasks to end."""
-    reply = _answer(admin, numbers, created_ms, call.args, replayed=replayed)
+    reply = _answer(admin, numbers, created_ms, call, replayed=replayed)
     if not seconds:
         return reply
     tasks = [(number, created_ms) for number in numbers]
@@ -242,10 +242,8 @@ def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:
     return None
 
 
-def _answer(
-    admin: Admin, numbers: range, created_ms: int, args: dict[str, Any], *, replayed: bool
-) -> Reply:
-    ids = admin.state.ids
+def _answer(admin: Admin, numbers: range, created_ms: int, call: Call, *, replayed: bool) -> Reply:
+    ids, args = admin.state.ids, call.args
     data: dict[str, Any] = {"submitted_at": stamp(created_ms), "replayed": replayed}
     if args.get("first_only"):
         data["first_id"] = ids.public(numbers[0], created_ms)
@@ -253,17 +251,23 @@ def _answer(
         return Reply(data)
     data["task_ids"] = [ids.public(number, created_ms) for number in numbers]
     if not args.get("brief"):
-        data["tasks"] = [_new_view(admin, number, created_ms) for number in numbers]
+        data["tasks"] = [_new_view(admin, number, created_ms, call.now) for number in numbers]
     return Reply(data)
 
 
-def _new_view(admin: Admin, number: int, created_ms: int) -> views.View:
+def _new_view(admin: Admin, number: int, created_ms: int, now: ev.Now) -> views.View:
     task = admin.live(number)
+    due = {}
     if task is not None:
         kind, priority = task.spec.task_type, task.spec.priority
+        if not task.attempt:  # delayed, not between two attempts
+            due = views.due(task, now)
     else:
         head = admin.store.heads((number,)).get(number)
         if head is None:
             raise TaskNotFound("That submission's tasks are no longer kept.")
         kind, priority = head.task_type, head.priority
-    return views.new_task(admin.state.ids, number, created_ms, kind, priority)
+    view = views.new_task(admin.state.ids, number, created_ms, kind, priority)
+    if due:
+        view.update(due, status=TaskStatus.PENDING.value)
+    return view

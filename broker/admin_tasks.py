@@ -58,7 +58,7 @@ def list_tasks(admin: Admin, call: Call) -> Reply:
     skip = 0 if before is not None else (page - 1) * size
     numbers = admin.state.ledger.page(wanted, skip, size + 1, before) if skip < total else []
     more, numbers = len(numbers) > size, numbers[:size]
-    items = _briefs(admin, numbers)
+    items = _briefs(admin, numbers, call.now)
     pages = -(-total // size)
     pagination = {
         "page": page,
@@ -72,7 +72,7 @@ def list_tasks(admin: Admin, call: Call) -> Reply:
     return Reply({"items": items, "pagination": pagination})
 
 
-def _briefs(admin: Admin, numbers: list[int]) -> list[views.View]:
+def _briefs(admin: Admin, numbers: list[int], now: ev.Now) -> list[views.View]:
     ids = admin.state.ids
     ended = [number for number in numbers if admin.live(number) is None]
     heads = admin.store.heads(ended)
@@ -81,14 +81,14 @@ def _briefs(admin: Admin, numbers: list[int]) -> list[views.View]:
     for number in numbers:
         task = admin.live(number)
         if task is not None:
-            items.append(views.live_task(ids, task))
+            items.append(views.live_task(ids, task, now))
         elif number in heads and number in outcomes:
             items.append(views.ended_task(ids, heads[number], outcomes[number]))
     return items
 
 
-def _brief(admin: Admin, number: int) -> views.View:
-    found = _briefs(admin, [number])
+def _brief(admin: Admin, number: int, now: ev.Now) -> views.View:
+    found = _briefs(admin, [number], now)
     if not found:
         raise TaskNotFound
     return found[0]
@@ -99,7 +99,7 @@ def get(admin: Admin, call: Call) -> Reply:
     """Everything about one task."""
     number = admin.number(call.args["task_id"])
     task, outcome = admin.live(number), admin.ended(number, results=True)
-    data = _brief(admin, number)
+    data = _brief(admin, number, call.now)
     try:
         row = admin.row(number)
         document, payload = loads(row.document), row.payload
@@ -127,7 +127,8 @@ def get(admin: Admin, call: Call) -> Reply:
 def status(admin: Admin, call: Call) -> Reply:
     """One task's status, and why it waits."""
     number = admin.number(call.args["task_id"])
-    brief, task, outcome = _brief(admin, number), admin.live(number), admin.ended(number)
+    brief = _brief(admin, number, call.now)
+    task, outcome = admin.live(number), admin.ended(number)
     attempt = task.attempt if task is not None else (outcome.attempt if outcome else 0)
     reason = None
     if task is not None and task.status in (TaskStatus.QUEUED, TaskStatus.PENDING):
@@ -161,6 +162,7 @@ def explain(admin: Admin, call: Call) -> Reply:
     }
     if task is None:
         return Reply(data)
+    data.update(views.due(task, call.now))
     data["queued_reason"] = views.queued_reason(admin.state, task)
     key = views.class_key(task)
     for device_id in sorted(admin.state.devices):

@@ -20,6 +20,7 @@ from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.conf.addresses import plain_address
+from retire_cluster.conf.binding import why_not_listening
 from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
 from retire_cluster.schemas.hosts import EVERYWHERE, bracketed
@@ -70,11 +71,7 @@ def bind(socket: Socket, host: str, port: int) -> None:
             socket.setsockopt(zmq.IPV6, 0)
             socket.bind(f"tcp://{host}:{port or '*'}")
     except zmq.ZMQError as error:
-        if error.errno == zmq.EADDRINUSE:
-            cure = "another program uses that port: stop it or choose another port (0: any)"
-        else:
-            cure = f"{error}: choose an address of this machine"
-        raise BindError(f"cannot listen on {bracketed(host)}:{port}: {cure}") from None
+        raise BindError(why_not_listening(host, port, error.errno or 0)) from None
 
 
 def _is_readable(socket: Socket) -> bool:

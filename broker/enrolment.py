@@ -13,7 +13,7 @@ from retire_cluster.broker.state import ClusterState
 from retire_cluster.conf import curve
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.errors import Forbidden, ValidationError
-from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 
 def is_strange(
@@ -51,6 +51,9 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
         return
     if not re.fullmatch(DEVICE_ID_PATTERN, device_id) or not curve.is_key(key):
         refuse("bad_hello", "device_id or public_key is not of its form")
+        return
+    if device_id in RESERVED_DEVICE_IDS:
+        refuse("bad_hello", f"{device_id!r} is a name of the REST API's own; choose another")
         return
     token = next((token for token in access.tokens.values() if token.key == event.key), None)
     known = access.devices.get(device_id)

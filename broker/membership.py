@@ -26,6 +26,7 @@ from retire_cluster.schemas.validation import safe_schema
 from retire_cluster.schemas.vocabulary import (
     BUILTIN_TASK_TYPES,
     DEVICE_ID_PATTERN,
+    RESERVED_DEVICE_IDS,
     TAG_PATTERN,
     TASK_TYPE_PATTERN,
     Platform,
@@ -83,6 +84,8 @@ def _fault(hello: msg.Hello) -> str:
     """What is wrong with a HELLO beyond its form; empty when nothing is."""
     if not re.fullmatch(DEVICE_ID_PATTERN, hello.device_id):
         return f"device_id: {hello.device_id[:100]!r} is not letters, digits or _.:- (up to 100)"
+    if hello.device_id in RESERVED_DEVICE_IDS:
+        return f"device_id: {hello.device_id!r} is a name of the REST API's own; choose another"
     if hello.platform not in Platform._value2member_map_:
         return f"platform: {hello.platform!r} is none of linux, windows, android, darwin"
     if hello.role not in Role._value2member_map_:

@@ -30,7 +30,7 @@ def _seconds(value: float | None) -> float | None:
 
 
 def new_task(ids: TaskIds, number: int, created_ms: int, task_type: str, priority: int) -> View:
-    """A task as its submission is answered: queued, whatever the same turn did with it."""
+    """A fresh task as its submission is answered: queued, whatever the same turn did with it."""
     return {
         "task_id": ids.public(number, created_ms),
         "task_type": task_type,
@@ -46,7 +46,18 @@ def new_task(ids: TaskIds, number: int, created_ms: int, task_type: str, priorit
     }
 
 
-def live_task(ids: TaskIds, task: Task) -> View:
+def due(task: Task, now: Now) -> View:
+    """`due_at` of a task that waits for its time; nothing for others.
+
+    Its delay runs by time that passes, so this follows a wall clock that is set.
+    """
+    left = task.not_before_mono - now.mono
+    if task.status is not TaskStatus.PENDING or left <= 0:
+        return {}
+    return {"due_at": stamp(now.wall_ms + round(left * 1000))}
+
+
+def live_task(ids: TaskIds, task: Task, now: Now) -> View:
     """A task that has not ended."""
     view = new_task(ids, task.number, task.created_ms, task.spec.task_type, task.spec.priority)
     view.update(
@@ -55,6 +66,7 @@ def live_task(ids: TaskIds, task: Task) -> View:
         assigned_at=optional_stamp(task.assigned_ms),
         started_at=optional_stamp(task.started_ms),
         retry_count=task.retry_count,
+        **due(task, now),
     )
     return view
 
@@ -180,7 +192,7 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
         "started_at", "completed_at", "execution_time_seconds", "retry_count",
     )  # fmt: skip
     return {
-        **{name: brief[name] for name in names},
+        **{name: brief[name] for name in (*names, "due_at") if name in brief},
         "attempt": attempt,
         "progress": progress,
         "is_terminal": status in TERMINAL,

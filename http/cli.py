@@ -22,6 +22,7 @@ from retire_cluster.api.one_core import OneCore
 from retire_cluster.api.websocket import StreamServer
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.arguments import Parser
+from retire_cluster.conf.binding import why_not_listening
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.outlet import last_words, tell
@@ -113,10 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             speaks_for_many=settings.api.trusted_proxies,
             one_core=OneCore(),
         )
-    except (OSError, OverflowError) as error:
-        where = f"{settings.api.host}:{settings.api.port}"
-        reason = getattr(error, "strerror", None) or error
-        return _refuse(f"cannot listen on {where}: {reason}; choose another with --port")
+    except OSError as error:
+        return _refuse(why_not_listening(settings.api.host, settings.api.port, error, "--port"))
     run_file = settings.data_dir / "run" / "api.json"
     try:
         # Before anybody is told that it is here: who then stops it at once gets a clean end.

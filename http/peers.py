@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: Parts of names of WSGI variables that show a request has been forwarded.
 _FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_X_FORWARDED_")
+_PREFIX = re.compile(r"(/(?!\.{1,2}(/|\Z))[A-Za-z0-9._~-]+){1,20}", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -93,6 +95,18 @@ class Peers:
         return any(
             address.version == network.version and address in network for network in self._trusted
         )
+
+
+def prefix_of(environ: Mapping[str, Any], peer: Peer) -> str:
+    """The path in front of ours (`/cluster`) that a configured proxy takes away; mostly empty.
+
+    `X-Forwarded-Prefix` counts from such a proxy only, and only as a plain path: it ends up in
+    links and in a cookie.
+    """
+    if not peer.through_proxy:
+        return ""
+    text = str(environ.get("HTTP_X_FORWARDED_PREFIX", "")).strip().rstrip("/")
+    return text if _PREFIX.fullmatch(text) else ""
 
 
 def _without_port(text: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.peers import prefix_of
 
 SESSION_SECONDS: Final = 7 * 86_400
 PREFIX: Final = "retire_cluster_"
@@ -133,14 +134,14 @@ def set_cookie(req: falcon.Request, resp: falcon.Response, name: str, value: str
     """Have the browser keep a session's cookie; forget it when the value is empty."""
     # Falcon leaves out a Max-Age of 0, so forgetting goes by the date.
     past = None if value else datetime(1970, 1, 1, tzinfo=timezone.utc)
-    through_proxy = req.context.identity.peer.through_proxy
-    forwarded = req.get_header("X-Forwarded-Proto", default="") if through_proxy else ""
+    peer = req.context.identity.peer
+    forwarded = req.get_header("X-Forwarded-Proto", default="") if peer.through_proxy else ""
     resp.set_cookie(
         name,
         value,
         expires=past,
         max_age=SESSION_SECONDS if value else None,
-        path="/",
+        path=f"{prefix_of(req.env, peer)}/",
         secure=req.scheme == "https" or forwarded.strip().lower() == "https",
         http_only=True,
         same_site="Strict",

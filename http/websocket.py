@@ -29,6 +29,7 @@ from wsproto.events import (
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from retire_cluster.api.feed import UPGRADE, OnOpen
+from retire_cluster.api.handshake import is_asked_for, tokens
 from retire_cluster.api.waitress_server import Channel, FacadeServer, Patience
 from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 
@@ -51,16 +52,22 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
     def get_environment(self) -> dict[str, Any]:
         """The WSGI environment, with the door to a stream where the client asks for one."""
         environ: dict[str, Any] = super().get_environment()
-        headers = self.request.headers
-        tokens = [token.strip().lower() for token in headers.get("CONNECTION", "").split(",")]
-        if (
-            self.request.command == "GET"
-            and self.request.version == "1.1"
-            and headers.get("UPGRADE", "").lower() == "websocket"
-            and "upgrade" in tokens
-        ):
+        if "UPGRADE" in self.request.headers and is_asked_for(environ):
             environ[UPGRADE] = lambda on_open: self.channel.upgrade(on_open, environ)
         return environ
+
+    def build_response_header(self) -> bytes:
+        """Status line and headers, with those that no application may send."""
+        # waitress takes `Connection` for one word; it is a list.
+        words = tokens(self.request.headers.get("CONNECTION", ""))
+        self.request.headers["CONNECTION"] = next(
+            (word for word in ("close", "keep-alive") if word in words), ""
+        )
+        if self.status.startswith("426"):
+            self.response_headers.append(("Upgrade", "websocket"))
+            self.response_headers.append(("Connection", "Upgrade"))
+        head: bytes = super().build_response_header()
+        return head
 
     def write(self, data: bytes) -> None:
         """Pass on what is not the answer 101, headers and a short body in one piece."""
@@ -125,7 +132,8 @@ class StreamChannel(Channel):
         stream = WSConnection(ConnectionType.SERVER)
         try:
             stream.initiate_upgrade_connection(headers, environ["PATH_INFO"])
-        except (RemoteProtocolError, LocalProtocolError) as error:
+        # ValueError: a Host or a list that is no text of that kind, UnicodeError for short.
+        except (RemoteProtocolError, LocalProtocolError, ValueError) as error:
             raise ValidationError("", f"this is not a WebSocket handshake: {error}") from None
         self.upgrading = (stream, on_open)
 

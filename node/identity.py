@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 #: A task process that a killed worker was just starting holds a copy of the lock until it runs.
 LOCK_SECONDS = 1.0
@@ -109,6 +109,11 @@ def check_id(wanted: str) -> None:
         raise ValueError(
             f"device id {wanted!r:.120}: 1 to 100 of letters, digits and _ . : -, the first one"
             " a letter or digit"
+        )
+    if wanted in RESERVED_DEVICE_IDS:
+        raise ValueError(
+            f"device id {wanted!r} is a name of the REST API's own (/devices/{wanted});"
+            " choose another"
         )
 
 

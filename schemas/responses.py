@@ -89,6 +89,9 @@ _TASK: Final[Json] = {
     "execution_time_seconds": _maybe(NUMBER),
     "retry_count": COUNT,
 }
+_DUE: Final[Json] = {
+    "due_at": {**TIME, "description": "When a task that waits for its time is queued; else absent"}
+}
 _QUEUED_REASON: Final = _object(
     {"eligible_devices": COUNT, "busy_devices": COUNT, "rejected": COUNTS},
     description="Why it waits: how many devices could run it, are busy, or cannot and why",
@@ -300,7 +303,7 @@ SCHEMAS: Final[dict[str, Json]] = {
             ),
         }
     ),
-    "Task": _object(_TASK),
+    "Task": _object(_TASK, _DUE),
     "TaskSubmitted": _object({"task_id": TASK_ID, "task": _ref("Task"), "submitted_at": TIME}),
     "BatchSubmitted": _object({"task_ids": _list(TASK_ID)}, {"submitted_at": TIME}),
     "TaskDetails": _object(
@@ -312,7 +315,8 @@ SCHEMAS: Final[dict[str, Json]] = {
             "attempts": _list(ANY_OBJECT),
             "error_history": _list({"description": "One failed attempt: when, where, why"}),
             "result": _maybe(ANY_OBJECT),
-        }
+        },
+        _DUE,
     ),
     "TaskState": _object(
         {
@@ -323,7 +327,8 @@ SCHEMAS: Final[dict[str, Json]] = {
             "can_retry": BOOL,
             "queued_reason": _maybe(_QUEUED_REASON),
             "timestamp": TIME,
-        }
+        },
+        _DUE,
     ),
     "TaskExplanation": _object(
         {
@@ -333,7 +338,8 @@ SCHEMAS: Final[dict[str, Json]] = {
             "devices": _list(
                 _object({"device_id": DEVICE_ID, "eligible": BOOL, "reasons": _list(TEXT)})
             ),
-        }
+        },
+        _DUE,
     ),
     "TaskResult": _object(_RESULT),
     "TaskResults": _object(

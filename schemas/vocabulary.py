@@ -109,6 +109,8 @@ BUILTIN_TASK_TYPES = ("echo", "sleep", "system_info", "python_eval", "http_reque
 HARMLESS_TASK_TYPES = frozenset({"echo", "sleep", "system_info"})
 TASK_TYPE_PATTERN = r"[a-z0-9_.\-]{1,100}"
 DEVICE_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:\-]{0,99}"
+#: Ids no device may have: `/devices/ID` would be another resource of the REST API.
+RESERVED_DEVICE_IDS = frozenset({"summary"})
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:=\-]{0,63}"
 
 #: Instant attempts that may share one slot (docs/protocol.md, HELLO).

@@ -10,6 +10,8 @@ import falcon
 from retire_cluster.api import envelope, pages
 from retire_cluster.api.auth import Access
 from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.negotiation import names
+from retire_cluster.api.peers import prefix_of
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.operations import OPERATIONS
 
@@ -55,7 +57,7 @@ class Root(Resource):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """To the dashboard when the client asks for HTML, else as `/api/v1`."""
         resp.append_header("Vary", "Accept")
-        if "text/html" in req.get_header("Accept", default=""):
+        if names(req.get_header("Accept", default=""), "text/html"):
             resp.status = falcon.HTTP_302
             # Relative, so that it also holds behind a proxy that adds a prefix.
             resp.set_header("Location", "ui/")
@@ -68,12 +70,18 @@ class OpenApi(Resource):
     """`/api/v1/openapi.json`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
         self._text = envelope.dump(document)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The document."""
         resp.content_type = envelope.JSON
-        resp.data = self._text
+        prefix = prefix_of(req.env, req.context.identity.peer)
+        if prefix:
+            document = {**self._document, "servers": [{"url": prefix}]}
+            resp.data = envelope.dump(document)
+        else:
+            resp.data = self._text
 
 
 class Docs(Resource):

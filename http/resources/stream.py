@@ -8,18 +8,13 @@ import falcon
 
 from retire_cluster.api.auth import Access
 from retire_cluster.api.feed import UPGRADE, EventFeed, Filter, Listener, Sink, Upgrade
+from retire_cluster.api.handshake import VERSION, UpgradeRequired, check, is_asked_for
 from retire_cluster.api.peers import Origins
 from retire_cluster.api.resources.base import Resource
 from retire_cluster.api.tickets import Tickets
-from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden, ValidationError
+from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden
 
 _INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same events"
-
-
-class UpgradeRequired(ValidationError):
-    """This address speaks WebSocket only."""
-
-    status = 426
 
 
 class Stream(Resource):
@@ -39,15 +34,19 @@ class Stream(Resource):
             raise Forbidden("Pages of other sites may not listen here; allow them by --cors-origin")
         if not self._tickets.is_good(query.pop("ticket", "")):
             self._access.check_reading(req.context.identity)
+        # Told to whoever is refused: it says which version would have been taken.
+        resp.set_header("Sec-WebSocket-Version", VERSION)
+        if not is_asked_for(req.env):
+            raise UpgradeRequired("Upgrade", f"this address speaks WebSocket only; {_INSTEAD}")
         upgrade: Upgrade | None = req.env.get(UPGRADE)
         if upgrade is None:
-            if req.get_header("Upgrade", default="").lower() == "websocket":
-                raise ClusterUnavailable(f"This server cannot hold a WebSocket; {_INSTEAD}")
-            raise UpgradeRequired("Upgrade", f"this address speaks WebSocket only; {_INSTEAD}")
+            raise ClusterUnavailable(f"This server cannot hold a WebSocket; {_INSTEAD}")
+        check(req.env)
         # Settled here, so that what the client does next cannot happen before the stream begins.
         since = query.pop("since", None)
         begin = self._feed.now() if since is None else since
-        wanted = Filter(**query)
+        # Events carry ids in lower case; a UUID means the same in any.
+        wanted = Filter(**{**query, "task_id": query.get("task_id", "").lower()})
 
         def opened(sink: Sink) -> Callable[[], None]:
             listener = Listener(sink, wanted, begin)

@@ -17,6 +17,7 @@ import falcon
 
 from retire_cluster.api import validation
 from retire_cluster.api.auth import Access, Identity
+from retire_cluster.api.negotiation import accepts, has
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.sessions import Sessions, set_cookie
 from retire_cluster.schemas.errors import NotFound, Unauthorized
@@ -80,7 +81,7 @@ class Pages(Resource):
         file = self._files.get(name)
         if file is None:
             raise NotFound("The dashboard has no such file")
-        packed = "gzip" in req.get_header("Accept-Encoding", default="")
+        packed = accepts(req.get_header("Accept-Encoding", default=""), "gzip")
         tag = f'"{file.tag}{"-gz" if packed else ""}"'
         resp.set_headers(
             {
@@ -92,7 +93,7 @@ class Pages(Resource):
                 "Referrer-Policy": "same-origin",
             }
         )
-        if tag in [each.strip() for each in req.get_header("If-None-Match", default="").split(",")]:
+        if has(req.get_header("If-None-Match", default=""), tag):
             resp.status = falcon.HTTP_304
             return
         resp.content_type = file.content_type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -53,6 +55,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, i
         f"{name}_temp_path {folder}/{name};\n"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    # The same below a path, as the text after the block says.
+    place = re.search(r"location / \{(.*?)\n    \}", site, re.DOTALL)
+    assert place
+    below = place[1].replace(
+        f"127.0.0.1:{cluster.rest.port};",
+        f"127.0.0.1:{cluster.rest.port}/;\n        proxy_set_header X-Forwarded-Prefix /cluster;",
+    )
+    site = site.replace(place[0], f"{place[0]}\n    location /cluster/ {{{below}\n    }}")
     (folder / "nginx.conf").write_text(
         f"daemon off;\npid {folder}/nginx.pid;\nerror_log stderr;\nworker_processes 1;\n"
         f"events {{}}\nhttp {{\naccess_log off;\n{places}{site}}}\n"
@@ -78,7 +88,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, i
         assert cluster.close() == 0
 
 
-def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    port: int, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of a request over TLS."""
     trusting = ssl.create_default_context()
     trusting.check_hostname = False
@@ -86,10 +98,10 @@ def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, dict[st
     connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=trusting)
     try:
         sent = {"Host": "cluster.example", **{k.replace("_", "-"): v for k, v in headers.items()}}
-        connection.request(method, path, headers=sent)
+        connection.request(method, path, body=body, headers=sent)
         answer = connection.getresponse()
-        body = b"" if answer.status == 101 else answer.read()
-        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+        found = b"" if answer.status == 101 else answer.read()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, found
     finally:
         connection.close()
 
@@ -119,3 +131,36 @@ def test_the_live_feed_goes_through(proxy: tuple[Cluster, int]) -> None:
     )  # fmt: skip
     assert status == 101
     assert headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+def test_below_a_path_links_and_cookie_keep_to_it(proxy: tuple[Cluster, int]) -> None:
+    _, port = proxy
+    status, headers, _ = ask(port, "GET", "/cluster/", Accept="text/html")
+    assert (status, headers["location"]) == (302, "ui/")
+    assert ask(port, "GET", "/cluster/ui")[1]["location"] == "ui/"
+    assert ask(port, "GET", "/cluster/ui/net.js")[0] == 200
+    document = json.loads(ask(port, "GET", "/cluster/api/v1/openapi.json")[2])
+    (server,) = document["servers"]
+    for path in ("/health", "/api/v1/cluster/status"):
+        assert path in document["paths"]
+        assert ask(port, "GET", server["url"] + path)[0] == 200
+    assert json.loads(ask(port, "GET", "/api/v1/openapi.json")[2])["servers"] == [{"url": "/"}]
+    page = ask(port, "GET", "/cluster/api/v1/docs")[2].decode()
+    for link in set(re.findall(r'href="([^"#]+)"', page)):
+        assert ask(port, "GET", urljoin("/cluster/api/v1/docs", link))[0] == 200, link
+    status, headers, _ = ask(
+        port, "POST", "/cluster/ui/login", json.dumps({"key": KEY}).encode(),
+        Content_Type="application/json",
+    )  # fmt: skip
+    assert status == 200
+    cookie = headers["set-cookie"]
+    assert "Path=/cluster/;" in cookie + ";"
+    own = cookie.partition(";")[0]
+    assert ask(port, "GET", "/cluster/api/v1/config", Cookie=own)[0] == 200
+    status, headers, _ = ask(port, "POST", "/cluster/ui/logout", b"{}", Cookie=own)
+    assert "Path=/cluster/;" in headers["set-cookie"] + ";"
+    status, headers, _ = ask(
+        port, "GET", "/cluster/ws", Connection="Upgrade", Upgrade="websocket",
+        Sec_WebSocket_Version="8", Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==",
+    )  # fmt: skip
+    assert (status, headers["sec-websocket-version"]) == (426, "13")

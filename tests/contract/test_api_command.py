@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.schemas.hosts import bracketed
+
 API = "/api/v1"
 MODULE = "retire_cluster.api.cli"
 LINE = "retire-cluster-api on "
@@ -50,6 +52,26 @@ def test_a_taken_port_is_one_line_and_exit_2(start: Any, tmp_path: Path) -> None
     (line,) = process.err
     assert f"127.0.0.1:{port}" in line
     assert "--port" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--host", "192.0.2.1"), "192.0.2.1 is not an address of this machine; it has 127.0.0.1"),
+        (("--host", "2001:db8::1"), "2001:db8::1 is not an address of this machine"),
+        (("--host", "no-such-host.invalid"), "is no name that this machine knows"),
+    ],
+)
+def test_an_address_of_another_machine_is_to_blame_not_the_port(
+    start: Any, tmp_path: Path, flags: tuple[str, ...], told: str
+) -> None:
+    process = start(MODULE, *flags, "--port=0", f"--data-dir={tmp_path}")
+    assert process.popen.wait(20) == 2
+    time.sleep(0.1)
+    (line,) = process.err
+    assert f"cannot listen on {bracketed(flags[1])}:0: " in line
+    assert told in line
+    assert "--port" not in line
 
 
 @pytest.mark.parametrize(

@@ -460,6 +460,7 @@ def test_a_stream_is_filtered(bench: Bench) -> None:
         ("type=device.online", [2]),
         ("device_id=phone-1", [2]),
         ("task_id=550e8400-e29b-41d4-a716-446655440000", [1, 3]),
+        ("task_id=550E8400-E29B-41D4-A716-446655440000", [1, 3]),
     ):
         stream = Stream(bench, f"/ws?since=0&{query}").opened()
         assert [event["id"] for event in stream.texts(len(expected))] == expected
@@ -496,6 +497,69 @@ def test_a_bad_handshake_is_refused_in_the_envelope(bench: Bench) -> None:
     )
     assert status == 400
     assert json.loads(body)["error_code"] == "VALIDATION_ERROR"
+
+
+KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
+
+
+@pytest.mark.parametrize(
+    ("version", "key", "host", "status"),
+    [
+        (b"8", KEY, b"a", 426),
+        (b"013", KEY, b"a", 426),
+        (b"13, 8", KEY, b"a", 426),
+        (None, KEY, b"a", 400),
+        (b"13", None, b"a", 400),
+        (b"13", b"short", b"a", 400),
+        (b"13", b"dGhlIHNhbXBsZSBub25jZQ", b"a", 400),
+        (b"13", b"dGhlIHNhbXBsZSBub25jZSE=", b"a", 400),
+        (b"13", b"*GhlIHNhbXBsZSBub25jZQ==", b"a", 400),
+        (b"13", b"\xff" * 24, b"a", 400),
+        (b"13", KEY + b"\r\nSec-WebSocket-Key: " + KEY, b"a", 400),
+        (b"13", KEY, b"xn--a", 400),
+    ],
+)
+def test_a_handshake_of_another_version_is_told_ours_and_a_malformed_one_is_400(
+    bench: Bench, version: bytes | None, key: bytes | None, host: bytes, status: int
+) -> None:
+    lines = [b"GET /ws HTTP/1.1", b"Host: " + host, b"Upgrade: websocket", b"Connection: Upgrade"]
+    lines += [b"Sec-WebSocket-Version: " + version] if version is not None else []
+    lines += [b"Sec-WebSocket-Key: " + key] if key is not None else []
+    found, headers, body = bench.raw(b"\r\n".join(lines) + b"\r\n\r\n")
+    assert (found, json.loads(body)["error_code"]) == (status, "VALIDATION_ERROR")
+    assert headers["sec-websocket-version"] == "13"
+    if status == 426:
+        assert headers["upgrade"] == "websocket"
+    assert not bench.server.streams
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "closes"),
+    [
+        (b"1.1", b"TE, close", True),
+        (b"1.1", b"close , TE", True),
+        (b"1.1", b"Upgrade, Close", True),
+        (b"1.1", b"TE\r\nConnection: close", True),
+        (b"1.1", b"TE, keep-alive", False),
+        (b"1.1", b"closed", False),
+        (b"1.0", b"TE, Keep-Alive", False),
+        (b"1.0", b"TE", True),
+    ],
+)
+def test_connection_is_a_list_and_close_in_it_closes(
+    bench: Bench, version: bytes, connection: bytes, closes: bool
+) -> None:
+    with bench.connect() as client:
+        asked = b"GET /health HTTP/%b\r\nHost: a\r\nConnection: %b\r\n\r\n"
+        client.sendall(asked % (version, connection))
+        status, headers, _ = parse(read_all(client))
+        assert status == 200
+        assert (headers.get("connection", "").lower() == "close") is closes
+        if closes:
+            assert client.recv(1) == b""
+        else:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert parse(read_all(client))[0] == 200
 
 
 def test_with_auth_reads_a_key_or_a_ticket_opens_the_stream() -> None:

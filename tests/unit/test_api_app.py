@@ -439,6 +439,25 @@ def test_ten_wrong_keys_are_429_and_the_right_one_still_works() -> None:
     assert bench.ask("GET", f"{API}/config", headers={"X-API-Key": "secret"}).status_code == 200
 
 
+# --- behind a path -------------------------------------------------------------------------------
+
+
+def test_the_document_names_the_path_in_front_as_a_trusted_proxy_tells_it() -> None:
+    bench = Bench(trusted_proxies=("127.0.0.1",))
+
+    def servers(prefix: str, **options: Any) -> Any:
+        headers = {"X-Forwarded-Prefix": prefix, "X-Forwarded-For": "192.0.2.1"}
+        return bench.ask("GET", f"{API}/openapi.json", headers=headers, **options).json["servers"]
+
+    assert servers("/cluster/") == [{"url": "/cluster"}]
+    assert servers("/a/b-1.2~x") == [{"url": "/a/b-1.2~x"}]
+    bad = ("cluster", "//evil.example", "/a//b", "/../a", "/a/.", "https://evil.example", "/a b",
+           "/a;b", "/ü", "/", "", "/a?b")  # fmt: skip
+    for prefix in bad:
+        assert servers(prefix) == [{"url": "/"}], prefix
+    assert servers("/cluster", remote_addr="192.0.2.9") == [{"url": "/"}]
+
+
 # --- origin and CORS -----------------------------------------------------------------------------
 
 
@@ -677,6 +696,9 @@ def test_a_browser_is_sent_from_the_root_to_the_dashboard_and_a_program_gets_jso
     assert page.headers["location"] == "ui/"
     assert page.headers["vary"] == "Accept"
     assert bench.ask("GET", "/").json["data"]["api_version"] == "v1"
+    for accepted in ("application/json, text/html;q=0", "text/html-not", "*/*"):
+        answer = bench.ask("GET", "/", headers={"Accept": accepted})
+        assert answer.status_code == 200, accepted
 
 
 @pytest.mark.parametrize("method", ["PATCH", "TRACE"])

@@ -135,6 +135,36 @@ def test_a_file_that_the_browser_has_is_not_sent_again(site: Site, packing: str)
     assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("GZIP;q=0.1", True),
+        ("br, *", True),
+        ("*;q=0.5, gzip;q=0", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("identity, *;q=0", False),
+        ("gzip;q=nan, x-gzip", False),
+        ("notgzip", False),
+    ],
+)
+def test_a_file_is_packed_only_where_the_browser_takes_it(
+    site: Site, accepted: str, packed: bool
+) -> None:
+    answer = site.get("/ui/app.js", accept_encoding=accepted)
+    assert ("content-encoding" in answer.headers) is packed
+    assert (gzip.decompress(answer.content) if packed else answer.content) == FILES["app.js"].raw
+
+
+def test_a_tag_that_a_proxy_made_weak_is_still_the_same(site: Site) -> None:
+    tag = site.get("/ui/app.js").headers["etag"]
+    for sent in (f"W/{tag}", f'"a", W/{tag}', f'W/"a,b",{tag}', "*"):
+        assert site.get("/ui/app.js", if_none_match=sent).status_code == 304, sent
+    for sent in (tag.strip('"'), f"W/{tag[:-1]}", '"a"', 'W/"*"', ""):
+        assert site.get("/ui/app.js", if_none_match=sent).status_code == 200, sent
+
+
 def test_the_policy_lets_in_nothing_from_elsewhere_and_the_files_keep_to_it(site: Site) -> None:
     policy = site.get("/ui/").headers["content-security-policy"]
     assert policy.startswith("default-src 'self';")

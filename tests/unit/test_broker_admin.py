@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,15 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.admin import Call, Reply, operations
 from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.store_sqlite import SQLiteStore
+from retire_cluster.conf.fields import Spec
+from retire_cluster.conf.settings import all_specs
 from retire_cluster.schemas import errors, wire
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.vocabulary import TaskStatus
 from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, settings_with, submit, wrong
 
+ROOT = Path(__file__).resolve().parents[2]
 AT = "2023-11-14T22:13:20Z"
 UNKNOWN_ID = "018bcfe5-6800-7555-9555-550000000063"
 ECHO = {"task_type": "echo"}
@@ -678,7 +682,9 @@ def test_a_change_is_partial_and_takes_effect_at_once(cluster: Cluster) -> None:
         ("heartbeat", {"interval": None}, "interval"),
         ("server", {"max_connections": 0}, "max_connections"),
         ("server", {"port": 9}, "port"),
-        ("database", {"min_free_percent": 1}, "section"),
+        ("database", {"min_free_percent": 51}, "min_free_percent"),
+        ("database", {"url": "memory://"}, "url"),
+        ("logging", {"level": "DEBUG"}, "section"),
         ("nonsense", {"a": 1}, "section"),
     ],
 )
@@ -689,6 +695,36 @@ def test_a_wrong_change_changes_nothing_and_names_the_field(
     assert wrong(cluster, "config.update", args).field == field
     assert cluster.state.settings == cluster.base
     assert cluster.state.config_version == 1
+
+
+def _another_value(spec: Spec) -> Any:
+    """A value that a setting may have, other than its default."""
+    if spec.kind == "bool":
+        return not spec.default
+    if spec.choices:
+        return next(choice for choice in spec.choices if choice != spec.default)
+    if spec.kind in ("int", "float"):
+        return spec.default + 1
+    return "192.0.2.9"
+
+
+@pytest.mark.parametrize("spec", list(all_specs()), ids=lambda spec: spec.dotted)
+def test_what_is_documented_as_live_can_be_changed_and_nothing_else(
+    cluster: Cluster, spec: Spec
+) -> None:
+    documented = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    row = next(line for line in documented.splitlines() if line.startswith(f"| `{spec.dotted}`"))
+    args = {"section": spec.section, "values": {spec.name: _another_value(spec)}}
+    if "*live*" not in row:
+        assert wrong(cluster, "config.update", args).field in ("section", spec.name)
+        return
+    assert cluster.call("config.update", args).data["updated_fields"] == [spec.name]
+    cluster.restart()
+    shown = cluster.call("config.get", {"section": spec.section}).data
+    assert shown[spec.name] == _another_value(spec)
+    cluster.call("config.reset")
+    cluster.restart()
+    assert cluster.state.settings == cluster.base
 
 
 def test_a_reset_goes_back_to_what_the_process_was_started_with(
@@ -775,7 +811,7 @@ def test_a_task_whose_row_vanished_is_not_found(cluster: Cluster) -> None:
         cluster.call("task.get", {"task_id": cluster.public(number)})
     cluster.state.ledger.add(50, TaskStatus.SUCCESS, "echo", 1)
     with pytest.raises(errors.TaskNotFound):
-        admin_tasks._brief(cluster.admin, 50)
+        admin_tasks._brief(cluster.admin, 50, cluster.now)
     cluster.state.ledger.drop(50)
 
 

@@ -13,8 +13,9 @@ from retire_cluster.broker.task import Task
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import HeartbeatConfig, Held, TypeInfo
-from retire_cluster.schemas.vocabulary import TaskStatus
-from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with
+from retire_cluster.schemas.operations import API, OPERATIONS
+from retire_cluster.schemas.vocabulary import RESERVED_DEVICE_IDS, TaskStatus
+from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with, wrong
 
 TICKET = (b"client", 1)
 CONFIG = HeartbeatConfig(1, 5, 30, 3)
@@ -55,6 +56,7 @@ def test_a_hello_is_welcomed_and_the_device_stored(cluster: Cluster) -> None:
         ("device_id", "a/b"),
         ("device_id", "x" * 101),
         ("device_id", "line\n"),
+        ("device_id", "summary"),
         ("platform", "beos"),
         ("role", "boss"),
         ("tags", ("fine", "not fine")),
@@ -72,6 +74,15 @@ def test_a_hello_with_a_bad_field_is_refused_naming_it(
     assert message.message.startswith(field + ":")
     assert cluster.state.devices == {}
     assert cluster.state.stats.dropped["rejected_bad_hello"] == 1
+
+
+def test_no_device_may_have_the_name_of_a_resource_beside_it(cluster: Cluster) -> None:
+    beside = f"{API}/devices/"
+    paths = [row.path for row in OPERATIONS.values() if row.path.startswith(beside)]
+    names = {path[len(beside) :].partition("/")[0] for path in paths}
+    assert {name for name in names if not name.startswith("{")} == RESERVED_DEVICE_IDS
+    args = {"device_id": "summary", "public_key": "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"}
+    assert wrong(cluster, "device.authorise", args).field == "device_id"
 
 
 def _cycle() -> dict[str, Any]:

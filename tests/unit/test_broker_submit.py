@@ -38,7 +38,7 @@ def test_tasks_that_are_alike_are_submitted_by_count(cluster: Cluster) -> None:
 def test_a_submission_may_wait_for_its_time(cluster: Cluster) -> None:
     data = submit(cluster, {**ECHO, "delay_seconds": 5}, ECHO)
     assert [cluster.status(1), cluster.status(2)] == ["pending", "queued"]
-    assert data["tasks"][0]["status"] == "queued"
+    assert [task["status"] for task in data["tasks"]] == ["pending", "queued"]
 
 
 def test_defaults_of_requirements_are_filled_in_and_kept(cluster: Cluster) -> None:
@@ -220,6 +220,36 @@ def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster
     (waiting,) = cluster.state.all_waits
     assert (waiting.asked.ticket, waiting.unfinished) == ((b"client", 5), {4})
     assert admin_submit.make(cluster.admin) == []
+
+
+def test_a_delayed_submission_is_answered_as_what_it_is_with_its_time(cluster: Cluster) -> None:
+    data = submit(cluster, {**ECHO, "delay_seconds": 60}, ECHO)
+    delayed, plain = data["tasks"]
+    assert (delayed["status"], delayed["due_at"]) == ("pending", "2023-11-14T22:14:20Z")
+    assert plain["status"] == "queued"
+    assert "due_at" not in plain
+    args = {"task_id": delayed["task_id"]}
+    for op in ("task.get", "task.status", "task.explain"):
+        found = cluster.call(op, args).data
+        assert (found["status"], found["due_at"]) == ("pending", delayed["due_at"]), op
+    assert cluster.call("task.list").data["items"][1]["due_at"] == delayed["due_at"]
+    cluster.restart()
+    assert cluster.call("task.status", args).data["due_at"] == delayed["due_at"]
+    # It counts by time that passes: a clock that is set moves what the clock will show then.
+    cluster.pass_time(10)
+    cluster.wall_ms += 3_600_000
+    assert cluster.call("task.status", args).data["due_at"] == "2023-11-14T23:14:20Z"
+    cluster.call("task.cancel", args)
+    assert "due_at" not in cluster.call("task.status", args).data
+
+
+def test_the_repetition_of_a_delayed_submission_tells_the_same(cluster: Cluster) -> None:
+    args = {"task": {**ECHO, "delay_seconds": 60}, **IDEMPOTENT}
+    first = cluster.call("task.submit", args, [b"{}"]).data["tasks"]
+    again = cluster.call("task.submit", args, [b"{}"]).data
+    assert again["replayed"]
+    assert again["tasks"] == first
+    assert first[0]["status"] == "pending"
 
 
 def test_delays_and_keys_of_gathered_submissions_stay_with_their_own(cluster: Cluster) -> None:

@@ -71,7 +71,7 @@ def test_a_live_task_shows_where_it_is(cluster: Cluster) -> None:
     member, key = cluster.give()
     cluster.pass_time(1)
     member.start()
-    view = views.live_task(cluster.state.ids, cluster.task(key[0]))
+    view = views.live_task(cluster.state.ids, cluster.task(key[0]), cluster.now)
     assert (view["status"], view["assigned_device_id"]) == ("running", "box")
     assert (view["assigned_at"], view["started_at"]) == (AT, "2023-11-14T22:13:21Z")
     assert view["completed_at"] is None
@@ -145,7 +145,7 @@ def test_a_task_cancelled_while_it_waited_has_no_attempt_of_its_own(cluster: Clu
 def test_the_status_shows_progress_and_whether_it_may_be_retried(cluster: Cluster) -> None:
     member, key = cluster.give()
     task = cluster.task(key[0])
-    brief = views.live_task(cluster.state.ids, task)
+    brief = views.live_task(cluster.state.ids, task, cluster.now)
     view = views.task_status(brief, task, 1, None, AT)
     assert (view["progress"], view["is_terminal"], view["can_retry"]) == (None, False, False)
     member.start()

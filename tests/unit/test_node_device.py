@@ -116,7 +116,7 @@ def test_a_name_given_at_first_start_is_kept(tmp_path: Path) -> None:
     assert identity.device_id(tmp_path) == "laptop-001"
 
 
-@pytest.mark.parametrize("name", ["-x", "a b", "x" * 101, "a\n", "é"])
+@pytest.mark.parametrize("name", ["-x", "a b", "x" * 101, "a\n", "é", "summary"])
 def test_a_name_the_protocol_does_not_allow_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="device id"):
         identity.device_id(tmp_path, name)
