@@ -73,6 +73,8 @@ export interface Task {
   completed_at: string | null;
   execution_time_seconds: number | null;
   retry_count: number;
+  /** When a task that waits for its time is queued. */
+  due_at?: string;
 }
 
 export interface TaskState {
@@ -84,6 +86,7 @@ export interface TaskState {
   is_terminal: boolean;
   can_retry: boolean;
   queued_reason: Record<string, unknown> | null;
+  due_at?: string;
 }
 
 export interface TaskResult<R = any> {
