@@ -3,6 +3,7 @@
 
     python3 bootstrap.py up ARGS...             makes .venv, installs, runs `retire-cluster up ARGS`
     python3 bootstrap.py test [--fast] ARGS...  everything CI runs; ARGS go to pytest
+    python3 bootstrap.py test --on WHICH ARGS   the suite on another Python: 3.13, oldest, newest
     python3 bootstrap.py install                only makes .venv ready for work on the code
     python3 bootstrap.py typing                 only makes the .typing tree for static tools
     python3 bootstrap.py audit                  known holes of the locked packages, by pip-audit
@@ -25,7 +26,10 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
-VENV = os.path.join(ROOT, ".venv")
+DEFAULT_VENV = os.path.join(ROOT, ".venv")
+#: Where packages are installed; `--venv FOLDER` before the command names another place.
+VENV = DEFAULT_VENV
+INTERPRETERS = os.path.join(ROOT, "tests", "interpreters.py")
 LEAST_PYTHON = (3, 10)
 WINDOWS = os.name == "nt"
 RUN_EXTRAS = ("api", "worker")
@@ -219,6 +223,7 @@ def end_group(child: "subprocess.Popen[bytes]") -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        child.kill()  # taskkill may be missing, or refuse
         child.wait()
         return
     with contextlib.suppress(ProcessLookupError):
@@ -433,9 +438,13 @@ def _run_on_windows(command: Sequence[str]) -> int:
 
 def test(args: Sequence[str]) -> int:
     """Everything CI runs. The last line counts the tests; 0 is returned only if all is well."""
+    if any(arg == "--on" or arg.startswith("--on=") for arg in args):
+        return run([sys.executable, INTERPRETERS, "suite", *args])[0]
     began = time.monotonic()
     fast = "--fast" in args
     given = [arg for arg in args if arg != "--fast"]
+    # A run on another Python, which another such run has asked for.
+    alone = VENV != DEFAULT_VENV
     python = prepare(TEST_EXTRAS)
     make_typing_tree()
     steps = [Step("prepare", True, time.monotonic() - began)]
@@ -449,9 +458,10 @@ def test(args: Sequence[str]) -> int:
     def command(*parts: str) -> Callable[[], bool]:
         return lambda: run([python, "-m", *parts], most_seconds=STEP_SECONDS)[0] == 0
 
-    step("ruff check", command("ruff", "check", "--quiet", "."))
-    step("ruff format", command("ruff", "format", "--quiet", "--check", "."))
-    step("mypy", command("mypy"))
+    if not alone:
+        step("ruff check", command("ruff", "check", "--quiet", "."))
+        step("ruff format", command("ruff", "format", "--quiet", "--check", "."))
+        step("mypy", command("mypy"))
     folder = tempfile.mkdtemp(prefix="retire-cluster-test-")
     try:
         report = os.path.join(folder, "junit.xml")
@@ -476,9 +486,15 @@ def test(args: Sequence[str]) -> int:
             step("coverage of the pure core", lambda: pure_core_is_covered(python, figures))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if not (fast or given or alone):
+        step(
+            "a smoke on every Python", lambda: run([sys.executable, INTERPRETERS, "smoke"])[0] == 0
+        )
     left_out = ["tests/acceptance and tests marked slow (--fast)"] if fast else []
     left_out += ["only passed when run again, alone: " + name for name in verdict.failures]
     left_out += ["the coverage gate (pytest was given arguments)"] if given else []
+    left_out += ["ruff and mypy (the same on every Python)"] if alone else []
+    left_out += ["the smoke on every other Python"] if fast or given or alone else []
     print("\n".join(summary(steps, verdict, left_out)))
     sys.stdout.flush()
     return 0 if all(one.good for one in steps) and not verdict.failed else 1
@@ -571,12 +587,17 @@ def main(args: Sequence[str]) -> int:
     # SIGINT too: a shell's background job inherits it ignored.
     for number in _stop_signals():
         signal.signal(number, lambda received, frame: _asked_to_stop.append(received))
+    if args[:1] == ["--venv"] and len(args) > 1:
+        global VENV
+        VENV, args = os.path.abspath(args[1]), args[2:]
     word, rest = (args[0], args[1:]) if args else ("", [])
     try:
         if word == "up":
             return up(rest)
         if word == "test":
             return test(rest)
+        if word == "smoke" and not rest:
+            return run([prepare(RUN_EXTRAS), os.path.join("tests", "smoke.py")])[0]
         if word == "install" and not rest:
             prepare(TEST_EXTRAS)
             make_typing_tree()

@@ -70,15 +70,21 @@ _OUTCOME_FORM: Final = itemgetter(1, 2, 3, 4, 6, 8, 9, 10, 13)
 
 @functools.lru_cache(maxsize=2 * _ROWS)
 def _alike(table: str, layout: str, rows: int) -> str:
-    """The statement of `SQLiteStore._insert_alike`."""
-    common = layout.count("c")
-    varying = itertools.count(common + 1)
-    values = []
-    for _ in range(rows):
-        shared = iter(range(1, common + 1))
-        columns = [next(shared if letter == "c" else varying) for letter in layout]
-        values.append("(" + ",".join(f"?{number}" for number in columns) + ")")
-    return f"insert into {table} values{','.join(values)}"
+    """The statement of `SQLiteStore._insert_alike`.
+
+    Its parameters have no numbers: from 3.14 on, Python takes those from a mapping alone.
+    """
+    common, varying = itertools.count(1), itertools.count(1)
+    columns = [
+        f"common.column{next(common)}" if letter == "c" else f"own.column{next(varying)}"
+        for letter in layout
+    ]
+    shared, row = (",".join("?" * layout.count(letter)) for letter in "cv")
+    return (
+        f"insert into {table} with common as (values ({shared})),"
+        f" own as (values {','.join([f'({row})'] * rows)})"
+        f" select {','.join(columns)} from own cross join common"
+    )
 
 
 def _is_damage(error: Exception) -> bool:

@@ -36,8 +36,8 @@ VERSION = "3.13"
 INSIDE = "cp313/"
 PACKAGES = (
     "pyzmq", "simpleeval", "urllib3", "falcon", "waitress", "orjson", "cerberus", "apscheduler",
-    "tzdata", "prometheus-client", "wsproto", "psutil", "pytest", "colorama", "hypothesis",
-    "PyYAML", "requests",
+    "tzdata", "prometheus-client", "wsproto", "psutil", "pytest", "pytest-timeout", "colorama",
+    "hypothesis", "PyYAML", "requests",
 )  # fmt: skip
 #: What cannot be there → why.
 LEFT_OUT = {
