@@ -20,6 +20,7 @@ from retire_cluster.broker.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.store import Store
 from retire_cluster.broker.task import Task
+from retire_cluster.broker.trouble import ReadTrouble
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import DeviceNotFound, NotFound, TaskNotFound
 from retire_cluster.schemas.validation import validate
@@ -98,6 +99,8 @@ class Admin:
     quarantined: set[int] = field(default_factory=set)
     #: Why new tasks are refused (no disk space left), or empty.
     refusing: str = ""
+    #: Whether the store could not be read lately.
+    trouble: ReadTrouble = field(default_factory=ReadTrouble)
 
     def apply(self, event: Event, now: Now) -> list[Instruction]:
         """Let an event happen in this turn; its instructions."""

@@ -61,7 +61,8 @@ def scheduler_health(admin: Admin, call: Call) -> str:
 @operation("health", {})
 def health(admin: Admin, call: Call) -> Reply:
     """The broker's components."""
-    components = {"cluster_server": "healthy", "task_scheduler": scheduler_health(admin, call)}
+    server = "degraded" if admin.trouble.look(call.now.mono) else "healthy"
+    components = {"cluster_server": server, "task_scheduler": scheduler_health(admin, call)}
     return Reply({"components": components})
 
 

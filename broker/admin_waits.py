@@ -93,6 +93,12 @@ def _submission(admin: Admin, args: dict[str, Any]) -> list[tuple[int, int]]:
     return admin.submission(first, count)
 
 
+def unread(over: WaitOver) -> Reply:
+    """A brief answer without what is in the store: no status is known, as when time was up."""
+    none: list[None] = [None] * len(over.tasks)
+    return Reply({**over.told, "statuses": none, "result_data": list(none), "omitted": []})
+
+
 def waited(admin: Admin, over: WaitOver) -> Reply:
     """The answer of a `task.wait` that is over: as many results as fit into one message."""
     live = admin.state.tasks

@@ -36,6 +36,10 @@ from retire_cluster.schemas.messages import (
 from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
+#: The pause after an assignment that could not be sent; it doubles …
+UNSENT_SECONDS = 0.5
+#: … up to this.
+UNSENT_AT_MOST_SECONDS = 30.0
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
 #: The outcome word of an attempt whose device was lost.
@@ -343,6 +347,29 @@ def give_back(
     else:
         become_due(state, task, now)
     state.store_deviation(task, now)
+
+
+def not_sent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
+    """An attempt that never left: it costs nothing, blames nobody, and is tried again later."""
+    task = state.tasks.get(event.task)
+    if (
+        task is None
+        or task.status is not TaskStatus.ASSIGNED
+        or task.dispatch is None
+        or task.dispatch.token != event.token
+    ):
+        return
+    device = task.device
+    state.leave_device((task,))
+    task.device = None
+    task.assigned_ms = None
+    pause = min(UNSENT_SECONDS * 2.0 ** min(task.unsent, 10), UNSENT_AT_MOST_SECONDS)
+    task.unsent += 1
+    state.move(task, "wait", now, message=event.reason)
+    state.wait_until(task, now.mono + pause)
+    state.store_deviation(task, now)
+    if device is not None:
+        state.note_room(device)
 
 
 def become_due(state: ClusterState, task: Task, now: Now) -> None:

@@ -25,7 +25,7 @@ from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
 from retire_cluster.schemas.hosts import EVERYWHERE, bracketed
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.jsontext import JSONError, dumps
+from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Finished, Reject, read_from_device
 from retire_cluster.schemas.wire import WireError
 
@@ -280,7 +280,7 @@ class Clients(_Channel):
         return Call(ticket, op, args, message.blobs, now)
 
     def answer(self, ticket: Ticket, reply: Reply) -> None:
-        """Answer a call; a client that has gone is no matter."""
+        """Answer a call; a client that has gone is no matter. Raises `JSONError`."""
         routing, call_id = ticket
         header = {
             "id": call_id,
@@ -288,13 +288,7 @@ class Clients(_Channel):
             "blobs": [path for path, _ in reply.blobs],
         }
         texts = [text for _, text in reply.blobs]
-        try:
-            frames = wire.encode(wire.ADMIN, b"REPLY", header, texts)
-        except JSONError as error:
-            log.error("an answer could not be written as JSON: %s", error)
-            self.refuse(ticket, ClusterError("The answer could not be written as JSON."))
-            return
-        self.put(routing, frames)
+        self.put(routing, wire.encode(wire.ADMIN, b"REPLY", header, texts))
 
     def refuse(self, ticket: Ticket, error: ClusterError) -> None:
         """Answer a call with an error."""

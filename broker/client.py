@@ -39,7 +39,20 @@ class NoAnswer(ClusterUnavailable):
 
     A main node that *answers* that something is not possible now raises `ClusterUnavailable`
     itself: it is there, and its next answer may be another.
+
+    `sent`: the call went out, so what it asked for may have been done, or will be.
     """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+        sent: bool = False,
+    ) -> None:
+        super().__init__(message, details=details, retry_after=retry_after)
+        self.sent = sent
 
 
 class Answer(NamedTuple):
@@ -131,8 +144,9 @@ class AdminClient:
                 if message.header.get("id") == call_id:
                     return self._answer(message)
         except zmq.Again:
+            sent = bool(self._local.up)
             self._drop()
-            raise NoAnswer(self._silence(wait), retry_after=1) from None
+            raise NoAnswer(self._silence(wait), retry_after=1, sent=sent) from None
         except NoAnswer:
             self._drop()
             raise
@@ -214,7 +228,9 @@ class AdminClient:
             return wire.decode(wire.ADMIN, frames)
         except wire.WireError as error:
             raise NoAnswer(
-                f"{self.host}:{self.port} does not speak the admin protocol: {error}", retry_after=1
+                f"{self.host}:{self.port} does not speak the admin protocol: {error}",
+                retry_after=1,
+                sent=True,
             ) from None
 
     def _answer(self, message: wire.Message) -> Answer:
@@ -232,7 +248,9 @@ class AdminClient:
             or len(paths) != len(message.blobs)
         ):
             raise NoAnswer(
-                f"the answer of {self.host}:{self.port} cannot be understood", retry_after=1
+                f"the answer of {self.host}:{self.port} cannot be understood",
+                retry_after=1,
+                sent=True,
             )
         return Answer(data, list(zip(paths, message.blobs, strict=True)))
 

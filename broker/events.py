@@ -97,6 +97,16 @@ class TaskDamaged:
 
 
 @dataclass(frozen=True)
+class NotSent:
+    """An assignment was committed and could not be sent: nobody has the attempt."""
+
+    task: int
+    #: The dispatch's.
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class ResultDamaged:
     """An ended task's stored outcome is not what was written."""
 
@@ -232,7 +242,7 @@ class Place:
 
 
 Event = (
-    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged
+    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | NotSent
     | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
     | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
     | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import zmq
@@ -29,21 +28,20 @@ from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, Ru
 from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.admin_facade import facade_identity
 from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
-from retire_cluster.broker.admin_waits import waited
+from retire_cluster.broker.admin_waits import unread, waited
 from retire_cluster.broker.age import jump_text, jumped
 from retire_cluster.broker.channel import Bus, Clients, Feed, bind
+from retire_cluster.broker.damage import face, quarantine
 from retire_cluster.broker.feed import fresh_epoch
 from retire_cluster.broker.gate import Gate
+from retire_cluster.broker.handing_out import hand_out
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
-from retire_cluster.broker.store import RowDamaged, Store, StoreError
-from retire_cluster.broker.task import Task
+from retire_cluster.broker.store import RowDamaged, Store, StoreError, StoreTrouble
 from retire_cluster.conf import failpoints
 from retire_cluster.conf.boot import boot_id
 from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.batches import Assign, AssignGroup
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
 from retire_cluster.schemas.hosts import EVERYWHERE
 
@@ -55,6 +53,13 @@ MAX_POLL_SECONDS = 0.5
 MESSAGES_PER_TURN = 500
 _FREE_SPACE_SECONDS = 5.0
 _RELOAD_SECONDS = 1.0
+#: Tries of reading the whole store before it counts as unreadable, and the seconds between them.
+_LOADS, _LOAD_PAUSE_SECONDS = 3, 0.1
+#: What a client is told whose operation was committed and whose answer then failed.
+_DONE = (
+    "What was asked for has been done and is kept, but the answer failed in the main node; its log"
+    " has the details. Look before asking for it again."
+)
 #: Where the scheduler posts its ticks.
 TICKS_ENDPOINT = "inproc://ticks"
 
@@ -104,6 +109,8 @@ class Broker:
         self._sockets: list[zmq.Socket[bytes]] = []
         self.stopping = False
         self._stalled = ""
+        #: Whether the turn under way has been committed.
+        self._counts = False
         self._reload_mono = 0.0
         self._space_mono = 0.0
         self._later: list[ev.Event] = []
@@ -180,12 +187,15 @@ class Broker:
             log.error("%s; nothing of this turn counts, the state is read anew", error)
             self._stall(str(error))
         except Exception:
+            if self._counts:
+                log.exception("a turn failed after its commit; what it committed counts")
+                return
             # A rule failed half-way: memory cannot be trusted any more, the store can.
             log.exception("a turn failed; nothing of it counts, the state is read anew")
             self._stall("the main node met an error and reads its state anew")
 
     def _work(self, now: ev.Now, ready: Container[object]) -> None:
-        admin = self._admin
+        admin, self._counts = self._admin, False
         admin.turn, self._answers, self._reads = [], [], []
         # Devices before deadlines: what waited in the socket while this loop was busy counts.
         if self._bus.socket in ready:
@@ -195,12 +205,14 @@ class Broker:
             self._hear_clients(now)
         admin.apply(ev.Place(), now)
         self._commit(now)
-        self._perform(admin.turn)
-        while self._answers:
-            self._answer(*self._answers.pop(0))
+        self._counts = True
+        # From here on everything counts, whatever goes wrong: each step fails on its own.
+        self._perform(admin.turn, now)
+        for ticket, reply in self._answers:
+            self._answer(ticket, reply, done=True)
             failpoints.reach("broker-after-answer")
-        while self._reads:
-            self._attempt(*self._reads.pop(0), self._answer)
+        for operation, call in self._reads:
+            self._attempt(operation, call, self._answer)
         self._publish(now)
 
     def _wait_ms(self, longest_seconds: float) -> int:
@@ -244,15 +256,7 @@ class Broker:
 
     def _face_damage(self, now: ev.Now) -> None:
         """End what was found damaged in the last turn; whoever asked for it is answered now."""
-        public, tasks = self.state.ids.public, self.state.tasks
-        for event in self._later:
-            if isinstance(event, ev.ResultDamaged):
-                task_id = public(event.task, event.created_ms)
-                log.error("the result of task %s is damaged in the store: it fails", task_id)
-            elif isinstance(event, ev.TaskDamaged) and event.task in tasks:
-                task_id = public(event.task, tasks[event.task].created_ms)
-                log.error("task %s is damaged in the store: it is not run", task_id)
-            self._admin.apply(event, now)
+        face(self._later, self._admin, now)
         self._later.clear()
         put_off, self._put_off = self._put_off, []
         for asked in put_off:
@@ -263,17 +267,10 @@ class Broker:
 
     def _quarantine(self, damage: RowDamaged) -> bool:
         """Have a damaged outcome dealt with in the next turn; False when that was done before."""
-        number = damage.task
-        if number in self._admin.quarantined or number in self.state.tasks:
-            return False
-        heads = self._store.heads((number,))
-        outcomes = self._store.outcomes((number,), results=False)
-        if number not in heads or number not in outcomes:
-            return False
-        self._admin.quarantined.add(number)
-        created_ms = heads[number].created_ms
-        self._later.append(ev.ResultDamaged(number, created_ms, outcomes[number]))
-        return True
+        event = quarantine(damage, self._admin)
+        if event is not None:
+            self._later.append(event)
+        return event is not None
 
     def _watch_clock(self, now: ev.Now) -> None:
         before, self._looked = self._looked, now
@@ -326,11 +323,18 @@ class Broker:
     def _make_gathered(self) -> None:
         self._answers += make(self._admin)
 
-    def _answer(self, ticket: ev.Ticket, reply: Reply | ClusterError) -> None:
-        if isinstance(reply, ClusterError):
-            self._clients.refuse(ticket, reply)
-        else:
-            self._clients.answer(ticket, reply)
+    def _answer(
+        self, ticket: ev.Ticket, reply: Reply | ClusterError, *, done: bool = False
+    ) -> None:
+        """Answer a call; `done`: what it asked for has been committed, whatever happens here."""
+        try:
+            if isinstance(reply, ClusterError):
+                self._clients.refuse(ticket, reply)
+            else:
+                self._clients.answer(ticket, reply)
+        except Exception:
+            log.exception("an answer could not be written")
+            self._clients.refuse(ticket, InternalError(_DONE if done else None))
 
     def _attempt(
         self,
@@ -353,6 +357,8 @@ class Broker:
                 return
             log.error("%s: %s", operation.name, error)
             self._clients.refuse(call.ticket, InternalError(str(error)))
+        except StoreTrouble as error:
+            self._clients.refuse(call.ticket, self._not_now(error))
         except StoreError as error:
             log.error("%s: %s", operation.name, error)
             self._clients.refuse(call.ticket, InternalError(str(error)))
@@ -365,26 +371,54 @@ class Broker:
             if reply is not None:
                 answer(call.ticket, reply)
 
+    def _not_now(self, error: StoreTrouble) -> ClusterUnavailable:
+        """What a client is told whose question needs what cannot be read now."""
+        self._admin.trouble.note(str(error), self._now().mono)
+        return ClusterUnavailable(f"{error}; ask again", retry_after=1)
+
     def _commit(self, now: ev.Now) -> None:
         writes = [i for i in self._admin.turn if isinstance(i, ins.WRITES)]
-        if writes:
-            if mark := self.state.mark(now):
-                writes.append(ins.StoreMark(mark))
-            failpoints.reach("broker-before-commit")
+        if not writes:
+            return
+        if mark := self.state.mark(now):
+            writes.append(ins.StoreMark(mark))
+        failpoints.reach("broker-before-commit")
+        before = self._store.commits
+        try:
             self._store.commit(writes)
-            failpoints.reach("broker-after-commit")
+        except Exception:
+            if self._store.commits == before:
+                raise
+            log.exception("the store met an error after a commit; what was committed counts")
+        failpoints.reach("broker-after-commit")
 
-    def _perform(self, turn: Sequence[ins.Instruction]) -> None:
+    def _perform(self, turn: Sequence[ins.Instruction], now: ev.Now) -> None:
         for instruction in turn:
-            if isinstance(instruction, ins.Send):
-                verb, header = instruction.message.write()
-                self._bus.send(instruction.routing, verb, header, (), self.state.stats.dropped)
-            elif isinstance(instruction, ins.SendAssign):
-                self._assign(instruction)
-            elif isinstance(instruction, ins.Answer):
-                self._clients.answer(instruction.ticket, Reply(instruction.data))
-            elif isinstance(instruction, ins.WaitOver):
-                self._answer_wait(instruction)
+            try:
+                if isinstance(instruction, ins.Send):
+                    verb, header = instruction.message.write()
+                    self._bus.send(instruction.routing, verb, header, (), self.state.stats.dropped)
+                elif isinstance(instruction, ins.SendAssign):
+                    self._assign(instruction, now)
+                elif isinstance(instruction, ins.Answer):
+                    self._answer(instruction.ticket, Reply(instruction.data), done=True)
+                elif isinstance(instruction, ins.WaitOver):
+                    self._answer_wait(instruction)
+            except Exception:
+                log.exception(
+                    "%s could not be carried out; what was committed counts",
+                    type(instruction).__name__,
+                )
+                self._make_up_for(instruction)
+
+    def _make_up_for(self, instruction: ins.Instruction) -> None:
+        """What follows from an instruction that failed: nobody waits for it in vain."""
+        if isinstance(instruction, ins.SendAssign):
+            token, why = instruction.dispatch.token, "the main node met an error, see its log"
+            self._later += [ev.NotSent(task.number, token, why) for task in instruction.tasks]
+        elif isinstance(instruction, ins.WaitOver):
+            self._clients.refuse(instruction.ticket, InternalError(_DONE))
+        # A device that a message did not reach tells what it has, and sends results again.
 
     def _answer_wait(self, over: ins.WaitOver) -> None:
         try:
@@ -392,10 +426,17 @@ class Broker:
         except StoreError as error:
             if isinstance(error, RowDamaged) and self._is_put_off(error, over):
                 return
-            log.error("task.wait: %s", error)
-            self._clients.refuse(over.ticket, InternalError(str(error)))
+            trouble = self._not_now(error) if isinstance(error, StoreTrouble) else None
+            if over.told:
+                # Its tasks have been submitted: that is told; how they end, at the next question.
+                self._answer(over.ticket, unread(over), done=True)
+            elif trouble is not None:
+                self._clients.refuse(over.ticket, trouble)
+            else:
+                log.error("task.wait: %s", error)
+                self._clients.refuse(over.ticket, InternalError(str(error)))
         else:
-            self._clients.answer(over.ticket, reply)
+            self._answer(over.ticket, reply, done=True)
 
     def _is_put_off(self, damage: RowDamaged, asked: tuple[Operation, Call] | ins.WaitOver) -> bool:
         """Whether a read waits for the next turn, because that deals with what it met."""
@@ -408,51 +449,21 @@ class Broker:
         self._put_off.append(asked)
         return True
 
-    def _assign(self, order: ins.SendAssign) -> None:
-        missing = [task.number for task in order.tasks if task.payload is None]
-        read = self._store.payloads(missing) if missing else {}
-        tasks: list[Task] = []
-        payloads: list[bytes] = []
-        for task in order.tasks:
-            if task.dispatch is not order.dispatch:
-                continue  # cancelled in the same turn
-            payload = task.payload if task.payload is not None else read.get(task.number)
-            if payload is None:
-                self._later.append(ev.TaskDamaged(task.number))
-                continue
-            tasks.append(task)
-            payloads.append(payload)
-        start = 0
-        for count in wire.split_batch(map(len, payloads)):
-            end = start + count
-            verb, header = self._assignment(order, tasks[start:end]).write()
-            blobs = payloads[start:end]
-            self._bus.send(order.routing, verb, header, blobs, self.state.stats.dropped)
-            start = end
-        # Measured here, where the message leaves: a turn has one time, taken at its beginning.
-        sent_mono = self._now().mono
-        self.state.stats.placed([sent_mono - task.queued_mono for task in order.tasks])
+    def _assign(self, order: ins.SendAssign, now: ev.Now) -> None:
+        later = hand_out(order, self.state, self._store, self._bus, self._now)
+        for event in later:
+            if isinstance(event, ev.NotSent):
+                self._admin.trouble.note(event.reason, now.mono)
+        self._later += later
         failpoints.reach("broker-after-assign")
-
-    def _assignment(self, order: ins.SendAssign, tasks: Sequence[Task]) -> Assign:
-        groups = []
-        for (kind, limit), some in groupby(
-            tasks, lambda task: (task.spec.task_type, task.spec.timeout_seconds)
-        ):
-            found = list(some)
-            groups.append(
-                AssignGroup(
-                    kind, limit, [task.number for task in found],
-                    [task.attempt for task in found], [task.created_ms for task in found],
-                )
-            )  # fmt: skip
-        lease, salt = order.dispatch, self.state.ids.salt
-        return Assign(order.session, lease.token, lease.epoch, salt, tuple(groups))
 
     def _publish(self, now: ev.Now) -> None:
         if self._admin.polls:
             self._answer_polls(now)
-        self._feed.publish(self.state.log, self.state.ids)
+        try:
+            self._feed.publish(self.state.log, self.state.ids)
+        except Exception:
+            log.exception("events could not be published; /events still has them")
 
     def _answer_polls(self, now: ev.Now) -> None:
         kept = []
@@ -461,9 +472,14 @@ class Broker:
             if not over and self.state.log.last <= poll.since:
                 kept.append(poll)
                 continue
-            reply = polled(self._admin, poll)
+            try:
+                reply = polled(self._admin, poll)
+            except Exception:
+                log.exception("a poll for events failed")
+                self._clients.refuse(poll.ticket, InternalError())
+                continue
             if over or reply.data["events"] or reply.data["gap"]:
-                self._clients.answer(poll.ticket, reply)
+                self._answer(poll.ticket, reply)
             else:
                 # Nothing of it was wanted: go on from here.
                 kept.append(replace(poll, since=reply.data["next"]))
@@ -472,6 +488,15 @@ class Broker:
     # --- the store's trouble ---------------------------------------------------------------------
 
     def _restore(self) -> tuple[ClusterState, ev.Now]:
+        for _ in range(_LOADS - 1):
+            try:
+                return self._restore_now()
+            except StoreTrouble as error:
+                log.warning("%s; trying again", error)
+            time.sleep(_LOAD_PAUSE_SECONDS)
+        return self._restore_now()
+
+    def _restore_now(self) -> tuple[ClusterState, ev.Now]:
         now = self._now()
         # A million tasks are made in one go and none of them is garbage: looking for cycles among
         # them would take longer than everything else here, now and at every later collection.

@@ -413,6 +413,7 @@ def _handlers() -> dict[type, Handler]:
         ev.TasksSubmitted: asked.submitted,
         ev.CancelAsked: asked.cancel,
         ev.TaskDamaged: asked.damaged,
+        ev.NotSent: attempts.not_sent,
         ev.ResultDamaged: asked.result_damaged,
         ev.RetryAsked: asked.retry,
         ev.PingAsked: membership.ping,

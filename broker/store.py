@@ -7,7 +7,7 @@ raise `StoreError` when the medium fails; counting and listing never come here (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.rows import (
@@ -46,6 +46,18 @@ class RowDamaged(StoreError):
         self.task = task
 
 
+class StoreTrouble(StoreError):
+    """Something cannot be read now, tried again in vain; it says nothing about what is stored."""
+
+
+class Payloads(NamedTuple):
+    """Payloads as far as they could be read; those in neither are damaged or gone."""
+
+    read: dict[int, bytes]
+    #: Those that may be read later, and why not now.
+    unread: dict[int, str]
+
+
 class Store(Protocol):
     """What the broker needs of a store. Used from one thread only."""
 
@@ -71,8 +83,8 @@ class Store(Protocol):
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """Tasks without document and payload, for lists."""
 
-    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
-        """Payloads of tasks."""
+    def payloads(self, numbers: Iterable[int]) -> Payloads:
+        """Payloads of tasks; it raises nothing, whatever the medium does."""
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
         """How tasks ended, with or without results and details.
@@ -240,9 +252,9 @@ class MemoryStore:
         """See `Store.heads`."""
         return {n: self._tasks[n] for n in numbers if n in self._tasks}
 
-    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
+    def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
-        return {n: self._tasks[n].payload for n in numbers if n in self._tasks}
+        return Payloads({n: self._tasks[n].payload for n in numbers if n in self._tasks}, {})
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
         """See `Store.outcomes`."""

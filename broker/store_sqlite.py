@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker import sealed
+from retire_cluster.broker.patience import Patience, is_damage
 from retire_cluster.broker.recent import RecentOutcomes
 from retire_cluster.broker.rows import (
     AccessRow,
@@ -38,10 +39,12 @@ from retire_cluster.broker.rows import (
 )
 from retire_cluster.broker.store import (
     HOUR_SECONDS,
+    Payloads,
     RowDamaged,
     StoreDamaged,
     StoreError,
     StoreFull,
+    StoreTrouble,
 )
 from retire_cluster.broker.store_schema import migrate
 from retire_cluster.schemas.ids import SALT_BITS
@@ -87,10 +90,6 @@ def _alike(table: str, layout: str, rows: int) -> str:
     )
 
 
-def _is_damage(error: Exception) -> bool:
-    return "malformed" in str(error) or "not a database" in str(error)
-
-
 def _chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
     rows = list(numbers)
     for start in range(0, len(rows), _ROWS):
@@ -109,18 +108,19 @@ class SQLiteStore:
         self.path = path
         self.commits = 0
         self._recent = RecentOutcomes()
+        self._patience = Patience()
         try:
             self._db = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, cached_statements=512
             )
             try:
-                self._prepare()
+                self._patience.read(self._prepare)
             except BaseException:
                 # Windows sets no file aside that is still open.
                 self._db.close()
                 raise
         except (sqlite3.Error, OSError) as error:
-            if _is_damage(error):
+            if is_damage(error):
                 text = f"the store {path} cannot be used: {error}; {_CURE}"
                 raise StoreDamaged(text) from None
             raise StoreError(
@@ -150,7 +150,6 @@ class SQLiteStore:
             for write in writes:
                 _WRITERS[type(write)](self, write)
             self._db.execute("commit")
-            self._remember(writes)
         except (sqlite3.Error, OSError) as error:
             self._roll_back()
             text = f"the store {self.path} refused a write: {error}"
@@ -158,6 +157,7 @@ class SQLiteStore:
                 raise StoreFull(text) from None
             raise StoreError(text) from None
         self.commits += 1
+        self._remember(writes)
 
     def _remember(self, writes: Sequence[ins.Write]) -> None:
         for write in writes:
@@ -355,9 +355,9 @@ class SQLiteStore:
 
     def _unreadable(self, error: Exception) -> StoreError:
         text = f"the store {self.path} cannot be read: {error}"
-        if _is_damage(error):
+        if is_damage(error):
             return StoreDamaged(f"{text}; {_CURE}")
-        return StoreError(text)
+        return StoreTrouble(text) if isinstance(error, sqlite3.Error) else StoreError(text)
 
     def _salt(self, meta: dict[str, Any]) -> int:
         """What makes task ids of task numbers: with a wrong one no id would be found again."""
@@ -404,19 +404,23 @@ class SQLiteStore:
                 found[row[0]] = sealed.showable(TaskRow(*row))
         return found
 
-    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
-        """See `Store.payloads`. Damaged ones are left out."""
+    def payloads(self, numbers: Iterable[int]) -> Payloads:
+        """See `Store.payloads`."""
         query = "select * from tasks where number in "
-        found: dict[int, bytes] = {}
+        found = Payloads({}, {})
         for part, marks in _chunks(numbers):
             try:
                 rows = self._read(f"{query} ({marks})", part)
             except StoreError:
-                rows = []  # a damaged page: whatever can still be read, one by one
+                rows = []  # a bad page: whatever can still be read, one by one
                 for number in part:
-                    with contextlib.suppress(StoreError):
+                    try:
                         rows += self._read(f"{query} (?)", (number,))
-            found.update((row[0], row[7]) for row in rows if sealed.is_task_whole(row))
+                    except StoreTrouble as error:
+                        found.unread[number] = str(error)
+                    except StoreError:
+                        pass  # damaged
+            found.read.update((row[0], row[7]) for row in rows if sealed.is_task_whole(row))
         return found
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
@@ -450,9 +454,10 @@ class SQLiteStore:
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
         try:
-            return self._db.execute(query, values).fetchall()
+            return self._patience.read(lambda: self._db.execute(query, values).fetchall())
         except sqlite3.Error as error:
-            raise StoreError(f"the store {self.path} cannot be read: {error}") from None
+            kind = StoreError if is_damage(error) else StoreTrouble
+            raise kind(f"the store {self.path} cannot be read: {error}") from None
 
     def free_percent(self) -> float:
         """See `Store.free_percent`."""

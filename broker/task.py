@@ -118,6 +118,8 @@ class Task:
     killers: frozenset[str] = frozenset()
     #: Whether the store has a `live` row for it.
     deviates = False
+    #: How often it was placed and could not be sent.
+    unsent = 0
     #: Retries used before the last manual retry (`retries` counts one generation).
     stored_retries = 0
 

@@ -230,6 +230,8 @@ def queued_reason(state: ClusterState, task: Task) -> View:
         if not found:
             eligible += 1
             busy += device.free_units < device.units_of(task.spec.task_type)
+    if task.unsent and task.status is TaskStatus.PENDING:
+        rejected["the main node could not read or send its payload: tried again"] = eligible
     return {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
 
 

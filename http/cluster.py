@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from retire_cluster.broker.client import Answer, NoAnswer
 from retire_cluster.schemas.errors import ClusterError
@@ -19,6 +19,21 @@ from retire_cluster.schemas.errors import ClusterError
 #: A main node that answered within this many seconds is trusted to be only slow.
 _RECENTLY_SECONDS = 5.0
 _PATIENT_SECONDS = 15.0
+
+
+#: Operations that change the cluster: asked twice they are done twice.
+CHANGES: Final = frozenset(
+    {
+        "task.submit", "task.cancel", "task.cancel_many", "task.retry", "device.remove",
+        "device.readmit", "device.drain", "device.resume", "config.update", "config.reset",
+        "token.create",
+    }
+)  # fmt: skip
+#: What is true of a change that was asked for and not answered.
+NOT_KNOWN: Final = (
+    "Whether what was asked for has been done is not known: look before asking again, or ask again"
+    " with the same Idempotency-Key."
+)
 
 
 class Cluster(Protocol):
@@ -82,6 +97,9 @@ class GuardedCluster:
             if self._answered_at < started_at:
                 with self._lock:
                     self._silent = error
+            if error.sent and op in CHANGES:
+                text, retry_after = f"{error.message}. {NOT_KNOWN}", error.retry_after
+                raise NoAnswer(text, retry_after=retry_after, sent=True) from None
             raise
         except ClusterError:
             self._answered()

@@ -14,6 +14,7 @@ from falcon.constants import COMBINED_METHODS
 
 from retire_cluster.api import envelope
 from retire_cluster.api.auth import CHALLENGE, Access, Identity
+from retire_cluster.api.cluster import NOT_KNOWN
 from retire_cluster.api.peers import Hosts, Origins, Peers
 from retire_cluster.api.ratelimit import RateLimiter, Standing
 from retire_cluster.api.sessions import set_cookie
@@ -301,4 +302,8 @@ def on_exception(
         exc_info=error,
         extra={"request_id": req.context.request_id, "path": req.path[:500]},
     )
-    answer_error(req, resp, InternalError())
+    told = InternalError()
+    if req.method not in ("GET", "HEAD", "OPTIONS"):
+        # The main node may have done it before something here failed.
+        told = InternalError(f"{told.message} {NOT_KNOWN}")
+    answer_error(req, resp, told)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow, Snapshot, TaskRow
-from retire_cluster.broker.store import MemoryStore, Store, StoreError, StoreFull
+from retire_cluster.broker.store import MemoryStore, Payloads, Store, StoreError, StoreFull
 from retire_cluster.broker.store_sqlite import SQLiteStore
 
 
@@ -125,7 +125,7 @@ class _Unsynced(MemoryStore):
         """See `Store.heads`."""
         return self._disk.seen().heads(numbers)
 
-    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
+    def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
         return self._disk.seen().payloads(numbers)
 
@@ -193,7 +193,7 @@ class Faulty:
         """See `Store.heads`."""
         return self.inner.heads(numbers)
 
-    def payloads(self, numbers: Iterable[int]) -> dict[int, bytes]:
+    def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
         return self.inner.payloads(numbers)
 

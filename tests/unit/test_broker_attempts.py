@@ -571,6 +571,54 @@ def test_a_retry_clears_who_refused_it_and_who_died_of_it(cluster: Cluster) -> N
     assert member.keys[0][:2] == (key[0], 2)
 
 
+# --- not sent ------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_could_not_be_sent_waits_longer_each_time_and_costs_nothing(
+    cluster: Cluster,
+) -> None:
+    member, key = cluster.give()
+    number = key[0]
+    for seconds in (0.5, 1.0, 2.0):
+        before = cluster.state.tasks[number].attempt
+        cluster.do(ev.NotSent(number, cluster.state.tasks[number].key[2], "disk I/O error"))
+        assert cluster.status(number) == "pending"
+        assert member.record.attempts == {}
+        cluster.pass_time(seconds - 0.01)
+        cluster.tick("deadlines")
+        assert cluster.status(number) == "pending"
+        cluster.pass_time(0.02)
+        cluster.tick("deadlines")
+        cluster.place()
+        assert cluster.status(number) == "assigned"
+        assert cluster.state.tasks[number].attempt == before + 1
+    assert cluster.state.tasks[number].retry_count == 0
+    assert cluster.store.attempts(number) == []
+
+
+def test_an_attempt_that_was_not_sent_is_remembered_over_a_restart(cluster: Cluster) -> None:
+    _, key = cluster.give()
+    cluster.do(ev.NotSent(key[0], key[2], "disk I/O error"))
+    cluster.restart()
+    assert cluster.status(key[0]) in ("queued", "pending")
+    assert cluster.state.tasks[key[0]].attempt == 1
+
+
+@pytest.mark.parametrize("state", ["running", "ended", "placed again"])
+def test_a_late_word_that_an_attempt_was_not_sent_changes_nothing(
+    cluster: Cluster, state: str
+) -> None:
+    member, key = cluster.give()
+    token = key[2]
+    if state == "running":
+        member.start()
+    elif state == "ended":
+        member.finish()
+    else:
+        token += 1
+    assert cluster.do(ev.NotSent(key[0], token, "disk I/O error")) == []
+
+
 # --- damaged in the store ------------------------------------------------------------------------
 
 

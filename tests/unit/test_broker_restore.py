@@ -245,7 +245,7 @@ def test_large_payloads_are_left_in_the_store_and_small_ones_kept(kept: Cluster)
     kept.submit(payload=b"{}")
     kept.restart()
     assert [task.payload for task in kept.state.tasks.values()] == [None, b"{}"]
-    assert kept.store.payloads([1]) == {1: big}
+    assert kept.store.payloads([1]).read == {1: big}
 
 
 def test_figures_of_the_last_hour_are_kept(kept: Cluster) -> None:
@@ -283,7 +283,7 @@ def test_a_damaged_document_asks_for_nothing_and_the_task_is_not_run(
     cluster.device()
     cluster.place()
     assert cluster.task(number).payload is None
-    assert cluster.store.payloads([number]) == {}
+    assert cluster.store.payloads([number]) == ({}, {})
     cluster.do(ev.TaskDamaged(number))
     assert cluster.status(number) == "failed"
 
