@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker import enrolment
+from retire_cluster.broker import enrolment, oversize
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -34,7 +34,6 @@ from retire_cluster.schemas.messages import (
     Started,
 )
 from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
-from retire_cluster.schemas.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 
 #: The pause after an assignment that could not be sent; it doubles …
 UNSENT_SECONDS = 0.5
@@ -44,8 +43,6 @@ _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
 #: The outcome word of an attempt whose device was lost.
 LOST = "lost"
-#: `details` in place of what was too large to keep.
-_CUT = b'{"truncated":true,"logs":"left out by the main node: larger than the protocol allows"}'
 
 
 def current(state: ClusterState, key: Key, device: Device) -> Task | None:
@@ -114,7 +111,7 @@ def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
     device.last_seen_mono = now.mono
     outcomes: list[OutcomeRow] = []
     deviating: list[int] = []
-    results, details = _bounded(event.blobs)
+    results, details = oversize.bounded(event.blobs)
     start = 0
     for group in message.groups:
         end = start + len(group.tasks)
@@ -134,20 +131,6 @@ class _Part(NamedTuple):
     group: FinishedGroup
     results: Sequence[bytes]
     details: Sequence[bytes]
-
-
-def _bounded(blobs: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """Results and details as a device sent them, without what the protocol does not allow."""
-    results, details = blobs[::2], blobs[1::2]
-    if max(map(len, results), default=0) > MAX_RESULT_BYTES:
-        details = [
-            _CUT if len(result) > MAX_RESULT_BYTES else detail
-            for result, detail in zip(results, details, strict=True)
-        ]
-        results = [b"" if len(result) > MAX_RESULT_BYTES else result for result in results]
-    if max(map(len, details), default=0) > MAX_DETAILS_BYTES:
-        details = [_CUT if len(detail) > MAX_DETAILS_BYTES else detail for detail in details]
-    return results, details
 
 
 def _succeeded(

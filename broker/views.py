@@ -14,6 +14,7 @@ from retire_cluster.broker.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.broker.timestamps import duration, optional_stamp, stamp
+from retire_cluster.schemas import truncation
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.jsontext import JSONError, loads
@@ -105,6 +106,7 @@ def result(task_id: str, outcome: OutcomeRow) -> tuple[View, bytes]:
         "error_message": outcome.error_message,
         "error_traceback": _text(details.get("error_traceback")),
         "logs": _text(details.get("logs")) or "",
+        "truncated": truncation.write(truncation.read(details.get("truncated"))),
         "cause": outcome.cause,
     }
     return view, outcome.result

@@ -28,7 +28,8 @@ examples:
   seq 100 | sed 's/.*/{"expression": "& ** 2"}/' | retire-cluster map python_eval -
   retire-cluster map thumbnail photos.jsonl --resume photos > results.jsonl
 
-Each line of the output is {"line", "task_id", "status", "result_data", "error_message"}.
+Each line of the output is {"line", "task_id", "status", "result_data", "error_message"},
+with "truncated" where a result is not whole.
 With --resume NAME, running it again on the same file goes on where it stopped (for a day).
 """
 
@@ -180,5 +181,7 @@ def _print(first: int, ids: Sequence[str], results: Sequence[dict[str, Any]]) ->
             "result_data": result.get("result_data"),
             "error_message": result.get("error_message"),
         }
+        if result.get("truncated"):
+            row["truncated"] = result["truncated"]
         sys.stdout.write(jsontext.dumps(row).decode("utf-8") + "\n")
     sys.stdout.flush()

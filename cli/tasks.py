@@ -8,7 +8,7 @@ from typing import Any
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import Style, facts, pretty, table
-from retire_cluster.cli.waiting import print_result, wait_and_print
+from retire_cluster.cli.waiting import missing, print_result, wait_and_print
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
 
 HEADERS = ("TASK", "STATUS", "TYPE", "PRIORITY", "CREATED", "SECONDS", "RETRIES", "DEVICE")
@@ -92,13 +92,26 @@ def result(session: Session) -> int:
 def logs(session: Session) -> int:
     """Print what a task wrote."""
     found = session.client.call("task.result", {"task_id": session.args.task_ids[0]})
-    fields = ("task_id", "logs", "error_message", "error_traceback")
-    parts = (_lines(found.get("logs")), found.get("error_traceback"))
+    fields = ("task_id", "logs", "error_message", "error_traceback", "truncated")
+    outputs = _outputs(found.get("result_data"))
+    parts = [_lines(found.get("logs")), found.get("error_traceback"), _lines(outputs.get("stdout"))]
+    if errors := _lines(outputs.get("stderr")):
+        parts.append(f"stderr:\n{errors}" if parts[-1] else errors)
     text = "\n".join(part for part in parts if part)
-    session.output.data({name: found.get(name) for name in fields}, text)
+    session.output.data({**{name: found.get(name) for name in fields}, **outputs}, text)
     if not text:
         session.output.hint("it wrote nothing")
+    for line in missing(found):
+        session.output.hint(line)
     return exits.OK
+
+
+def _outputs(result: Any) -> dict[str, str]:
+    """What a `command` wrote, which is in its result; empty for any other."""
+    names = ("stdout", "stderr")
+    if not isinstance(result, Mapping) or "return_code" not in result:
+        return {}
+    return {name: result[name] for name in names if isinstance(result.get(name), str)}
 
 
 def cancel(session: Session) -> int:
@@ -147,6 +160,8 @@ def task_text(task: Mapping[str, Any], style: Style) -> str:
         for name in ("payload", "result")
         if task.get(name) is not None
     ]
+    if lines := missing(task.get("result")):
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retire_cluster.cli import exits
 from retire_cluster.cli.common import Caller, Session
 from retire_cluster.cli.output import Style, clean, pretty
+from retire_cluster.schemas import truncation
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 #: Seconds of one call; an idle wait costs a call every so often.
@@ -133,6 +134,14 @@ def print_result(session: Session, result: dict[str, Any], *, named: bool = Fals
     if data is not None:
         shown = {"task_id": task_id, "result_data": data} if named else data
         output.data(data, pretty(shown, output.style))
+    for line in missing(result):
+        output.hint(line)
+
+
+def missing(result: Mapping[str, Any] | None) -> list[str]:
+    """What of a result is not whole, a line for each part."""
+    cuts = truncation.read((result or {}).get("truncated"))
+    return [truncation.words(part, cut) for part, cut in cuts.items()]
 
 
 def look_again(task_ids: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import math
 from typing import Any, Final, NamedTuple
 
 from retire_cluster.node.frames import RawFrame
+from retire_cluster.schemas import truncation
 from retire_cluster.schemas.cleantext import clean, shorten
 from retire_cluster.schemas.jsontext import JSONError, dumps_clean, is_deeper, loads
 from retire_cluster.schemas.vocabulary import Cause, Outcome
@@ -157,8 +158,9 @@ def _details(value: object) -> bytes:
     details: dict[str, Any] = {
         name: _text(value, name, "") for name in ("error_traceback", "logs") if value.get(name)
     }
-    if value.get("truncated") is True:
-        details["truncated"] = True
+    cuts = truncation.read(value.get("truncated"))
+    if cuts:
+        details["truncated"] = truncation.write(cuts)
     text = dumps_clean(details) if details else b""
     if len(text) > MAX_DETAILS_BYTES:
         raise BadAnswer(f"its logs and trace have more than {MAX_DETAILS_BYTES} bytes")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from retire_cluster.node.headtail import Kept, fit, json_size, of_text
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, Limits, TaskFailed
 from retire_cluster.node.tasks.custom import Traced
-from retire_cluster.node.tasks.jsonresult import NotJson, fit_texts, to_json
+from retire_cluster.node.tasks.jsonresult import NotJson, to_json
+from retire_cluster.schemas import truncation
 from retire_cluster.schemas.cleantext import clean, shorten
+from retire_cluster.schemas.truncation import Cut
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from retire_cluster.schemas.wire import MAX_DETAILS_BYTES
 
 #: Progress told more often than this is left out, so that a task cannot keep the worker busy.
 MIN_PROGRESS_SECONDS = 0.05
 MAX_MESSAGE = 4_000
-#: Results with long texts: which fields may be cut to fit.
-_LONG_TEXTS = {"command": ("stdout", "stderr"), "http_request": ("content",)}
+MAX_TRACE_BYTES = 16_000
+#: For the names and numbers around logs.
+_LOGS_AROUND_BYTES = 512
 
 
 def perform(
@@ -35,6 +40,7 @@ def perform(
     """
     task_type = str(header["task_type"])
     details: dict[str, Any] = {}
+    cuts: dict[str, Cut] = {}
     try:
         context = Context(
             task_id=str(header["task_id"]),
@@ -46,13 +52,12 @@ def perform(
             is_cancelled=is_cancelled,
         )
         answer = _call(task_type, header, payload, context)
-        data, cut = _result_text(task_type, answer.result)
-        if answer.truncated or cut:
-            details["truncated"] = True
+        data = to_json(answer.result)
+        _say_cuts(details, answer.cuts)
         return reply(Outcome.SUCCESS, None, None, details), data
     except Traced as error:
         failure = error.failure
-        details["error_traceback"] = error.trace
+        _add_trace(details, cuts, error.trace)
     except TaskFailed as error:
         failure = error
     except NotJson as error:
@@ -61,17 +66,14 @@ def perform(
         failure = TaskFailed("the task needed more memory than this device grants")
     except BaseException as error:  # a task must never end its process by raising
         failure = TaskFailed(words.of(error))
-        details["error_traceback"] = words.trace(error)
+        _add_trace(details, cuts, words.trace(error))
     data = b""
-    cut = failure.truncated
     if failure.result is not None:
-        try:
-            data, shortened = _result_text(task_type, failure.result)
-            cut = cut or shortened
-        except Exception:  # what a type's author gave may be anything
-            data = b""
-    if cut:
-        details["truncated"] = True
+        # What a type's author gave may be anything.
+        with contextlib.suppress(Exception):
+            data = to_json(failure.result)
+            cuts.update(failure.cuts)
+    _say_cuts(details, cuts)
     return reply(failure.outcome, failure.cause, failure.message, details), data
 
 
@@ -88,17 +90,36 @@ def reply(
     }
 
 
-def fit_details(details: dict[str, Any]) -> dict[str, Any]:
-    """Logs and trace, cut to the protocol's limit: escapes can make them six times longer."""
-    for name in ("logs", "error_traceback"):
-        while (
-            name in details
-            and len(json.dumps(details, ensure_ascii=False).encode("utf-8", "replace"))
-            > MAX_DETAILS_BYTES
-        ):
-            details[name] = details[name][len(details[name]) // 2 :]
-            details["truncated"] = True
-    return details
+def add_logs(details: dict[str, Any], logs: Kept) -> None:
+    """Puts what a task printed into its details, as much of it as the protocol has room for.
+
+    Nobody else's word on it counts: not the task's.
+    """
+    cuts = truncation.read(details.pop("truncated", None))
+    cuts.pop("logs", None)
+    details.pop("logs", None)
+    if logs.total_bytes:
+        room = MAX_DETAILS_BYTES - json_size(details) - _LOGS_AROUND_BYTES
+        kept = fit({"logs": logs}, room)["logs"]
+        if json_size(kept.text) <= room:
+            details["logs"] = kept.text.replace("\0", "\ufffd")
+        else:
+            kept = Kept(b"", b"", logs.total_bytes)
+        if kept.cut is not None:
+            cuts["logs"] = kept.cut
+    _say_cuts(details, cuts)
+
+
+def _add_trace(details: dict[str, Any], cuts: dict[str, Cut], trace: str) -> None:
+    kept = of_text(trace, MAX_TRACE_BYTES)
+    details["error_traceback"] = kept.text
+    if kept.cut is not None:
+        cuts["error_traceback"] = kept.cut
+
+
+def _say_cuts(details: dict[str, Any], cuts: Mapping[str, Cut]) -> None:
+    if cuts:
+        details["truncated"] = truncation.write(cuts)
 
 
 def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Context) -> Answer:
@@ -120,8 +141,3 @@ def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Co
     from retire_cluster.node.tasks import custom
 
     return custom.run(str(header["entry_point"]), content, context)
-
-
-def _result_text(task_type: str, result: Any) -> tuple[bytes, bool]:
-    names = _LONG_TEXTS.get(task_type)
-    return (to_json(result), False) if names is None else fit_texts(result, names)

@@ -1,17 +1,21 @@
 """Everything a task prints, whoever prints it: Python, C libraries, processes it starts.
 
-File descriptors 1 and 2 lead into a pipe; a thread keeps the last 64 KiB of what comes out.
+File descriptors 1 and 2 lead into a pipe; a thread keeps the beginning and the end of what comes
+out. For a process in which tasks run that may close or replace these descriptors and streams.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 import threading
 
+from retire_cluster.node import streams
+from retire_cluster.node.headtail import HeadTail, Kept
+
 MAX_BYTES = 64 * 1024
+_MARK_SECONDS = 1.0
 
 
 class Capture:
@@ -19,16 +23,13 @@ class Capture:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tail = bytearray()
-        self._cut = False
+        self._kept = HeadTail(MAX_BYTES)
         self._mark = b""
         self._marked = threading.Event()
-        reading, writing = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(writing, 1)
-        os.dup2(writing, 2)
-        os.close(writing)
+        reading, self._writing = os.pipe()
+        streams.flush()
+        os.dup2(self._writing, 1)
+        os.dup2(self._writing, 2)
         for stream in (sys.stdout, sys.stderr):
             # Unbuffered enough that prints and C output keep their order.
             stream.reconfigure(  # type: ignore[union-attr]
@@ -37,41 +38,38 @@ class Capture:
         threading.Thread(target=self._read, args=(reading,), name="capture", daemon=True).start()
 
     def _read(self, fd: int) -> None:
+        held = b""
         while part := os.read(fd, 65_536):
             with self._lock:
-                self._tail += part
-                if self._mark and (at := self._tail.find(self._mark)) >= 0:
-                    del self._tail[at : at + len(self._mark)]
-                    self._mark = b""
-                    self._marked.set()
-                if len(self._tail) > MAX_BYTES and not self._mark:
-                    del self._tail[:-MAX_BYTES]
-                    self._cut = True
-                elif len(self._tail) > 4 * MAX_BYTES:
-                    del self._tail[: -2 * MAX_BYTES]
-                    self._cut = True
+                held = self._add(held + part)
 
-    def write(self, line: str) -> None:
-        """Adds a line."""
-        sys.stdout.write(line if line.endswith("\n") else line + "\n")
-        sys.stdout.flush()
+    def _add(self, part: bytes) -> bytes:
+        """Keeps a part of the output; what may be the mark's beginning is given back."""
+        if not self._mark:
+            self._kept.add(part)
+            return b""
+        before, mark, after = part.partition(self._mark)
+        if mark:
+            self._mark = b""
+            self._kept.add(before + after)
+            self._marked.set()
+            return b""
+        held = len(self._mark) - 1
+        self._kept.add(part[:-held])
+        return part[-held:]
 
-    def take(self) -> tuple[str, bool]:
-        """What was printed since the last call, and whether its beginning was cut off."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        mark = b"\0" + secrets.token_bytes(16)
+    def take(self) -> Kept:
+        """What was printed since the last call."""
+        streams.flush()
+        mark = b"\0" + os.urandom(16)
         with self._lock:
             self._mark = mark
             self._marked.clear()
-        # What was written before the mark has been read once the mark comes out.
+        # What was written before the mark has been read once the mark comes out. By a descriptor
+        # of our own: the task's may be closed, or lead into a file of its own by now.
         with contextlib.suppress(OSError):
-            os.write(1, mark)
-            self._marked.wait(1.0)
+            os.write(self._writing, mark)
+            self._marked.wait(_MARK_SECONDS)
         with self._lock:
             self._mark = b""
-            text = self._tail.decode("utf-8", "replace").replace("\0", "\ufffd")
-            cut, self._cut = self._cut, False
-            self._tail.clear()
-        return text, cut
+            return self._kept.take()

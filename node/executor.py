@@ -132,7 +132,6 @@ class _Server:
                 proctree.kill_descendants(os.getpid(), reap=True)
                 last = True
             os.chdir("/")
-        reply["details"] = attempt.fit_details(reply["details"])
         self._tasks += 1
         last = last or self._tasks >= MAX_TASKS
         if self._cpu_seconds:

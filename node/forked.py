@@ -12,13 +12,12 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from retire_cluster.node import limits, proctree, sharedmem
+from retire_cluster.node import limits, proctree, sharedmem, streams
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
 from retire_cluster.node.frames import write_frame
 from retire_cluster.node.tasks import custom
@@ -50,10 +49,10 @@ def run(header: Mapping[str, Any], payload: bytes, ends: Ends, folder: str) -> N
             header,
             payload,
             tell=teller.tell,
-            write_log=_write_log,
+            write_log=streams.write_line,
             is_cancelled=teller.is_cancelled,
         )
-        flush()
+        streams.flush()
         sharedmem.remove_of((os.getpid(),), before)
         reply["last"] = False
         reply["import_seconds"] = custom.import_seconds
@@ -64,13 +63,6 @@ def run(header: Mapping[str, Any], payload: bytes, ends: Ends, folder: str) -> N
             os.write(2, traceback.format_exc()[-4000:].encode("utf-8", "replace"))
     finally:
         os._exit(code)
-
-
-def flush() -> None:
-    """Lets out what was printed; a task may have closed or replaced the streams."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
 
 
 def close_all_but(kept: tuple[int, ...]) -> None:
@@ -102,16 +94,6 @@ def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
     os.environ["RC_TASK_ID"] = str(header["task_id"])
     os.environ["RC_ATTEMPT"] = str(header["attempt"])
     os.chdir(folder)
-
-
-def _write_log(line: str) -> None:
-    text = line if line.endswith("\n") else line + "\n"
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):  # the task closed or replaced it
-        with contextlib.suppress(OSError):
-            os.write(1, text.encode("utf-8", "replace"))
 
 
 class _Teller:

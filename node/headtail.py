@@ -61,7 +61,7 @@ class Kept(NamedTuple):
         if self.kept_bytes <= limit_bytes:
             return self
         head, tail = self.head, self.tail
-        if not tail and self.total_bytes is not None:
+        if len(head) == self.total_bytes:
             half = len(head) // 2
             head, tail = head[:half], head[half:]
         share = min(limit_bytes // 2, len(tail))

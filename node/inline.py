@@ -13,8 +13,8 @@ import threading
 import time
 from typing import Any
 
-from retire_cluster.node import folders, proctree
-from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, fit_details, perform
+from retire_cluster.node import folders, proctree, streams
+from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, add_logs, perform
 from retire_cluster.node.capture import Capture
 from retire_cluster.node.executor import MAX_TASKS
 from retire_cluster.node.frames import Frame, FrameError, read_frame, write_frame
@@ -84,22 +84,17 @@ class _Inline:
             header,
             frame.blob,
             tell=self._tell,
-            write_log=self._capture.write,
+            write_log=streams.write_line,
             is_cancelled=self._cancelled.is_set,
         )
-        logs, cut = self._capture.take()
+        logs = self._capture.take()
         last = bool(header.get("entry_point")) or _end_leftovers()
         self._tasks += 1
         last = last or threading.active_count() > baseline_threads or self._tasks >= MAX_TASKS
         if folder:
             os.chdir(self._scratch)
             folders.remove(folder)
-        details: dict[str, Any] = reply.pop("details")
-        if logs:
-            details["logs"] = logs
-        if cut:
-            details["truncated"] = True
-        reply["details"] = fit_details(details)
+        add_logs(reply["details"], logs)
         reply["last"] = last
         self._write(reply, data)
         return not last

@@ -18,7 +18,7 @@ from typing import Any
 
 from retire_cluster.node import answers, forked, proctree
 from retire_cluster.node.answers import BadAnswer, Done, Progress
-from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, fit_details, reply
+from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, add_logs, reply
 from retire_cluster.node.forked import Ends
 from retire_cluster.node.frames import Frame, FrameError, RawFrame, read_frame, take_raw
 from retire_cluster.node.headtail import HeadTail
@@ -268,13 +268,7 @@ class Child:
         else:
             message = self._problem or how_it_ended(self.status or 0)
             header, data = reply(Outcome.FAILED, Cause.ERROR, message, {}), b""
-        details: Header = header["details"]
-        kept = self._logs.take()
-        if kept.total_bytes:
-            details["logs"] = kept.text.replace("\0", "\ufffd")
-        if kept.cut is not None:
-            details["truncated"] = True
-        header["details"] = fit_details(details)
+        add_logs(header["details"], self._logs.take())
         return header, data
 
     def _parse(self) -> None:

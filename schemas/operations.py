@@ -276,7 +276,7 @@ _ROWS: Final = (
             "result_data": {"echo": {"message": "Hello World"}},
             "execution_time_seconds": 0.05, "worker_device_id": "laptop-001",
             "started_at": _TIME, "completed_at": _TIME, "error_message": None,
-            "error_traceback": None, "logs": None,
+            "error_traceback": None, "logs": "", "truncated": None,
         },
     ),
     Operation(

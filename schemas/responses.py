@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from retire_cluster.schemas import truncation
 from retire_cluster.schemas.vocabulary import (
     PRIORITIES,
     DeviceStatus,
@@ -106,7 +107,26 @@ _RESULT: Final[Json] = {
     "completed_at": _maybe(TIME),
     "error_message": _maybe(TEXT),
     "error_traceback": _maybe(TEXT),
-    "logs": {"description": "What the task printed, when it printed"},
+    "logs": {
+        "type": "string",
+        "description": "What the task printed; empty for `command`, whose `stdout` and `stderr`"
+        " are in `result_data`",
+    },
+    "truncated": _maybe(
+        {
+            "type": "object",
+            "propertyNames": {"enum": list(truncation.PARTS)},
+            "additionalProperties": _object(
+                {
+                    "total_bytes": _maybe(COUNT),
+                    "kept_bytes": COUNT,
+                    "missing": {"type": "string", "enum": list(truncation.MISSING)},
+                }
+            ),
+            "description": "What is not whole: for each such part how many bytes came (null: not"
+            " counted to the end), how many were kept, and which piece is missing",
+        }
+    ),
 }
 _DEVICE: Final[Json] = {
     "device_id": DEVICE_ID,

@@ -19,7 +19,7 @@ _MAX_BYTES: Final = 2**53
 class Cut(NamedTuple):
     """How much of one output is left."""
 
-    #: Bytes that came, in UTF-8; None when nobody counted to the end.
+    #: Bytes that came (of a text: in UTF-8); None when nobody counted to the end.
     total_bytes: int | None
     kept_bytes: int
     #: One of `MISSING`.

@@ -27,7 +27,7 @@ class TaskFailed(ClusterError):
         super().__init__(str(result.get("error_message") or f"the task ended as {status}"))
         #: `failed`, `timeout` or `cancelled`.
         self.task_status = status
-        #: The whole result, with `logs`, `error_traceback` and what the task gave back.
+        #: The whole result: `logs`, `error_traceback`, `truncated`, what the task gave back.
         self.result = dict(result)
 
 
@@ -65,6 +65,14 @@ class TaskFuture(Future[Any]):
         except ClusterError as error:
             return error
         return None
+
+    @property
+    def truncated(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """What of its result is not whole, once it is here; None when nothing is missing.
+
+        `{"stdout": {"total_bytes": 1000000, "kept_bytes": 262144, "missing": "middle"}}`.
+        """
+        return self._end.get("truncated") if isinstance(self._end, Mapping) else None
 
     def done(self) -> bool:
         """Whether it has ended and its result is here; asks, in a forked child."""

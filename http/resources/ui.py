@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -41,6 +42,9 @@ _LOGIN: Final[Schema] = {
     "key": {"type": "string", "required": True, "minlength": 1, "maxlength": 1000}
 }
 
+#: Whole lines of comment, which a browser need not be sent.
+_COMMENT = re.compile(rb"^[ \t]*(?://[^\n]*|/\*(?:[^*]|\*(?!/))*\*/[ \t]*)\r?\n", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class StaticFile:
@@ -59,6 +63,8 @@ def load_files() -> dict[str, StaticFile]:
         content_type = _TYPES.get(PurePosixPath(entry.name).suffix)
         if content_type is not None:
             raw = entry.read_bytes()
+            if entry.name.endswith((".js", ".css")):
+                raw = _COMMENT.sub(b"", raw)
             tag = hashlib.sha256(raw).hexdigest()[:20]
             packed = gzip.compress(raw, mtime=0)
             found[entry.name] = StaticFile(content_type, raw, packed, tag)

@@ -138,6 +138,7 @@ export function task(render, params, id) {
           card("Asked for", null, h("h3", null, "Payload"), pretty(found.payload), requirementsOf(found), Object.keys(found.metadata || {}).length > 0 && [h("h3", null, "Metadata"), pretty(found.metadata)])),
         result && card("Result", { class: "card wide", "data-status": found.status },
           result.error_message && h("p.banner", { "data-kind": "bad" }, glyph("failed"), " ", result.error_message),
+          missingParts(result.truncated).map((line) => h("p.banner", null, line)),
           result.result_data !== null && pretty(result.result_data), result.error_traceback && [h("h3", null, "Traceback"), pretty(result.error_traceback)], result.logs && [h("h3", null, "Output"), pretty(result.logs)]),
         attemptsCard(found),
       ];
@@ -148,6 +149,12 @@ export function task(render, params, id) {
     await guarded(() => act(id, "cancel"), "It is cancelled");
     poke();
   }
+}
+
+/** A line for each part of a result that is not whole. */
+function missingParts(truncated) {
+  return Object.entries(truncated || {}).map(([part, { total_bytes: total, kept_bytes: kept, missing }]) => total === null ? `${part}: cut after ${kept} bytes`
+    : `${part}: ${total - kept} of ${total} bytes are missing (${missing})`);
 }
 
 function requirementsOf(found) {

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from retire_cluster.schemas.truncation import Cut
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
-#: Bytes a text result may have before it is cut and marked `truncated`.
+#: Bytes a text result may have before it is cut and listed in `truncated`.
 MAX_OUTPUT_BYTES: Final = 256 * 1024
+_NOTHING: Final[Mapping[str, Cut]] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
     """What a task that succeeded returns."""
 
     result: Any
-    #: Part of it was cut off.
-    truncated: bool = False
+    #: What of it is not whole.
+    cuts: Mapping[str, Cut] = _NOTHING
 
 
 class TaskFailed(Exception):
@@ -31,7 +34,7 @@ class TaskFailed(Exception):
         cause: Cause = Cause.ERROR,
         outcome: Outcome = Outcome.FAILED,
         result: Any = None,
-        truncated: bool = False,
+        cuts: Mapping[str, Cut] = _NOTHING,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -39,8 +42,8 @@ class TaskFailed(Exception):
         self.outcome = outcome
         #: What there is of a result, or None.
         self.result = result
-        #: Part of the result was cut off.
-        self.truncated = truncated
+        #: What of the result is not whole.
+        self.cuts = cuts
 
 
 class BadPayload(TaskFailed):
@@ -67,13 +70,11 @@ class Denied(TaskFailed):
 class TimedOut(TaskFailed):
     """The time given to the task is over."""
 
-    def __init__(self, message: str, *, result: Any = None, truncated: bool = False) -> None:
+    def __init__(
+        self, message: str, *, result: Any = None, cuts: Mapping[str, Cut] = _NOTHING
+    ) -> None:
         super().__init__(
-            message,
-            cause=Cause.TIMEOUT,
-            outcome=Outcome.TIMEOUT,
-            result=result,
-            truncated=truncated,
+            message, cause=Cause.TIMEOUT, outcome=Outcome.TIMEOUT, result=result, cuts=cuts
         )
 
 

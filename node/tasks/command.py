@@ -108,16 +108,14 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     room = MAX_RESULT_BYTES - json_size(result)
     kept = fit({"stdout": outputs[0].take(), "stderr": outputs[1].take()}, room)
     result.update((name, each.text) for name, each in kept.items())
-    truncated = bool(cuts(kept))
+    cut = cuts(kept)
     if timed_out:
-        raise TimedOut(
-            f"the command did not end within {seconds:g} s", result=result, truncated=truncated
-        )
+        raise TimedOut(f"the command did not end within {seconds:g} s", result=result, cuts=cut)
     code = process.returncode
     if code:
         words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        raise TaskFailed(f"command {words}", result=result, truncated=truncated)
-    return Answer(result, truncated)
+        raise TaskFailed(f"command {words}", result=result, cuts=cut)
+    return Answer(result, cut)
 
 
 def _start(

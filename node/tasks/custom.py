@@ -32,7 +32,6 @@ from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATT
 
 GROUP = "retire_cluster.task_types"
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
-_MAX_TRACEBACK = 16_000
 #: How long the last import of a module took.
 import_seconds = 0.0
 _MAX_SCHEMA_BYTES = 64 * 1024
@@ -181,7 +180,8 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
         if isinstance(error, TaskFailed):
             raise
         failure = Hopeless if _is_one_of(error, hopeless) else TaskFailed
-        raise Traced(failure(words.of(error)), _trace(error)) from None
+        # Without our own frame on top, which says nothing to the type's author.
+        raise Traced(failure(words.of(error)), words.trace(error, skip=1)) from None
 
 
 def _leave(how: BaseException | int) -> NoReturn:
@@ -217,9 +217,3 @@ class Traced(Exception):
         super().__init__(failure.message)
         self.failure = failure
         self.trace = trace
-
-
-def _trace(error: BaseException) -> str:
-    # Without our own frame on top, which says nothing to the type's author.
-    text = words.trace(error, skip=1)
-    return text if len(text) <= _MAX_TRACEBACK else "…" + text[-_MAX_TRACEBACK:]

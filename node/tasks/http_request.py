@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from retire_cluster.node.headtail import Kept, cuts, fit, json_size
 from retire_cluster.node.tasks import http_addresses
 from retire_cluster.node.tasks.base import (
     Answer,
@@ -26,6 +27,7 @@ from retire_cluster.node.tasks.base import (
     no_strangers,
 )
 from retire_cluster.schemas.task_types import BUILTIN, HTTP_METHODS
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
 if TYPE_CHECKING:
     import urllib3
@@ -184,31 +186,50 @@ def _pool(
 
 
 def _read(answer: BaseHTTPResponse, url: str) -> Answer:
-    parts: list[bytes] = []
-    size = 0
-    while size <= MAX_CONTENT_BYTES:
+    content = bytearray()
+    while len(content) <= MAX_CONTENT_BYTES:
         part = answer.read(65_536, decode_content=True)
         if not part:
             break
-        parts.append(part)
-        size += len(part)
+        content += part
     headers = {name: answer.headers[name] for name in answer.headers}
     result = {
-        "status_code": answer.status,
-        "headers": headers,
-        "content": _decode(b"".join(parts)[:MAX_CONTENT_BYTES], headers),
-        "url": _shown(url),
-    }
-    return Answer(result, truncated=size > MAX_CONTENT_BYTES)
+        "status_code": answer.status, "headers": headers, "content": "", "url": _shown(url),
+    }  # fmt: skip
+    room = MAX_RESULT_BYTES - json_size(result)
+    kept = fit({"content": _kept(bytes(content), headers)}, room)
+    return Answer({**result, "content": kept["content"].text}, cuts(kept))
 
 
-def _decode(content: bytes, headers: Mapping[str, str]) -> str:
+def _kept(content: bytes, headers: Mapping[str, str]) -> Kept:
+    """The beginning of a content of which more than the limit was read only when it is longer."""
+    charset = _charset(headers)
+    total: int | None = len(content)
+    if len(content) > MAX_CONTENT_BYTES:
+        length = _header(headers, "content-length")
+        plain = not _header(headers, "content-encoding") and charset == "utf-8"
+        said = int(length) if plain and length.isdecimal() and len(length) < 16 else 0
+        # An honest server's word: the content itself is not read to its end for the count's sake.
+        total = said if said >= len(content) else None
+    if charset != "utf-8":
+        whole = len(content) == total
+        content = _decode(content[:MAX_CONTENT_BYTES], charset).encode("utf-8", "replace")
+        return Kept(content, b"", len(content) if whole else None)
+    kept = Kept(content, b"", total)
+    return kept if len(content) == total else kept.smaller(MAX_CONTENT_BYTES)
+
+
+def _charset(headers: Mapping[str, str]) -> str:
     kind = _header(headers, "content-type")
     charset = "utf-8"
     for part in kind.split(";")[1:]:
         name, _, value = part.strip().partition("=")
         if name.lower() == "charset":
-            charset = value.strip().strip("\"'")
+            charset = value.strip().strip("\"'").lower()
+    return "utf-8" if charset in ("utf8", "us-ascii") else charset
+
+
+def _decode(content: bytes, charset: str) -> str:
     try:
         return content.decode(charset, "replace")
     except (LookupError, ValueError):

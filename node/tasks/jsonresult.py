@@ -108,21 +108,3 @@ def _ordered(value: Any) -> Any:
         return sorted(value)
     except TypeError:
         return list(value)
-
-
-def fit_texts(result: dict[str, Any], names: tuple[str, ...]) -> tuple[bytes, bool]:
-    """A result's JSON text, its long texts halved until it fits; and whether any were cut.
-
-    Escapes make a text up to six times longer in JSON, so that two capped outputs may not fit.
-    """
-    cut = False
-    while True:
-        text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
-        encoded = text.encode("utf-8", "replace")
-        if len(encoded) <= MAX_RESULT_BYTES:
-            return encoded, cut
-        longest = max(names, key=lambda name: len(result[name]))
-        if not result[longest]:
-            raise NotJson(f"the result has more than {MAX_RESULT_BYTES} bytes")
-        result = {**result, longest: result[longest][: len(result[longest]) // 2]}
-        cut = True

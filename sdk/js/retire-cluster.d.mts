@@ -99,8 +99,21 @@ export interface TaskResult<R = any> {
   completed_at: string;
   error_message: string | null;
   error_traceback: string | null;
-  logs: string | null;
+  logs: string;
+  /** What is not whole: null, or an entry for each part of which something is missing. */
+  truncated: Partial<Record<TruncatedPart, Truncation>> | null;
   cause: string | null;
+}
+
+export type TruncatedPart =
+  | 'stdout' | 'stderr' | 'content' | 'result_data' | 'logs' | 'error_traceback';
+
+export interface Truncation {
+  /** Bytes that came; null when nobody counted to the end. */
+  total_bytes: number | null;
+  kept_bytes: number;
+  /** Which piece of it is missing. */
+  missing: 'beginning' | 'middle' | 'end' | 'all';
 }
 
 export interface TaskResults<R = any> {

@@ -76,6 +76,16 @@ const scenarios = {
     await page.getByText("is needed").waitFor();
   },
 
+  /** A command whose output is too long: the page says of which part how much is missing, and where. */
+  async cut(context) {
+    const command = ["sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x; echo END"];
+    const submitted = await (await fetch(`${base}/api/v1/tasks`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ task_type: "command", payload: { command } }) })).json();
+    const page = await open(context, `#/tasks/${submitted.data.task_id}`);
+    await chip(page, "success");
+    await page.locator(".banner", { hasText: "stdout: 737860 of 1000004 bytes are missing (middle)" }).waitFor();
+    expect(await page.locator(".banner", { hasText: "missing" }).count() === 1, "stderr was whole");
+  },
+
   /** Numbers that JavaScript would round or write otherwise: shown, edited and sent digit by digit. */
   async digits(context) {
     const payload = '{"row_id":1970670598291982291,"least":-9223372036854775808,"most":18446744073709551615,"one":1.0,"text":"1970670598291982291"}';

@@ -121,6 +121,14 @@ def test_the_dashboard(drive: Drive, cluster: Cluster, scenario: str) -> None:
     drive(cluster, scenario)
 
 
+def test_a_task_whose_output_was_cut_says_so_on_its_page(drive: Drive, tmp_path: Path) -> None:
+    found = Cluster(tmp_path, "--allow", "command", RETIRE_CLUSTER_ALLOW_ROOT="1")
+    try:
+        drive(found, "cut")
+    finally:
+        found.close()
+
+
 def test_the_javascript_module_works_in_a_browser(drive: Drive, cluster: Cluster) -> None:
     drive(cluster, "module", str(MODULE))
 
@@ -133,6 +141,8 @@ const id: string = task.data!.task_id;
 const done = await api.waitForTask<{ echo: { n: number } }>(id, { timeoutSeconds: 5 });
 const big: bigint = parseJSON(stringifyJSON({ n: 2n ** 60n })).n;
 const n: number | undefined = done.data?.result_data?.echo.n;
+const missing: number | null | undefined = done.data?.truncated?.stdout?.total_bytes;
+console.log(missing);
 const results: TaskResult[] = (await api.getTaskResults([id])).data!.results;
 for await (const event of api.watch({ type: "task.success" })) console.log(event.at, n, results);
 console.log(big);

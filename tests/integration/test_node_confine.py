@@ -145,7 +145,9 @@ def test_output_is_cut_where_the_owner_says(bus: Bus, start: Start) -> None:
     bus.welcome()
     done = bus.run("command", {"command": python("print('x' * 100_000)")})
     assert done.data["stdout"].count("x") == 2047  # and the newline at the end
-    assert done.details["truncated"] is True
+    assert done.details["truncated"] == {
+        "stdout": {"total_bytes": 100_001, "kept_bytes": 2_048, "missing": "middle"}
+    }
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ from retire_cluster.node.tasks.base import (
     TaskFailed,
     TimedOut,
 )
+from retire_cluster.node.tasks.jsonresult import to_json
+from retire_cluster.schemas.truncation import Cut
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES
+
+LARGE_BYTES = 600 * 1024
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,7 +54,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 self.wfile.flush()
         elif path == "/large":
-            self.reply(200, b"a" * (600 * 1024))
+            self.reply(200, b"a" * LARGE_BYTES)
+        elif path == "/large-latin":
+            body = "aä".encode("latin-1") * (LARGE_BYTES // 2)
+            self.reply(200, body, ("Content-Type", "text/plain; charset=latin1"))
+        elif path == "/large-escapes":
+            self.reply(200, b"\x01" * LARGE_BYTES)
+        elif path == "/escapes":
+            self.reply(200, b"\x01" * 400_000)
         elif path == "/bomb":
             self.reply(200, gzip.compress(b"a" * (20 << 20)), ("Content-Encoding", "gzip"))
         elif path == "/latin":
@@ -160,11 +172,33 @@ def test_content_is_decoded_as_declared(server: Server) -> None:
     assert run(f"{server.url}/latin").result["content"] == "grün"
 
 
-@pytest.mark.parametrize("path", ["/large", "/bomb"])
+@pytest.mark.parametrize("path", ["/large", "/bomb", "/large-latin"])
 def test_large_content_is_cut_and_marked(server: Server, path: str) -> None:
     answer = run(server.url + path)
-    assert answer.truncated
-    assert len(answer.result["content"]) == 512 * 1024
+    # Only an answer that says its length is known to its end.
+    total = LARGE_BYTES if path == "/large" else None
+    kept = 512 * 1024 if path != "/large-latin" else 786_432  # two bytes in UTF-8 for each second
+    assert answer.cuts == {"content": Cut(total, kept, "end")}
+    content = answer.result["content"]
+    missing = "more bytes" if total is None else f"{LARGE_BYTES - kept} of {LARGE_BYTES} bytes"
+    assert content.endswith(f"\n[... {missing} are missing here ...]\n")
+    assert len(content.rpartition("\n[...")[0].encode()) == kept
+
+
+def test_whole_content_that_is_too_long_as_json_is_cut_in_the_middle(server: Server) -> None:
+    answer = run(f"{server.url}/escapes")
+    cut = answer.cuts["content"]
+    assert (cut.total_bytes, cut.missing) == (400_000, "middle")
+    assert answer.result["content"].startswith("\x01")
+    assert answer.result["content"].endswith("\x01")
+    assert len(to_json(answer.result)) <= MAX_RESULT_BYTES
+
+
+def test_the_last_bytes_of_a_content_are_never_taken_from_its_middle(server: Server) -> None:
+    answer = run(f"{server.url}/large-escapes")
+    assert answer.cuts["content"].missing == "end"
+    assert answer.cuts["content"].total_bytes == LARGE_BYTES
+    assert answer.result["content"].endswith("bytes are missing here ...]\n")
 
 
 def test_redirects_are_followed_and_the_last_address_told(server: Server) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from falcon import testing
 
 from retire_cluster.api.app import create_app
 from retire_cluster.api.keys import KeyRing, key_of, write_keys
-from retire_cluster.api.resources.ui import load_files
+from retire_cluster.api.resources.ui import PACKAGE, load_files
 from retire_cluster.broker.client import Answer
 from retire_cluster.conf.settings import Api, Settings
 
@@ -189,6 +190,15 @@ def test_no_page_weighs_more_than_100_kb() -> None:
 
 def test_all_of_it_together_is_sent_in_half_of_that() -> None:
     assert sum(len(file.packed) for file in FILES.values()) <= MOST_BYTES / 2
+
+
+def test_lines_of_comment_are_not_sent_and_all_others_are() -> None:
+    for name, file in FILES.items():
+        source = (files(PACKAGE) / name).read_text("utf-8").splitlines()
+        sent = file.raw.decode().splitlines()
+        gone = [line.strip() for line in source if line not in set(sent)]
+        assert all(line.startswith(("//", "/*", "*")) for line in gone), (name, gone)
+        assert not any(line.strip().startswith("//") for line in sent), name
 
 
 # --- the cookie ----------------------------------------------------------------------------------

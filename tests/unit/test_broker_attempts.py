@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -155,12 +156,20 @@ def test_a_device_cannot_have_started_before_it_was_given_the_task(
 def test_what_is_larger_than_the_protocol_allows_is_left_out_and_marked(cluster: Cluster) -> None:
     member, _ = cluster.give(2)
     first, second = member.keys
-    member.finish(first, result=b'"' + b"x" * MAX_RESULT_BYTES + b'"', details=b'{"logs":"a"}')
+    before = {"logs": {"total_bytes": 9, "kept_bytes": 1, "missing": "middle"}}
+    details = {"logs": "a", "truncated": before, "strange": [[]]}
+    large = b'"' + b"x" * MAX_RESULT_BYTES + b'"'
+    member.finish(first, result=large, details=json.dumps(details).encode())
     member.finish(second, details=b" " * (MAX_DETAILS_BYTES + 1))
     for number in (first[0], second[0]):
-        outcome = cluster.outcome(number)
-        assert outcome.status == "success"
-        assert b'"truncated":true' in outcome.details
+        assert cluster.outcome(number).status == "success"
+    gone = {"total_bytes": len(large), "kept_bytes": 0, "missing": "all"}
+    assert json.loads(cluster.outcome(first[0]).details) == {
+        "logs": "a",
+        "truncated": {**before, "result_data": gone},
+    }
+    gone = {"total_bytes": MAX_DETAILS_BYTES + 1, "kept_bytes": 0, "missing": "all"}
+    assert json.loads(cluster.outcome(second[0]).details) == {"truncated": {"logs": gone}}
     assert (cluster.outcome(first[0]).result, cluster.outcome(second[0]).result) == (
         b"",
         b'{"ok":true}',

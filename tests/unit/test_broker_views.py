@@ -83,17 +83,23 @@ OUTCOME = OutcomeRow(
 
 
 @pytest.mark.parametrize(
-    ("details", "traceback", "logs"),
+    ("details", "traceback", "logs", "truncated"),
     [
-        (b"", None, ""),
-        (b'{"error_traceback":"T","logs":"L","truncated":true}', "T", "L"),
-        (b'{"logs":null}', None, ""),
-        (b"{", None, ""),
-        (b"[1]", None, ""),
+        (b"", None, "", None),
+        (b'{"error_traceback":"T","logs":"L","truncated":true}', "T", "L", None),
+        (b'{"logs":null,"truncated":{"logs":{"kept_bytes":"x"}}}', None, "", None),
+        (
+            b'{"truncated":{"logs":{"total_bytes":9,"kept_bytes":1,"missing":"end","x":1},"y":2}}',
+            None,
+            "",
+            {"logs": {"total_bytes": 9, "kept_bytes": 1, "missing": "end"}},
+        ),
+        (b"{", None, "", None),
+        (b"[1]", None, "", None),
     ],
 )
 def test_a_result_reads_its_details_and_survives_odd_ones(
-    details: bytes, traceback: str | None, logs: str
+    details: bytes, traceback: str | None, logs: str, truncated: object
 ) -> None:
     view, text = views.result("id", OUTCOME._replace(details=details))
     assert text == b'{"x":1}'
@@ -108,6 +114,7 @@ def test_a_result_reads_its_details_and_survives_odd_ones(
         "error_message": "no",
         "error_traceback": traceback,
         "logs": logs,
+        "truncated": truncated,
         "cause": "error",
     }
 

@@ -494,3 +494,37 @@ def test_local_workers_keep_their_names_when_the_machine_gets_another(tmp_path: 
     made = planned(tmp_path, "--workers", "2")
     assert made.device_ids[1] == "attic-local-1"
     assert made.device_ids[2].endswith("-local-2")
+
+
+CUT = {"total_bytes": 1_000_004, "kept_bytes": 262_144, "missing": "middle"}
+MISSING = "stdout: 737,860 of 1,000,004 bytes are missing in the middle"
+
+
+def command_result(**more: Any) -> dict[str, Any]:
+    data = {"return_code": 1, "stdout": "out\n", "stderr": "oops\n", "command": ["make"]}
+    return result("failed", result_data=data, error_message="command exited with code 1", **more)
+
+
+def test_the_logs_of_a_command_are_what_it_wrote_with_what_is_missing() -> None:
+    run = Run(Script(command_result(logs="", truncated={"stdout": CUT})), task_ids=[TASK])
+    assert run(tasks.logs) == 0
+    assert run.out.getvalue() == "out\nstderr:\noops\n"
+    assert run.err.getvalue() == MISSING + "\n"
+    run = Run(Script(command_result(logs="")), task_ids=[TASK], as_json=True)
+    run(tasks.logs)
+    data = json.loads(run.out.getvalue())["data"]
+    assert (data["stdout"], data["stderr"], data["truncated"]) == ("out\n", "oops\n", None)
+    silent = {"return_code": 0, "stdout": "", "stderr": "", "command": ["true"]}
+    run = Run(Script(result(result_data=silent, logs="")), task_ids=[TASK])
+    run(tasks.logs)
+    assert (run.out.getvalue(), run.err.getvalue()) == ("", "it wrote nothing\n")
+
+
+def test_a_result_and_a_task_say_in_one_line_what_is_missing() -> None:
+    cut = command_result(truncated={"stdout": CUT})
+    run = Run(Script(cut), task_ids=[TASK])
+    assert run(tasks.result) == 1
+    assert run.err.getvalue().splitlines()[-1] == MISSING
+    run = Run(Script({"task_id": TASK, "status": "failed", "result": cut}), task_ids=[TASK])
+    run(tasks.show)
+    assert run.out.getvalue().splitlines()[-1] == MISSING

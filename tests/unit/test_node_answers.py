@@ -48,6 +48,13 @@ def test_an_end_is_read_as_it_was_said() -> None:
     assert isinstance(found, Done)
     assert found[:4] == ("failed", "error", "it broke", b"[1]")
     assert json.loads(found.details) == details
+    cut = {"logs": {"total_bytes": 9, "kept_bytes": 1, "missing": "middle"}}
+    found = done(details={"truncated": {**cut, "strange": 1, "stdout": [1]}})
+    assert isinstance(found, Done)
+    assert json.loads(found.details) == {"truncated": cut}
+    found = done(details={"truncated": True})
+    assert isinstance(found, Done)
+    assert not found.details
     assert found.last is False
     assert done() == Done("success", None, None, b"", b"", False)
 

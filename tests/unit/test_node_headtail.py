@@ -99,6 +99,12 @@ def test_texts_are_halved_from_the_middle_until_their_json_fits() -> None:
     assert not others
 
 
+def test_a_beginning_alone_is_shortened_at_its_end_also_when_the_whole_was_counted() -> None:
+    kept = Kept(b"0123456789", b"", 1_000).smaller(4)
+    assert kept == Kept(b"0123", b"", 1_000)
+    assert kept.cut == Cut(1_000, 4, "end")
+
+
 def test_what_was_counted_only_in_part_says_so() -> None:
     kept = Kept(b"x" * 10, b"", None)
     assert kept.cut == Cut(None, 10, "end")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.node.tasks import words as error_words
-from retire_cluster.node.tasks.jsonresult import NotJson, fit_texts, to_json
+from retire_cluster.node.tasks.jsonresult import NotJson, to_json
 
 
 def test_results_become_plain_json() -> None:
@@ -93,17 +93,6 @@ def test_a_result_that_is_too_deep_or_contains_itself_is_refused() -> None:
     loop.append(loop)
     with pytest.raises(NotJson, match="deeper than 64"):
         to_json(loop)
-
-
-def test_texts_are_cut_until_the_result_fits() -> None:
-    result = {"stdout": "\x01" * (256 * 1024), "stderr": "é" * 10, "code": 1}
-    text, cut = fit_texts(result, ("stdout", "stderr"))
-    assert cut
-    assert len(text) <= 1 << 20
-    assert "é" * 10 in text.decode()
-    assert fit_texts({"stdout": "x", "stderr": ""}, ("stdout", "stderr"))[1] is False
-    with pytest.raises(NotJson):
-        fit_texts({"stdout": "", "command": "x" * (1 << 21)}, ("stdout",))
 
 
 class _Silent(Exception):
