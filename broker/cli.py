@@ -27,6 +27,7 @@ from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
+from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.hosts import EVERYWHERE
@@ -239,7 +240,7 @@ def _folder(path: Path) -> Path:
 
 def _unusable(path: Path, error: OSError) -> str:
     return (
-        f"the data folder {path} cannot be used: {error.strerror or error}; check its permissions"
+        f"the data folder {path} cannot be used: {naming(error, path)}; check its permissions"
         " or choose another with --data-dir"
     )
 

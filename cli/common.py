@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.output import Output
+from retire_cluster.cli.output import Output, clean
 from retire_cluster.cli.target import Target, find_target
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import SettingsError
@@ -131,7 +131,7 @@ def each(
         except ClusterError as error:
             if error.status >= 500:
                 raise
-            session.output.hint(f"{name}: {error.message}")
+            session.output.hint(f"{clean(name)}: {clean(error.message)}")
             code = code or exits.for_error(error)
     session.output.data(answers, "\n".join(map(line, answers)))
     return answers, code

@@ -49,7 +49,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--timeout", *_CONNECTION,
     ),
     "tasks": (
-        "ls", "show", "result", "logs", "cancel", "retry", "wait", "--status", "--type",
+        "ls", "show", "result", "logs", "cancel", "retry", "wait", "--raw", "--status", "--type",
         "--priority", "--device", "--limit", "--timeout", *_CONNECTION,
     ),
     "explain": _CONNECTION,

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
+from retire_cluster.cli.output import clean_json
 from retire_cluster.cli.payloads import read_json_object, requirements_from_words
 from retire_cluster.cli.waiting import wait_for
 from retire_cluster.schemas import jsontext
@@ -183,5 +184,5 @@ def _print(first: int, ids: Sequence[str], results: Sequence[dict[str, Any]]) ->
         }
         if result.get("truncated"):
             row["truncated"] = result["truncated"]
-        sys.stdout.write(jsontext.dumps(row).decode("utf-8") + "\n")
+        sys.stdout.write(clean_json(jsontext.dumps(row).decode("utf-8")) + "\n")
     sys.stdout.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,12 +98,33 @@ def error_envelope(error: ClusterError) -> dict[str, Any]:
     }
 
 
+#: What steers a terminal or turns the order of what is shown: controls, and those of direction.
+_STEERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def _shown(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
+
+
 def clean(text: str) -> str:
     """The text with control characters shown, so that a name cannot steer the terminal."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def clean_lines(text: str) -> str:
+    """A text of many lines that steers no terminal; a progress bar's steps are lines."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _STEERS.sub(_shown, lines)
+
+
+def clean_json(text: str) -> str:
+    """JSON that steers no terminal and means the same."""
+    return _STEERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def cell(value: Any, style: Style) -> str:
@@ -136,7 +158,7 @@ def table(
     if width and sizes:
         room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
         sizes[-1] = min(sizes[-1], max(room, len(headers[-1]), 8))
-    lines = [style.paint(_line(headers, sizes), "bold")]
+    lines = [style.paint(_line([*map(clean, headers)], sizes), "bold")]
     lines += [_painted(row, sizes, style) for row in texts]
     return "\n".join(lines)
 
@@ -157,7 +179,7 @@ def _painted(row: Sequence[str], sizes: Sequence[int], style: Style) -> str:
 
 def facts(pairs: Iterable[tuple[str, Any]], style: Style) -> str:
     """`name  value` lines, values aligned."""
-    rows = [(name, cell(value, style)) for name, value in pairs]
+    rows = [(clean(name), cell(value, style)) for name, value in pairs]
     size = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, text in rows:
@@ -209,6 +231,13 @@ class Output:
         elif text:
             self._write(text)
 
+    def written(self, text: str, *, raw: bool = False) -> str:
+        """What a task wrote, for `data`: as it is into files and pipes, cleaned for a terminal.
+
+        :param raw: as it is in any case
+        """
+        return text if raw or not self.out.isatty() else clean_lines(text)
+
     def error(self, error: ClusterError) -> None:
         """Print an error: the envelope for programs, one line on standard error for people."""
         if self.as_json:
@@ -232,7 +261,7 @@ class Output:
 
 def pretty(value: Any, style: Style) -> str:
     """Indented JSON; beyond ASCII only where the stream can show it."""
-    return json.dumps(value, indent=2, ensure_ascii=not style.unicode)
+    return clean_json(json.dumps(value, indent=2, ensure_ascii=not style.unicode))
 
 
 def _write_line(stream: TextIO, text: str) -> None:

@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("result", "its result; exit 1 if it did not succeed", result),
         ("logs", "what it wrote, and its traceback", logs),
     ):
-        add(name, text, command).add_argument("task_ids", nargs=1, metavar="ID")
+        verb = add(name, text, command)
+        verb.add_argument("task_ids", nargs=1, metavar="ID")
+        if name == "logs":
+            verb.add_argument("--raw", action="store_true", help="unchanged on a terminal too")
     add("cancel", "cancel them", cancel).add_argument("task_ids", nargs="+", metavar="ID")
     add("retry", "run ended ones again", retry).add_argument("task_ids", nargs="+", metavar="ID")
     waiting = add("wait", "wait until they have ended", wait)
@@ -98,7 +101,8 @@ def logs(session: Session) -> int:
     if errors := _lines(outputs.get("stderr")):
         parts.append(f"stderr:\n{errors}" if parts[-1] else errors)
     text = "\n".join(part for part in parts if part)
-    session.output.data({**{name: found.get(name) for name in fields}, **outputs}, text)
+    shown = session.output.written(text, raw=session.args.raw)
+    session.output.data({**{name: found.get(name) for name in fields}, **outputs}, shown)
     if not text:
         session.output.hint("it wrote nothing")
     for line in missing(found):

@@ -50,6 +50,7 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
+from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
@@ -72,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         last_words(f"retire-cluster up: {error}")
         return exits.USAGE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        last_words(f"retire-cluster up: {where}{error.strerror or error}")
+        last_words(f"retire-cluster up: {naming(error, args.data_dir or 'the data folder')}")
         return exits.USAGE
 
 

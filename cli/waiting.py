@@ -34,6 +34,8 @@ def wait_for(
     gives what it has told by then. Raises `ClusterUnavailable` when the main node stays away for
     30 s.
     """
+    # Results come under their canonical ids.
+    task_ids = [task_id.lower() for task_id in task_ids]
     deadline = None if timeout_seconds is None else clock() + timeout_seconds
     away_since: float | None = None
     asked = list(task_ids)

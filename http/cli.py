@@ -25,6 +25,7 @@ from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.binding import why_not_listening
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
+from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsError, api_keys.KeyFileError) as error:
         return _refuse(str(error))
     except OSError as error:
-        return _refuse(f"{error.filename or settings.data_dir}: {error.strerror}")
+        return _refuse(naming(error, settings.data_dir))
     try:
         server = StreamServer(
             facade.app,

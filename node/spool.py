@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from retire_cluster.conf.oserrors import naming
 from retire_cluster.node.records import Result
 from retire_cluster.schemas.cleantext import clean
 from retire_cluster.schemas.fields import number, row_key
@@ -77,7 +78,9 @@ class Spool:
             self._append(b"".join(_result_record(result) for result in rows))
             _sync(self._fd)
         except OSError as error:
-            raise SpoolError(error.errno, f"cannot store results: {error.strerror}") from None
+            raise SpoolError(
+                error.errno, f"cannot store results: {naming(error, self._path)}"
+            ) from None
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Drops results. Not synced: forgetting one twice does no harm. Raises `SpoolError`."""
@@ -92,7 +95,9 @@ class Spool:
             if self._size > self._compact_bytes:
                 self._compact()
         except OSError as error:
-            raise SpoolError(error.errno, f"cannot tidy results: {error.strerror}") from None
+            raise SpoolError(
+                error.errno, f"cannot tidy results: {naming(error, self._path)}"
+            ) from None
 
     def set_aside(self, result: Result, reason: str) -> None:
         """Notes a result that cannot be sent in `results.bad`. Raises `SpoolError`."""
@@ -159,15 +164,18 @@ class Spool:
         }
         data = (json.dumps(row) + "\n").encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        bad = self._path.with_suffix(".bad")
         try:
-            fd = os.open(self._path.with_suffix(".bad"), flags, 0o600)
+            fd = os.open(bad, flags, 0o600)
             try:
                 if os.fstat(fd).st_size + len(data) <= _MAX_BAD_BYTES:
                     os.write(fd, data)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SpoolError(error.errno, f"cannot set a result aside: {error.strerror}") from None
+            raise SpoolError(
+                error.errno, f"cannot set a result aside: {naming(error, bad)}"
+            ) from None
 
     def _records(self, text: bytes) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
         at = 0

@@ -87,6 +87,17 @@ def test_a_second_main_node_on_the_same_folder_exits_2_with_one_line(start_main:
     assert client.call("health")
 
 
+@pytest.mark.parametrize("blocked", ["run", "main.lock", "cluster.db"])
+def test_what_cannot_be_used_is_named_by_its_path(
+    start_main: Start, tmp_path: Path, blocked: str
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / blocked).touch() if blocked == "run" else (folder / blocked).mkdir()
+    line = refused(start_main("--data-dir", str(folder)))
+    assert str(folder / blocked) in line
+
+
 def test_a_port_that_is_taken_is_one_line(start_main: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

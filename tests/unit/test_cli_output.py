@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from retire_cluster.cli.output import Output, Style, cell, facts, table
+from retire_cluster.cli.output import Output, Style, cell, facts, pretty, table
 from retire_cluster.schemas.errors import TaskNotFound, ValidationError
 
 PLAIN = Style()
@@ -128,3 +128,29 @@ def test_text_that_the_stream_cannot_show_is_escaped_and_json_stays_json() -> No
     first, _, rest = raw.getvalue().decode("ascii").partition("\n")
     assert first == "Ger\\xe4t"
     assert json.loads(rest)["data"] == {"name": "Gerät"}
+
+
+#: Turns a terminal's text around, clears it, names its window, in three spellings.
+NASTY = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eb\x7f\b"
+
+
+def test_what_a_task_wrote_steers_no_terminal_and_comes_whole_out_of_a_pipe() -> None:
+    written = f"1 %\r100 %\r\nname:\t{NASTY}\n"
+    terminal = Output(Terminal(), io.StringIO())
+    shown = terminal.written(written)
+    assert shown == ("1 %\n100 %\nname:\ta\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202eb\\x7f\\x08\n")
+    assert terminal.written("naïve 日本 🙂 a\u00a0b\u3000c") == "naïve 日本 🙂 a\u00a0b\u3000c"
+    assert terminal.written(written, raw=True) == written
+    assert Output(io.StringIO(), io.StringIO()).written(written) == written
+
+
+@pytest.mark.parametrize("style", [PLAIN, UNICODE])
+def test_results_steer_no_terminal_and_mean_the_same(style: Style) -> None:
+    text = pretty({NASTY: [NASTY, "日本\n\t"]}, style)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert json.loads(text) == {NASTY: [NASTY, "日本\n\t"]}
+
+
+def test_names_of_facts_and_columns_do_not_reach_the_terminal_either() -> None:
+    assert "\x1b" not in facts([(f"capabilities.{NASTY}", 1)], PLAIN)
+    assert "\x1b" not in table((NASTY, "B"), [("a", "b")], PLAIN)

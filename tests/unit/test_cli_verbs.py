@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retire_cluster.cli import config, devices, plan, submit, tasks, up, waiting
+from retire_cluster.cli import config, devices, explain, plan, submit, tasks, top, up, waiting
 from retire_cluster.cli.announce import Announcement, quoted
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
@@ -65,7 +66,7 @@ class Run:
         self.out, self.err = io.StringIO(), io.StringIO()
         target = Target("127.0.0.1", 8080, "the default", Path())
         output = Output(self.out, self.err, as_json)
-        self.session = Session(script, output, target, argparse.Namespace(**args))
+        self.session = Session(script, output, target, argparse.Namespace(**{"raw": False, **args}))
 
     def __call__(self, command: Callable[[Session], int]) -> int:
         return command(self.session)
@@ -528,3 +529,66 @@ def test_a_result_and_a_task_say_in_one_line_what_is_missing() -> None:
     run = Run(Script({"task_id": TASK, "status": "failed", "result": cut}), task_ids=[TASK])
     run(tasks.show)
     assert run.out.getvalue().splitlines()[-1] == MISSING
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+_ONES = dict.fromkeys(("cpu_cores", "memory_gb", "storage_gb"), 1)
+NASTY = "\x1b]0;owned\x07\x1b[2J\u202e\x9b"
+#: Everything that comes from a device or a task, hostile.
+HOSTILE: dict[str, list[Any]] = {
+    "logs": [{**result(), "logs": NASTY, "error_message": NASTY, "error_traceback": NASTY}],
+    "result": [result("failed", error_message=NASTY, result_data={NASTY: NASTY})],
+    "show": [{**result(), "attempts": [{"error_message": NASTY}], "payload": {NASTY: NASTY},
+              "metadata": {NASTY: NASTY}, "result": {"logs": NASTY}}],
+    "explain": [{"task_id": TASK, "status": "queued",
+                 "queued_reason": {"rejected": {NASTY: 1}},
+                 "devices": [{"device_id": "pi", "eligible": False, "reasons": [NASTY]}]}],
+    "device": [{"device_id": "pi", "hostname": NASTY, "capabilities": {NASTY: NASTY},
+                "last_error": NASTY, "tags": [NASTY], "task_types": [NASTY]}],
+    "top": [{"cluster_stats": {"total_devices": 1, "online_devices": 1, "offline_devices": 0,
+                               "health_percentage": 100.0, "total_resources": _ONES},
+             "tasks": {"by_status": {}, "queued": 0, "running": 0},
+             "server_info": {"version": NASTY, "uptime": NASTY, "host": NASTY, "port": 1}},
+            {"items": [{"device_id": "pi"}], "pagination": {"has_next": False}},
+            {"device_id": "pi", "status": NASTY, "running_tasks": [], "slots": NASTY,
+             "metrics": {"cpu_percent": NASTY}, "tasks_succeeded": 0, "tasks_failed": 0}],
+    "cancel": [TaskNotFound(NASTY), TaskNotFound(NASTY)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", HOSTILE)
+def test_nothing_from_a_task_or_a_device_steers_the_terminal(verb: str) -> None:
+    commands: dict[str, Callable[[Session], int]] = {
+        "logs": tasks.logs, "result": tasks.result, "show": tasks.show, "explain": explain.explain,
+        "device": devices.show, "cancel": tasks.cancel, "top": _top_once,
+    }  # fmt: skip
+    run = Run(Script(*HOSTILE[verb]), task_ids=[TASK], task_id=TASK, device_ids=["pi"])
+    if verb == "cancel":
+        run.session.args.task_ids = [NASTY, TASK]
+    out, err = Terminal(), Terminal()
+    run.session = Session(run.session.client, Output(out, err), run.session.target,
+                          run.session.args)  # fmt: skip
+    run(commands[verb])
+    shown = out.getvalue() + err.getvalue()
+    assert "owned" in shown, "it is told, only not obeyed"
+    own = re.sub(r"\x1b\[\d*m", "", shown)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", own), repr(own)
+
+
+def _top_once(session: Session) -> int:
+    found = top.look(session)
+    session.output.data(found, top.text(found, "127.0.0.1:8080", session.output.style, 0))
+    return 0
+
+
+def test_a_task_is_waited_for_by_its_id_in_any_case() -> None:
+    run = Run(Script({"results": [result()], "unfinished": []}), task_ids=[TASK.upper()],
+              timeout=5.0)  # fmt: skip
+    assert run(tasks.wait) == 0
+    assert '"echo"' in run.out.getvalue()
