@@ -29,6 +29,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 DEFAULT_VENV = os.path.join(ROOT, ".venv")
 #: Where packages are installed; `--venv FOLDER` before the command names another place.
 VENV = DEFAULT_VENV
+WINDOWS_TESTS = os.path.join(ROOT, "tests", "windows", "run.py")
 INTERPRETERS = os.path.join(ROOT, "tests", "interpreters.py")
 LEAST_PYTHON = (3, 10)
 WINDOWS = os.name == "nt"
@@ -456,7 +457,7 @@ def test(args: Sequence[str]) -> int:
         steps.append(Step(name, good, time.monotonic() - start))
 
     def command(*parts: str) -> Callable[[], bool]:
-        return lambda: run([python, "-m", *parts], most_seconds=STEP_SECONDS)[0] == 0
+        return command_of(python, "-m", *parts)
 
     if not alone:
         step("ruff check", command("ruff", "check", "--quiet", "."))
@@ -487,17 +488,32 @@ def test(args: Sequence[str]) -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not (fast or given or alone):
-        step(
-            "a smoke on every Python", lambda: run([sys.executable, INTERPRETERS, "smoke"])[0] == 0
-        )
+        if wine_is_here():
+            step("Windows, by Wine", command_of(python, WINDOWS_TESTS, "--chosen"))
+        step("a smoke on every Python", command_of(sys.executable, INTERPRETERS, "smoke"))
     left_out = ["tests/acceptance and tests marked slow (--fast)"] if fast else []
     left_out += ["only passed when run again, alone: " + name for name in verdict.failures]
     left_out += ["the coverage gate (pytest was given arguments)"] if given else []
     left_out += ["ruff and mypy (the same on every Python)"] if alone else []
+    if fast or given or alone:
+        left_out.append("the tests of Windows")
+    elif not wine_is_here():
+        left_out.append("the tests of Windows (no Wine here: apt-get install wine wine64)")
     left_out += ["the smoke on every other Python"] if fast or given or alone else []
     print("\n".join(summary(steps, verdict, left_out)))
     sys.stdout.flush()
     return 0 if all(one.good for one in steps) and not verdict.failed else 1
+
+
+def wine_is_here() -> bool:
+    """Whether there is a Wine, which tests/windows/run.py needs."""
+    names = ("wine64", "/usr/lib/wine/wine64", "wine")
+    return not WINDOWS and any(shutil.which(name) for name in names)
+
+
+def command_of(*words: str) -> Callable[[], bool]:
+    """A command as a step of a test run."""
+    return lambda: run(words, most_seconds=STEP_SECONDS)[0] == 0
 
 
 def pure_core_is_covered(python: str, figures_path: str) -> bool:

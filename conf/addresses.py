@@ -197,7 +197,10 @@ def _from_psutil() -> Iterator[OwnAddress]:
     for interface, rows in psutil.net_if_addrs().items():
         state = states.get(interface)
         for row in rows:
-            if row.family in (socket.AF_INET, socket.AF_INET6):
+            if row.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            # On Windows psutil names no zone: a link-local address without one reaches nothing.
+            if not is_link_local(row.address) or "%" in row.address:
                 yield OwnAddress(interface, row.address, state is None or state.isup)
 
 

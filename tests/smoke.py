@@ -181,7 +181,6 @@ def walk_through(cluster: Running) -> None:
     assert cluster.task("command", {"command": [sys.executable, "-c", "print(6 * 7)"]})[
         "stdout"
     ].split() == ["42"]
-    assert cluster.task("double", {"number": 21}) == {"twice": 42}
     listed = json.loads(cluster.cli("devices", "ls", "--json"))["data"]
     assert "second" in {device["device_id"] for device in listed}
     assert json.loads(cluster.cli("submit", "echo", "message=Grüße", "--wait")) == {
@@ -189,6 +188,11 @@ def walk_through(cluster: Running) -> None:
     }
     cluster.cli("status")
     with Cluster(f"{cluster.url}/api/v1") as sdk:
+        echoes = list(sdk.map("echo", [{"number": n} for n in range(20)]))
+        assert echoes == [{"echo": {"number": n}} for n in range(20)]
+        if sys.flags.isolated:  # an embedded Python finds no plugin by its environment
+            print("own types left out: this Python heeds no PYTHONPATH")
+            return
         numbers = sdk.map("double", [{"number": n} for n in range(20)])
         assert [found["twice"] for found in numbers] == [2 * n for n in range(20)]
         refused = sdk.submit("refuse", {}, requirements={"max_retries": 0})
@@ -210,7 +214,9 @@ def main() -> int:
     """Run it; the last line says how it went."""
     name = sys.version.split()[0]
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="retire-cluster-smoke-") as temporary:
+    with tempfile.TemporaryDirectory(
+        prefix="retire-cluster-smoke-", ignore_cleanup_errors=True
+    ) as temporary:
         folder = Path(temporary)
         try:
             with running(folder) as cluster:

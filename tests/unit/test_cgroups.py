@@ -29,7 +29,7 @@ def tree(root: Path, *, mounts: str, groups: str, files: dict[str, str]) -> Path
     for name, text in files.items():
         path = root / "sys" / "fs" / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        path.write_text(text + "\n", "utf-8")
     return root
 
 

@@ -202,14 +202,14 @@ def test_root_runs_only_harmless_types_unless_told() -> None:
 def test_tasks_see_nothing_of_the_environment_but_what_is_listed() -> None:
     environ = {
         "PATH": "/bin", "LC_ALL": "C", "Path": "x", "RETIRE_CLUSTER_API_KEY": "s",
-        "AWS_SECRET_ACCESS_KEY": "s", "HTTP_PROXY": "http://u:p@h", "PYTHONPATH": "/p",
-        "MINE": "1", "LD_PRELOAD": "x", "RETIRE_CLUSTER_X": "s",
+        "AWS_SECRET_ACCESS_KEY": "s", "HTTP_PROXY": "http://u:p@h", "MINE": "1",
+        "PYTHONPATH": os.path.abspath("/p"), "LD_PRELOAD": "x", "RETIRE_CLUSTER_X": "s",
     }  # fmt: skip
     policy = Policy.make(pass_environment=["MINE", "RETIRE_CLUSTER_X"])
     seen = policy.task_environment(environ)
     assert seen == {"PATH": "/bin", "LC_ALL": "C", "Path": "x", "MINE": "1"}
     assert "LD_PRELOAD" in policy.task_environment(environ, android=True)
-    assert policy.process_environment(environ)["PYTHONPATH"] == "/p"
+    assert policy.process_environment(environ)["PYTHONPATH"] == environ["PYTHONPATH"]
 
 
 def own(name: str) -> CustomType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import cProfile
 import functools
 import pstats
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_a_batch_is_written_to_the_disk_in_few_calls(
     make_cluster: MakeCluster, store: SQLiteStore
 ) -> None:
     found = Path("/proc/thread-self/io")
-    if not found.exists():
+    # Wine shows the file and counts in it what it does itself, too.
+    if sys.platform != "linux" or not found.exists():
         pytest.skip("this system does not count a thread's calls")
 
     def writes() -> int:

@@ -139,6 +139,15 @@ def test_tasks_of_every_kind_run(up: Up) -> None:
     assert [device["platform"] for device in listed] == ["windows"]
 
 
+def test_the_smoke_of_every_python_runs_here_too(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", str(root / "tests" / "smoke.py")], stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "works" in done.stdout.splitlines()[-1]
+
+
 def test_ctrl_break_ends_all_of_it(up: Up) -> None:
     if hasattr(getattr(ctypes, "windll").ntdll, "wine_get_version"):  # noqa: B009
         pytest.skip("Wine without a screen has no console to send Ctrl-Break by")
