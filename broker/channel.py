@@ -18,6 +18,7 @@ import zmq
 from retire_cluster.broker.admin import Call, Facts, Reply
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
+from retire_cluster.broker.versions import GREETINGS, Misfits, fits, refusal
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.conf.addresses import plain_address
 from retire_cluster.conf.binding import why_not_listening
@@ -161,6 +162,10 @@ class _Channel:
 class Bus(_Channel):
     """The worker bus."""
 
+    def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
+        super().__init__(socket, facts, keyed=keyed)
+        self._misfits = Misfits()
+
     def read(self, limit: int, dropped: Counter[str]) -> Iterator[FromDevice | ResultsArrived]:
         """Events of at most `limit` messages; what is malformed is counted and skipped."""
         for _ in range(limit):
@@ -173,6 +178,9 @@ class Bus(_Channel):
                 continue
             try:
                 found = wire.decode(wire.BUS, frames)
+                if found.verb in GREETINGS and not fits(found.header):
+                    self._turn_away(routing, address, found.header, dropped)
+                    continue
                 message = read_from_device(found.verb, found.header)
                 if isinstance(message, Finished):
                     if len(found.blobs) != 2 * message.count:
@@ -185,6 +193,15 @@ class Bus(_Channel):
             except Exception as error:  # an error of ours, met with a stranger's message
                 log.exception("a device's message could not be read")
                 self._drop(routing, address, f"{type(error).__name__}: {error}", dropped)
+
+    def _turn_away(
+        self, routing: bytes, address: str, header: dict[str, Any], dropped: Counter[str]
+    ) -> None:
+        dropped["rejected_protocol"] += 1
+        reject = refusal(header, self.facts.version)
+        self._misfits.tell(header, reject, address)
+        verb, answer = reject.write()
+        self.put(routing, wire.encode(wire.BUS, verb, answer))
 
     def discard(self, limit: int) -> None:
         """Read and forget: the devices will say it again."""

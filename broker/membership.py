@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from retire_cluster.broker import attempts, enrolment
+from retire_cluster.broker import attempts, enrolment, versions
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -124,7 +124,8 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
         state.emit(Send(routing, msg.Reject(hello.session, code, text, retry_after_seconds)))
 
     if hello.protocol != PROTOCOL:
-        refuse("protocol", f"this main node speaks protocol {PROTOCOL}, not {hello.protocol}")
+        state.stats.dropped["rejected_protocol"] += 1
+        state.emit(Send(routing, versions.refusal(vars(hello))))
         return
     if fault := _fault(hello):
         refuse("bad_hello", fault)

@@ -69,6 +69,8 @@ class Pace:
     backoff_cap_seconds: float = 30.0
     #: After REJECT `duplicate` or `max_connections` when the broker names no time.
     refused_seconds: float = 5.0
+    #: Between two tries at a main node that speaks an older protocol.
+    outdated_seconds: float = 60.0
     #: Least time between two PROGRESS messages.
     progress_seconds: float = 0.25
     #: For running work to end by itself after the first signal.
@@ -342,6 +344,9 @@ class Session:
         elif code == "removed":
             self._say("error", f"this device was removed from the cluster: {text}")
             self._give_up(EXIT_REMOVED)
+        elif code == "protocol" and message.protocol is not None and message.protocol < PROTOCOL:
+            # The main node is the older one: it may be updated while this worker waits.
+            self._refused_for_now(code, text, self._pace.outdated_seconds, now)
         elif code in ("protocol", "bad_hello", "wrong_port"):
             self._say("error", f"{self._address} refuses this worker: {text or code}")
             self._give_up(EXIT_REFUSED)

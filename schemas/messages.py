@@ -28,7 +28,7 @@ from retire_cluster.schemas.fields import (
     whole,
 )
 from retire_cluster.schemas.fields import Key as Key
-from retire_cluster.schemas.wire import WireError
+from retire_cluster.schemas.wire import PROTOCOL, WireError
 
 
 class Held(NamedTuple):
@@ -162,6 +162,7 @@ class Enrol(_Verb):
     device_id: str
     #: Z85.
     public_key: str
+    protocol: int = PROTOCOL
 
     @classmethod
     def read(cls, header: Header) -> Enrol:
@@ -169,6 +170,7 @@ class Enrol(_Verb):
             session=text(header, "session", limit=100),
             device_id=text(header, "device_id", limit=200),
             public_key=text(header, "public_key", limit=100),
+            protocol=whole(header, "protocol", low=1, high=1000),
         )
 
 
@@ -374,15 +376,19 @@ class Reject(_Verb):
     code: str
     message: str
     retry_after_seconds: float | None = None
+    #: The main node's, where the code is `protocol`.
+    protocol: int | None = None
 
     @classmethod
     def read(cls, header: Header) -> Reject:
         wait = header.get("retry_after_seconds")
+        spoken = header.get("protocol")
         return cls(
             session=text(header, "session", default="", limit=100),
             code=text(header, "code", limit=50),
             message=text(header, "message", default=""),
             retry_after_seconds=None if wait is None else number(wait, "retry_after_seconds"),
+            protocol=None if spoken is None else whole(header, "protocol"),
         )
 
 

@@ -17,7 +17,9 @@ from retire_cluster.schemas.jsontext import JSONError, dumps_clean, loads
 BUS = b"RCW1"
 ADMIN = b"RCA1"
 FEED = b"RCE1"
-PROTOCOL = 1
+#: The version of everything on the worker bus. It rises with every change that the other side of an
+#: older release would read otherwise (tests/wire says when; docs/protocol.md, Versions).
+PROTOCOL = 2
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024

@@ -56,10 +56,11 @@ def bus_messages(rng: random.Random) -> Iterator[list[bytes]]:
     while True:
         session = f"s{rng.randrange(5)}"
         hello = msg.Hello(
-            protocol=1, device_id=f"fuzz-{rng.randrange(8)}", instance="i", session=session,
-            version="1", role="worker", platform="linux", hostname="box", tags=("a", "b"), slots=2,
-            capabilities={"cpu_count": 4, "memory_total_gb": 8.0}, task_types=types,
-            held=(msg.Held(key, True, 1.5),), unsent=(key,), accepting=True, uptime_seconds=3.0,
+            protocol=wire.PROTOCOL, device_id=f"fuzz-{rng.randrange(8)}", instance="i",
+            session=session, version="1", role="worker", platform="linux", hostname="box",
+            tags=("a", "b"), slots=2, capabilities={"cpu_count": 4, "memory_total_gb": 8.0},
+            task_types=types, held=(msg.Held(key, True, 1.5),), unsent=(key,), accepting=True,
+            uptime_seconds=3.0,
         )  # fmt: skip
         item = msg.FinishedItem(key, "success", 0.1, None, None)
         beat = msg.Heartbeat(session, rng.randrange(1, 99), held=(), metrics={"cpu_percent": 5.0})

@@ -211,7 +211,7 @@ class RawDevice:
         self._count += 1
         self.session = f"{self.device_id} {self._count}"
         fields: dict[str, Any] = {
-            "protocol": 1,
+            "protocol": wire.PROTOCOL,
             "device_id": self.device_id,
             "instance": f"{self.device_id} {id(self)}",
             "session": self.session,

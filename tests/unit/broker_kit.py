@@ -32,6 +32,7 @@ from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import Key
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD
+from retire_cluster.schemas.wire import PROTOCOL
 
 WALL_MS = 1_700_000_000_000
 #: What every device of these tests can do, unless it says otherwise.
@@ -96,7 +97,7 @@ class Member:
         """HELLO, with a new session and these fields changed."""
         self.cluster.sessions += 1
         fields: dict[str, Any] = {
-            "protocol": 1,
+            "protocol": PROTOCOL,
             "device_id": self.device_id,
             "instance": f"process of {self.device_id}",
             "session": f"s{self.cluster.sessions}",

@@ -15,6 +15,7 @@ from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import HeartbeatConfig, Held, TypeInfo
 from retire_cluster.schemas.operations import API, OPERATIONS
 from retire_cluster.schemas.vocabulary import RESERVED_DEVICE_IDS, TaskStatus
+from retire_cluster.schemas.wire import PROTOCOL
 from tests.unit.broker_kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with, wrong
 
 TICKET = (b"client", 1)
@@ -119,7 +120,9 @@ def test_a_type_that_cannot_be_taken_is_left_out_and_its_device_welcomed(
 
 
 def test_a_type_that_cannot_be_read_keeps_no_hello_from_being_read() -> None:
-    hello = msg.Hello(1, "d", "i", "s", "1", "worker", "linux", "h", (), 1, {}, (TypeInfo("fine"),))
+    hello = msg.Hello(
+        PROTOCOL, "d", "i", "s", "1", "worker", "linux", "h", (), 1, {}, (TypeInfo("fine"),)
+    )
     _, header = hello.write()
     header["task_types"] += [5, {"name": 1}, {"name": "x", "payload_schema": []}]
     assert msg.Hello.read(loads(dumps(header))).task_types == (TypeInfo("fine"),)
@@ -145,11 +148,10 @@ def test_a_hello_at_the_edge_of_what_is_allowed_is_welcomed(
 
 
 def test_another_protocol_is_refused(cluster: Cluster) -> None:
-    message = rejected(cluster.stranger().join(protocol=2))
-    assert (message.code, message.message) == (
-        "protocol",
-        "this main node speaks protocol 1, not 2",
-    )
+    for theirs, whose in ((PROTOCOL - 1, "update the worker"), (PROTOCOL + 1, "update this main")):
+        message = rejected(cluster.stranger().join(protocol=theirs))
+        assert (message.code, message.protocol) == ("protocol", PROTOCOL)
+        assert whose in message.message
 
 
 def test_no_more_devices_than_allowed_are_online_at_once(make_cluster: MakeCluster) -> None:

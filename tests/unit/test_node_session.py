@@ -14,7 +14,7 @@ from retire_cluster.node.records import Result
 from retire_cluster.node.session import Pace, Phase, Session
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.messages import AssignItem, HeartbeatConfig, Key, TypeInfo
-from retire_cluster.schemas.wire import MAX_RESULT_BYTES
+from retire_cluster.schemas.wire import MAX_RESULT_BYTES, PROTOCOL
 
 CONFIG = HeartbeatConfig(version=1, interval=5.0, timeout=30.0, max_missed=3)
 ME = records.Introduction(
@@ -118,7 +118,7 @@ def test_it_dials_first_and_says_hello_only_once_the_link_is_up() -> None:
     assert driver.phase() is Phase.CONNECTING
     driver(records.Learned({"cpu_count": 4}))
     (hello,) = sent(driver(records.LinkUp()), messages.Hello)
-    assert (hello.device_id, hello.session, hello.protocol) == ("d1", "s1", 1)
+    assert (hello.device_id, hello.session, hello.protocol) == ("d1", "s1", PROTOCOL)
     assert hello.capabilities == {"cpu_count": 4}
     assert hello.accepting
     assert driver.phase() is Phase.GREETING
