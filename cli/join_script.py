@@ -48,10 +48,12 @@ def check_python(version: Sequence[Any], has: Callable[[str], object]) -> None:
 
 
 def home() -> str:
-    """The folder that the environment is made in."""
+    """The folder that the environment is made in. Raises `Stop` for a user without a home."""
     chosen = os.environ.get("RETIRE_CLUSTER_HOME")
     if chosen:
         return os.path.abspath(chosen)
+    if not os.path.isabs(os.path.expanduser("~")):
+        raise Stop("this user has no home folder; set RETIRE_CLUSTER_HOME to one it may write to")
     if os.name == "nt":
         return os.path.join(
             os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "retire-cluster"

@@ -16,6 +16,7 @@ from retire_cluster.cli import exits, units
 from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.output import Output
 from retire_cluster.cli.units import Service
+from retire_cluster.conf.homefolder import home_folder
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import SettingsError
 
@@ -96,9 +97,10 @@ def _service(args: argparse.Namespace, given: Sequence[str]) -> Service:
                 f"{word.split('=')[0]}: others could read it in the command line; keep keys with"
                 " `retire-cluster keys create`, or in the settings file (--config)"
             )
-    folder = str(read_settings({"data_dir": args.data_dir}, None).data_dir.absolute())
     if args.system and not args.data_dir and sys.platform != "win32":
         folder = f"/var/lib/{name}"
+    else:
+        folder = str(read_settings({"data_dir": args.data_dir}, None).data_dir.absolute())
     python = os.path.abspath(sys.executable)
     command = (python, "-m", "retire_cluster.cli.main", args.role, "--data-dir", folder, *given)
     return Service(args.role, name, command, folder, args.system, args.user)
@@ -115,8 +117,12 @@ def manager(platform: str, environ: Mapping[str, str]) -> str:
 
 def plan(verb: str, service: Service, kind: str, environ: Mapping[str, str]) -> list[Step]:
     """What a verb comes to with this manager. Raises `ServiceError`."""
-    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or "/")
-    return _PLANS[kind](verb, service, home)
+    home = home_folder(sys.platform, environ)
+    if home is None and not service.system:
+        raise ServiceError(
+            "this user has no home folder (HOME is not set); use --system, or set it"
+        )
+    return _PLANS[kind](verb, service, home or Path("/"))
 
 
 def _folder(service: Service) -> Step:
@@ -173,7 +179,11 @@ def _launchd(verb: str, service: Service, home: Path) -> list[Step]:
 def _windows(verb: str, service: Service, home: Path) -> list[Step]:
     path = Path(service.data_dir) / f"{service.name}.xml"
     if verb == "install":
-        text = units.task_scheduler(service, getpass.getuser())
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError, ImportError):  # an unknown user id; by version of Python
+            raise ServiceError("this user has no name; set USERNAME") from None
+        text = units.task_scheduler(service, user)
         return [
             _folder(service),
             Step(path=path, content=text.encode("utf-16")),

@@ -22,6 +22,7 @@ from retire_cluster.conf.fields import (
     from_text,
     wrong_with,
 )
+from retire_cluster.conf.homefolder import expanded, home_folder
 from retire_cluster.conf.settings import SECTIONS, Settings, SettingsError, all_specs, specs
 
 if sys.version_info >= (3, 11):
@@ -64,11 +65,21 @@ def load(
 
     data_dir, data_dir_source = taken.pop("data_dir", (None, ""))
     if data_dir is None:
-        folder = default_data_dir(platform, environ)
+        usual = default_data_dir(platform, environ)
+        if usual is None:
+            raise SettingsError(
+                "data_dir",
+                "this user has no home folder (HOME is not set); name the folder with --data-dir"
+                " or RETIRE_CLUSTER_DATA_DIR",
+            )
+        folder = usual
     elif not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir):
         raise SettingsError("data_dir", "must be the path of a folder", data_dir_source)
     else:
-        folder = Path(data_dir).expanduser()
+        try:
+            folder = Path(expanded(os.fspath(data_dir)))
+        except LookupError as error:
+            raise SettingsError("data_dir", str(error.args[0]), data_dir_source) from None
 
     for dotted, (value, origin) in taken.items():
         reason = wrong_with(known[dotted], value)
@@ -116,16 +127,17 @@ def _absolute(folder: Path) -> Path:
         ) from None
 
 
-def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path:
-    """The folder this platform keeps a program's data in."""
-    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or os.path.expanduser("~"))
-    if platform == "win32":
-        local = environ.get("LOCALAPPDATA")
-        return (Path(local) if local else home / "AppData" / "Local") / "retire-cluster"
-    if platform == "darwin":
-        return home / "Library" / "Application Support" / "retire-cluster"
-    shared = environ.get("XDG_DATA_HOME")
-    return (Path(shared) if shared else home / ".local" / "share") / "retire-cluster"
+def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path | None:
+    """The folder this platform keeps a program's data in, or None for a user without a home."""
+    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(platform, "XDG_DATA_HOME")
+    named = environ.get(variable, "")
+    if named and (platform == "win32" or os.path.isabs(named)):  # XDG: a relative one is ignored
+        return Path(named) / "retire-cluster"
+    home = home_folder(platform, environ)
+    if home is None:
+        return None
+    below = {"win32": "AppData/Local", "darwin": "Library/Application Support"}
+    return home / below.get(platform, ".local/share") / "retire-cluster"
 
 
 def _from_toml(text: str, source: str, known: Mapping[str, Spec]) -> _Taken:

@@ -19,8 +19,9 @@ from retire_cluster.conf.loading import default_data_dir
 from retire_cluster.conf.processes import pid_exists
 
 
-def _folder() -> Path:
-    return default_data_dir(sys.platform, os.environ) / "mains"
+def _folder() -> Path | None:
+    usual = default_data_dir(sys.platform, os.environ)
+    return usual and usual / "mains"
 
 
 def announce(
@@ -28,6 +29,8 @@ def announce(
 ) -> Path | None:
     """Say where a main node works; the file, to be removed at its end. None: it cannot be said."""
     folder = _folder()
+    if folder is None:
+        return None
     document = {
         "pid": pid,
         "admin_port": admin_port,
@@ -51,10 +54,11 @@ def announce(
 
 def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
     """The main node that listens on this machine's `port` (`admin_port` or `worker_port`)."""
-    if not is_loopback(host):
+    folder = _folder()
+    if folder is None or not is_loopback(host):
         return None
     with contextlib.suppress(OSError):
-        for path in _folder().glob("*.json"):
+        for path in folder.glob("*.json"):
             found = _read(path)
             if found is not None and found.get(kind) == port:
                 return found

@@ -379,18 +379,21 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
     rules = settings.policy
-    return Policy.make(
-        allow=(*rules.allow, *arguments.allow),
-        deny=rules.deny,
-        shell=rules.shell,
-        private_addresses=rules.private_addresses,
-        is_root=running_as_root(),
-        allow_root=rules.allow_root,
-        pass_environment=rules.pass_environment,
-        commands=rules.commands,
-        folders=rules.folders,
-        other_user=bool(rules.user),
-    )
+    try:
+        return Policy.make(
+            allow=(*rules.allow, *arguments.allow),
+            deny=rules.deny,
+            shell=rules.shell,
+            private_addresses=rules.private_addresses,
+            is_root=running_as_root(),
+            allow_root=rules.allow_root,
+            pass_environment=rules.pass_environment,
+            commands=rules.commands,
+            folders=rules.folders,
+            other_user=bool(rules.user),
+        )
+    except ValueError as error:
+        raise Unusable(str(error)) from None
 
 
 def _device_id(settings: Settings) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retire_cluster.conf.homefolder import expanded
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: `--allow command:shell` allows the type and, for it, a shell.
@@ -38,6 +39,17 @@ _PASSED_ON_ANDROID = frozenset({"LD_PRELOAD", "LD_LIBRARY_PATH"})
 #: What the interpreter of a task process needs to find this package again.
 _FOR_PYTHON = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "VIRTUAL_ENV"})
 _NEVER = "RETIRE_CLUSTER_"
+
+
+def whole_path(folder: str) -> str:
+    """A folder of `policy.folders`, whole. Raises `ValueError` for one that names no one place."""
+    try:
+        found = expanded(folder)
+    except LookupError as error:
+        raise ValueError(f"policy.folders: {error.args[0]}") from None
+    if not os.path.isabs(found):
+        raise ValueError(f"policy.folders: {folder!r:.200} must be written from / on")
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class Policy:
             allow_root=allow_root,
             pass_environment=frozenset(pass_environment),
             commands=tuple(commands),
-            folders=tuple(folders),
+            folders=tuple(map(whole_path, folders)),
             other_user=other_user,
         )
 
@@ -133,7 +145,7 @@ class Policy:
         folder = payload.get("cwd")
         if self.folders and isinstance(folder, str):
             real = os.path.realpath(folder)
-            allowed = (os.path.realpath(os.path.expanduser(name)) for name in self.folders)
+            allowed = (os.path.realpath(name) for name in self.folders)
             if not any(real == name or real.startswith(name.rstrip(os.sep) + os.sep)
                        for name in allowed):  # fmt: skip
                 return f"this device's owner has not allowed the folder {folder!r:.200}"
