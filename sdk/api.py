@@ -91,10 +91,15 @@ class RetireClusterAPI:
         return self._submit("/tasks", body, key)
 
     def submit_tasks(
-        self, tasks: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+        retry_seconds: float | None = None,
     ) -> dict[str, Any]:
         """Submit up to 1000 tasks, all or nothing; the answer has `task_ids`."""
-        return self._submit("/tasks/batch", {"tasks": [dict(t) for t in tasks]}, idempotency_key)
+        body = {"tasks": [dict(task) for task in tasks]}
+        return self._submit("/tasks/batch", body, idempotency_key, retry_seconds)
 
     def list_tasks(self, **filters: Any) -> dict[str, Any]:
         """A page of tasks: `page, page_size, after, status, task_type, priority, device_id`."""
@@ -197,9 +202,17 @@ class RetireClusterAPI:
         silence = wait_seconds + self._transport.timeout_seconds
         return self._send(method, path, query=query, timeout_seconds=silence, **options)
 
-    def _submit(self, path: str, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    def _submit(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        key: str | None,
+        retry_seconds: float | None = None,
+    ) -> dict[str, Any]:
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        return self._send("POST", path, body=body, headers=headers, repeatable=True)
+        return self._send(
+            "POST", path, body=body, headers=headers, repeatable=True, retry_seconds=retry_seconds
+        )
 
     def _get(self, path: str, **query: Any) -> dict[str, Any]:
         return self._send("GET", path, query=query)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
+from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.sdk.api import RetireClusterAPI
 from retire_cluster.sdk.futures import TaskFuture, data_of
 from retire_cluster.sdk.pipeline import BATCH, Batches, Pipeline
@@ -21,6 +23,10 @@ from retire_cluster.sdk.watcher import Watcher
 BUFFERSIZE: Final = 5_000
 #: The hour's budget can always be waited out.
 _LIMIT_SECONDS: Final = 3_700.0
+
+
+#: Patience with an interrupted submission: whoever interrupts wants to go on.
+_ASK_SECONDS: Final = 5.0
 
 
 class Cluster:
@@ -66,7 +72,9 @@ class Cluster:
         deadline = None if timeout is None else time.monotonic() + timeout
         pipeline = self.pipeline(task_type, payloads, buffersize, options)
         pipeline.begin()
-        return pipeline.results(deadline)
+        results = pipeline.results(deadline)
+        next(results)
+        return results
 
     def submit_many(
         self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
@@ -81,7 +89,14 @@ class Cluster:
         futures: list[TaskFuture] = []
         try:
             while batch := batches.take(BATCH):
-                futures += self.submit_batch(task_type, batch, options)
+                key = str(uuid.uuid4())
+                try:
+                    futures += self.submit_batch(task_type, batch, options, key)
+                except KeyboardInterrupt:
+                    # Which of them there are is told to who asks again with the same key.
+                    with contextlib.suppress(ClusterError):
+                        futures += self.submit_batch(task_type, batch, options, key, _ASK_SECONDS)
+                    raise
             if batches.error is not None:
                 raise batches.error
         except BaseException as error:
@@ -95,10 +110,13 @@ class Cluster:
         payloads: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
         idempotency_key: str | None = None,
+        retry_seconds: float | None = None,
     ) -> list[TaskFuture]:
         """Submit up to 1000 tasks with one request, all or none."""
         tasks = [{"task_type": task_type, "payload": payload, **options} for payload in payloads]
-        answer = self.api.submit_tasks(tasks, idempotency_key=idempotency_key)
+        answer = self.api.submit_tasks(
+            tasks, idempotency_key=idempotency_key, retry_seconds=retry_seconds
+        )
         return self._watcher.register(data_of(answer)["task_ids"])
 
     def pipeline(
@@ -111,8 +129,10 @@ class Cluster:
         """What `map` iterates over, before anything is submitted."""
         self.begin()
 
-        def submit(batch: Sequence[Mapping[str, Any]], key: str) -> list[TaskFuture]:
-            return self.submit_batch(task_type, batch, options, key)
+        def submit(
+            batch: Sequence[Mapping[str, Any]], key: str, retry_seconds: float | None
+        ) -> list[TaskFuture]:
+            return self.submit_batch(task_type, batch, options, key, retry_seconds)
 
         return Pipeline(self.api, submit, payloads, buffersize)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 import uuid
@@ -95,14 +96,15 @@ class Batches:
 class Pipeline:
     """Futures in the order of an input that is read as there is room for them.
 
-    :param submit: submits some payloads, once, however often it is called with the same key
+    :param submit: submits some payloads, once, however often it is called with the same key; its
+        last argument is how long it may try, None for as long as it takes
     :param buffersize: tasks that are submitted and whose results were not taken yet, at most
     """
 
     def __init__(
         self,
         api: RetireClusterAPI,
-        submit: Callable[[Sequence[Payload], str], list[TaskFuture]],
+        submit: Callable[[Sequence[Payload], str, float | None], list[TaskFuture]],
         payloads: Iterable[Payload],
         buffersize: int,
     ) -> None:
@@ -118,6 +120,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._unsure: tuple[Sequence[Payload], str] | None = None
         self._stopped = False
+        self._home = os.getpid()
 
     @property
     def hungry(self) -> bool:
@@ -144,7 +147,7 @@ class Pipeline:
             key = str(uuid.uuid4())
             self._unsure = (payloads, key)
             try:
-                self._under_way.extend(self._submit(payloads, key))
+                self._under_way.extend(self._submit(payloads, key, None))
             except Exception:
                 self._unsure = None
                 raise
@@ -175,8 +178,12 @@ class Pipeline:
         self._under_way.popleft()
 
     def results(self, deadline: float | None) -> Iterator[Any]:
-        """Results in order; ending early cancels what is left."""
+        """Nothing once, then results in order; ending early cancels what is left.
+
+        Only a generator that has begun can end: the first item makes it one.
+        """
         try:
+            yield None
             while True:
                 if self.hungry:
                     self.send(self.read())
@@ -192,18 +199,34 @@ class Pipeline:
             self.stop()
 
     def stop(self) -> None:
-        """Cancel what is left: nobody will take it."""
+        """Cancel what is left: nobody will take it.
+
+        A copy in a forked child, which ends when the child does, leaves the tasks to its parent.
+        """
+        if os.getpid() != self._home:
+            return
         with self._lock:
             self._stopped = True
             self._batches.stop()
             left = [future.task_id for future in self._under_way if not future.done()]
             self._under_way.clear()
             unsure, self._unsure = self._unsure, None
-        try:
-            if unsure is not None:  # interrupted in the middle: its ids are told to who asks again
-                left += [future.task_id for future in self._submit(*unsure)]
-            for start in range(0, len(left), BATCH):
-                part = left[start : start + BATCH]
+        self._cancel(left)
+        if unsure is not None:  # interrupted in the middle: its ids are told to who asks again
+            payloads, key = unsure
+            try:
+                again = self._submit(payloads, key, _CANCEL_SECONDS)
+            except ClusterError as error:
+                log.warning("up to %d tasks may go on, for nobody: %s", len(payloads), error)
+            else:
+                self._cancel([future.task_id for future in again])
+
+    def _cancel(self, task_ids: list[str]) -> None:
+        for start in range(0, len(task_ids), BATCH):
+            part = task_ids[start : start + BATCH]
+            try:
                 data_of(self._api.cancel_tasks(part, retry_seconds=_CANCEL_SECONDS))
-        except ClusterError as error:
-            log.warning("%d tasks that nobody waits for were not cancelled: %s", len(left), error)
+            except ClusterError as error:
+                rest = len(task_ids) - start
+                log.warning("%d tasks that nobody waits for were not cancelled: %s", rest, error)
+                return

@@ -33,6 +33,8 @@ class Facade(ThreadingHTTPServer):
         self.lose_events = False
         #: Answer a submission only this long after its task has ended.
         self.answer_late_seconds = 0.0
+        #: Every submission is told that the limit is used up for ten minutes.
+        self.limited_submissions = False
 
     @property
     def url(self) -> str:
@@ -87,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {})
         elif path.endswith("/results"):
             self._results(body["task_ids"], float(query.partition("=")[2] or 0))
+        elif path.endswith("/batch") and self.server.limited_submissions:
+            self._answer(429, {}, code="RATE_LIMIT_EXCEEDED", retry_after="600")
         elif path.endswith("/batch"):
             key = self.headers["Idempotency-Key"]
             if key not in self.server.submitted:
@@ -143,12 +147,12 @@ class Handler(BaseHTTPRequestHandler):
             found = {"results": results, "unfinished": unfinished, "omitted": ended[7:]}
             self._answer(200, found)
 
-    def _answer(self, status: int, data: Any, code: str = "") -> None:
+    def _answer(self, status: int, data: Any, code: str = "", retry_after: str = "0") -> None:
         envelope = {"status": "error" if code else "success", "data": data, "error_code": code}
         text = json.dumps(envelope).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After", retry_after)
         self.end_headers()
         self.wfile.write(text)
 

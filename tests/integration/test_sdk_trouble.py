@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -171,6 +172,103 @@ def test_a_submission_that_is_interrupted_midway_is_cancelled_too(
         cluster.map("hang", ({"n": n} for n in range(20)))
     assert len(facade.results) == 20
     assert facade.live() == 0
+
+
+def test_a_map_that_nobody_began_to_take_is_cancelled_too(cluster: Cluster, facade: Facade) -> None:
+    first = cluster.map("fail", [{}])
+    second = cluster.map("hang", [{}] * 20)
+    with pytest.raises(TaskFailed):
+        list(zip(first, second, strict=True))
+    del second
+    gc.collect()
+    assert len(facade.results) == 21
+    assert facade.live() == 0
+
+
+ENDING = """
+import sys
+from retire_cluster.sdk import Cluster
+cluster = Cluster(sys.argv[1])
+for result in cluster.map("hang", [{}] * 20):
+    raise SystemExit("the program ends here") if sys.argv[2] == "exit" else KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "interrupt"])
+def test_a_program_that_ends_within_its_loop_leaves_nothing_running(
+    facade: Facade, how: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDING, facade.url, how], stderr=subprocess.PIPE, text=True
+    ) as program:
+        until(lambda: len(facade.results) == 20)
+        facade.end("t0", "success", 1)
+        _, told = program.communicate(timeout=30)
+    assert ("the program ends here" if how == "exit" else "KeyboardInterrupt") in told
+    assert program.returncode != 0
+    assert facade.live() == 0
+
+
+CHILD_ENDS = """
+import os, sys
+from retire_cluster.sdk import Cluster
+cluster = Cluster(sys.argv[1])
+for result in cluster.map("hang", [{}] * 20):
+    if os.fork() == 0:
+        sys.exit(0)
+    assert os.wait()[1] == 0
+    print("its child has ended", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_that_ends_takes_nothing_from_its_parents_map(facade: Facade) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", CHILD_ENDS, facade.url],
+        stdout=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        until(lambda: len(facade.results) == 20)
+        facade.end("t0", "success", 1)
+        assert program.stdout.readline() == "its child has ended\n"
+        assert facade.live() == 19
+        for number in range(1, 20):
+            facade.end(f"t{number}", "success", 1)
+        program.communicate(timeout=30)
+    assert program.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal to a thread here")
+def test_who_interrupts_the_wait_for_the_limit_is_gone_soon_and_what_runs_is_cancelled(
+    cluster: Cluster, facade: Facade, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = cluster.map("hang", [{}] * 30, buffersize=20)
+    facade.limited_submissions = True
+    facade.end("t0", "success", 1)
+    for number in range(1, 12):
+        facade.end(f"t{number}", "success", 1)
+    here = threading.get_ident()  # a real signal: only that ends a sleep
+    timer = threading.Timer(1.0, lambda: signal.pthread_kill(here, signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    assert time.monotonic() - began < 15
+    assert len(facade.results) == 20
+    assert facade.live() == 0
+    assert "may go on" in caplog.text
+
+
+def test_submit_many_interrupted_midway_carries_what_the_cluster_took(
+    cluster: Cluster, facade: Facade
+) -> None:
+    cluster.begin()
+    facade.answer_late_seconds = 1.0
+    threading.Timer(0.4, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        cluster.submit_many("hang", [{}] * 20)
+    submitted = caught.value.submitted  # type: ignore[attr-defined]
+    assert [future.task_id for future in submitted] == [f"t{n}" for n in range(20)]
 
 
 def broken(good: int) -> Iterator[dict[str, Any]]:
