@@ -14,6 +14,9 @@ from retire_cluster.schemas.hosts import bracketed, in_url
 #: The join line that is printed works this often, and this long.
 JOIN_USES = 20
 JOIN_SECONDS = 24 * 3600
+JOIN_NOTE = "printed by retire-cluster up"
+#: One that starts again and again must not fill the store with tokens.
+MOST_JOIN_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Announcement:
                 "Add another device (Python >= 3.10; on Windows say python), paste there:",
                 *paste,
                 f"  {worker} {self.join}",
-                f"It lets {JOIN_USES} devices in, for a day or until the next start here. More:",
+                f"It lets {JOIN_USES} devices in, for a day, whatever is restarted here. More:",
                 f"  {self.commands}retire-cluster token create{self.data_dir_flag}",
             ]
         if not is_loopback(self.worker_host) and self.insecure:

@@ -18,6 +18,20 @@ SHA256 = ""
 
 LEAST = (3, 10)
 LIBRARIES = ("pyzmq", "simpleeval", "urllib3")
+INDEX = "https://pypi.org/simple/"
+INDEX_SECONDS = 8
+
+
+HELP = """\
+usage: join.py JOIN [FLAGS]
+
+Makes this device a worker: a virtual environment in RETIRE_CLUSTER_HOME (else the user's data
+folder), the worker in it, and its start.
+
+  JOIN   the word that the main node printed (rc1...)
+  FLAGS  those of retire-cluster-worker: --device-id ID, --role ROLE, --tag TAG, --slots N,
+         --allow TYPE, --data-dir FOLDER, --test (shows what it would offer), ...
+"""
 
 
 class Stop(Exception):
@@ -104,7 +118,65 @@ def make_environment(folder: str) -> str:
     return python
 
 
-def install(python: str, folder: str) -> None:
+def libraries() -> List[str]:
+    """Names of what the worker imports on this Python."""
+    return [*LIBRARIES, *(["tomli"] if sys.version_info < (3, 11) else [])]
+
+
+def kept_wheels() -> bool:
+    """Whether the main node keeps the libraries. Stops at once where nothing else has them."""
+    kept = fetch("/wheels/").decode("utf-8", "replace")
+    if all(name + "-" in kept for name in libraries()):
+        return True
+    if not index_answers():
+        raise Stop("no package index answers here (no internet?), and the main node keeps no"
+                   " wheels: " + cure())  # fmt: skip
+    return False
+
+
+def index_answers() -> bool:
+    """Whether something answers where pip would look, within seconds; pip itself tries for long."""
+    import urllib.error
+    import urllib.request
+
+    asked = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    chosen = {}
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition("=")
+        chosen[name.rpartition(".")[2]] = value.strip("'\"")
+    if "no-index" in chosen or "find-links" in chosen or "extra-index-url" in chosen:
+        return True  # pip knows better than this does
+    try:
+        urllib.request.urlopen(chosen.get("index-url", INDEX), timeout=INDEX_SECONDS)
+    except urllib.error.HTTPError:
+        return True  # it answers
+    except ValueError:
+        return True  # an address for pip alone
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return type(reason).__name__.startswith("SSL")
+    return True
+
+
+def cure() -> str:
+    """How libraries come to a device without internet."""
+    import sysconfig
+
+    version = "{}.{}".format(*sys.version_info[:2])
+    fit = f" --only-binary :all: --python-version {version}"
+    system, _, machine = sysconfig.get_platform().partition("-")
+    if system == "linux" and "com.termux" not in os.environ.get("PREFIX", ""):
+        fit += f" --platform manylinux_2_28_{machine} --platform manylinux2014_{machine}"
+    else:
+        fit = ""
+    return (
+        "where there is internet, run `python3 -m pip download -d wheels{} {}`, copy what it got"
+        " into DATA_DIR/wheels on the main node, and paste the line again"
+    ).format(fit, " ".join(libraries()))
+
+
+def install(python: str, folder: str, has_all: bool) -> None:
     """Puts the worker and its libraries into the environment."""
     wheel = fetch("/wheels/" + WHEEL)
     if hashlib.sha256(wheel).hexdigest() != SHA256:
@@ -113,9 +185,7 @@ def install(python: str, folder: str) -> None:
     with open(path, "wb") as file:
         file.write(wheel)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    kept = fetch("/wheels/").decode("utf-8", "replace")
     here = ["--no-index", "--find-links", BASE + "/wheels/", "--trusted-host", host_of(BASE)]
-    has_all = all(name + "-" in kept for name in LIBRARIES)
     say(f"installing {WHEEL}")
     try:
         run(pip + (here if has_all else ["--prefer-binary"]) + [path], "pip install")
@@ -123,6 +193,10 @@ def install(python: str, folder: str) -> None:
         if not has_all:
             raise
         # What the main node keeps may be for another kind of device.
+        if not index_answers():
+            raise Stop("the wheels that the main node keeps do not fit this device (Python {}.{}),"
+                       " and no package index answers here: ".format(*sys.version_info[:2])
+                       + cure()) from None  # fmt: skip
         run([*pip, "--prefer-binary", path], "pip install")
     # Better facts and faster JSON, where there are wheels for this device.
     more = here if has_all else ["--only-binary", ":all:"]
@@ -139,13 +213,17 @@ def host_of(url: str) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Installs and starts the worker; the exit code."""
+    if "-h" in words or "--help" in words:
+        sys.stdout.write(HELP)
+        return 0
     try:
         check_python(sys.version_info, shutil.which)
-        if not words or words[0] in ("-h", "--help"):
+        if not words:
             raise Stop("give the join line of the main node, then flags of retire-cluster-worker")
         folder = home()
+        has_all = kept_wheels()
         python = make_environment(folder)
-        install(python, folder)
+        install(python, folder, has_all)
     except Stop as stop:
         say(str(stop))
         return 2

@@ -18,8 +18,10 @@ from typing import Any, TextIO
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli import exits
 from retire_cluster.cli.announce import (
+    JOIN_NOTE,
     JOIN_SECONDS,
     JOIN_USES,
+    MOST_JOIN_LINES,
     Announcement,
     commands_folder,
     quoted,
@@ -221,8 +223,11 @@ class Up:
             return ""
         client = self._admin_client(main)
         try:
-            args = {"token_id": "up", "uses": JOIN_USES, "age_seconds": JOIN_SECONDS,
-                    "note": "printed by retire-cluster up"}  # fmt: skip
+            # A line that was printed before stays good until its time: somebody may have mailed it.
+            listed = client.call("token.list")["items"]  # newest first
+            for token in [t for t in listed if t["note"] == JOIN_NOTE][MOST_JOIN_LINES - 1 :]:
+                client.call("token.revoke", {"token_id": token["token_id"]})
+            args = {"uses": JOIN_USES, "age_seconds": JOIN_SECONDS, "note": JOIN_NOTE}
             made = client.call("token.create", args)
         except ClusterError as error:
             self._say(f"no join line: {error}")

@@ -258,6 +258,52 @@ def machines() -> Iterator[Callable[..., list[str]]]:
 
 
 @pytest.mark.slow
+def test_a_line_that_was_mailed_lets_a_device_in_after_up_was_started_again(
+    machines: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    environ = plain_environment(HOME=str(tmp_path))
+    del environ["RETIRE_CLUSTER_SERVER_WORKER_HOST"]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as out:
+            command = machines(name, *COMMAND, *words)
+            running.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ
+                )
+            )
+        return running[-1]
+
+    def printed(log: Path, pattern: str) -> str:
+        until(lambda: re.search(pattern, log.read_text(), re.MULTILINE), f"{pattern} in {log}")
+        found = re.search(pattern, log.read_text(), re.MULTILINE)
+        assert found
+        return found[0]
+
+    words = ("up", "--data-dir", str(tmp_path / "main"), "--workers", "0")
+    try:
+        lines = []
+        for number in range(2):
+            log = tmp_path / f"up-{number}.log"
+            up = start("rcmain", log, *words)
+            lines.append(printed(log, r"(?<=-worker --join )rc1\.\S+$"))
+            if not number:
+                up.terminate()
+                assert up.wait(20) == 0
+        assert lines[0] != lines[1]
+        for number, word in enumerate(lines):
+            log = tmp_path / f"laptop-{number}.log"
+            folder = str(tmp_path / f"laptop-{number}")
+            start("rcdev", log, "worker", "--join", word, "--data-dir", folder)
+            printed(log, "joined 10.77.0.1:8082")
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.slow
 def test_up_on_one_machine_the_line_pasted_on_another_and_a_stranger_gets_nothing(
     machines: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -8,8 +8,10 @@ import importlib.metadata
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -57,7 +59,16 @@ def test_the_script_needs_nothing_but_the_standard_library_and_parses_on_old_pyt
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module))
-    assert found <= {"hashlib", "os", "shutil", "subprocess", "sys", "typing", "urllib"}
+    assert found <= {
+        "hashlib",
+        "os",
+        "shutil",
+        "subprocess",
+        "sys",
+        "sysconfig",
+        "typing",
+        "urllib",
+    }
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 13, 1), (4, 0)])
@@ -133,5 +144,73 @@ def test_a_wheel_that_was_changed_on_its_way_is_not_installed(
     monkeypatch.setattr(join_script, "fetch", lambda path: b"something else")
     monkeypatch.setattr(join_script, "SHA256", SHA)
     with pytest.raises(join_script.Stop, match="changed on its way"):
-        join_script.install("python3", str(tmp_path))
+        join_script.install("python3", str(tmp_path), True)
     assert list(tmp_path.iterdir()) == []
+
+
+def run_script(server: joinserver.JoinServer, home: Path, *words: str) -> tuple[int, str, str]:
+    """The installer as a device gets it, where no package index answers."""
+    script = home / "join.py"
+    script.write_bytes(server.script)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "RETIRE_"))}
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        nobody = found.getsockname()[1]
+    environ |= {
+        "RETIRE_CLUSTER_HOME": str(home / "made"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": f"http://127.0.0.1:{nobody}/simple/",
+        "NO_PROXY": "*",
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), *words], env=environ, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["rc1.abc", "--help"]])
+def test_help_only_helps(tmp_path: Path, words: list[str]) -> None:
+    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
+    try:
+        code, out, err = run_script(server, tmp_path, *words)
+    finally:
+        server.close()
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: join.py JOIN")
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_an_index_and_without_wheels_one_line_says_at_once_what_to_put_where(
+    tmp_path: Path,
+) -> None:
+    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
+    began = time.monotonic()
+    try:
+        code, _, err = run_script(server, tmp_path, "rc1.abc")
+    finally:
+        server.close()
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert "DATA_DIR/wheels on the main node" in err
+    assert f"--python-version {sys.version_info[0]}.{sys.version_info[1]}" in err
+    assert "pyzmq simpleeval urllib3" in err
+    assert time.monotonic() - began < 20
+    assert not (tmp_path / "made").exists(), "nothing was made for nothing"
+
+
+@pytest.mark.slow
+def test_wheels_that_do_not_fit_are_told_instead_of_a_trace(tmp_path: Path) -> None:
+    kept = tmp_path / "wheels"
+    kept.mkdir()
+    for name in join_script.libraries():
+        (kept / f"{name}-1-cp27-cp27m-win32.whl").write_bytes(b"")
+    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    try:
+        code, _, err = run_script(server, tmp_path, "rc1.abc")
+    finally:
+        server.close()
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert "do not fit this device" in last
+    assert "DATA_DIR/wheels" in last
+    assert "ERROR" not in err
