@@ -35,6 +35,9 @@ from retire_cluster.schemas.wire import MAX_PAYLOAD_BYTES
 #: Submissions' common fields that were validated before, by their JSON text.
 _SPECS_KEPT: Final = 4_096
 
+#: Built-in types whose payload may set a limit of its own, within the task's.
+_LIMITED: Final = frozenset({"command", "http_request"})
+
 _Read = tuple[TaskSpec, float]
 
 
@@ -123,7 +126,7 @@ def gather(admin: Admin, call: Call) -> Reply | None:
     many = len(forms) > 1 or "tasks" in args
     for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
         where = f"tasks.{index}" if many else ""
-        _check(admin, spec.task_type, payload, where)
+        _check(admin, spec, payload, where)
     if admin.refusing:
         raise QueueFull(admin.refusing, retry_after=30)
     limit = admin.state.settings.scheduler.backlog_limit
@@ -210,7 +213,8 @@ def _idempotency(args: dict[str, Any]) -> tuple[str, str, str] | None:
     return given  # type: ignore[return-value]
 
 
-def _check(admin: Admin, task_type: str, payload: bytes, where: str) -> None:
+def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> None:
+    task_type = spec.task_type
     prefix = f"{where}." if where else ""
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
@@ -224,6 +228,12 @@ def _check(admin: Admin, task_type: str, payload: bytes, where: str) -> None:
         raise ValidationError(f"{prefix}payload{inner}", error.reason) from None
     if task_type in BUILTIN:
         check_builtin_payload(task_type, document, where=f"{prefix}payload")
+        if task_type in _LIMITED and document.get("timeout", 0) > spec.timeout_seconds:
+            raise ValidationError(
+                f"{prefix}payload.timeout",
+                f"is more than the {spec.timeout_seconds} s that the whole task may take; raise"
+                " requirements.timeout_seconds instead (retire-cluster: --timeout-seconds)",
+            )
         return
     if task_type not in admin.state.advertised:
         raise ValidationError(

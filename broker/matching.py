@@ -75,7 +75,9 @@ def why_not(key: ClassKey, device: Device) -> list[str]:
     need, facts = key.requirements, device.capabilities
     reasons = []
     if key.task_type not in device.types:
-        reasons.append(f"does not run {key.task_type}")
+        # What is off until a device's owner allows it: others are not installed there.
+        cure = " (its owner allows it with --allow command)" if key.task_type == "command" else ""
+        reasons.append(f"does not run {key.task_type}{cure}")
     if need.required_platform and need.required_platform != device.platform:
         reasons.append(f"platform is not {need.required_platform}")
     if need.required_role and need.required_role != device.role:

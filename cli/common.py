@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from retire_cluster.cli import exits
+from retire_cluster.cli import cures, exits
 from retire_cluster.cli.output import Output, clean
 from retire_cluster.cli.target import Target, find_target
 from retire_cluster.conf.arguments import Parser
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 
         output.error(shown)
         return exits.for_error(shown)
     except ClusterError as error:
-        output.error(error)
+        output.error(error, "" if output.as_json else cures.of(error, client))
         return exits.for_error(error)
     except JSONError as error:  # a number beyond 64 bits, bytes that are no text
         output.error(ValidationError("", f"this cannot be sent as JSON: {error}"))

@@ -19,6 +19,9 @@ _CONNECTION = (
     "--json",
     "--help",
 )
+_TASK = (
+    "--priority", "--requirement", "--require", "--timeout-seconds", "--retries", "--delay", "--in",
+)  # fmt: skip
 #: Words that may follow each verb.
 WORDS: dict[str, tuple[str, ...]] = {
     "up": (
@@ -45,17 +48,16 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--platform", "--tag", *_CONNECTION,
     ),
     "submit": (
-        *BUILTIN_TASK_TYPES, "--priority", "--requirement", "--require", "--metadata", "--wait",
-        "--timeout", *_CONNECTION,
+        *BUILTIN_TASK_TYPES, *_TASK, "--metadata", "--wait", "--timeout", *_CONNECTION,
     ),
     "tasks": (
         "ls", "show", "result", "logs", "cancel", "retry", "wait", "--raw", "--status", "--type",
-        "--priority", "--device", "--limit", "--timeout", *_CONNECTION,
+        "--priority", "--device", "--all", "--yes", "--limit", "--timeout", *_CONNECTION,
     ),
     "explain": _CONNECTION,
     "map": (
-        *BUILTIN_TASK_TYPES, "--priority", "--requirement", "--require", "--window", "--resume",
-        *_CONNECTION,
+        *BUILTIN_TASK_TYPES, *_TASK, "--window", "--unordered", "--resume", "--retry-failed",
+        "--cancel", "--cancel-on-interrupt", *_CONNECTION,
     ),
     "top": ("--interval", "--once", *_CONNECTION),
     "token": ("create", "ls", "revoke", "--uses", "--age", "--note", "--host", *_CONNECTION),

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
-from retire_cluster.cli.output import Style, facts, table
+from retire_cluster.cli.output import Style, clean, facts, table
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+
+#: By how a reason begins; `{}` is how it goes on.
+_CURES: Final = {
+    "does not run command": "to allow command on a device, start its worker there with"
+    " --allow command (on this machine: retire-cluster up --allow command)",
+    "does not run ": "to have {} on a device, install the plugin that offers it there and restart"
+    " its worker",
+    "missing tag ": "to give a device the tag, start its worker there with --tag {}",
+    "role is not ": "to give a device the role, start its worker there with --role {}",
+    "draining": "to let a device take work again: retire-cluster devices resume DEVICE",
+    "offline": "to see what keeps a device away, run there: retire-cluster-worker --test",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +44,8 @@ def explain(session: Session) -> int:
 def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> str:
     """The explanation for people."""
     rows: list[tuple[str, Any]] = [("task", data["task_id"]), ("status", data["status"])]
+    if data.get("due_at"):
+        rows.append(("due", f"{data['due_at']}: it waits for its time"))
     reason = data.get("queued_reason")
     if isinstance(reason, Mapping):
         rows.append(("eligible devices", reason.get("eligible_devices")))
@@ -47,4 +61,17 @@ def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> s
     lines = [
         (device["device_id"], device["eligible"], device.get("reasons") or []) for device in devices
     ]
-    return f"{text}\n\n{table(('DEVICE', 'ELIGIBLE', 'WHY NOT'), lines, style, width=width)}"
+    text += f"\n\n{table(('DEVICE', 'ELIGIBLE', 'WHY NOT'), lines, style, width=width)}"
+    if any(device["eligible"] for device in devices):
+        return text
+    found = {str(why) for device in devices for why in device.get("reasons") or []}
+    shown = "\n".join(dict.fromkeys(filter(None, map(cure, sorted(found)))))
+    return f"{text}\n\n{shown}" if shown else text
+
+
+def cure(reason: str) -> str:
+    """What helps against a reason, empty where nothing is to be typed."""
+    for start, text in _CURES.items():
+        if reason.startswith(start):
+            return text.format(clean(reason[len(start) :]))
+    return ""

@@ -238,12 +238,15 @@ class Output:
         """
         return text if raw or not self.out.isatty() else clean_lines(text)
 
-    def error(self, error: ClusterError) -> None:
+    def error(self, error: ClusterError, cure: str = "") -> None:
         """Print an error: the envelope for programs, one line on standard error for people."""
         if self.as_json:
             self._write(pretty(error_envelope(error), self.style))
             return
-        self.hint(f"{Style.of(self.err).paint('error:', 'red')} {clean(error.message)}")
+        cure = f" ({cure})" if cure else ""
+        self.hint(
+            f"{Style.of(self.err).paint('error:', 'red')} {clean(error.message)}{clean(cure)}"
+        )
         listed = error.details.get("errors") or []
         if len(listed) > 1:
             for entry in listed[1:]:

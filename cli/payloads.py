@@ -2,15 +2,72 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.vocabulary import PRIORITIES
 
 _LIST_REQUIREMENTS = frozenset({"required_tags"})
 _TEXT_REQUIREMENTS = frozenset({"required_platform", "required_role"})
+_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def add_task_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a task is to be run, beside its type and payload."""
+    parser.add_argument("--priority", choices=PRIORITIES, default="normal")
+    parser.add_argument(
+        "--requirement", "--require", action="append", default=[], metavar="k=v",
+        help="what the device must have, or timeout_seconds, max_retries; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout-seconds", type=int, metavar="N",
+        help="how long a device may work on it (300): --require timeout_seconds=N",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retries", type=int, metavar="N",
+        help="how often it is tried again when it fails (3): --require max_retries=N",
+    )  # fmt: skip
+    parser.add_argument(
+        "--delay", "--in", type=seconds_of, default=0.0, metavar="TIME", dest="delay",
+        help="start it so much later: seconds, or 5m, 2h, 1d",
+    )  # fmt: skip
+
+
+def task_from_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The common fields of tasks that a command line describes. Raises `ValidationError`."""
+    requirements = requirements_from_words(args.requirement)
+    shortcuts = (
+        ("timeout_seconds", args.timeout_seconds, "--timeout-seconds"),
+        ("max_retries", args.retries, "--retries"),
+    )
+    for name, value, flag in shortcuts:
+        if value is None:
+            continue
+        if name in requirements:
+            raise ValidationError(flag, f"says the same as --require {name}; give one of them")
+        requirements[name] = value
+    task = {
+        "task_type": args.task_type,
+        "priority": args.priority,
+        "requirements": requirements,
+    }
+    return {**task, "delay_seconds": args.delay} if args.delay else task
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time as typed: `90`, `5m`, `1h30m`, `2d`.
+
+    Raises `argparse.ArgumentTypeError`.
+    """
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, or 5m, 2h, 1d")
+    return float(sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts))
 
 
 def payload_from_words(task_type: str, words: Sequence[str]) -> dict[str, Any]:
@@ -64,6 +121,13 @@ def read_json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValidationError(where, f"is not JSON: {error}") from None
+
+
+def why(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, in plain words."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 text (byte {error.start})"
+    return error.strerror or str(error)
 
 
 def requirements_from_words(words: Sequence[str]) -> dict[str, Any]:

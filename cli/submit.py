@@ -11,16 +11,17 @@ from typing import Any
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.payloads import (
+    add_task_flags,
     payload_from_words,
     read_json_object,
     read_pair,
     read_value,
-    requirements_from_words,
+    task_from_flags,
+    why,
 )
 from retire_cluster.cli.waiting import look_again, wait_and_print
 from retire_cluster.schemas import jsontext
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.vocabulary import PRIORITIES
 
 _EPILOG = """\
 examples:
@@ -49,17 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "payload",
         nargs="*",
         metavar="k=v | @file.json | -",
-        help="the payload: fields, a file with a JSON object, or - for standard input",
+        help="the payload: fields, a JSON object, a file with one, or - for standard input",
     )
-    parser.add_argument("--priority", choices=PRIORITIES, default="normal")
-    parser.add_argument(
-        "--requirement",
-        "--require",
-        action="append",
-        default=[],
-        metavar="k=v",
-        help="what the device must have, or timeout_seconds, max_retries; repeatable",
-    )
+    add_task_flags(parser)
     parser.add_argument(
         "--metadata", action="append", default=[], metavar="k=v", help="kept with the task"
     )
@@ -77,22 +70,18 @@ def submit(session: Session) -> int:
     """Submit, and wait where asked."""
     args, output = session.args, session.output
     payload = jsontext.dumps(_payload(args.task_type, args.payload))
-    task = {
-        "task_type": args.task_type,
-        "priority": args.priority,
-        "requirements": requirements_from_words(args.requirement),
-        "metadata": _metadata(args.metadata),
-    }
-    data = session.client.call("task.submit", {"tasks": [task]}, [payload])
+    task = {**task_from_flags(args), "metadata": _metadata(args.metadata)}
+    data = session.client.call("task.submit", {"task": task}, [payload])
     task_id = data["task_ids"][0]
+    view = (data.get("tasks") or [{"task_id": task_id}])[0]
+    due = view.get("due_at")
     if args.wait:
-        return wait_and_print(session, [task_id], args.timeout, first=f"submitted {task_id}")
-    shown = {
-        "task_id": task_id,
-        "task": (data.get("tasks") or [{"task_id": task_id}])[0],
-        "submitted_at": data.get("submitted_at"),
-    }
+        first = f"submitted {task_id}" + (f", starts at {due}, not before" if due else "")
+        return wait_and_print(session, [task_id], args.timeout, first=first)
+    shown = {"task_id": task_id, "task": view, "submitted_at": data.get("submitted_at")}
     output.data(shown, task_id, message="Task submitted")
+    if due and not output.as_json:
+        output.hint(f"it starts at {due}, not before")
     if not output.as_json and output.err.isatty():
         output.hint(f"wait for it with: {look_again([task_id])}")
     return exits.OK
@@ -106,8 +95,10 @@ def _payload(task_type: str, words: Sequence[str]) -> dict[str, Any]:
         try:
             text = Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValidationError("payload", f"{name} cannot be read: {error}") from None
+            raise ValidationError("payload", f"{name} cannot be read: {why(error)}") from None
         return read_json_object(text, name)
+    if len(words) == 1 and words[0].startswith("{"):
+        return read_json_object(words[0], "payload")
     return payload_from_words(task_type, words)
 
 

@@ -50,6 +50,9 @@ class Target:
     def next_command(self) -> str:
         """What to try when nobody answers there."""
         if is_loopback(self.host):
+            found = running_main(self.data_dir)
+            if found is not None and found[0].admin_port != self.port:
+                return f"--cluster-port {found[0].admin_port}, where this machine's main node is"
             return "retire-cluster up"
         return f"retire-cluster doctor --cluster-host {self.host} --cluster-port {self.port}"
 

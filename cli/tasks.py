@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from retire_cluster.cli import common, exits
+from retire_cluster.cli import bulk, common, exits
 from retire_cluster.cli.common import Session
+from retire_cluster.cli.insisting import Settling
 from retire_cluster.cli.output import Style, facts, pretty, table
 from retire_cluster.cli.waiting import missing, print_result, wait_and_print
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
@@ -42,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_argument("task_ids", nargs=1, metavar="ID")
         if name == "logs":
             verb.add_argument("--raw", action="store_true", help="unchanged on a terminal too")
-    add("cancel", "cancel them", cancel).add_argument("task_ids", nargs="+", metavar="ID")
-    add("retry", "run ended ones again", retry).add_argument("task_ids", nargs="+", metavar="ID")
+    cancelling = add("cancel", "cancel them, by id or all that match", cancel)
+    bulk.add_flags(cancelling, "cancel")
+    retrying = add("retry", "run ended ones again, by id or all that match", retry)
+    bulk.add_flags(retrying, "retry")
     waiting = add("wait", "wait until they have ended", wait)
     waiting.add_argument("task_ids", nargs="+", metavar="ID")
     waiting.add_argument("--timeout", type=float, metavar="SECONDS", help="give up (exit 7)")
     args = parser.parse_args(argv)
+    many = {"cancel": cancelling, "retry": retrying}.get(args.verb)
+    if many is not None and bulk.is_bulk(many, args):
+        args.command = bulk.run
     return common.run(args, args.command)
 
 
@@ -125,7 +132,7 @@ def cancel(session: Session) -> int:
 
 def retry(session: Session) -> int:
     """Run ended tasks again."""
-    return _each(session, "task.retry")
+    return _each(replace(session, client=Settling(session.client)), "task.retry")
 
 
 def wait(session: Session) -> int:
@@ -142,11 +149,14 @@ def _each(session: Session, op: str) -> int:
 
 def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0) -> str:
     """Tasks for people."""
-    names = (
+    names: tuple[str, ...] = (
         "task_id", "status", "task_type", "priority", "created_at", "execution_time_seconds",
         "retry_count", "assigned_device_id",
     )  # fmt: skip
-    return table(HEADERS, ([task.get(name) for name in names] for task in rows), style, width=width)
+    headers: tuple[str, ...] = HEADERS
+    if any(task.get("due_at") for task in rows):  # delayed, or between two tries
+        headers, names = (*HEADERS, "DUE"), (*names, "due_at")
+    return table(headers, ([task.get(name) for name in names] for task in rows), style, width=width)
 
 
 def task_text(task: Mapping[str, Any], style: Style) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 from retire_cluster.cli import exits
 from retire_cluster.cli.common import Caller, Session
+from retire_cluster.cli.insisting import Insisting
 from retire_cluster.cli.output import Style, clean, pretty
 from retire_cluster.schemas import truncation
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 #: Seconds of one call; an idle wait costs a call every so often.
-_CALL_SECONDS = 20.0
+_CALL_SECONDS = 10.0
 _FIRST_SECONDS = 2.0
 #: How long a main node may be away (restarting) before waiting is given up.
 _AWAY_SECONDS = 30.0
@@ -82,7 +83,10 @@ def wait_and_print(
         def why(unfinished: Sequence[str], told: str) -> str:
             return _tell_why(session, unfinished, told)
 
-        results, unfinished = wait_for(session.client, task_ids, timeout_seconds, why=why)
+        client = Insisting(
+            session.client, output.hint, session.target.address, timeout_seconds=timeout_seconds
+        )
+        results, unfinished = wait_for(client, task_ids, timeout_seconds, why=why)
     except KeyboardInterrupt:
         output.hint(f"\ndetached; the work goes on. Look again with: {look_again(task_ids)}")
         return exits.INTERRUPTED

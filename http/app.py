@@ -38,6 +38,7 @@ from retire_cluster.api.sessions import Sessions
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
+from retire_cluster.api.toll import Toll
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf.addresses import own_name
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
@@ -113,6 +114,13 @@ def create_app(
     reporter = Reporter(guarded, stats, key_uses=access.take_uses)
     drain = Drain()
     tickets = Tickets(clock)
+    limiter = RateLimiter(
+        guarded,
+        enabled=api.rate_limit,
+        per_minute=api.rate_limit_per_minute,
+        per_hour=api.rate_limit_per_hour,
+        burst=api.rate_limit_burst,
+    )
     gate = Gate(
         access=access,
         peers=peers,
@@ -123,13 +131,7 @@ def create_app(
             if api.allowed_hosts or not access.required
             else None
         ),
-        limiter=RateLimiter(
-            guarded,
-            enabled=api.rate_limit,
-            per_minute=api.rate_limit_per_minute,
-            per_hour=api.rate_limit_per_hour,
-            burst=api.rate_limit_burst,
-        ),
+        limiter=limiter,
         stats=stats,
         reporter=reporter,
         clock=clock,
@@ -157,8 +159,9 @@ def create_app(
     whole = ClusterResource(guarded, auth_required=access.required)
     devices, device = Devices(guarded), Device(guarded)
     parking = Parking(drain, threads=api.threads, monotonic=monotonic)
-    tasks = Tasks(guarded, access, SubmissionReader(), parking)
-    task = Task(guarded, parking)
+    toll = Toll(limiter)
+    tasks = Tasks(guarded, access, SubmissionReader(), parking, toll)
+    task = Task(guarded, parking, toll)
     config = Config(guarded, public_view(api))
 
     route = app.add_route

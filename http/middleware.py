@@ -120,7 +120,7 @@ class Gate:
             else self._access.of_request(peer, req.env)
         )
         if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req):
-            self._count(req, context.identity)
+            self._count(req)
 
     def process_resource(
         self, req: falcon.Request, _resp: falcon.Response, _resource: object, _params: Any
@@ -182,16 +182,12 @@ class Gate:
             self._queries[key] = found
         return found
 
-    def _count(self, req: falcon.Request, identity: Identity) -> None:
+    def _count(self, req: falcon.Request) -> None:
         try:
-            standing, over = self._limiter.hit(identity.client, dashboard=identity.dashboard)
+            self._limiter.charge(req)
         except ClusterUnavailable:
-            if _plain(req.path) in _LOCAL:
-                return
-            raise
-        req.context.standing = standing
-        if over is not None:
-            raise over
+            if _plain(req.path) not in _LOCAL:
+                raise
 
     def _preflight(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.status = falcon.HTTP_204

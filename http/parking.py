@@ -13,6 +13,7 @@ from retire_cluster.api.drain import Drain
 
 #: A parked request looks this often whether the server was told to stop.
 SLICE_SECONDS = 1.0
+_A_WAIT_SECONDS = 0.25
 
 
 class Patience:
@@ -21,7 +22,13 @@ class Patience:
     def __init__(self, drain: Drain, monotonic: Callable[[], float], seconds: float) -> None:
         self._drain = drain
         self._monotonic = monotonic
-        self._deadline = monotonic() + seconds
+        self._began = monotonic()
+        self._deadline = self._began + seconds
+
+    @property
+    def used(self) -> bool:
+        """Whether it has waited for long enough to be called a wait."""
+        return self._monotonic() - self._began >= _A_WAIT_SECONDS
 
     def slice(self) -> float:
         """Seconds to wait next; 0 when the time is over or the server was told to stop."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import falcon
+
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.schemas.errors import RateLimitExceeded
 
@@ -55,6 +57,14 @@ class RateLimiter:
         self._cluster = cluster
         self._limits = {"per_minute": per_minute, "per_hour": per_hour, "burst": burst}
         self._dashboards = {name: DASHBOARD_TIMES * each for name, each in self._limits.items()}
+
+    def charge(self, req: falcon.Request) -> None:
+        """Count a request. Raises `RateLimitExceeded`, `ClusterUnavailable`."""
+        identity = req.context.identity
+        standing, over = self.hit(identity.client, dashboard=identity.dashboard)
+        req.context.standing = standing
+        if over is not None:
+            raise over
 
     def hit(
         self, client: str, *, dashboard: bool = False

@@ -1,6 +1,7 @@
 """One HTTP exchange with the facade, tried again where that is safe and asked for.
 
-A 429 was refused before anything happened, so it may always be tried again. A 503 or a broken
+A 429 was refused before anything happened, so it may always be tried again, and so may a
+`TASK_JUST_ENDED` 409: a moment later the task's end is written down. A 503 or a broken
 connection may have happened after the work was done: it is tried again only where doing the work
 twice does no harm (reading, or a submission that carries an Idempotency-Key). Whoever is kept
 waiting is told so once, as a warning of the logger `retire_cluster.sdk`: on stderr, unless the
@@ -30,6 +31,8 @@ _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _RECONNECT_SECONDS: Final = (0.2, 0.8)
 _AGAIN_SECONDS: Final = 2.0
 _DEFAULT_RETRY_AFTER_SECONDS: Final = 1.0
+#: The header knows whole seconds only; an end is written down within one turn of the main node.
+_JUST_ENDED_SECONDS: Final = 0.1
 #: A wait that ends within this many seconds of one that was told is part of it.
 _ONE_NOTICE_SECONDS: Final = 60.0
 log = logging.getLogger("retire_cluster.sdk")
@@ -123,7 +126,8 @@ class Transport:
                 continue
             self._met = True
             limited = reply.status == 429
-            if not limited and not (reply.status == 503 and safe):
+            just_ended = reply.body.get("error_code") == "TASK_JUST_ENDED"
+            if not limited and not just_ended and not (reply.status == 503 and safe):
                 self._notices.answered()
                 return reply
             wait = reply.retry_after_seconds
@@ -133,6 +137,8 @@ class Transport:
                 return reply
             if limited:
                 self._notices.limited(wait)
+            elif just_ended:
+                wait = min(wait, _JUST_ENDED_SECONDS)
             elif self._clock() - began >= _AGAIN_SECONDS or wait > _AGAIN_SECONDS:
                 self._notices.away(self.base_url, str(reply.body.get("message")), patience)
             self._pause(wait)

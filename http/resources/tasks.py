@@ -18,6 +18,7 @@ from retire_cluster.api.submission import (
     fingerprint,
     submit_args,
 )
+from retire_cluster.api.toll import Toll
 from retire_cluster.conf import failpoints
 
 
@@ -30,9 +31,11 @@ class Tasks(Resource):
         access: Access,
         reader: SubmissionReader,
         parking: Parking,
+        toll: Toll,
     ) -> None:
         self._cluster = cluster
         self._parking = parking
+        self._toll = toll
         self._access = access
         self._reader = reader
 
@@ -75,12 +78,16 @@ class Tasks(Resource):
     def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The results of many tasks, once all have ended or the wait is over."""
         args = {"task_ids": validation.checked_body(req)["task_ids"], "timeout_seconds": 0}
-        found = self._cluster.call("task.wait", args, patient=True)
+        with self._toll.of_nothing(req):
+            found = self._cluster.call("task.wait", args, patient=True)
         wait = float(req.context.query["wait"])
+        waited = False
         if wait and found.data["unfinished"]:
             with self._parking.park(req, wait) as patience:
                 if await_ends(self._cluster, found.data["unfinished"], patience):
                     found = self._cluster.call("task.wait", args, patient=True)
+                waited = patience.used
+        self._toll.take(req, found.data["results"], waited=waited)
         answer(req, resp, spliced(found))
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -139,9 +146,10 @@ def await_ends(cluster: GuardedCluster, task_ids: list[str], patience: Patience)
 class Task(Resource):
     """One task."""
 
-    def __init__(self, cluster: GuardedCluster, parking: Parking) -> None:
+    def __init__(self, cluster: GuardedCluster, parking: Parking, toll: Toll) -> None:
         self._cluster = cluster
         self._parking = parking
+        self._toll = toll
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Everything known of it."""
@@ -153,11 +161,17 @@ class Task(Resource):
 
     def on_get_result(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Its result, once it has one or the wait is over."""
+        task_id = validation.task_id(task_id)
         wait = float(req.context.query["wait"])
-        if wait:
-            with self._parking.park(req, wait) as patience:
-                await_ends(self._cluster, [validation.task_id(task_id)], patience)
-        self._show(req, resp, "task.result", task_id)
+        waited = False
+        with self._toll.of_nothing(req):
+            if wait:
+                with self._parking.park(req, wait) as patience:
+                    await_ends(self._cluster, [task_id], patience)
+                    waited = patience.used
+            found = self._cluster.call("task.result", {"task_id": task_id})
+        self._toll.take(req, [found.data], waited=waited)
+        answer(req, resp, spliced(found))
 
     def on_get_explanation(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Per device: may it run this task, and why not."""

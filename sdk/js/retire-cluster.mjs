@@ -188,11 +188,13 @@ export class RetireClusterAPI {
       this.met = true;
       const asked = response.headers.get('Retry-After');
       const wait = asked === null || Number.isNaN(Number(asked)) ? 1 : Number(asked);
+      const late = Date.now() + wait * 1000 > giveUp;
       const again = response.status === 429 || (response.status === 503 && repeatable);
-      if (!again || Date.now() + wait * 1000 > giveUp) {
-        return parseJSON(await response.text());
-      }
-      await response.body?.cancel();
+      if (!again || late) {
+        const answer = parseJSON(await response.text());
+        // Refused before anything happened: a moment later its end is written down.
+        if (late || answer.error_code !== 'TASK_JUST_ENDED') return answer;
+      } else await response.body?.cancel();
       if (response.status === 429) this.tell("the cluster's rate limit is used up", wait);
       await sleep(wait, signal);
     }

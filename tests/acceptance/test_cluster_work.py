@@ -268,7 +268,7 @@ def test_a_type_that_only_some_devices_allow_goes_to_those(cluster: Cluster) -> 
     assert rest.result(task_id)["worker_device_id"] == cluster.local
     waits = rest.submit("command", python("print('never')"), required_tags=["single"])
     reasons = rest.status(waits)["queued_reason"]["rejected"]
-    assert reasons["does not run command"] == 1
+    assert reasons["does not run command (its owner allows it with --allow command)"] == 1
     rest.post(f"/tasks/{waits}/cancel")
 
 

@@ -83,6 +83,9 @@ def ok(data: Any) -> Answer:
 
 
 BUSY: Answer = (429, {"Retry-After": "0"}, {"status": "error", "error_code": "RATE_LIMIT_EXCEEDED"})
+JUST_ENDED: Answer = (
+    409, {"Retry-After": "1"}, {"status": "error", "error_code": "TASK_JUST_ENDED"},
+)  # fmt: skip
 AWAY: Answer = (503, {"Retry-After": "0"}, {"status": "error", "error_code": "CLUSTER_UNAVAILABLE"})
 
 
@@ -136,6 +139,35 @@ def test_a_cancel_is_not_sent_again_after_503_but_after_429(facade: Facade) -> N
     answer = RetireClusterAPI(facade.url).cancel_task("t")
     assert answer["error_code"] == "CLUSTER_UNAVAILABLE"
     assert len(facade.asked) == 2
+
+
+def test_a_retry_in_the_moment_of_the_tasks_end_is_made_again(facade: Facade) -> None:
+    conflict = {"status": "error", "error_code": "CANNOT_RETRY_TASK"}
+    facade.answers = [JUST_ENDED, JUST_ENDED, ok({"status": "queued"}), (409, {}, conflict)]
+    api = RetireClusterAPI(facade.url)
+    assert api.retry_task("t")["data"]["status"] == "queued"
+    assert len(facade.asked) == 3
+    assert api.retry_task("t")["error_code"] == "CANNOT_RETRY_TASK"
+    facade.answers = [JUST_ENDED]
+    impatient = RetireClusterAPI(facade.url, retry_seconds=0)
+    assert impatient.retry_task("t")["error_code"] == "TASK_JUST_ENDED"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_the_javascript_module_makes_such_a_retry_again_too(facade: Facade) -> None:
+    facade.answers = [JUST_ENDED, ok({"status": "queued"}), (409, {}, {"error_code": "OTHER"})]
+    module = (files("retire_cluster.sdk") / "js" / "retire-cluster.mjs").as_uri()  # type: ignore[attr-defined]
+    script = f"""
+      import {{ RetireClusterAPI }} from {json.dumps(module)};
+      const api = new RetireClusterAPI(process.argv.at(-1));
+      console.log((await api.retryTask('t')).data.status);
+      console.log((await api.retryTask('t')).error_code);
+    """
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script, facade.url],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["queued", "OTHER"]
 
 
 def test_waiting_out_ends_and_returns_the_last_answer(facade: Facade) -> None:

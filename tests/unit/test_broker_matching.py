@@ -106,7 +106,9 @@ def test_all_reasons_are_given_together_tags_in_order() -> None:
 
 
 def test_a_type_that_a_device_does_not_run_and_one_its_owner_refused_are_reasons() -> None:
-    assert reasons({}, task_type="command") == ["does not run command"]
+    assert reasons({}, task_type="command") == [
+        "does not run command (its owner allows it with --allow command)"
+    ]
     key = ClassKey("sleep", Requirements(), frozenset({"box"}))
     assert why_not(key, device()) == ["its owner's policy refused this task"]
     assert why_not(key, device("other")) == []

@@ -113,6 +113,21 @@ def test_a_wrong_payload_names_its_field(
     assert cluster.state.tasks == {}
 
 
+@pytest.mark.parametrize("task_type", ["command", "http_request"])
+def test_a_limit_in_a_payload_that_the_task_would_never_reach_is_refused(
+    cluster: Cluster, task_type: str
+) -> None:
+    payload = b'{"command": ["ls"], "timeout": 400}'
+    if task_type == "http_request":
+        payload = b'{"url": "http://a/", "timeout": 400}'
+    form: dict[str, Any] = {"task_type": task_type}
+    error = wrong(cluster, "task.submit", {"tasks": [form]}, [payload])
+    assert error.details["field"] == "tasks.0.payload.timeout"
+    assert "requirements.timeout_seconds" in error.message
+    form["requirements"] = {"timeout_seconds": 400}
+    assert cluster.call("task.submit", {"tasks": [form]}, [payload]).data["task_ids"]
+
+
 def test_a_payload_too_large_has_its_own_error(cluster: Cluster) -> None:
     payload = b'{"a":"' + b"x" * 262_144 + b'"}'
     with pytest.raises(errors.PayloadTooLarge) as caught:

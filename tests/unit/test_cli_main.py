@@ -155,7 +155,7 @@ def _help_of(verb: str, code: str) -> str:
     texts = [_output(code)]
     verbs = {
         "devices": ("ls", "show"),
-        "tasks": ("ls", "logs", "wait"),
+        "tasks": ("ls", "logs", "wait", "cancel"),
         "config": ("get",),
         "token": ("create",),
         "keys": ("create",),

@@ -12,13 +12,25 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.cli import config, devices, explain, plan, submit, tasks, top, up, waiting
+from retire_cluster.cli import (
+    config,
+    cures,
+    devices,
+    explain,
+    plan,
+    submit,
+    tasks,
+    top,
+    up,
+    waiting,
+)
 from retire_cluster.cli.announce import Announcement, quoted
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
 from retire_cluster.cli.explain import explanation_text
+from retire_cluster.cli.insisting import Insisting
 from retire_cluster.cli.output import Output, Style
-from retire_cluster.cli.payloads import payload_from_words, requirements_from_words
+from retire_cluster.cli.payloads import payload_from_words, requirements_from_words, seconds_of
 from retire_cluster.cli.status import status_text
 from retire_cluster.cli.target import Target
 from retire_cluster.conf.addresses import is_loopback
@@ -26,6 +38,8 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.schemas.errors import (
     ClusterUnavailable,
     DeviceNotFound,
+    QueueFull,
+    TaskJustEnded,
     TaskNotFound,
     ValidationError,
 )
@@ -135,6 +149,9 @@ def submission(**more: Any) -> dict[str, Any]:
         "payload": ["a=1"],
         "priority": "normal",
         "requirement": [],
+        "timeout_seconds": None,
+        "retries": None,
+        "delay": 0.0,
         "metadata": [],
         "wait": False,
         "timeout": None,
@@ -149,14 +166,12 @@ def test_submit_prints_the_id_alone_on_standard_output() -> None:
     assert run.out.getvalue() == f"{TASK}\n"
     op, args = script.calls[0]
     assert op == "task.submit"
-    assert args["tasks"] == [
-        {
-            "task_type": "echo",
-            "priority": "normal",
-            "requirements": {"max_retries": 0},
-            "metadata": {"by": "me"},
-        }
-    ]
+    assert args["task"] == {
+        "task_type": "echo",
+        "priority": "normal",
+        "requirements": {"max_retries": 0},
+        "metadata": {"by": "me"},
+    }
     assert json.loads(script.blobs[0]) == {"a": 1}
 
 
@@ -592,3 +607,72 @@ def test_a_task_is_waited_for_by_its_id_in_any_case() -> None:
               timeout=5.0)  # fmt: skip
     assert run(tasks.wait) == 0
     assert '"echo"' in run.out.getvalue()
+
+
+def test_a_task_that_ended_this_very_moment_is_retried_a_moment_later() -> None:
+    script = Script(TaskJustEnded(), TaskJustEnded(), {"task_id": TASK, "status": "queued"})
+    run = Run(script, task_ids=[TASK])
+    assert run(tasks.retry) == 0
+    assert run.out.getvalue() == f"{TASK}: queued\n"
+    assert len(script.calls) == 3
+
+
+def test_a_main_node_that_was_met_is_waited_for_and_that_is_said_once() -> None:
+    away = [ClusterUnavailable()] * 40
+    script = Script({}, *away, {"n": 1}, ClusterUnavailable(), {"n": 2})
+    told: list[str] = []
+    pauses: list[float] = []
+    client = Insisting(
+        script, told.append, "host:1", clock=lambda: sum(pauses), pause=pauses.append
+    )
+    client.call("broker.info")
+    assert client.call("task.wait") == {"n": 1}
+    assert client.call("task.wait") == {"n": 2}
+    assert len(told) == 2
+    assert "the main node at host:1 does not answer; waiting for it" in told[0]
+    assert told[1] == "going on after 40 s"
+
+
+def test_a_main_node_that_was_never_met_is_an_error_at_once() -> None:
+    client = Insisting(Script(ClusterUnavailable()), print, "host:1")
+    with pytest.raises(ClusterUnavailable):
+        client.call("broker.info")
+
+
+def test_a_full_queue_is_waited_for_and_named_but_not_beyond_the_time_given() -> None:
+    script = Script(*[QueueFull("9 tasks wait.", retry_after=5)] * 9)
+    told: list[str] = []
+    pauses: list[float] = []
+    client = Insisting(
+        script, told.append, "", timeout_seconds=20, clock=lambda: sum(pauses), pause=pauses.append
+    )
+    with pytest.raises(QueueFull):
+        client.call("task.submit")
+    assert sum(pauses) == 20
+    assert len(told) == 1
+    assert "9 tasks wait." in told[0]
+
+
+def test_what_is_mistyped_is_named_with_what_was_meant() -> None:
+    types = {"supported_types": ["echo", "sleep"]}
+    wrong = ValidationError("task.task_type", "no device has ever offered the task type 'ecko'")
+    assert cures.of(wrong, Script(types)) == "did you mean echo?"
+    strange = ValidationError("task_type", "no device has ever offered the task type 'x'")
+    assert cures.of(strange, Script(types)) == "the types: echo, sleep"
+    requirement = ValidationError("task.requirements.min_cores", "unknown field")
+    assert cures.of(requirement, Script()) == "did you mean min_cpu_cores?"
+    assert "tasks ls" in cures.of(TaskNotFound(), Script())
+    assert cures.of(ClusterUnavailable(), Script()) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("5m", 300), ("1h30m", 5_400), ("2d", 172_800), ("1.5", 1.5)]
+)
+def test_a_time_is_read_as_typed(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "5x", "-5", "5 m", "1e9", "nan"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        seconds_of(text)
