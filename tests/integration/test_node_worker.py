@@ -238,7 +238,7 @@ def test_a_worker_that_lost_its_lease_stops_only_what_may_not_run_twice(
     bus.welcome()
     mark = secrets.token_hex(8)
     command = bus.assign("command", {"command": [*python("import time", "time.sleep(600)"), mark]})
-    harmless = bus.assign("sleep", {"duration": 3})
+    harmless = bus.assign("sleep", {"duration": 8})
     bus.started(command)
     bus.until(lambda: alive_with(mark), "the command")
     bus.close()
