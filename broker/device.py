@@ -60,6 +60,7 @@ class Device:
         "last_error",
         "last_heartbeat_ms",
         "last_seen_mono",
+        "left_out",
         "metrics",
         "metrics_history",
         "not_accepting_reason",
@@ -94,6 +95,8 @@ class Device:
         self.slots = 1
         self.capabilities: dict[str, Any] = {}
         self.types: dict[str, TypeInfo] = {}
+        #: Own types that it has and does not offer, each with the reason.
+        self.left_out: tuple[str, ...] = ()
         #: Where its connection comes from, as the transport says.
         self.ip_address = ""
         self.instance = ""

@@ -195,8 +195,8 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         kept = tuple(info for info in hello.task_types if info.name not in faults)
         hello = replace(hello, task_types=kept)
     device.register(hello, routing, now.mono)
-    if faults:
-        device.last_error = "; ".join(faults.values())[:500]
+    reasons = [*faults.values(), *(reason[:500] for reason in hello.left_out)]
+    device.left_out = msg.first_left_out(reasons)
     device.ip_address = address
     state.connections[routing] = device
     state.advertised.update(device.types)
@@ -211,7 +211,14 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     state.emit(
         Send(
             routing,
-            msg.Welcome(hello.session, state.epoch, keep, abandon, state.heartbeat_config()),
+            msg.Welcome(
+                hello.session,
+                state.epoch,
+                keep,
+                abandon,
+                state.heartbeat_config(),
+                msg.first_left_out(list(faults.values())),
+            ),
         )
     )
     if device.drained:

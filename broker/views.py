@@ -275,6 +275,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "registered_at": stamp(device.registered_ms),
         "total_heartbeats": device.total_heartbeats,
         "task_types": sorted(device.types),
+        "task_types_left_out": list(device.left_out),
         "slots": device.slots,
         "running_tasks": [
             state.ids.public(task.number, task.created_ms) for task in device.attempts.values()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.cli import common, exits
+from retire_cluster.cli.common import PAGE_SIZE, Caller
 from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
 from retire_cluster.cli.output import Output, Style, clean
 from retire_cluster.cli.readiness import answers_ok
@@ -24,7 +25,7 @@ from retire_cluster.cli.version import installed
 from retire_cluster.conf.addresses import dial_host, is_loopback, public_host
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import Settings, SettingsError
-from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.errors import ClusterError, DeviceNotFound
 from retire_cluster.schemas.hosts import bracketed, in_url
 
 _MAIN_NODE_MODULES = ("falcon", "waitress", "cerberus", "apscheduler", "orjson", "wsproto")
@@ -86,9 +87,11 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
     yield from data_folder(settings.data_dir)
     yield from secret_files(settings.data_dir)
     info = None
+    left_out: list[Finding] = []
     client = target.client(2.0)
     try:
         info = client.call("broker.info")
+        left_out = list(types_left_out(client))
     except ClusterError as error:
         yield from unreachable(target, str(error))
     finally:
@@ -97,10 +100,24 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
         yield from free_ports(settings)
         return
     yield Finding("ok", f"the main node answers at {target.address} (address from {target.source})")
+    yield from left_out
     yield from same_version(info)
     yield from same_clock(info, time.time())
     yield from worker_bus(target.host, info, settings)
     yield from facade(settings)
+
+
+def types_left_out(client: Caller) -> Iterator[Finding]:
+    """Own task types that devices have and cannot offer."""
+    asked = {"status": "online", "page_size": PAGE_SIZE}
+    for brief in client.call("device.list", asked)["items"]:
+        device_id = brief["device_id"]
+        try:
+            detail = client.call("device.get", {"device_id": device_id})
+        except DeviceNotFound:
+            continue  # it was removed in between
+        for reason in detail.get("task_types_left_out") or ():
+            yield Finding("warn", f"{device_id}: {reason}", "mend it there and restart the worker")
 
 
 def libraries() -> Iterator[Finding]:

@@ -44,6 +44,7 @@ from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess
 from retire_cluster.node.tasks.base import Limits
+from retire_cluster.schemas.messages import first_left_out
 from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
 PROGRAM = "retire-cluster-worker"
@@ -243,6 +244,7 @@ def build(
         tags=probe.all_tags(settings.worker.tags, probe.automatic_tags(platform.value, facts)),
         slots=settings.worker.slots or int(facts.get("cpu_count") or 1),
         task_types=catalog.advertised(),
+        left_out=first_left_out(own.left_out),
     )
     limits = Limits(
         shell=policy.shell,
@@ -294,7 +296,6 @@ def _run(worker: Worker, spool: Spool) -> int:
         clock=monotonic,
         wake=waker,
     )
-    runner.last_error = "; ".join(worker.catalog.left_out)[:500]
     session = Session(
         me,
         now=monotonic(),

@@ -93,6 +93,8 @@ class Introduction:
     tags: tuple[str, ...]
     slots: int
     task_types: tuple[TypeInfo, ...]
+    #: Own types that are not offered, each with the reason.
+    left_out: tuple[str, ...] = ()
 
 
 # Why an attempt is ended before its own end.

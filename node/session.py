@@ -34,6 +34,7 @@ from retire_cluster.node.records import (
 )
 from retire_cluster.node.work import Work
 from retire_cluster.schemas import messages
+from retire_cluster.schemas.cleantext import clean
 from retire_cluster.schemas.messages import HeartbeatConfig
 from retire_cluster.schemas.wire import PROTOCOL
 
@@ -142,6 +143,8 @@ class Session:
         self._welcome_by: float | None = None
         self._outage_said = False
         self._last_refusal = ""
+        #: Types that the main node does not take, as it said last.
+        self._left_out: tuple[str, ...] = ()
 
         self._stop_reason: str | None = None
         self._exit_code = EXIT_OK
@@ -286,6 +289,7 @@ class Session:
                 unsent=self.outbox.keys(),
                 accepting=self._takes_work(),
                 uptime_seconds=round(now - self._began, 3),
+                left_out=me.left_out,
             )
         )
 
@@ -329,6 +333,10 @@ class Session:
         self.lease.welcomed(self._hello_sent)
         self._work.abandon(message.abandon)
         self._say("info", f"joined {self._address} as {self._me.device_id}")
+        if message.left_out != self._left_out:
+            self._left_out = message.left_out
+            for reason in message.left_out:
+                self._say("warning", f"the main node says: {clean(reason)[:500]}")
         if self._stop_reason is not None:
             self._send(messages.Drain(self.session, self._stop_reason))
         self._send_heartbeat(now)

@@ -30,12 +30,12 @@ def remove_of(pids: Iterable[int], before: frozenset[str]) -> int:
     if not new:
         return 0
     tree = set(pids)
-    ours = set().union(*(_held(pid, new) for pid in tree)) if tree else set()
+    ours = set().union(*(held(pid, new) for pid in tree)) if tree else set()
     if not ours:
         return 0
     for pid in proctree.table():
         if pid not in tree:
-            ours -= _held(pid, ours)
+            ours -= held(pid, ours)
     removed = 0
     for name in ours:
         with contextlib.suppress(OSError):
@@ -44,7 +44,8 @@ def remove_of(pids: Iterable[int], before: frozenset[str]) -> int:
     return removed
 
 
-def _held(pid: int, wanted: Iterable[str]) -> set[str]:
+def held(pid: int, wanted: Iterable[str]) -> set[str]:
+    """Which of these names a process has open or mapped."""
     paths = {f"{FOLDER}/{name}": name for name in wanted}
     found = set()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:

@@ -7,9 +7,9 @@ malformed reaches the state machine. Writing gives `(verb, header)` for `wire.en
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from retire_cluster.schemas.batches import Assign as Assign
 from retire_cluster.schemas.batches import AssignItem as AssignItem
@@ -103,6 +103,17 @@ class _Verb:
         return self.verb, dict(vars(self))
 
 
+#: Types that are named as left out; of more, only their number is told.
+MAX_LEFT_OUT: Final = 50
+
+
+def first_left_out(reasons: Sequence[str]) -> tuple[str, ...]:
+    """As many of the reasons as a message takes, and how many more there are."""
+    if len(reasons) <= MAX_LEFT_OUT:
+        return tuple(reasons)
+    return (*reasons[: MAX_LEFT_OUT - 1], f"and {len(reasons) - MAX_LEFT_OUT + 1} more")
+
+
 @dataclass(frozen=True)
 class Hello(_Verb):
     """A device introduces itself; it starts a session."""
@@ -124,6 +135,8 @@ class Hello(_Verb):
     unsent: tuple[Key, ...] = ()
     accepting: bool = True
     uptime_seconds: float = 0.0
+    #: Own types that it does not offer, each with the reason.
+    left_out: tuple[str, ...] = ()
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
         header = dict(vars(self))
@@ -150,6 +163,7 @@ class Hello(_Verb):
             unsent=keys(header, "unsent"),
             accepting=flag(header, "accepting", True),
             uptime_seconds=number(header.get("uptime_seconds", 0), "uptime_seconds"),
+            left_out=texts(header, "left_out", MAX_LEFT_OUT),
         )
 
 
@@ -337,6 +351,8 @@ class Welcome(_Verb):
     keep: tuple[Key, ...]
     abandon: tuple[Key, ...]
     config: HeartbeatConfig
+    #: Of the types it offers, those that the main node does not take, each with the reason.
+    left_out: tuple[str, ...] = ()
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
         header = dict(vars(self))
@@ -351,6 +367,7 @@ class Welcome(_Verb):
             keep=keys(header, "keep"),
             abandon=keys(header, "abandon"),
             config=HeartbeatConfig.read(mapping(header, "config")),
+            left_out=texts(header, "left_out", MAX_LEFT_OUT),
         )
 
 

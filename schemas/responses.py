@@ -253,6 +253,10 @@ SCHEMAS: Final[dict[str, Json]] = {
             "running_tasks": _list(TASK_ID),
             "tasks_succeeded": COUNT,
             "tasks_failed": COUNT,
+            "task_types_left_out": {
+                **_list(TEXT),
+                "description": "Own types it has that cannot be offered, each with the reason",
+            },
             "last_error": _maybe(TEXT),
             "metrics": _METRICS,
             "metrics_history": _list(ANY_OBJECT),

@@ -13,6 +13,7 @@ from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.taskprocess import Plan
 from tests.integration.node_kit import Bus, Start, posix_only
+from tests.integration.test_node_cuts import NO_FORK
 
 FINE = """
 def fine(payload, context):
@@ -23,6 +24,11 @@ MODULES = {
     "plug_leaves": "import os\nos._exit(3)\n" + FINE,
     "plug_crashes": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n" + FINE,
     "plug_mute": "import sys\nsys.stdout.close()\nsys.stdout = sys.stderr = None\n" + FINE,
+    "plug_none": "import sys\nsys.stdout = sys.stderr = None\n" + FINE,
+    "plug_closed": "import os\nos.close(1)\n" + FINE,
+    "plug_all_closed": "import os\nfor fd in range(3):\n    os.close(fd)\n" + FINE,
+    "plug_slow": "import sys, time\ntime.sleep(0.1)\nsys.stdout.close()\n" + FINE,
+    "plug_taken": "import os\nos.dup2(os.open(os.devnull, os.O_RDWR), 1)\n" + FINE,
     "plug_raises": "class Odd(BaseException):\n    def __str__(self): raise self\nraise Odd()\n",
     "plug_deep": FINE + "value = 1\nfor _ in range(200):\n    value = {'x': value}\n"
     "fine.payload_schema = value\n",
@@ -35,7 +41,7 @@ MODULES = {
     "plug_lone": FINE + "fine.description = 'caf\\udce9'\nfine.payload_schema = {'\\udce9': {}}\n",
     "plug_word": FINE + "fine.description = 'caf\\udce9'\n",
 }
-OFFERED = {"fine", "mute", "word"}
+OFFERED = {"fine", "mute", "none", "closed", "all_closed", "slow", "taken", "word"}
 
 
 @pytest.fixture
@@ -58,17 +64,26 @@ def site(tmp_path: Path) -> Callable[..., dict[str, str]]:
 
 
 @posix_only
+@pytest.mark.parametrize("fork", [True, False], ids=["forked", "inline"])
 def test_each_plugin_that_cannot_be_described_is_left_out_alone_and_by_name(
-    bus: Bus, start: Start, site: Callable[..., dict[str, str]]
+    bus: Bus, start: Start, site: Callable[..., dict[str, str]], fork: bool
 ) -> None:
     environ = site("plugs", MODULES)
+    if not fork:  # as on Windows and macOS
+        (Path(environ["PYTHONPATH"]) / "sitecustomize.py").write_text(NO_FORK)
     worker = start("--allow-root", environ=environ)
     hello = bus.welcome()
     own = {info.name: info for info in hello.task_types}
     names = {name.partition("_")[2] for name in MODULES}
     assert own.keys() & names == OFFERED
     assert own["word"].description == "caf\ufffd"
-    assert bus.run("fine", {}).data == 1
+    told = " ".join(hello.left_out)
+    for name in names - OFFERED:
+        assert f"task type {name} (plug_{name}:fine): " in told, name
+    # What is offered works, whatever its import did to its output; more than once.
+    for name in sorted(OFFERED) * 2:
+        ended = bus.run(name, {})
+        assert (ended.item.outcome, ended.data) == ("success", 1), (name, ended.item)
     worker.kill()
     said = worker.communicate()[1]
     for name in names - OFFERED:

@@ -8,6 +8,7 @@ import pytest
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker import views
 from retire_cluster.broker.membership import MAX_CAPABILITIES_BYTES, MAX_CAPABILITIES_DEPTH
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas import messages as msg
@@ -113,10 +114,27 @@ def test_a_type_that_cannot_be_taken_is_left_out_and_its_device_welcomed(
 ) -> None:
     member = cluster.stranger()
     found = member.join(task_types=(TypeInfo("fine"), bad, TypeInfo("also.fine")))
-    assert isinstance(sent(found)[0], msg.Welcome)
+    welcome = sent(found)[0]
+    assert isinstance(welcome, msg.Welcome)
     device = cluster.state.devices[member.device_id]
     assert set(device.types) == {"fine", "also.fine"}
-    assert f"{bad.name} is left out" in device.last_error.replace("'", "")
+    # The device is told, and its page shows it.
+    assert f"{bad.name} is left out" in welcome.left_out[0].replace("'", "")
+    assert device.left_out == welcome.left_out
+
+
+def test_what_a_device_leaves_out_itself_is_shown_and_bounded(cluster: Cluster) -> None:
+    member = cluster.stranger()
+    bad = TypeInfo("x", "", {"a": {"type": "strng"}})
+    own = tuple(f"task type t{n} (m:f): " + "y" * 1_000 for n in range(msg.MAX_LEFT_OUT))
+    member.join(task_types=(bad,), left_out=own)
+    view = views.device_detail(cluster.state, member.record, cluster.now)
+    shown = view["task_types_left_out"]
+    assert shown[0].startswith("task type x is left out")
+    assert shown[1].startswith("task type t0 (m:f): yyy")
+    assert max(map(len, shown)) <= 500
+    assert shown[-1] == "and 2 more"
+    assert len(shown) == msg.MAX_LEFT_OUT
 
 
 def test_a_type_that_cannot_be_read_keeps_no_hello_from_being_read() -> None:

@@ -16,6 +16,7 @@ from retire_cluster.cli import (
     config,
     cures,
     devices,
+    doctor,
     explain,
     plan,
     submit,
@@ -676,3 +677,11 @@ def test_a_time_is_read_as_typed(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         seconds_of(text)
+
+
+def test_the_doctor_names_types_that_devices_leave_out() -> None:
+    devices_there = {"items": [{"device_id": "gone"}, {"device_id": "pi"}], "pagination": {}}
+    reason = "task type blur (blur:run): its import ended the process"
+    script = Script(devices_there, DeviceNotFound("gone"), {"task_types_left_out": [reason]})
+    (finding,) = doctor.types_left_out(script)
+    assert (finding.level, finding.what) == ("warn", f"pi: {reason}")

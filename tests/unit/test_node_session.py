@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -271,6 +272,22 @@ def test_a_refused_worker_whose_link_is_gone_dials_anew() -> None:
     driver.receive(messages.Reject("s1", "duplicate", "", 1.0))
     driver(records.LinkDown("the connection broke"))
     assert only(driver.tick(1.2), records.Connect)
+
+
+def test_types_that_the_main_node_does_not_take_are_warned_of_once_in_clean_words() -> None:
+    driver = Driver()
+    driver(records.Opened())
+    driver(records.LinkUp())
+    reason = "task type x is left out: \ud800 " + "y" * 1_000
+    welcome = messages.Welcome(driver.session.session, 7, (), (), CONFIG, (reason,))
+    warned = [each for each in driver.receive(welcome) if getattr(each, "level", "") == "warning"]
+    (told,) = warned
+    assert isinstance(told, records.Say)
+    assert told.text.startswith("the main node says: task type x is left out: \ufffd yyy")
+    assert len(told.text) < 600
+    driver.receive(messages.Reject(driver.session.session, "register", "who are you"))
+    again = replace(welcome, session=driver.session.session)
+    assert not [e for e in driver.receive(again) if getattr(e, "level", "") == "warning"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ FROM_DEVICE: list[Any] = [
     msg.Hello(
         wire.PROTOCOL, "box", "i", "s", "1", "worker", "linux", "h", ("a", "b"), 2,
         {"cpu_count": 4}, tuple(BUILTIN.values()), (Held(KEY, True, 1.5),), (KEY,), False, 12.0,
+        ("task type x (m:f): no",),
     ),
     msg.Heartbeat(
         "s", 1, {"cpu_percent": 1.0}, (Held(KEY, False, 0.0),), False, "hot", 2.5, 3, "e"
@@ -33,7 +34,7 @@ FROM_DEVICE: list[Any] = [
     msg.Goodbye("s", "why"),
 ]  # fmt: skip
 FROM_BROKER: list[Any] = [
-    msg.Welcome("s", 3, (KEY,), (KEY, KEY), CONFIG),
+    msg.Welcome("s", 3, (KEY,), (KEY, KEY), CONFIG, ("task type x is left out",)),
     msg.Reject("s", "register", "say HELLO", 10.0),
     msg.Reject("", "wrong_port", "there"),
     msg.Reject("s", "protocol", "update", None, 2),
