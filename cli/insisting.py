@@ -104,7 +104,7 @@ class Insisting:
     def _what(self, error: ClusterUnavailable | QueueFull) -> str:
         if isinstance(error, QueueFull):
             return f"the cluster takes nothing more now: {error.message} Waiting (Ctrl-C ends this)"
-        return (
-            f"the main node at {self._address} does not answer; waiting for it, nothing is lost"
-            " (Ctrl-C ends this)"
-        )
+        what = error.message
+        if "did not answer within" in what or what == error.sentence:
+            what = f"the main node at {self._address} does not answer"
+        return f"{what}; waiting for it, nothing is lost (Ctrl-C ends this)"

@@ -634,6 +634,22 @@ def test_a_main_node_that_was_met_is_waited_for_and_that_is_said_once() -> None:
     assert told[1] == "going on after 40 s"
 
 
+def test_a_main_node_that_comes_back_with_other_keys_says_so_to_who_waits() -> None:
+    silent = ClusterUnavailable("the main node at host:1 did not answer within 5 s; start it")
+    other = ClusterUnavailable("what answers at host:1 is not the main node of this key")
+    told: list[str] = []
+    pauses: list[float] = []
+    client = Insisting(
+        Script({}, *[silent] * 9, *[other] * 9, {}), told.append, "host:1",
+        clock=lambda: sum(pauses), pause=pauses.append,
+    )  # fmt: skip
+    client.call("broker.info")
+    client.call("task.wait")
+    assert len(told) == 3
+    assert "does not answer" in told[0]
+    assert "is not the main node of this key; waiting" in told[1]
+
+
 def test_a_main_node_that_was_never_met_is_an_error_at_once() -> None:
     client = Insisting(Script(ClusterUnavailable()), print, "host:1")
     with pytest.raises(ClusterUnavailable):
