@@ -151,16 +151,23 @@ def test_a_folder_is_transcoded_by_all_devices_and_a_damaged_film_is_told(kitche
     assert len(found) == 6
     assert kitchen.devices_of(found) == DEVICES
     assert kitchen.shell(failed).stdout == "all done\n"
-    # The same line again does nothing anew; with another list it wants another name.
+    # The same line again does nothing anew; of another list it does what is new.
     before = [path.stat().st_mtime_ns for path in sorted(films.glob("*.mp4"))]
     assert kitchen.shell(transcode).returncode == 0
     assert [path.stat().st_mtime_ns for path in sorted(films.glob("*.mp4"))] == before
     (films / "torn.mov").write_bytes(b"\0" * 100)
-    assert kitchen.shell(transcode).returncode == 6
-    more = transcode.replace("--resume videos", "--resume more --require max_retries=0")
+    more = transcode.replace("--resume videos", "--resume videos --retries 0")
     assert kitchen.shell(more).returncode == 1
+    assert [path.stat().st_mtime_ns for path in sorted(films.glob("*.mp4"))] == before
     (told,) = kitchen.shell(failed).stdout.splitlines()
     assert "torn.mov: Invalid data" in json.loads(told)["result_data"]["stderr"]
+    # Mended, it is tried anew, and nothing else.
+    (films / "torn.mov").write_bytes(b"moov" + b"t" * 50_000)
+    assert kitchen.shell(more).returncode == 1
+    assert kitchen.shell(more.replace("--retries 0", "--retry-failed")).returncode == 0
+    assert kitchen.shell(failed).stdout == "all done\n"
+    after = [path.stat().st_mtime_ns for path in sorted(films.glob("holiday*.mp4"))]
+    assert after == before
 
 
 def test_every_photo_gets_its_thumbnail(kitchen: Kitchen) -> None:
