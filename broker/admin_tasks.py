@@ -9,6 +9,7 @@ from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.admin_waits import task_ids
 from retire_cluster.broker.instructions import StoreOutcomes
+from retire_cluster.broker.labels import label
 from retire_cluster.broker.ledger import Filter
 from retire_cluster.broker.store import RowDamaged
 from retire_cluster.broker.task import TaskSpec
@@ -58,7 +59,7 @@ def list_tasks(admin: Admin, call: Call) -> Reply:
     skip = 0 if before is not None else (page - 1) * size
     numbers = admin.state.ledger.page(wanted, skip, size + 1, before) if skip < total else []
     more, numbers = len(numbers) > size, numbers[:size]
-    items = _briefs(admin, numbers, call.now)
+    items = _labelled(admin, numbers, _briefs(admin, numbers, call.now))
     pages = -(-total // size)
     pagination = {
         "page": page,
@@ -84,6 +85,17 @@ def _briefs(admin: Admin, numbers: list[int], now: ev.Now) -> list[views.View]:
             items.append(views.live_task(ids, task, now))
         elif number in heads and number in outcomes:
             items.append(views.ended_task(ids, heads[number], outcomes[number]))
+    return items
+
+
+def _labelled(admin: Admin, numbers: list[int], items: list[views.View]) -> list[views.View]:
+    """With `label`, where there is anything to say."""
+    openings = admin.store.openings(numbers)
+    for item in items:
+        number, _ = admin.state.ids.read(item["task_id"]) or (0, 0)
+        opening = openings.get(number)
+        if opening is not None and (text := label(*opening)):
+            item["label"] = text
     return items
 
 

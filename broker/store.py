@@ -83,6 +83,9 @@ class Store(Protocol):
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """Tasks without document and payload, for lists."""
 
+    def openings(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, bytes]]:
+        """Document and the beginning of the payload of tasks, for what lists say of them."""
+
     def payloads(self, numbers: Iterable[int]) -> Payloads:
         """Payloads of tasks; it raises nothing, whatever the medium does."""
 
@@ -251,6 +254,11 @@ class MemoryStore:
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """See `Store.heads`."""
         return {n: self._tasks[n] for n in numbers if n in self._tasks}
+
+    def openings(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, bytes]]:
+        """See `Store.openings`."""
+        rows = (self._tasks[n] for n in numbers if n in self._tasks)
+        return {row.number: (row.document, row.payload) for row in rows}
 
     def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""

@@ -327,7 +327,16 @@ SCHEMAS: Final[dict[str, Json]] = {
             ),
         }
     ),
-    "Task": _object(_TASK, _DUE),
+    "Task": _object(
+        _TASK,
+        {
+            **_DUE,
+            "label": {
+                "type": "string",
+                "description": "In lists: `metadata.name`, or the first words of its payload",
+            },
+        },
+    ),
     "TaskSubmitted": _object({"task_id": TASK_ID, "task": _ref("Task"), "submitted_at": TIME}),
     "BatchSubmitted": _object({"task_ids": _list(TASK_ID)}, {"submitted_at": TIME}),
     "TaskDetails": _object(

@@ -120,6 +120,29 @@ export function history(events) {
   for (const event of events) apply(event);
   const first = events.length ? Date.parse(events[0].at) : now();
   model.since = Math.min(first, now());
+  begun = true;
+  past(early);
+  early = [];
+}
+
+let begun = false, early = [];
+const seeded = new Set();
+
+/** Ended tasks of a list: what happened before the first event, as after a restart of the main node. */
+export function past(rows) {
+  if (!begun) { early = rows; return; }
+  let grown = false;
+  for (const row of rows) {
+    const end = Date.parse(row.completed_at), ran = Date.parse(row.started_at);
+    if (!(end < model.since) || end < now() - KEEP_MS || seeded.has(row.task_id)) continue;
+    seeded.add(row.task_id);
+    grown = true;
+    model.done.push({ at: end, status: row.status, seconds: row.execution_time_seconds });
+    if (row.assigned_device_id && ran) model.attempts.push({ task: row.task_id, device: row.assigned_device_id, number: 0, start: Date.parse(row.assigned_at) || ran, ran, end, outcome: row.status });
+  }
+  if (!grown) return;
+  model.done.sort((a, b) => a.at - b.at);
+  model.attempts.sort((a, b) => a.start - b.start);
 }
 
 export function trim() {

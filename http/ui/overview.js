@@ -1,7 +1,7 @@
 // The first page: how the cluster is, in one look.
 import { h, count, keep, glyph, gb, link, now, percent, plural, span } from "./dom.js";
 import { get, refresher } from "./net.js";
-import { backlogSeries, learn, model, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
+import { backlogSeries, learn, model, past, PRIORITIES, setBeat, setCounts, TERMINAL } from "./model.js";
 import { bands, bars, durations, timeline } from "./charts.js";
 import { card, joinBody, noTasks, pastBeats, patch, taskTable } from "./parts.js";
 
@@ -14,6 +14,7 @@ export function overview(render) {
   const loadTasks = async () => {
     const answer = await get("tasks?page_size=100");
     answer.data.forEach(learn);
+    past(answer.data);
     tasks = answer.data;
     render();
   };

@@ -61,6 +61,7 @@ export function taskTable(tasks, label, picked, onPick) {
         onchange: (event) => onPick([task.task_id], event.target.checked) })),
       h("td", { "data-label": "Status" }, chip(task.status)),
       h("td.name", { "data-label": "Task" }, h("a", { href: link(`tasks/${task.task_id}`), "data-nav": true, title: task.task_id }, h("b", null, task.task_type), " ", h("span.id", null, shortId(task.task_id))),
+        task.label && h("span.note.what", { title: task.label }, task.label),
         task.retry_count > 0 && h("span.note", null, plural(task.retry_count, "retry").replace("retrys", "retries"))),
       h("td", { "data-label": "Priority" }, h("span.prio", { "data-priority": task.priority }, task.priority)),
       h("td", { "data-label": "Device" }, deviceLink(task.assigned_device_id)),

@@ -72,13 +72,15 @@ export function tasks(render, params) {
 }
 
 export function task(render, params, id) {
-  let found = null, status = null, failure = null;
+  let found = null, status = null, failure = null, progress = null;
   const load = async () => {
     try {
       found = (await get(`tasks/${id}`)).data;
       learn(found);
       failure = null;
       if (["queued", "pending"].includes(found.status)) await loadStatus();
+      // What it told before the page was opened; later steps come as events.
+      if (found.status === "running") progress = (await get(`tasks/${id}/status`)).data.progress || progress;
     } catch (error) {
       failure = error;
     }
@@ -91,7 +93,6 @@ export function task(render, params, id) {
   };
   // Short steps of one task come together; the first look comes soon.
   const poke = refresher(load, 1500, 150), pokeStatus = refresher(loadStatus, 4000, 400);
-  let progress = null;
   return {
     title: `Task ${shortId(id)}`,
     load,
@@ -100,6 +101,7 @@ export function task(render, params, id) {
         if (event.type === "gap") poke();
         if (event.task_id === id) {
           if (event.type === "task.progress") { progress = event.data; continue; }
+          if (event.type !== "task.running") progress = null;
           if (found) patch(found, event);
           status = null;
           poke();
@@ -118,15 +120,15 @@ export function task(render, params, id) {
       if (!found) return h("p.quiet", null, "Asking…");
       const done = TERMINAL.has(found.status);
       const waited = (Date.parse(found.started_at || found.assigned_at || found.completed_at) || now()) - Date.parse(found.created_at);
-      const part = found.status === "running" ? (progress?.percent ?? status?.progress?.percent) : null;
       const result = found.result;
       return [
         h("div.head", null, h("h1", null, h("a.up", { href: link("tasks") }, "Tasks"), " ", found.task_type), chip(found.status),
           !done && may("submit") && h("button.danger", { type: "button", onclick: cancel }, "Cancel"),
           ["failed", "timeout", "cancelled"].includes(found.status) && may("submit") && h("button", { type: "button", onclick: () => guarded(() => act(id, "retry"), "It is queued again") }, "Retry"),
           h("a.button", { href: link("submit", { like: id }) }, "Submit one like it")),
+        typeof found.metadata?.name === "string" && h("p.lead", null, found.metadata.name),
         h("p.id.full", null, id, " ", h("a", { href: link("log", { task_id: id }) }, "its log")),
-        found.status === "running" && part !== null && part !== undefined && h("div.progress", null, h("progress", { max: 100, value: part, "aria-label": "Progress" }), h("span", null, `${Math.round(part)} % ${progress?.message || ""}`)),
+        found.status === "running" && progress && progressBar(progress),
         status && whyBox(status),
         steps(found),
         h("div.columns", null,
@@ -139,7 +141,7 @@ export function task(render, params, id) {
         result && card("Result", { class: "card wide", "data-status": found.status },
           result.error_message && h("p.banner", { "data-kind": "bad" }, glyph("failed"), " ", result.error_message),
           missingParts(result.truncated).map((line) => h("p.banner", null, line)),
-          result.result_data !== null && pretty(result.result_data), result.error_traceback && [h("h3", null, "Traceback"), pretty(result.error_traceback)], result.logs && [h("h3", null, "Output"), pretty(result.logs)]),
+          result.result_data !== null && outcome(result.result_data), result.error_traceback && [h("h3", null, "Traceback"), pretty(result.error_traceback)], result.logs && [h("h3", null, "Output"), pretty(result.logs)]),
         attemptsCard(found),
       ];
     },
@@ -149,6 +151,20 @@ export function task(render, params, id) {
     await guarded(() => act(id, "cancel"), "It is cancelled");
     poke();
   }
+}
+
+/** How far it says it is; a task may tell a message alone. */
+function progressBar({ percent: part, message }) {
+  const known = part !== null && part !== undefined;
+  return h("div.progress", null, h("progress", { max: 100, value: known ? part : undefined, "aria-label": "Progress" }), h("span", null, `${known ? `${Math.round(part)} %` : ""} ${message || ""}`));
+}
+
+/** What a command wrote as it wrote it; everything else as JSON. */
+function outcome(data) {
+  const { stdout, stderr, return_code: code, ...rest } = data ?? {};
+  if (code === undefined || typeof stdout !== "string" || typeof stderr !== "string") return pretty(data);
+  return [h("p", null, `Exit code ${code}`), stdout && [h("h3", null, "Output"), pretty(stdout)], stderr && [h("h3", null, "Errors"), pretty(stderr)],
+    !stdout && !stderr && h("p.quiet", null, "It wrote nothing."), h("details", null, h("summary", null, "The rest"), pretty(rest))];
 }
 
 /** A line for each part of a result that is not whole. */

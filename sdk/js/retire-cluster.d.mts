@@ -75,6 +75,8 @@ export interface Task {
   retry_count: number;
   /** When a task that waits for its time is queued. */
   due_at?: string;
+  /** In lists: `metadata.name`, or the first words of its payload. */
+  label?: string;
 }
 
 export interface TaskState {

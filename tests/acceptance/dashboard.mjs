@@ -8,7 +8,7 @@ import { join } from "node:path";
 const [modules, chromiumPath, base, scenario, folder = ""] = process.argv.slice(2);
 const require = createRequire(join(modules, "package.json"));
 const { chromium } = require("playwright-core");
-const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-gpu-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"];
 
 const problems = [];
 const requests = [];
@@ -84,6 +84,42 @@ const scenarios = {
     await chip(page, "success");
     await page.locator(".banner", { hasText: "stdout: 737860 of 1000004 bytes are missing (middle)" }).waitFor();
     expect(await page.locator(".banner", { hasText: "missing" }).count() === 1, "stderr was whole");
+  },
+
+  /** What a command wrote is text, a running task tells how far it is, rows tell tasks apart. */
+  async shown(context) {
+    const command = ["sh", "-c", "printf 'one\\ntwo\\n'; echo oops >&2; exit 3"];
+    const { task_id: id } = await post({ task_type: "command", payload: { command }, requirements: { max_retries: 0 } });
+    const page = await open(context, `#/tasks/${id}`);
+    await chip(page, "failed");
+    const under = (name) => page.locator(`h3:text-is("${name}") + pre`).textContent();
+    expect(await under("Output") === "one\ntwo\n", `output: ${await under("Output")}`);
+    expect(await under("Errors") === "oops\n", `errors: ${await under("Errors")}`);
+    await page.getByText("Exit code 3", { exact: true }).waitFor();
+    const slow = await post({ task_type: "stepwise", payload: { first: "frames" }, metadata: { name: "Night render 7" } });
+    for (;;) {
+      if ((await api("GET", `tasks/${slow.task_id}/status`)).progress) break;
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    await page.goto(`${base}/ui/#/tasks`);
+    await page.locator("td", { hasText: "Night render 7" }).waitFor();
+    await page.locator("td", { hasText: "sh -c printf" }).waitFor();
+    await page.goto(`${base}/ui/#/tasks/${slow.task_id}`);
+    await page.locator(".progress", { hasText: "25 % first part" }).waitFor();
+    await page.locator(".lead", { hasText: "Night render 7" }).waitFor();
+    await page.locator(".progress", { hasText: "second part" }).waitFor();
+    await page.locator(".progress", { hasText: "75 % third part" }).waitFor();
+    await api("POST", `tasks/${slow.task_id}/cancel`, {});
+    await chip(page, "cancelled");
+    if (folder) await page.screenshot({ path: join(folder, "task.png") });
+  },
+
+  /** The main node was started again and knows no event: what ended before is in the pictures. */
+  async past(context) {
+    const page = await open(context);
+    const finished = page.locator(".tile", { hasText: "Finished" }).locator("strong");
+    await page.waitForFunction((tile) => Number(tile.textContent) >= 5, await finished.elementHandle());
+    await page.locator("svg .attempt[data-status=success]").first().waitFor({ state: "attached" });
   },
 
   /** Numbers that JavaScript would round or write otherwise: shown, edited and sent digit by digit. */

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import Cluster, Process
+from tests.acceptance.kit import Cluster, Process, until
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +125,52 @@ def test_a_task_whose_output_was_cut_says_so_on_its_page(drive: Drive, tmp_path:
     found = Cluster(tmp_path, "--allow", "command", RETIRE_CLUSTER_ALLOW_ROOT="1")
     try:
         drive(found, "cut")
+    finally:
+        found.close()
+
+
+STEPWISE = """
+import time
+
+def stepwise(payload, context):
+    context.progress(25, "first part")
+    time.sleep(5)
+    context.progress(None, "second part")
+    time.sleep(1)
+    context.progress(75, "third part")
+    time.sleep(60)
+"""
+
+
+def test_a_task_is_told_apart_its_progress_live_and_its_output_as_text(
+    drive: Drive, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin"
+    facts = plugin / "stepwise-1.dist-info"
+    facts.mkdir(parents=True)
+    (plugin / "stepwise.py").write_text(STEPWISE, "utf-8")
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: stepwise\nVersion: 1\n", "utf-8")
+    entry = "[retire_cluster.task_types]\nstepwise = stepwise:stepwise\n"
+    (facts / "entry_points.txt").write_text(entry, "utf-8")
+    found = Cluster(
+        tmp_path / "cluster", "--allow", "command",
+        RETIRE_CLUSTER_ALLOW_ROOT="1", PYTHONPATH=str(plugin),
+    )  # fmt: skip
+    try:
+        drive(found, "shown")
+    finally:
+        found.close()
+
+
+def test_the_pictures_survive_a_restart_of_the_main_node(drive: Drive, tmp_path: Path) -> None:
+    found = Cluster(tmp_path)
+    try:
+        for task_id in found.rest.batch([{"task_type": "echo", "payload": {}}] * 8):
+            found.rest.await_status(task_id, "success")
+        found.kill_broker()
+        until(found.rest.healthy, "a new main node")
+        until(found.rest.online, "its device")
+        drive(found, "past")
     finally:
         found.close()
 

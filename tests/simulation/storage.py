@@ -125,6 +125,9 @@ class _Unsynced(MemoryStore):
         """See `Store.heads`."""
         return self._disk.seen().heads(numbers)
 
+    def openings(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, bytes]]:
+        return self._disk.seen().openings(numbers)
+
     def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
         return self._disk.seen().payloads(numbers)
@@ -192,6 +195,9 @@ class Faulty:
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
         """See `Store.heads`."""
         return self.inner.heads(numbers)
+
+    def openings(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, bytes]]:
+        return self.inner.openings(numbers)
 
     def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
