@@ -4,6 +4,8 @@ On a real device with two slots, whose own types come from `odd_plugin.py`. A wi
 late, wrong or failed, and the device must be as before: its process, memory, descriptors, folders,
 shared memory, and nothing of a task running. One harm is left out, for nobody can keep it off but
 `policy.user`: a task that kills the worker itself, as the same user may.
+
+Some deeds close and remove what is around them: nothing may run after one has left its folder.
 """
 
 from __future__ import annotations

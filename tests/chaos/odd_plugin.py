@@ -51,7 +51,8 @@ def slow(function):
 def odd(payload, context):
     """Does odd things."""
     found = None
-    for name in payload["deeds"]:
+    # Whoever leaves his folder does so last: what comes after would be done to the machine.
+    for name in sorted(payload["deeds"], key=lambda name: name == "env_folder"):
         found = DEEDS[name](context)
     return found
 
