@@ -106,9 +106,11 @@ def result(task_id: str, outcome: OutcomeRow) -> tuple[View, bytes]:
         "error_message": outcome.error_message,
         "error_traceback": _text(details.get("error_traceback")),
         "logs": _text(details.get("logs")) or "",
-        "truncated": truncation.write(truncation.read(details.get("truncated"))),
+        "truncated": None,
         "cause": outcome.cause,
     }
+    if "truncated" in details:
+        view["truncated"] = truncation.write(truncation.read(details["truncated"]))
     return view, outcome.result
 
 
