@@ -29,6 +29,7 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words
+from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.hosts import EVERYWHERE
 
@@ -251,6 +252,7 @@ def _announce(folder: Path, broker: Broker) -> Path:
     path = folder / "run" / "main.json"
     document = {
         "pid": facts.pid,
+        "started": started(facts.pid),
         "admin_port": facts.admin_port,
         "worker_port": facts.worker_port,
         "event_port": facts.event_port,

@@ -11,7 +11,7 @@ from retire_cluster.api import keys as api_keys
 from retire_cluster.api.envelope import utc
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
-from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
+from retire_cluster.cli.endpoints import running_api
 from retire_cluster.cli.output import table
 from retire_cluster.schemas.errors import ClusterError, NotFound, ValidationError
 from retire_cluster.schemas.operations import SCOPES
@@ -75,8 +75,7 @@ def _create(session: Session) -> int:
     _write(path, [*before, record])
     output.data({"key": key, "key_id": record.key_id, "scopes": scopes, "note": args.note}, key)
     output.hint(f"{record.key_id} ({', '.join(scopes)}); the key itself is not kept: copy it now")
-    document = read_json(endpoints_path(session.target.data_dir))
-    if not before and document and read_api(document.get("api")) is not None:
+    if not before and running_api(session.target.data_dir) is not None:
         output.hint("a REST API that was started without keys asks for one after its next start")
     return exits.OK
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import PAGE_SIZE, Caller
-from retire_cluster.cli.endpoints import endpoints_path, read_api, read_json
+from retire_cluster.cli.endpoints import running_api
 from retire_cluster.cli.output import Output, Style, clean
 from retire_cluster.cli.readiness import answers_ok
 from retire_cluster.cli.target import Target, find_target
@@ -268,8 +268,7 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
 
 def facade(settings: Settings) -> Iterator[Finding]:
     """Whether the REST facade answers."""
-    document = read_json(endpoints_path(settings.data_dir))
-    api = read_api(document.get("api")) if document else None
+    api = running_api(settings.data_dir)
     host, port = (api.host, api.port) if api else (settings.api.host, settings.api.port)
     url = f"http://{in_url(dial_host(host))}:{port}/health"
     if answers_ok(url):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.conf.processes import pid_exists
+from retire_cluster.conf.processes import is_same, pid_exists, started
 from retire_cluster.node import proctree
 
 
@@ -88,12 +88,35 @@ def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
 
 def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
     """The broker that runs with this data folder, and the file that says so."""
-    for path, key in ((run_path(data_dir, "main"), None), (endpoints_path(data_dir), "main")):
-        document = read_json(path)
-        main = read_main(document.get(key) if document and key else document)
-        if main is not None and pid_alive(main.pid):
-            return main, path
+    path = run_path(data_dir, "main")
+    document = read_json(path)
+    main = read_main(document)
+    if main is not None and document and _is_still(main.pid, document.get("started")):
+        return main, path
+    path = endpoints_path(data_dir)
+    document = read_json(path)
+    main = read_main(document.get("main")) if document else None
+    if main is not None and _is_still(main.pid, _starts(data_dir).get(str(main.pid))):
+        return main, path
     return None
+
+
+def running_api(data_dir: Path) -> ApiEndpoint | None:
+    """The facade that `up` runs with this data folder."""
+    document = read_json(endpoints_path(data_dir))
+    api = read_api(document.get("api")) if document else None
+    if api is None or not _is_still(api.pid, _starts(data_dir).get(str(api.pid))):
+        return None
+    return api
+
+
+def _is_still(pid: int, began: object) -> bool:
+    """Whether a process that a file names runs, and is not another of the same number."""
+    return pid_alive(pid) and is_same(pid, began)
+
+
+def _starts(data_dir: Path) -> dict[str, Any]:
+    return read_json(run_path(data_dir, "started")) or {}
 
 
 def endpoints_document(
@@ -107,6 +130,14 @@ def endpoints_document(
     }
 
 
+def write_endpoints(data_dir: Path, document: Mapping[str, Any]) -> None:
+    """Keep it, and beside it when each process began: another of its number is not taken for it."""
+    pids = [entry["pid"] for entry in _entries(document)]
+    starts = {str(pid): began for pid in pids if (began := started(pid))}
+    write_json(run_path(data_dir, "started"), starts)
+    write_json(endpoints_path(data_dir), document)
+
+
 def _ports(main: MainEndpoints) -> dict[str, int]:
     return {
         "pid": main.pid,
@@ -116,13 +147,21 @@ def _ports(main: MainEndpoints) -> dict[str, int]:
     }
 
 
-def recorded_pids(document: Mapping[str, Any] | None) -> list[int]:
-    """Every process that an `endpoints.json` names."""
+def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    workers = document.get("workers")
+    entries = [document.get("main"), document.get("api")]
+    entries += workers if isinstance(workers, list) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def recorded_processes(data_dir: Path) -> list[tuple[int, object]]:
+    """Every process that `endpoints.json` names, and when it began."""
+    document = read_json(endpoints_path(data_dir))
     if not document:
         return []
-    entries = [document.get("main"), document.get("api"), *(document.get("workers") or [])]
-    pids = [entry.get("pid") for entry in entries if isinstance(entry, dict)]
-    return [pid for pid in pids if type(pid) is int and pid > 0]
+    starts = _starts(data_dir)
+    pids = [entry.get("pid") for entry in _entries(document)]
+    return [(pid, starts.get(str(pid))) for pid in pids if type(pid) is int and pid > 0]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -157,9 +196,12 @@ def pid_alive(pid: int) -> bool:
     return found is None or found.state not in ("Z", "X")
 
 
-def is_ours(pid: int) -> bool:
-    """Whether a live process looks like one of this product's; True where that cannot be seen."""
-    if not pid_alive(pid):
+def is_ours(pid: int, began: object = None) -> bool:
+    """Whether a live process looks like one of this product's; True where that cannot be seen.
+
+    `began`: what was noted of its start, see `conf.processes.is_same`.
+    """
+    if not pid_alive(pid) or not is_same(pid, began):
         return False
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()

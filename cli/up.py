@@ -37,8 +37,9 @@ from retire_cluster.cli.endpoints import (
     read_api,
     read_json,
     read_main,
-    recorded_pids,
+    recorded_processes,
     run_path,
+    write_endpoints,
     write_json,
 )
 from retire_cluster.cli.joinserver import JoinServer
@@ -54,6 +55,7 @@ from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
+from retire_cluster.conf.processes import is_same, started
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.proctree import become_subreaper
 from retire_cluster.schemas.errors import ClusterError, Forbidden
@@ -115,6 +117,7 @@ class Up:
                 endpoints_path(self._data_dir),
                 run_path(self._data_dir, "main"),
                 run_path(self._data_dir, "api"),
+                run_path(self._data_dir, "started"),
                 joining.path_of(self._data_dir),
             ):
                 path.unlink(missing_ok=True)
@@ -243,7 +246,11 @@ class Up:
             return
         try:
             self._joins = JoinServer(host, self._plan.join_port, name, self._data_dir / "wheels")
-            document = {"pid": os.getpid(), "port": self._joins.port, "sha256": self._joins.sha256}
+            pid = os.getpid()
+            document = {
+                "pid": pid, "started": started(pid),
+                "port": self._joins.port, "sha256": self._joins.sha256,
+            }  # fmt: skip
             write_json(joining.path_of(self._data_dir), document)
         except OSError as error:
             self._say(f"no installer for new devices is served: {error}")
@@ -267,6 +274,8 @@ class Up:
         launched = sys.platform == "win32" and type(pid) is int and pid_alive(pid)
         if pid != child.pid and not launched:
             return None
+        if type(pid) is not int or not is_same(pid, document.get("started")):
+            return None  # left by an earlier process of this number
         self._read_at_start[name] = child.starts
         return document
 
@@ -279,7 +288,7 @@ class Up:
         document = endpoints_document(self._main, self._api, workers)
         if document != self._written:
             try:
-                write_json(endpoints_path(self._data_dir), document)
+                write_endpoints(self._data_dir, document)
             except OSError as error:  # a full disk must not take the cluster down
                 if self._written is not None:
                     self._say(f"endpoints.json could not be written: {error}")
@@ -369,10 +378,10 @@ class Up:
 
     def _await_earlier(self) -> None:
         """Give the processes of an `up` that was killed the time to end by their lifelines."""
-        earlier = recorded_pids(read_json(endpoints_path(self._data_dir)))
+        earlier = recorded_processes(self._data_dir)
         deadline = time.monotonic() + _EARLIER_SECONDS
         told = False
-        while any(is_ours(pid) for pid in earlier) and time.monotonic() < deadline:
+        while any(is_ours(*each) for each in earlier) and time.monotonic() < deadline:
             if self._signals:
                 return
             if not told:

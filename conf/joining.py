@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retire_cluster.conf import curve
-from retire_cluster.conf.processes import pid_exists
+from retire_cluster.conf.processes import is_same
 from retire_cluster.schemas.hosts import in_url
 
 
@@ -29,10 +29,10 @@ def find(data_dir: Path) -> JoinServer | None:
     """The join server of a cluster that runs with this folder, None when there is none."""
     try:
         document = json.loads(path_of(data_dir).read_bytes())
-        if not pid_exists(int(document["pid"])):
+        if not is_same(int(document["pid"]), document.get("started")):
             return None
         return JoinServer(int(document["port"]), str(document["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

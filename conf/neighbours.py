@@ -16,7 +16,7 @@ from typing import Any
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.curve import ADMIN_KEY, ClientKeys, KeyFileError, client_keys
 from retire_cluster.conf.loading import default_data_dir
-from retire_cluster.conf.processes import pid_exists
+from retire_cluster.conf.processes import is_same, started
 
 
 def _folder() -> Path | None:
@@ -33,6 +33,7 @@ def announce(
         return None
     document = {
         "pid": pid,
+        "started": started(pid),
         "admin_port": admin_port,
         "worker_port": worker_port,
         "encrypted": encrypted,
@@ -91,4 +92,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         pid, folder = int(document["pid"]), document["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return document if isinstance(folder, str) and pid_exists(pid) else None
+    alive = isinstance(folder, str) and is_same(pid, document.get("started"))
+    return document if alive else None

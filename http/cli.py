@@ -27,6 +27,7 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
+from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
 
@@ -160,7 +161,9 @@ def _announce(
             " harmless tasks; start with --auth or --api-key",
             server.host,
         )
-    _write_run_file(run_file, {"pid": os.getpid(), "host": server.host, "port": server.port})
+    pid = os.getpid()
+    document = {"pid": pid, "started": started(pid), "host": server.host, "port": server.port}
+    _write_run_file(run_file, document)
     tell(f"{PROGRAM} on {server.url}", sys.stdout)
     api = settings.api
     threading.Thread(

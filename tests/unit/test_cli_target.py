@@ -18,7 +18,7 @@ from retire_cluster.cli.endpoints import (
     read_api,
     read_json,
     read_main,
-    recorded_pids,
+    recorded_processes,
     run_path,
     running_main,
     write_json,
@@ -128,7 +128,7 @@ def test_an_address_that_is_none_is_refused(text: str) -> None:
         read_address(text, DEFAULT_PORT)
 
 
-def test_endpoints_have_the_contracts_form() -> None:
+def test_endpoints_have_the_contracts_form(tmp_path: Path) -> None:
     document = endpoints_document(
         MainEndpoints(1, 8080, 8082, 8083),
         ApiEndpoint(2, "127.0.0.1", 8081),
@@ -139,7 +139,8 @@ def test_endpoints_have_the_contracts_form() -> None:
         "api": {"pid": 2, "host": "127.0.0.1", "port": 8081},
         "workers": [{"device_id": "pc-local-1", "pid": 3, "data_dir": "/data/workers/1"}],
     }
-    assert recorded_pids(document) == [1, 2, 3]
+    write_json(endpoints_path(tmp_path), document)
+    assert recorded_processes(tmp_path) == [(1, None), (2, None), (3, None)]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "1"}', '{"pid": true}'])
