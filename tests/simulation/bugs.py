@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import attempts, restore, retry
+from retire_cluster.broker import attempts, restore, retry, server
+from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.age import Age
 from retire_cluster.broker.backlog import Head, Lanes
 from retire_cluster.broker.device import Device
+from retire_cluster.broker.events import Now
+from retire_cluster.broker.feed import EPOCH_STEP
+from retire_cluster.broker.handing_out import hand_out
 from retire_cluster.broker.matching import TaskClass
 from retire_cluster.broker.overtaking import Share, Waiting
 from retire_cluster.broker.server import Broker
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
+from retire_cluster.node import answers
+from retire_cluster.node.frames import RawFrame
 from retire_cluster.node.outbox import Outbox
 from retire_cluster.node.session import Session
+from tests.simulation.main_node import WALL_START_MS
 from tests.simulation.storage import Disk, LazyDisk
 from tests.simulation.world import swapped
 
@@ -143,6 +152,44 @@ def _forgets_results() -> AbstractContextManager[None]:
     return swapped(Outbox, "start_over", start_over)
 
 
+def _ages_by_the_wall_clock() -> AbstractContextManager[None]:
+    """What is old is told by the wall clock, as dates are."""
+
+    def by_date(self: Age, now: Now) -> int:
+        return now.wall_ms - WALL_START_MS + 40 * 86_400_000
+
+    return swapped(Age, "ms", by_date)
+
+
+def _counts_epochs() -> AbstractContextManager[None]:
+    """An epoch is the one before and a step: a restored backup gives it out again."""
+    return swapped(server, "fresh_epoch", lambda newest, now, rng: newest + EPOCH_STEP)
+
+
+def _unread_answers() -> AbstractContextManager[None]:
+    """What a task's own process says is passed on as it is."""
+
+    def unread(frame: RawFrame) -> answers.Done:
+        said = json.loads(frame.header)
+        return answers.Done(
+            said["outcome"], said["cause"], said["error_message"], frame.blob, b"", False
+        )
+
+    return swapped(answers, "read", unread)
+
+
+def _trouble_is_damage() -> AbstractContextManager[None]:
+    """A payload that cannot be read now counts as damaged."""
+    return swapped(server, "hand_out", _hand_out_or_fail)
+
+
+def _hand_out_or_fail(*given: Any) -> list[Any]:
+    return [
+        ev.TaskDamaged(event.task) if isinstance(event, ev.NotSent) else event
+        for event in hand_out(*given)
+    ]
+
+
 def _nothing() -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
@@ -162,6 +209,10 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "overtakes-at-once": _overtakes_at_once,
     "no-fence": _no_fence,
     "forgets-results": _forgets_results,
+    "ages-by-the-wall-clock": _ages_by_the_wall_clock,
+    "counts-epochs": _counts_epochs,
+    "unread-answers": _unread_answers,
+    "trouble-is-damage": _trouble_is_damage,
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from retire_cluster.node import records
 from retire_cluster.node.catalog import Catalog
+from retire_cluster.node.outgoing import encoded
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.records import Introduction, Result
 from retire_cluster.node.runner import Runner
@@ -326,8 +327,9 @@ class Worker:
             message = instruction.message
             if isinstance(message, Heartbeat):
                 message = replace(message, metrics={"cpu_percent": 5.0})
-            verb, header = message.write()
-            self._outgoing.append(wire.encode(wire.BUS, verb, header, instruction.blobs))
+            frames = encoded(message, instruction.blobs, lambda result, reason: None)
+            if frames:
+                self._outgoing.append(frames)
         elif isinstance(instruction, records.Run):
             self.world.judge.received(self, instruction.attempts)
             self.runner.run(instruction.attempts, self.clock())

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from retire_cluster.broker.store import MemoryStore
 from tests.simulation.device import Machine
+from tests.simulation.facts import Book
 from tests.simulation.network import TO_MAIN, TO_PEER
+from tests.simulation.storage import MemoryDisk
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -22,6 +25,8 @@ class Fate:
         self.world = world
         self.rng = world.engine.rng
         self.over = False
+        #: A backup: the store, and what the judge knew then.
+        self._kept: tuple[MemoryStore, Book] | None = None
         self._kinds = list(world.plan.faults)
         self._weights = list(world.plan.faults.values())
         self._does: dict[str, Callable[[], None]] = {
@@ -33,11 +38,14 @@ class Fate:
             "main.stop": self._main_stops,
             "main.freeze": self._main_freezes,
             "main.clock_jump": self._clock_jumps,
+            "main.retention": self._retains,
             "main.slow_commits": self._slow_commits,
             "store.fail": lambda: self._at_commit("fail"),
             "store.fail_midway": lambda: self._at_commit("fail_midway"),
             "store.broken": self._disk_breaks,
             "store.full": self._disk_fills,
+            "store.unreadable": self._disk_cannot_be_read,
+            "store.restore": self._backup,
             "device.crash": self._device_crashes,
             "device.power_cut": self._device_loses_power,
             "device.lose_disk": self._device_loses_disk,
@@ -122,6 +130,33 @@ class Fate:
             self.world.engine.tell("fate", "the disk is nearly full for 5 s")
             store.free = 1.0
             self.world.engine.after(5.0, setattr, store, "free", 100.0)
+
+    def _retains(self) -> None:
+        self.world.engine.tell("fate", "what is old is deleted now")
+        self.world.main.retain()
+
+    def _disk_cannot_be_read(self) -> None:
+        store = self.world.main.store
+        if store is not None:
+            self.world.engine.tell("fate", "payloads cannot be read for 2 s")
+            store.unreadable = True
+            self.world.engine.after(2.0, setattr, store, "unreadable", False)
+
+    def _backup(self) -> None:
+        """A backup is made; the next time it is put back, once."""
+        main, judge = self.world.main, self.world.judge
+        if not isinstance(main.disk, MemoryDisk) or judge.restored:
+            return
+        if self._kept is None:
+            self.world.engine.tell("fate", "the store is backed up")
+            self._kept = (main.disk.back_up(), judge.back_up())
+            return
+        store, book = self._kept
+        main.die("to get a backup put back")
+        self.world.engine.tell("fate", "a backup is put back")
+        main.disk.put_back(store)
+        judge.put_back(book)
+        self._back()
 
     # --- devices ---------------------------------------------------------------------------------
 
@@ -216,6 +251,7 @@ class Fate:
         main.break_disk(False)
         if main.store is not None:
             main.store.next_commit, main.store.free = "", 100.0
+            main.store.unreadable = False
         main.thaw(main.broker)
         main.start()
         for clone in world.clones:

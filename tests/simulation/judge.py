@@ -8,17 +8,20 @@ everything it rests on is committed. At each restart: that nothing durable was f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
+from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.rows import AttemptRow, LiveRow, OutcomeRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.node.records import Attempt
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
-from retire_cluster.schemas.jsontext import loads
+from retire_cluster.schemas.cleantext import clean
+from retire_cluster.schemas.jsontext import JSONError, dumps, loads
 from retire_cluster.schemas.messages import Key
 from tests.simulation.client import Asked, Submission
 from tests.simulation.engine import Engine, Violation
@@ -56,6 +59,12 @@ class Judge:
         self.order = Order()
         self.state: ClusterState | None = None
         self.epoch = 0
+        #: Each main node's first event number, and its log.
+        self._logs: list[tuple[int, EventLog]] = []
+        #: A backup was put back; what is of these epochs belongs to a time that never was.
+        self.restored = False
+        self._void: frozenset[int] = frozenset()
+        self._just_restored = False
         #: Tasks whose submission was answered.
         self.acknowledged: set[int] = set()
         self.asked_by_number: dict[int, Asked] = {}
@@ -98,9 +107,12 @@ class Judge:
 
     def _check_restored(self, state: ClusterState, now: ev.Now) -> None:
         self.book.roll_back()
-        if state.epoch <= self.epoch:
+        if state.epoch <= self.epoch and not self._just_restored:
             self.fail(f"the epoch {state.epoch} was used before")
+        self._just_restored = False
         self.epoch = state.epoch
+        self._check_numbers(state.log)
+        self._logs.append((state.log.last, state.log))
         self.order.restarted()
         self._heard = dict.fromkeys(state.devices, now.mono)
         lost = self.acknowledged - self.book.facts.keys()
@@ -135,6 +147,25 @@ class Judge:
             self.fail(f"{state.ledger.total} tasks after a restart, {len(self.book.facts)} known")
         state.check_invariants()
 
+    def _check_numbers(self, log: EventLog) -> None:
+        """No event has a number that another had: an old cursor would miss it and not know."""
+        for first, other in self._logs:
+            if other is not log and first <= log.last <= other.last:
+                self.fail(f"the event {log.last} has the number of another, of before a restore")
+
+    def back_up(self) -> Book:
+        """What is known now, to be put back with the store."""
+        found = copy.deepcopy(self.book)
+        found.roll_back()
+        return found
+
+    def put_back(self, book: Book) -> None:
+        """The store is as it was when `book` was made: what came after it is lost."""
+        self.restored = self._just_restored = True
+        self._void = frozenset(first for first, _ in self._logs)
+        self.book = copy.deepcopy(book)
+        self.acknowledged &= self.book.facts.keys()
+
     def committed(self, writes: Sequence[ins.Write]) -> None:
         """These writes are durable now."""
         missing = [write for write in self.book.pending if all(write is not w for w in writes)]
@@ -158,7 +189,7 @@ class Judge:
         facts = self.book.facts
         if isinstance(event, (ev.FromDevice, ev.ResultsArrived)):
             return self._allowed_to_device(state, event, now)
-        if isinstance(event, (ev.CancelAsked, ev.RetryAsked, ev.TaskDamaged)):
+        if isinstance(event, (ev.CancelAsked, ev.RetryAsked, ev.TaskDamaged, ev.NotSent)):
             return frozenset({event.task})
         if isinstance(event, ev.DeviceRemoved):
             self._removed.add(event.device_id)
@@ -219,7 +250,11 @@ class Judge:
             registered = state.connections.get(event.routing)
             if registered is not None:
                 self._heard[registered.device_id] = now.mono
+        if isinstance(event, ev.TaskDamaged):
+            self.fail(f"task {event.task} counts as damaged; nothing here is", event.task)
         moved = self._moves(state, event, allowed, now)
+        if isinstance(event, ev.NotSent) and event.task in moved:
+            self._not_sent(event, moved[event.task])
         if out or moved:
             self._writes(state, event, now, out, moved)
         try:
@@ -260,6 +295,7 @@ class Judge:
             fact.status = word
             moved[number] = fact
         self._cursor = state.log.last
+        self._check_numbers(state.log)
         return moved
 
     def _writes(
@@ -301,6 +337,8 @@ class Judge:
                 self._revived(event, instruction)
             elif isinstance(instruction, ins.ForgetTasks):
                 self.fail(f"tasks {instruction.tasks} are deleted, none is old enough")
+            elif isinstance(instruction, ins.ForgetSubmissions):
+                self.fail("idempotency keys are forgotten, none is old enough")
         if ended != {n for n, fact in moved.items() if fact.status in ENDED}:
             self.fail(f"stored outcomes {ended} are not what ended: {sorted(moved)}")
         for number, fact in moved.items():
@@ -311,6 +349,12 @@ class Judge:
         if placed:
             chosen = [fact for fact in moved.values() if fact.status == "assigned"]
             self.order.placed(state, self.book.facts.values(), chosen, now.mono)
+
+    def _not_sent(self, event: ev.NotSent, fact: Fact) -> None:
+        key = fact.key
+        if key is None or key[2] != event.token or key in self._delivered:
+            self.fail(f"attempt {key} of task {event.task} was sent after all", event.task)
+        fact.key = None
 
     def _dispatched(self, state: ClusterState, write: ins.StoreDispatch) -> None:
         row = write.row
@@ -400,6 +444,8 @@ class Judge:
             self.fail(
                 f"task {row.task} ended {fact.outcome.status} and again {row.status}", row.task
             )
+        if odd := _unsendable(row):
+            self.fail(f"task {row.task} {odd}", row.task)
         retries, most = fact.retries, fact.max_retries
         if row.attempt != fact.attempt or row.retry_count != fact.stored + retries:
             self.fail(f"the outcome {row} is not of {fact}", row.task)
@@ -543,6 +589,8 @@ class Judge:
         if self._excused(worker):
             return
         for other, where in self._running.items():
+            if other[3] in self._void:
+                continue  # its task was lost with what came after the backup, or given out anew
             if other[0] == key[0] and not self._excused(where):
                 self.fail(f"task {key[0]} runs as {key} on {worker.name} and {where.name}", key[0])
 
@@ -556,6 +604,20 @@ class Judge:
             # Whoever says HELLO with an id takes over what the other one had.
             or any(clone.profile.device_id == worker.device_id for clone in self.world.clones)
         )
+
+
+def _unsendable(row: OutcomeRow) -> str:
+    """What of an outcome no answer could carry."""
+    message = row.error_message
+    if message is not None and (not isinstance(message, str) or clean(message) != message):
+        return f"ended with a message that is no text: {message!r}"
+    for name, text in (("result", row.result), ("details", row.details)):
+        try:
+            if text:
+                dumps(loads(text))
+        except JSONError as error:
+            return f"ended with {name} that are no JSON: {error}"
+    return ""
 
 
 def _is_goodbye(event: ev.Event) -> bool:

@@ -55,6 +55,9 @@ class MainNode(SocketOwner):
         self.starts = 0
         self._busy_until = 0.0
         self._mono_offset = 0.0
+        self._boot = ""
+        #: The machine, not only the process, starts next.
+        self._rebooted = True
         self._ticks: Socket | None = None
         self._ticks_posted = 0
         self._alarm: float | None = None
@@ -68,7 +71,11 @@ class MainNode(SocketOwner):
             return
         engine, judge = self.world.engine, self.world.judge
         self.starts += 1
-        self._mono_offset = self.rng.uniform(0.0, 1e6)
+        if self._rebooted:
+            # Another boot: the monotonic clock begins anew, and nothing is known of the gap.
+            self._rebooted = False
+            self._mono_offset = self.rng.uniform(0.0, 1e6)
+            self._boot = f"boot {self.starts}"
         store = Faulty(self.disk.open(), judge.committed, judge.rolled_back)
         store.broken = self._broken_disk
         context = Context(self)
@@ -79,6 +86,7 @@ class MainNode(SocketOwner):
                 context=cast("Any", context),
                 rng=random.Random(self.rng.getrandbits(64)),
                 now=self.clock,
+                boot=self._boot,
             )
         except StoreError as error:
             engine.tell("main", f"cannot start: {error}")
@@ -111,6 +119,7 @@ class MainNode(SocketOwner):
             return
         self.world.engine.tell("fate", f"the main node dies {why}")
         self.broker = self.store = None
+        self._rebooted = power_cut
         self._end(silently=power_cut)
         broker.close()
         self.disk.lose()
@@ -157,6 +166,12 @@ class MainNode(SocketOwner):
         if self.frozen and self.broker is broker:
             self.world.engine.tell("fate", "the main node goes on")
             self.frozen = False
+            self.wake()
+
+    def retain(self) -> None:
+        """The sweep that deletes what is old comes now."""
+        if self.awake() and self._ticks is not None:
+            self._ticks.inbox.append((b"", [b"retention"]))
             self.wake()
 
     def break_disk(self, broken: bool) -> None:

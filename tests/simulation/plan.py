@@ -31,11 +31,14 @@ FAULTS: Final = {
     "main.stop": 1.0,
     "main.freeze": 1.5,
     "main.clock_jump": 0.7,
+    "main.retention": 0.7,
     "main.slow_commits": 0.7,
     "store.fail": 1.5,
     "store.fail_midway": 1.5,
     "store.broken": 1.0,
     "store.full": 0.5,
+    "store.unreadable": 0.7,
+    "store.restore": 0.7,
     "device.crash": 3.0,
     "device.power_cut": 2.0,
     "device.lose_disk": 0.7,
@@ -124,6 +127,8 @@ class Plan:
         self.sqlite = rng.random() < 0.03
         #: Whether somebody listens to the event feed.
         self.subscribed = rng.random() < 0.3
+        #: Whether payloads are read from the store when they are handed out.
+        self.lean = rng.random() < 0.3
         #: Whether the main node reads connections in any order.
         self.shuffles = rng.random() < 0.5
         self.chaos_seconds = rng.uniform(4.0, 13.0)
@@ -141,7 +146,7 @@ class Plan:
         #: What tasks do when they run.
         self.deeds = [
             deed
-            for deed in ("error", "deterministic", "hang", "kill_worker", "die")
+            for deed in ("error", "deterministic", "hang", "kill_worker", "die", "odd")
             if rng.random() < 0.4
         ]
         #: Seconds that tasks take which succeed.
@@ -174,8 +179,8 @@ class Plan:
                 sweep_interval_seconds=rng.choice((0.5, 1.0, 2.0)),
                 backlog_limit=rng.choice((1_000_000, 1_000_000, 8)),
             ),
-            # Clock jumps must not make finished tasks old.
-            retention=Retention(finished_days=3650, idempotency_hours=720),
+            # Whatever the wall clock does, nothing here gets as old as that.
+            retention=Retention(finished_days=5, idempotency_hours=120),
             database=Database(url="memory://"),
         )
 

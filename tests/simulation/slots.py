@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from retire_cluster.node import answers
 from retire_cluster.node.answers import Begun, Done, Progress
+from retire_cluster.node.frames import RawFrame
 from retire_cluster.node.slot import Died, Job, News
 from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import Key
@@ -22,6 +24,18 @@ _FAILED = {
     "error": ("failed", "error", "it went wrong"),
     "deterministic": ("failed", "deterministic", "it will always go wrong"),
 }
+
+
+#: Headers and results as a task's own code may send them: none can go to the main node as it is.
+ODD = (
+    (b'{"outcome":"failed","cause":"error","error_message":"caf\\ud833","last":false}', b""),
+    (b'{"outcome":"failed","cause":"error","error_message":5,"last":false}', b""),
+    (b'{"outcome":"failed","cause":["error"],"error_message":null,"last":false}', b""),
+    (b'{"outcome":[],"cause":null,"error_message":null,"last":false}', b""),
+    (b'{"outcome":"success","cause":null,"error_message":null,"last":false}', b'{"\\ud800":1}'),
+    (b'{"outcome":"success","cause":null,"error_message":null,"last":false}', b'{"key":[1'),
+    (b'{"outcome":"success","cause":null,"error_message":null,"last":false}', b"[" * 300),
+)
 
 
 class SimulatedSlot:
@@ -132,10 +146,21 @@ class SimulatedSlot:
         if what == "die":
             self._post(News(self, job.key, Died(1, "")))  # type: ignore[arg-type]
             return
+        if what == "odd":
+            self._post(News(self, job.key, self._odd()))  # type: ignore[arg-type]
+            return
         outcome, cause, message = _FAILED.get(what, ("success", None, None))
         result = dumps({"key": list(job.key), "by": self._worker.name})
         done = Done(outcome, cause, message, result, b"", False)
         self._post(News(self, job.key, done))  # type: ignore[arg-type]
+
+    def _odd(self) -> answers.Answer:
+        """An answer as the real gate makes it of what no task should say."""
+        header, blob = self._world.engine.rng.choice(ODD)
+        try:
+            return answers.read(RawFrame("done", header, blob))
+        except answers.BadAnswer as error:
+            return answers.failed(str(error))
 
     def _die(self) -> None:
         job, self._job = self._job, None

@@ -7,6 +7,7 @@ die just before or just after it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,14 @@ class MemoryDisk:
 
     def lose(self) -> None:
         """Nothing is ever unsynced."""
+
+    def back_up(self) -> MemoryStore:
+        """A copy of all that is committed."""
+        return copy.deepcopy(self._store)
+
+    def put_back(self, backup: MemoryStore) -> None:
+        """What came after the copy is lost; no process runs meanwhile."""
+        self._store = copy.deepcopy(backup)
 
 
 class SQLiteDisk:
@@ -163,6 +172,8 @@ class Faulty:
         self.next_commit = ""
         #: The disk is full or gone: nothing can be written or loaded.
         self.broken = False
+        #: Payloads cannot be read just now.
+        self.unreadable = False
         self.free = 100.0
 
     def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
@@ -201,6 +212,8 @@ class Faulty:
 
     def payloads(self, numbers: Iterable[int]) -> Payloads:
         """See `Store.payloads`."""
+        if self.unreadable:
+            return Payloads({}, dict.fromkeys(numbers, "a simulated read error"))
         return self.inner.payloads(numbers)
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.broker import server
+from retire_cluster.broker import state as state_module
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import ClusterState
@@ -117,6 +118,8 @@ class World:
                 engine.run(engine.now + 2.5)
                 if self._is_quiet():
                     break
+            self.main.retain()
+            engine.run(engine.now + 1.0)
             self._check_end()
             self.main.stop()
             self.main.start()
@@ -136,6 +139,7 @@ class World:
             return state, warnings
 
         watch = LogWatch(self)
+        kept_bytes = 0 if self.plan.lean else state_module.INLINE_PAYLOAD_BYTES
         before = _LOG.level, _LOG.propagate
         _LOG.setLevel(logging.ERROR)
         _LOG.propagate = False
@@ -147,6 +151,8 @@ class World:
                 # What is frozen is never collected, and here brokers come by the thousand.
                 swapped(server, "gc", _NoCollector()),
                 swapped(runner, "Slot", SimulatedSlot),
+                swapped(server, "INLINE_PAYLOAD_BYTES", kept_bytes),
+                swapped(state_module, "INLINE_PAYLOAD_BYTES", kept_bytes),
             ):
                 yield
         finally:
@@ -247,7 +253,7 @@ class World:
                         f"{submission.name} asked for {size} tasks and made {numbers}",
                         numbers[0],
                     )
-                if submission.task_ids and not numbers:
+                if submission.task_ids and not numbers and not self.judge.restored:
                     raise Violation(f"{submission.name} was answered and made no task")
 
     # --- for the story ---------------------------------------------------------------------------
