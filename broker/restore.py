@@ -153,7 +153,7 @@ def _usual(
         payloads = state.keep_payloads([row.payload for row in rows])
     else:
         payloads = [_payload(state, row, snapshot) for row in rows]
-    since = now.mono - max(0, now.wall_ms - created_ms) / 1000
+    since = now.mono - _waited(state, created_ms, now)
     tasks = [
         Task(row.number, spec, created_ms, payload, TaskStatus.QUEUED, since)
         for row, payload in zip(rows, payloads, strict=True)
@@ -161,6 +161,11 @@ def _usual(
     state.tasks.update(zip(range(first, first + len(rows)), tasks, strict=True))
     state.ledger.extend(first, len(rows), TaskStatus.QUEUED, spec.task_type, spec.priority)
     state.enqueue_all(tasks, state.class_of(spec))
+
+
+def _waited(state: ClusterState, created_ms: int, now: Now) -> float:
+    """Seconds that a task has waited; not longer than the cluster is old, whatever a clock says."""
+    return min(max(0, now.wall_ms - created_ms), state.age.ms(now)) / 1000
 
 
 def _payload(state: ClusterState, row: TaskRow, snapshot: Snapshot) -> bytes | None:
@@ -202,8 +207,7 @@ def _live(
     state.ledger.add(row.number, task.status, row.task_type, row.priority)
     if task.status is TaskStatus.QUEUED:
         state.enqueue(task, now)
-        waited = max(0, now.wall_ms - row.created_ms) / 1000
-        task.queued_mono = now.mono - waited
+        task.queued_mono = now.mono - _waited(state, row.created_ms, now)
 
 
 def _deviate(task: Task, kept: LiveRow) -> None:

@@ -137,6 +137,8 @@ class ClusterState:
         self.stats = Stats()
         #: When the sweep of device liveness last ran.
         self.last_sweep_mono: float | None = None
+        #: The last retention left some for the next sweep.
+        self.more_is_old = False
         #: Task types ever advertised by a device: they may be submitted while it is away.
         self.advertised: set[str] = set()
         self._requirements: dict[bytes, Requirements] = {}

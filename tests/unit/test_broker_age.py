@@ -253,3 +253,16 @@ def test_the_queue_of_endings_agrees_with_a_sorted_list(data: Any) -> None:
     due = [task for index, task in enumerate(order) if when[task] < before or index < surplus]
     found = queue.take(before, surplus, 100, holds)
     assert sorted(found) == sorted(due) or [when[t] for t in found] == [when[t] for t in due]
+
+
+def test_a_task_has_not_waited_longer_than_there_is_a_cluster_whatever_the_clock_says(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    numbers = cluster.submit(2)
+    cluster.pass_time(100.0)
+    cluster.tick("retention")
+    cluster.wall_ms += 10 * 365 * 86_400_000
+    cluster.restart()
+    waited = [cluster.mono - cluster.task(number).queued_mono for number in numbers]
+    assert all(seconds <= 102.0 for seconds in waited), waited

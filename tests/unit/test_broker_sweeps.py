@@ -100,6 +100,20 @@ def test_one_pass_deletes_a_bounded_number(
     assert cluster.state.ledger.status(numbers[-1]) is TaskStatus.CANCELLED
 
 
+def test_what_one_pass_leaves_goes_a_batch_a_second_and_not_a_batch_a_minute(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "RETENTION_BATCH", 4)
+    cluster = make_cluster(settings_with(retention={"finished_rows": 1}))
+    numbers = ended(cluster, 10)
+    assert swept(cluster, "upkeep") == [], "only retention begins it"
+    cluster.tick("retention")
+    for left in (2, 1, 1):
+        swept(cluster, "upkeep")
+        assert cluster.state.ledger.total == left
+    assert cluster.state.ledger.has(numbers[-1])
+
+
 def test_idempotency_records_are_forgotten_after_their_hours(cluster: Cluster) -> None:
     def submit(key: str) -> Any:
         return cluster.do(
