@@ -146,7 +146,7 @@ class Plan:
         #: What tasks do when they run.
         self.deeds = [
             deed
-            for deed in ("error", "deterministic", "hang", "kill_worker", "die", "odd")
+            for deed in ("error", "deterministic", "hang", "kill_worker", "die")
             if rng.random() < 0.4
         ]
         #: Seconds that tasks take which succeed.

@@ -146,7 +146,7 @@ class SimulatedSlot:
         if what == "die":
             self._post(News(self, job.key, Died(1, "")))  # type: ignore[arg-type]
             return
-        if what == "odd":
+        if what == "error" and self._world.engine.chance(0.3):
             self._post(News(self, job.key, self._odd()))  # type: ignore[arg-type]
             return
         outcome, cause, message = _FAILED.get(what, ("success", None, None))
