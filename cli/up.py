@@ -6,6 +6,7 @@ error. `DATA_DIR/endpoints.json` says where everything listens, rewritten at eac
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(overrides(args), args.config)
         plan = Plan(args, settings, socket.gethostname())
+        _check_loopback(plan.admin_host)
         return Up(plan, sys.stdout, sys.stderr).run()
     except (SettingsError, FolderLocked) as error:
         last_words(f"retire-cluster up: {error}")
@@ -79,6 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         last_words(f"retire-cluster up: {naming(error, args.data_dir or 'the data folder')}")
         return exits.USAGE
+
+
+def _check_loopback(host: str) -> None:
+    """Raises `SettingsError` where this machine does not reach itself: nothing would answer."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+    except OSError as error:
+        if error.errno == errno.ENETUNREACH and is_loopback(host):
+            raise SettingsError(
+                "server.host", f"{host} cannot be reached: loopback is down (ip link set lo up)"
+            ) from None
 
 
 class Up:
