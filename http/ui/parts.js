@@ -172,9 +172,9 @@ const CURES = [
 ];
 
 /** Why a task waits: in a sentence, by reason with its cure, and device by device. */
-export function whyBox({ status, queued_reason: reason, devices }) {
+export function whyBox({ status, due_at: due, queued_reason: reason, devices }) {
   if (!["pending", "queued"].includes(status)) return null;
-  const text = status === "pending" ? "It is waiting for its time: the pause before the next attempt is not over yet." : reason && whyText(reason);
+  const text = status === "pending" ? `It is waiting for its time${due ? `: it is queued at ${clock(due)}` : ""}.` : reason && whyText(reason);
   return text && h("section.card.why", null, h("h2", null, "Why it waits"), h("p.lead", null, text), reason && reasons(reason), devices?.length > 0 && byDevice(devices));
 }
 

@@ -111,7 +111,9 @@ const scenarios = {
     await page.locator(".progress", { hasText: "75 % third part" }).waitFor();
     await api("POST", `tasks/${slow.task_id}/cancel`, {});
     await chip(page, "cancelled");
-    if (folder) await page.screenshot({ path: join(folder, "task.png") });
+    const later = await post({ task_type: "echo", payload: {}, delay_seconds: 600 });
+    await page.goto(`${base}/ui/#/tasks/${later.task_id}`);
+    await page.locator(".why", { hasText: /queued at \d\d:\d\d/ }).waitFor();
   },
 
   /** The main node was started again and knows no event: what ended before is in the pictures. */
