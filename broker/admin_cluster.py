@@ -176,6 +176,7 @@ def prometheus(admin: Admin, call: Call) -> Reply:
                 "count": stats.duration_count,
             },
             "retries": dict(stats.retries),
+            "passed_over": dict(stats.passed_over),
             "dropped_messages": dict(stats.dropped),
             "http": {"requests": stats.http.requests, "errors": stats.http.errors},
             "store_commits": admin.store.commits,

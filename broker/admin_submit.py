@@ -6,6 +6,8 @@ with a task each that costs little more than for one with a thousand.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, Final
 
 from retire_cluster.broker import events as ev
@@ -17,7 +19,7 @@ from retire_cluster.broker.gathering import Gathered
 from retire_cluster.broker.instructions import StoreTasks
 from retire_cluster.broker.task import TaskSpec
 from retire_cluster.broker.timestamps import stamp
-from retire_cluster.schemas import requests
+from retire_cluster.schemas import needs, requests
 from retire_cluster.schemas.errors import (
     IdempotencyConflict,
     PayloadTooLarge,
@@ -124,9 +126,11 @@ def gather(admin: Admin, call: Call) -> Reply | None:
             numbers = range(earlier.first, earlier.first + earlier.size)
             return _told(admin, call, numbers, earlier.at_ms, seconds, replayed=True)
     many = len(forms) > 1 or "tasks" in args
-    for index, ((spec, _), payload) in enumerate(zip(forms, call.blobs, strict=True)):
+    for index, ((spec, delay), payload) in enumerate(zip(forms, call.blobs, strict=True)):
         where = f"tasks.{index}" if many else ""
-        _check(admin, spec, payload, where)
+        document = _check(admin, spec, payload, where)
+        if spec.task_type in needs.TYPES:
+            forms[index] = (_needing(spec, needs.of(spec.task_type, document)), delay)
     if admin.refusing:
         raise QueueFull(admin.refusing, retry_after=30)
     limit = admin.state.settings.scheduler.backlog_limit
@@ -213,7 +217,18 @@ def _idempotency(args: dict[str, Any]) -> tuple[str, str, str] | None:
     return given  # type: ignore[return-value]
 
 
-def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> None:
+@functools.lru_cache(maxsize=_SPECS_KEPT)
+def _needing(spec: TaskSpec, need: str) -> TaskSpec:
+    """The spec of a task whose payload needs something of its device (`schemas.needs`)."""
+    if not need:
+        return spec
+    # One object with one more field: it stays with the task, in memory and in the store.
+    document = spec.document[:-1] + b',"needs":' + dumps(need) + b"}"
+    return dataclasses.replace(spec, document=document)
+
+
+def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> dict[str, Any]:
+    """The payload's content. Raises a `ClusterError` for one that cannot be taken."""
     task_type = spec.task_type
     prefix = f"{where}." if where else ""
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -234,7 +249,7 @@ def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> None:
                 f"is more than the {spec.timeout_seconds} s that the whole task may take; raise"
                 " requirements.timeout_seconds instead (retire-cluster: --timeout-seconds)",
             )
-        return
+        return document
     if task_type not in admin.state.advertised:
         raise ValidationError(
             f"{prefix}task_type", f"no device has ever offered the task type {task_type!r}"
@@ -242,6 +257,7 @@ def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> None:
     schema = _advertised_schema(admin, task_type)
     if schema is not None:
         validate(schema, document, where=f"{prefix}payload")
+    return document
 
 
 def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:

@@ -179,7 +179,7 @@ def explain(admin: Admin, call: Call) -> Reply:
     key = views.class_key(task)
     for device_id in sorted(admin.state.devices):
         device = admin.state.devices[device_id]
-        reasons = views.obstacles(key, device)
+        reasons = views.obstacles(key, device, call.now)
         eligible = not reasons
         if eligible and device.free_units < device.units_of(task.spec.task_type):
             reasons = ["all its slots are busy"]

@@ -9,6 +9,7 @@ from itertools import groupby, repeat
 from typing import Any
 
 from retire_cluster.broker import events as ev
+from retire_cluster.broker import passing_over
 from retire_cluster.broker.attempts import conclude
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.instructions import (
@@ -23,7 +24,7 @@ from retire_cluster.broker.rows import AttemptRow, SubmissionRow, TaskRow
 from retire_cluster.broker.state import ClusterState, Wait
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas.messages import Cancel
-from retire_cluster.schemas.vocabulary import PRIORITIES, Cause, TaskStatus
+from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, TaskStatus
 
 
 def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
@@ -155,6 +156,8 @@ def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
         )  # fmt: skip
         state.emit(StoreAttempts((history,)))
     state.emit(ReviveTasks((event.task,)))
+    if old.cause in ELSEWHERE:
+        passing_over.give_a_chance(state, state.kind_of(task.spec), now)
     state.move(task, "retry", now)
     state.enqueue(task, now)
     state.store_deviation(task, now)

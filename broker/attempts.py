@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker import enrolment, oversize
+from retire_cluster.broker import enrolment, oversize, passing_over, standing
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -33,7 +33,7 @@ from retire_cluster.schemas.messages import (
     Reject,
     Started,
 )
-from retire_cluster.schemas.vocabulary import Cause, Outcome, TaskStatus
+from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, Outcome, TaskStatus
 
 #: The pause after an assignment that could not be sent; it doubles …
 UNSENT_SECONDS = 0.5
@@ -41,6 +41,8 @@ UNSENT_SECONDS = 0.5
 UNSENT_AT_MOST_SECONDS = 30.0
 _FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
 MAX_ERROR_CHARACTERS = 4_096
+#: Devices remembered of a task, at most.
+MAX_TRIED = 8
 #: The outcome word of an attempt whose device was lost.
 LOST = "lost"
 
@@ -151,6 +153,8 @@ def _succeeded(
     fresh = [(state.tasks[n], seconds[i]) for n, i in found.items()]
     start_all(state, [pair for pair in fresh if pair[0].status is TaskStatus.ASSIGNED], now)
     device.succeeded += len(tasks)
+    if state.tallies or device.notes:
+        standing.succeeded(state, device, tasks, now)
     deviating += [task.number for task in tasks if task.deviates]
     return _conclude_all(
         state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
@@ -183,24 +187,33 @@ def _settle(
     now: Now,
 ) -> OutcomeRow | None:
     """What a current result other than success means; the outcome if it ends the task."""
-    denied = item.cause == Cause.POLICY_DENIED
+    elsewhere = item.cause in ELSEWHERE
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
         give_back(state, task, Decision(None), "released", None, "given back by its device", now)
         return None
-    if task.status is TaskStatus.ASSIGNED and not denied:
+    if task.status is TaskStatus.ASSIGNED and not elsewhere:
         start(state, task, item.execution_seconds, now)
     cause = Cause.TIMEOUT if item.outcome == Outcome.TIMEOUT else (item.cause or Cause.ERROR)
     message = (item.error_message or str(cause))[:MAX_ERROR_CHARACTERS]
     device.failed += 1
     device.last_error = message[:500]
-    if denied:
+    said_before = device.device_id in task.excluded
+    note_tried(task, device)
+    if elsewhere:
         task.excluded |= {device.device_id}
+        of_all = standing.lacks(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
-    decision = _decide(state, task, cause, started=True)
-    if denied and not _elsewhere(state, task):
-        decision = Decision(TaskStatus.FAILED)
+    elif standing.counts(task, cause):
+        standing.failed(state, device, task, now)
+    decision = _decide(state, task, cause, started=True, said_before=said_before)
+    if elsewhere:
+        asked = {} if of_all else dict.fromkeys(task.excluded, "it could not run this task")
+        asked[device.device_id] = message
+        nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, asked)
+        if nobody is not None:
+            decision, message = Decision(TaskStatus.FAILED), nobody[:MAX_ERROR_CHARACTERS]
     if decision.final is None:
         give_back(
             state, task, decision, item.outcome, cause, message, now,
@@ -214,13 +227,15 @@ def _settle(
     )  # fmt: skip
 
 
-def _elsewhere(state: ClusterState, task: Task) -> bool:
-    """Whether a device that is online and has not refused the task could run it."""
-    cls = state.class_of(task.spec, task.excluded)
-    return bool(cls.eligible)
+def note_tried(task: Task, device: Device) -> None:
+    """An attempt on a device did not end well: other devices come first from now on."""
+    if len(task.tried) < MAX_TRIED:
+        task.tried |= {device.device_id}
 
 
-def _decide(state: ClusterState, task: Task, cause: str, *, started: bool) -> Decision:
+def _decide(
+    state: ClusterState, task: Task, cause: str, *, started: bool, said_before: bool = False
+) -> Decision:
     scheduler = state.settings.scheduler
     return decide(
         task,
@@ -230,6 +245,7 @@ def _decide(state: ClusterState, task: Task, cause: str, *, started: bool) -> De
         base_seconds=scheduler.retry_base_seconds,
         cap_seconds=scheduler.retry_cap_seconds,
         poison_devices=scheduler.poison_devices,
+        said_before=said_before,
     )
 
 
@@ -371,6 +387,7 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
     began = task.status is TaskStatus.RUNNING
     if began and device is not None and not free:
         task.killers |= {device.device_id}
+        note_tried(task, device)
     decision = Decision(None) if free else _decide(state, task, Cause.WORKER_LOST, started=began)
     if decision.final is None:
         give_back(state, task, decision, LOST, Cause.WORKER_LOST.value, reason, now)
@@ -397,6 +414,8 @@ def time_out(state: ClusterState, task: Task, now: Now) -> None:
     assert device is not None
     seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)
     message = f"exceeded its limit of {task.spec.timeout_seconds} s"
+    note_tried(task, device)
+    standing.failed(state, device, task, now)
     decision = _decide(state, task, Cause.TIMEOUT, started=True)
     if decision.final is None:
         give_back(

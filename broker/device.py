@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from retire_cluster.broker.notes import Kind, Note, Record
 from retire_cluster.broker.rows import DeviceRow
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas.jsontext import dumps, loads
@@ -17,6 +18,7 @@ _KEPT = (
     "capabilities",
     "drained",
     "hostname",
+    "instance",
     "ip_address",
     "last_error",
     "last_heartbeat_ms",
@@ -64,8 +66,10 @@ class Device:
         "metrics",
         "metrics_history",
         "not_accepting_reason",
+        "notes",
         "online",
         "platform",
+        "records",
         "registered_ms",
         "role",
         "routing",
@@ -124,6 +128,10 @@ class Device:
         self.used_units = 0
         #: Tasks placed here that have not ended, by number.
         self.attempts: dict[int, Task] = {}
+        #: What it is passed over for, or lately was.
+        self.notes: dict[Kind, Note] = {}
+        #: Kinds of task that it failed and did not do well since.
+        self.records: dict[Kind, Record] = {}
         #: Changed since it was last stored.
         self.dirty = False
 
@@ -211,6 +219,13 @@ class Device:
         document["config"] = [config.version, config.interval, config.timeout, config.max_missed]
         document["tags"] = sorted(self.tags)
         document["types"] = [dict(vars(info)) for info in self.types.values()]
+        if self.notes:
+            heard = self.last_seen_mono
+            document["notes"] = [
+                [*kind, note.cause, note.message, max(0.0, note.until_mono - heard), note.times]
+                for kind, note in self.notes.items()
+                if note.active
+            ]
         return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
 
     @classmethod
@@ -231,6 +246,9 @@ class Device:
                 setattr(device, name, document[name])
         device.tags = frozenset(document["tags"])
         device.types = {info["name"]: TypeInfo(**info) for info in document["types"]}
+        for task_type, need, cause, message, seconds, times in document.get("notes", ()):
+            note = Note(cause, message, now_mono, seconds, times)
+            device.notes[Kind(task_type, need)] = note
         device.last_seen_mono = now_mono
         return device
 

@@ -1,16 +1,18 @@
 """Requirements against devices: who is eligible, and why the others are not.
 
-Every task belongs to a *requirement class* (its type, its requirements, the devices it must avoid).
-Eligibility is judged once per class and device, not per task.
+Every task belongs to a *requirement class* (its type, its requirements, and where devices differ in
+it, what its payload needs). Eligibility is judged once per class and device, not per task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from retire_cluster.broker.backlog import Lanes
 from retire_cluster.broker.device import Device
+from retire_cluster.broker.notes import Kind, Note
+from retire_cluster.schemas import needs
 from retire_cluster.schemas.jsontext import JSONError, loads
 
 NO_GB = 0.0
@@ -27,6 +29,8 @@ class Requirements(NamedTuple):
     required_tags: frozenset[str] = frozenset()
     gpu_required: bool = False
     internet_required: bool = False
+    #: What the payload needs (`schemas.needs`); empty also where devices are not told apart by it.
+    needs: str = ""
 
     @classmethod
     def of(cls, document: bytes) -> Requirements:
@@ -35,13 +39,14 @@ class Requirements(NamedTuple):
         One that was damaged on disk asks for nothing: its checksum keeps the task from being run.
         """
         try:
-            return cls.read(loads(document).get("requirements") or {})
+            found = loads(document)
+            return cls.read(found.get("requirements") or {}, found.get("needs") or "")
         except JSONError:
             return cls()
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Requirements:
-        """From a validated `requirements` object."""
+    def read(cls, given: Mapping[str, Any], needed: str = "") -> Requirements:
+        """From a validated `requirements` object, and the word for what the payload needs."""
         return cls(
             min_cpu_cores=given.get("min_cpu_cores") or 0,
             min_memory_gb=float(given.get("min_memory_gb") or NO_GB),
@@ -51,6 +56,7 @@ class Requirements(NamedTuple):
             required_tags=frozenset(given.get("required_tags") or ()),
             gpu_required=bool(given.get("gpu_required")),
             internet_required=bool(given.get("internet_required")),
+            needs=needed,
         )
 
 
@@ -59,7 +65,13 @@ class ClassKey(NamedTuple):
 
     task_type: str
     requirements: Requirements
-    excluded: frozenset[str] = frozenset()
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of task by which a device may be passed over for it."""
+        need = self.requirements.needs
+        whole = Kind(self.task_type, "")
+        return (Kind(self.task_type, need), whole) if need else (whole,)
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:
@@ -70,14 +82,19 @@ def _number(facts: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def why_not(key: ClassKey, device: Device) -> list[str]:
-    """Why this device can never run tasks of this class as it is; empty when it can."""
+def unfit(key: ClassKey, device: Device) -> list[str]:
+    """Why this device, as it describes itself, can never run tasks of this class."""
     need, facts = key.requirements, device.capabilities
     reasons = []
-    if key.task_type not in device.types:
+    info = device.types.get(key.task_type)
+    if info is None:
         # What is off until a device's owner allows it: others are not installed there.
         cure = " (its owner allows it with --allow command)" if key.task_type == "command" else ""
         reasons.append(f"does not run {key.task_type}{cure}")
+    elif need.needs and info.allows:
+        refusal = needs.refusal(need.needs, info.allows)
+        if refusal is not None:
+            reasons.append(refusal)
     if need.required_platform and need.required_platform != device.platform:
         reasons.append(f"platform is not {need.required_platform}")
     if need.required_role and need.required_role != device.role:
@@ -93,9 +110,21 @@ def why_not(key: ClassKey, device: Device) -> list[str]:
         reasons.append("no GPU")
     if need.internet_required and facts.get("has_internet") is not True:
         reasons.append("no internet access")
-    if device.device_id in key.excluded:
-        reasons.append("its owner's policy refused this task")
     return reasons
+
+
+def why_not(key: ClassKey, device: Device) -> list[str]:
+    """Why this device gets no tasks of this class; empty when it may."""
+    reasons = unfit(key, device)
+    if device.notes:
+        reasons += [note.words for note in notes_on(key, device)]
+    return reasons
+
+
+def notes_on(key: ClassKey, device: Device) -> list[Note]:
+    """For what this device is passed over for a class just now (passing_over.py)."""
+    found = (device.notes.get(kind) for kind in key.kinds)
+    return [note for note in found if note is not None and note.active]
 
 
 class TaskClass:
@@ -128,16 +157,20 @@ class TaskClass:
         if self.eligible.pop(device.device_id, None) is not None:
             self.ring = list(self.eligible.values())
 
-    def pick(self, free: Mapping[str, Device], sample: int = 8) -> Device | None:
+    def pick(
+        self, free: Mapping[str, Device], sample: int = 8, avoid: Collection[str] = ()
+    ) -> Device | None:
         """An eligible device with room for one task, the least loaded of a few; None without one.
 
-        Looks through the shorter of the free devices and the eligible ones.
+        Looks through the shorter of the free devices and the eligible ones, never at `avoid`.
         """
         best: Device | None = None
         seen = 0
         task_type = self.key.task_type
         for device in self._candidates(free):
             if device.free_units < device.units_of(task_type) or not device.ready:
+                continue
+            if avoid and device.device_id in avoid:
                 continue
             if best is None or device.load < best.load:
                 best = device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from retire_cluster.broker import attempts, enrolment, versions
+from retire_cluster.broker import attempts, enrolment, passing_over, versions
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -194,9 +194,15 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         # One type costs itself, never its device.
         kept = tuple(info for info in hello.task_types if info.name not in faults)
         hello = replace(hello, task_types=kept)
+    if hello.instance != device.instance:
+        passing_over.forget(state, device, now)
     device.register(hello, routing, now.mono)
     reasons = [*faults.values(), *(reason[:500] for reason in hello.left_out)]
     device.left_out = msg.first_left_out(reasons)
+    if any("programs" in info.allows for info in hello.task_types):
+        state.restricting.add(device.device_id)
+    else:
+        state.restricting.discard(device.device_id)
     device.ip_address = address
     state.connections[routing] = device
     state.advertised.update(device.types)
@@ -397,6 +403,7 @@ def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
     state.connections.pop(device.routing, None)
     state.challenges.pop(device.device_id, None)
     del state.devices[event.device_id]
+    state.restricting.discard(event.device_id)
     state.tombstones[event.device_id] = now.wall_ms
     state.emit(StoreDevices((device.row(removed_ms=now.wall_ms),)))
     state.log.add("device.removed", now.wall_ms, device_id=event.device_id)

@@ -2,25 +2,34 @@
 
 Classes compete by their heads (priority, then age). A class whose eligible devices are all busy
 steps aside until one of them gets room, so a task that nobody can run delays nothing. Who has
-waited too long overtakes now and then (overtaking.py).
+waited too long overtakes now and then (overtaking.py). A task that failed on a device goes to
+another one first, for which it waits a little; meanwhile others go before it.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 
 from retire_cluster.broker.device import SLOT_UNITS, Device
 from retire_cluster.broker.events import Now, Place
 from retire_cluster.broker.instructions import SendAssign, StoreDispatch
-from retire_cluster.broker.matching import TaskClass
+from retire_cluster.broker.matching import ClassKey, TaskClass
 from retire_cluster.broker.overtaking import Waiting
 from retire_cluster.broker.rows import DispatchRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task
+from retire_cluster.schemas import needs
 
 _TOKEN_BITS = 53
 #: Assignments of one message at most.
 _BATCH = 512
+#: How long a retry waits for another device than those where it failed.
+PATIENCE_SECONDS = 30.0
+#: Tasks of a class passed by in one pass at most, because they wait for another device …
+_PASSED_BY = 16
+#: … and those put where they belong, because devices differ in what they need.
+_SORTED = 512
 
 #: `(rank, number, order, since_mono, class)`: who is next of a class.
 _Entry = tuple[int, int, int, float, TaskClass]
@@ -47,8 +56,15 @@ class _Pass:
             -self.heads[0][0] if self.heads else 0,
             now.mono - state.settings.scheduler.aging_seconds,
         )
-        #: Somebody overtook: the head noted for a class may be gone.
+        #: Heads noted for classes may be gone: somebody overtook, or was put into another class.
         self.overtaken = False
+        #: Tasks that wait for another device, by class: back in their queues at the end.
+        self.held: dict[ClassKey, list[Task]] = {}
+        self.sorted = 0
+        #: Classes that joined in this pass.
+        self.joined: set[ClassKey] = set()
+        #: Numbers of classes that joined later.
+        self.later = itertools.count(len(self.heads) + len(state.waiting))
 
     def _heads(self) -> list[_Entry]:
         heads = []
@@ -83,6 +99,9 @@ class _Pass:
                 limit = min(limit, state.share.left or limit)
             self._in_order(entry, device, limit)
         state.free.update(self.aside)
+        for tasks in self.held.values():
+            for task in tasks:
+                state.enqueue_all((task,), state.class_of(task.spec))
         for device, tasks in self.chosen.values():
             for start in range(0, len(tasks), _BATCH):
                 _dispatch(state, device, tasks[start : start + _BATCH], self.now)
@@ -123,9 +142,49 @@ class _Pass:
         rival = self.heads[0] if self.heads else None
         before = rival[1] if rival is not None and rival[0] == rank else None
         tasks = cls.lanes.take(-rank, limit, before)
+        if device.units_of(cls.key.task_type) == SLOT_UNITS:
+            better = self._device_for(cls, tasks[0], device)
+            if better is None:
+                if self.sorted < _SORTED and len(self.held.get(cls.key, ())) < _PASSED_BY:
+                    self._go_on(cls, order)
+                return
+            device = better
         self._give(device, tasks)
         self.state.share.placed(len(tasks))
         self._go_on(cls, order)
+
+    def _device_for(self, cls: TaskClass, task: Task, device: Device) -> Device | None:
+        """Where a task that was taken out goes: this device, a better one, or elsewhere later."""
+        state = self.state
+        if cls.key.task_type in needs.TYPES:
+            own = state.class_of(task.spec)
+            if own is not cls:
+                self._sort(task, own)
+                return None
+        if device.device_id not in task.tried:
+            return device
+        other = cls.pick(state.free, avoid=task.tried)
+        if other is not None:
+            return other
+        # Where it cannot run, it would only be told so again.
+        patient = (
+            device.device_id in task.excluded or self.now.mono - task.queued_mono < PATIENCE_SECONDS
+        )
+        if patient and any(one.ready and one.device_id not in task.tried for one in cls.ring):
+            self.held.setdefault(cls.key, []).append(task)
+            return None
+        return device
+
+    def _sort(self, task: Task, own: TaskClass) -> None:
+        """Put a task into a class that was not told apart when it was queued."""
+        self.sorted += 1
+        task.backlog = own
+        own.lanes.push((task,))
+        self.overtaken = True
+        self.state.waiting[own.key] = own
+        if not own.blocked and own.eligible and own.key not in self.joined:
+            self.joined.add(own.key)
+            self._go_on(own, next(self.later))
 
     def _overtake(self, lane: int, since_mono: float) -> bool:
         """Place who has waited longest before better-ranked work; False when there is no room."""
@@ -140,11 +199,17 @@ class _Pass:
                     return True
                 self.waiting.drop()
                 continue
+            if len(self.held.get(cls.key, ())) >= _PASSED_BY or self.sorted >= _SORTED:
+                self.waiting.drop()
+                continue
             task = cls.lanes.take_oldest(own)
             assert task is not None
+            self.overtaken = True
+            device = self._device_for(cls, task, device)
+            if device is None:
+                continue
             self._give(device, [task])
             state.share.overtook()
-            self.overtaken = True
             return True
         return False
 

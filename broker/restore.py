@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 
+from retire_cluster.broker import passing_over
 from retire_cluster.broker.age import resumed
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -87,6 +88,7 @@ def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
         state.advertised.update(device.types)
         if row.removed_ms is None:
             state.devices[row.device_id] = device
+            passing_over.remember(state, device)
     return warnings
 
 
@@ -217,6 +219,7 @@ def _deviate(task: Task, kept: LiveRow) -> None:
         kept.stored_retries,
     )
     task.excluded, task.killers = frozenset(kept.excluded), frozenset(kept.killers)
+    task.tried = frozenset(kept.tried)
     task.deviates = True
 
 

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from retire_cluster.broker.task import Task
-from retire_cluster.schemas.vocabulary import Cause, TaskStatus
+from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, TaskStatus
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,20 @@ def decide(
     base_seconds: float,
     cap_seconds: float,
     poison_devices: int,
+    said_before: bool = False,
 ) -> Decision:
     """What to do with a task whose attempt ended with `cause`.
 
     `started` tells whether the lost attempt had begun to run; one that had not is put back free of
     charge. `poison_devices` different devices lost on it end it. The caller has already noted the
-    device in `task.killers` or `task.excluded`.
+    device in `task.killers`. `said_before`: this device had said already that it cannot run the
+    task, so that saying it again is not free: no task goes round for ever.
     """
     final = TaskStatus.TIMEOUT if cause == Cause.TIMEOUT else TaskStatus.FAILED
     if cause == Cause.DETERMINISTIC:
         return Decision(final)
-    if cause == Cause.POLICY_DENIED:
-        return Decision(None) if len(task.excluded) <= 1 else Decision(final)
+    if cause in ELSEWHERE and not said_before:
+        return Decision(None)
     if cause == Cause.WORKER_LOST:
         if len(task.killers) >= poison_devices:
             return Decision(final, note=f"POISON: {len(task.killers)} devices were lost running it")

@@ -68,6 +68,7 @@ class LiveRow(NamedTuple):
     not_before_ms: int
     excluded: tuple[str, ...]
     killers: tuple[str, ...]
+    tried: tuple[str, ...] = ()
 
 
 class DispatchRow(NamedTuple):

@@ -84,7 +84,8 @@ def live_row(row: Sequence[Any]) -> LiveRow:
     """A row of `live`."""
     _whole_numbers(row[:5])
     excluded, killers = tuple(json.loads(row[5])), tuple(json.loads(row[6]))
-    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers)
+    tried = tuple(json.loads(row[7]))
+    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers, tried)
 
 
 def dispatch_row(row: Sequence[Any]) -> DispatchRow:

@@ -31,11 +31,13 @@ from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
 from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
+from retire_cluster.broker.notes import Kind, Tally
 from retire_cluster.broker.overtaking import Share
 from retire_cluster.broker.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.stats import Stats
 from retire_cluster.broker.task import IllegalTransition, Task, TaskSpec, after
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas import needs
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.messages import HeartbeatConfig, Hello
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
@@ -48,6 +50,10 @@ _WORD = {status: status.value for status in TaskStatus}
 _EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
 #: Idle requirement classes kept for reuse.
 CLASSES_KEPT = 2_000
+#: Needs by which queues are told apart (passing_over.py), at most.
+MAX_APART = 256
+#: Devices that said a task cannot run there, as far as the store keeps them.
+DEVICES_KEPT = 64
 
 
 @dataclass(eq=False)
@@ -115,6 +121,16 @@ class ClusterState:
         self.waiting: dict[ClassKey, TaskClass] = {}
         #: How near the next placement is that may go before better-ranked work.
         self.share = Share(rng)
+        #: Kinds of task whose queue is told apart, because devices differ in them.
+        self.apart: set[Kind] = set()
+        #: Devices that told which programs their owner allows.
+        self.restricting: set[str] = set()
+        #: `(until_mono, device id, kind)` of what devices are passed over for; may be stale.
+        self.notes_due: list[tuple[float, str, Kind]] = []
+        #: Where the sweep of stranded tasks goes on.
+        self.stranded_turn = 0
+        #: Kinds of task that failed somewhere: what the cluster has done of them since.
+        self.tallies: dict[Kind, Tally] = {}
         #: Devices that may be given work now.
         self.free: dict[str, Device] = {}
         #: `(not_before_mono, task)` of pending tasks; entries may be stale.
@@ -222,7 +238,7 @@ class ClusterState:
     def enqueue(self, task: Task, now: ev.Now) -> None:
         """Put a task that just became queued into its class's backlog."""
         task.queued_mono = now.mono
-        self.enqueue_all((task,), self.class_of(task.spec, task.excluded))
+        self.enqueue_all((task,), self.class_of(task.spec))
 
     def enqueue_all(self, tasks: Sequence[Task], cls: TaskClass) -> None:
         """Put tasks of one class and priority, queued since just now, into its backlog."""
@@ -231,15 +247,43 @@ class ClusterState:
         cls.lanes.push(tasks)
         self.waiting[cls.key] = cls
 
-    def class_of(self, spec: TaskSpec, excluded: frozenset[str] = frozenset()) -> TaskClass:
-        """The requirement class of a task, made when it is the first of its kind."""
+    def requirements_of(self, spec: TaskSpec) -> Requirements:
+        """What tasks of this form ask of a device."""
         need = self._requirements.get(spec.document)
         if need is None:
             need = Requirements.of(spec.document)
             if len(self._requirements) > CLASSES_KEPT:
                 self._requirements.clear()
             self._requirements[spec.document] = need
-        key = ClassKey(spec.task_type, need, excluded)
+        return need
+
+    def kind_of(self, spec: TaskSpec) -> Kind:
+        """The kind of task by which devices are passed over, or do well."""
+        return Kind(spec.task_type, self.requirements_of(spec).needs)
+
+    def tell_apart(self, kind: Kind) -> bool:
+        """Whether tasks of this need have a class of their own; from now on, if there is room."""
+        if kind.needs in needs.ALWAYS_APART or kind in self.apart:
+            return True
+        if len(self.apart) >= MAX_APART:
+            self.apart &= {kind for key in self.waiting for kind in key.kinds} | {
+                kind for device in self.devices.values() for kind in device.notes
+            }
+        if len(self.apart) >= MAX_APART:
+            return False
+        self.apart.add(kind)
+        return True
+
+    def class_of(self, spec: TaskSpec) -> TaskClass:
+        """The requirement class of a task, made when it is the first of its kind."""
+        need = self.requirements_of(spec)
+        if need.needs:
+            kind = Kind(spec.task_type, need.needs)
+            # A class for each program there is would make placing slow: only where it matters.
+            apart = kind in self.apart or kind.needs in needs.ALWAYS_APART
+            if not apart and not (self.restricting and self.tell_apart(kind)):
+                need = need._replace(needs="")
+        key = ClassKey(spec.task_type, need)
         cls = self.classes.get(key)
         if cls is None:
             if len(self.classes) > CLASSES_KEPT:
@@ -341,8 +385,10 @@ class ClusterState:
             task.retries,
             task.stored_retries,
             now.wall_ms + int(wait * 1000) if due else 0,
-            tuple(sorted(task.excluded)),
+            # What is left out after a restart is only asked once more.
+            tuple(sorted(task.excluded)[:DEVICES_KEPT]),
             tuple(sorted(task.killers)),
+            tuple(sorted(task.tried)),
         )
         self.emit(StoreLive((row,)))
 

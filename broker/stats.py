@@ -61,6 +61,8 @@ class Stats:
         self.dropped: Counter[str] = Counter()
         #: Retries by cause.
         self.retries: Counter[str] = Counter()
+        #: By cause: how often a device was passed over for a kind of task.
+        self.passed_over: Counter[str] = Counter()
 
     def ended(self, status: TaskStatus, seconds: Sequence[float | None], age_ms: int) -> None:
         """Tasks ended alike; their execution times, where they are known."""

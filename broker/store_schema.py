@@ -45,6 +45,8 @@ MIGRATIONS: Final = (
     alter table submissions add column at_s int not null default 0;
     delete from access where kind = 'token';
     """,
+    # Devices where an attempt of a task did not end well: others come first.
+    "alter table live add column tried text not null default '[]'",
 )
 
 

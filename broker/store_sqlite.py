@@ -214,8 +214,8 @@ class SQLiteStore:
         self._insert("insert or replace into attempts values", 12, write.rows)
 
     def _live(self, write: ins.StoreLive) -> None:
-        rows = [(*row[:5], json.dumps(row.excluded), json.dumps(row.killers)) for row in write.rows]
-        self._insert("insert or replace into live values", 7, rows)
+        rows = [(*row[:5], *map(json.dumps, row[5:])) for row in write.rows]
+        self._insert("insert or replace into live values", 8, rows)
 
     def _revive(self, write: ins.ReviveTasks) -> None:
         self._delete("outcomes", "task", write.tasks)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from retire_cluster.broker import attempts, membership
+from retire_cluster.broker import attempts, membership, stranded
 from retire_cluster.broker.age import LONE_MARK_SECONDS
 from retire_cluster.broker.device import SLOT_UNITS
 from retire_cluster.broker.events import Now, Tick
@@ -168,6 +168,7 @@ SWEEPS: Final[dict[str, Sweep]] = {
     "liveness": Sweep(liveness, 1),
     "limits": Sweep(limits, 1),
     "upkeep": Sweep(upkeep, 1),
+    "stranded": Sweep(stranded.sweep, 1),
     "devices": Sweep(devices, 30),
     "retention": Sweep(retention, 60),
 }

@@ -112,8 +112,10 @@ class Task:
     confirmed_mono = 0.0
     #: `(percent or None, message)` as the device last told.
     progress: tuple[float | None, str] | None = None
-    #: Devices that must not get it (their owner's policy refused it).
+    #: Devices that said it cannot run there, free of charge once each.
     excluded: frozenset[str] = frozenset()
+    #: Devices where an attempt did not end well, the first few: others are tried before them.
+    tried: frozenset[str] = frozenset()
     #: Devices that were lost while running it (poison guard).
     killers: frozenset[str] = frozenset()
     #: Whether the store has a `live` row for it.

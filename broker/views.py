@@ -9,12 +9,13 @@ from typing import Any
 from retire_cluster.broker.device import METRICS, SLOT_UNITS, Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.feed import Entry
-from retire_cluster.broker.matching import ClassKey, Requirements, why_not
+from retire_cluster.broker.matching import ClassKey, Requirements, notes_on, unfit, why_not
+from retire_cluster.broker.passing_over import seen
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.broker.timestamps import duration, optional_stamp, stamp
-from retire_cluster.schemas import truncation
+from retire_cluster.schemas import needs, truncation
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.jsontext import JSONError, loads
@@ -208,12 +209,17 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
 
 def class_key(task: Task) -> ClassKey:
     """The requirement class of a live task."""
-    return ClassKey(task.spec.task_type, Requirements.of(task.spec.document), task.excluded)
+    return ClassKey(task.spec.task_type, Requirements.of(task.spec.document))
 
 
-def obstacles(key: ClassKey, device: Device) -> list[str]:
-    """Why a device does not take tasks of a class now; empty when it could if it had room."""
+def obstacles(key: ClassKey, device: Device, now: Now | None = None) -> list[str]:
+    """Why a device does not take tasks of a class now; empty when it could if it had room.
+
+    With `now`, what is noted of the device is told with its age.
+    """
     found = why_not(key, device)
+    if found and now is not None:
+        found = unfit(key, device) + [seen(one, now) for one in notes_on(key, device)]
     if found:
         return found
     if not device.online:
@@ -268,6 +274,26 @@ def metrics(values: Mapping[str, Any]) -> View:
     return {name: values.get(name) for name in METRICS}
 
 
+def passed_over(device: Device, now: Now) -> list[View]:
+    """Kinds of task that a device does not get for a while, and why."""
+
+    def at(mono: float) -> str:
+        return stamp(now.wall_ms + round(1000 * (mono - now.mono)))
+
+    return [
+        {
+            "task_type": kind.task_type,
+            "needs": needs.in_words(kind.needs) or None,
+            "cause": note.cause,
+            "message": note.message,
+            "since": at(note.since_mono),
+            "until": at(note.until_mono),
+        }
+        for kind, note in device.notes.items()
+        if note.active
+    ]
+
+
 def device_detail(state: ClusterState, device: Device, now: Now) -> View:
     """Everything known of a device."""
     return {
@@ -285,6 +311,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "tasks_succeeded": device.succeeded,
         "tasks_failed": device.failed,
         "last_error": device.last_error or None,
+        "passed_over": passed_over(device, now),
         "metrics": metrics(device.metrics),
         "metrics_history": [
             {"timestamp": stamp(entry["at_ms"]), **metrics(entry)}

@@ -126,6 +126,12 @@ def devices_table(rows: Iterable[Mapping[str, Any]], style: Style, width: int = 
     return table(HEADERS, lines, style, width=width)
 
 
+def passed_over_line(entry: Mapping[str, Any]) -> str:
+    """What a device gets none of for a while, and why."""
+    need = f" ({entry['needs']})" if entry.get("needs") else ""
+    return f"{entry['task_type']}{need} until {entry['until']}: {entry['message']}"
+
+
 def device_text(device: Mapping[str, Any], style: Style) -> str:
     """All about one device, for people."""
     rows: list[tuple[str, Any]] = []
@@ -134,7 +140,9 @@ def device_text(device: Mapping[str, Any], style: Style) -> str:
             continue
         if name == "task_types":
             value = [entry["name"] if isinstance(entry, Mapping) else entry for entry in value]
-        if isinstance(value, Mapping):
+        if name == "passed_over":
+            rows += [("passed over for", passed_over_line(entry)) for entry in value]
+        elif isinstance(value, Mapping):
             rows += [(f"{name}.{key}", item) for key, item in value.items()]
         else:
             rows.append((name, value))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.tasks import command, echo, http_request, python_eval, sleep, system_info
-from retire_cluster.node.tasks.base import BadPayload, Denied
+from retire_cluster.node.tasks.base import BadPayload, Denied, NotHere
 from retire_cluster.node.tasks.custom import CustomType
+from retire_cluster.schemas import needs
 from retire_cluster.schemas.jsontext import JSONError, loads
 from retire_cluster.schemas.messages import TypeInfo
 
@@ -84,10 +85,13 @@ class Catalog:
         )
 
     def kind(self, task_type: str) -> Kind:
-        """The type, when it may run here; raises `Denied` when not."""
+        """The type, when it may run here; raises `Denied` or `NotHere` when not."""
         kind = self._kinds.get(task_type)
         if kind is None:
-            raise Denied(self.policy.refusal(task_type) or f"this device has no type {task_type}")
+            refusal = self.policy.refusal(task_type)
+            if refusal is None:
+                raise NotHere(f"this device has no type {task_type}")
+            raise Denied(refusal)
         refusal = self._refusals[task_type]
         if refusal is not None:
             raise Denied(refusal)
@@ -126,11 +130,20 @@ def _builtin(policy: Policy) -> tuple[Kind, ...]:
         if refusal is not None:
             raise Denied(refusal)
 
+    def told(info: TypeInfo) -> TypeInfo:
+        allows = needs.told(
+            info.name,
+            shell=policy.shell and not policy.commands,
+            programs=policy.programs() if policy.commands else None,
+            private_addresses=policy.private_addresses,
+        )
+        return replace(info, allows=allows)
+
     return (
         Kind(echo.INFO, Place.INLINE),
         Kind(sleep.INFO, Place.TIMER, sleep.check),
         Kind(system_info.INFO, Place.FACTS, system_info.check),
         Kind(python_eval.INFO, Place.CHILD, python_eval.check),
-        Kind(http_request.INFO, Place.CHILD, http_request.check, http_request.is_repeatable),
-        Kind(command.INFO, Place.CHILD, check_command),
+        Kind(told(http_request.INFO), Place.CHILD, http_request.check, http_request.is_repeatable),
+        Kind(told(command.INFO), Place.CHILD, check_command),
     )

@@ -151,6 +151,11 @@ class Policy:
                 return f"this device's owner has not allowed the folder {folder!r:.200}"
         return None
 
+    def programs(self) -> tuple[str, ...]:
+        """Patterns of the programs that `commands` names; the words after them are left out."""
+        found = dict.fromkeys(words[0] for words in map(_words, self.commands) if words)
+        return tuple(found)
+
     def task_environment(
         self, environ: Mapping[str, str], *, android: bool = False
     ) -> dict[str, str]:
@@ -181,10 +186,7 @@ def fits(template: str, words: Sequence[str]) -> bool:
 
     A program is compared as it is written: `ffmpeg` does not stand for `/tmp/ffmpeg`.
     """
-    try:
-        patterns = shlex.split(template)
-    except ValueError:
-        return False
+    patterns = _words(template)
     if not patterns or not words:
         return False
     if patterns[-1] == "*" and len(patterns) > 1:
@@ -195,6 +197,14 @@ def fits(template: str, words: Sequence[str]) -> bool:
     return len(words) == len(patterns) and all(
         fnmatch.fnmatchcase(word, pattern) for word, pattern in zip(words, patterns, strict=True)
     )
+
+
+def _words(template: str) -> list[str]:
+    """A template's patterns; none for one that cannot be read."""
+    try:
+        return shlex.split(template)
+    except ValueError:
+        return []
 
 
 def running_as_root() -> bool:

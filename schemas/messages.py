@@ -28,6 +28,7 @@ from retire_cluster.schemas.fields import (
     whole,
 )
 from retire_cluster.schemas.fields import Key as Key
+from retire_cluster.schemas.needs import read_allows
 from retire_cluster.schemas.wire import PROTOCOL, WireError
 
 
@@ -68,6 +69,8 @@ class TypeInfo:
     payload_schema: dict[str, Any] | None = None
     repeatable: bool = False
     instant: bool = False
+    #: What of it the device's owner allows (`schemas.needs`), as far as he tells.
+    allows: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, row: object) -> TypeInfo:
@@ -83,6 +86,7 @@ class TypeInfo:
             payload_schema=schema,
             repeatable=flag(row, "repeatable", False),
             instant=flag(row, "instant", False),
+            allows=read_allows(row.get("allows")),
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from retire_cluster.schemas import truncation
 from retire_cluster.schemas.vocabulary import (
+    PASSED_OVER_CAUSES,
     PRIORITIES,
     DeviceStatus,
     Platform,
@@ -258,6 +259,19 @@ SCHEMAS: Final[dict[str, Json]] = {
                 "description": "Own types it has that cannot be offered, each with the reason",
             },
             "last_error": _maybe(TEXT),
+            "passed_over": _list(
+                _object(
+                    {
+                        "task_type": TEXT,
+                        "needs": _maybe(TEXT),
+                        "cause": {"type": "string", "enum": list(PASSED_OVER_CAUSES)},
+                        "message": TEXT,
+                        "since": TIME,
+                        "until": TIME,
+                    },
+                    description="Kinds of task that it gets none of for a while, and why",
+                )
+            ),
             "metrics": _METRICS,
             "metrics_history": _list(ANY_OBJECT),
         }

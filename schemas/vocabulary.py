@@ -102,6 +102,15 @@ class Cause(Text):
     TIMEOUT = "timeout"
     WORKER_LOST = "worker_lost"
     POLICY_DENIED = "policy_denied"
+    #: A program, a package or a permission that this device lacks and another may have.
+    NOT_HERE = "not_here"
+
+
+#: What says something of the device and nothing of the task: tried elsewhere, no retry charged.
+ELSEWHERE = frozenset({Cause.POLICY_DENIED, Cause.NOT_HERE})
+#: Why a device is passed over for a kind of task: it said so, or it fails what others do.
+FAILING = "failing"
+PASSED_OVER_CAUSES = (Cause.NOT_HERE.value, Cause.POLICY_DENIED.value, FAILING)
 
 
 BUILTIN_TASK_TYPES = ("echo", "sleep", "system_info", "python_eval", "http_request", "command")

@@ -88,6 +88,12 @@ def families(data: Mapping[str, Any]) -> Iterator[Metric]:
     yield _durations(data["task_duration_seconds"])
     yield _counters("retries", "Attempts that were retried", "cause", data["retries"])
     yield _counters(
+        "passed_over",
+        "Times that a device was passed over for a kind of task",
+        "cause",
+        data["passed_over"],
+    )
+    yield _counters(
         "dropped_messages", "Messages dropped as malformed", "reason", data["dropped_messages"]
     )
     yield _counter("http_requests", "HTTP requests of all processes", data["http"]["requests"])

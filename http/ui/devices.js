@@ -1,5 +1,5 @@
 // All devices, and one.
-import { h, ago, ask, count, keep, gb, glyph, link, now, plural, span, toast } from "./dom.js";
+import { h, ago, ask, clock, count, keep, gb, glyph, link, now, plural, span, toast } from "./dom.js";
 import { get, may, refresher, send } from "./net.js";
 import { addBeat, learn, model, setBeat } from "./model.js";
 import { spark, strip } from "./charts.js";
@@ -170,6 +170,7 @@ export function device(render, params, id) {
           card("Work", null, facts([
             ["Running", `${found.running_tasks.length} of ${plural(found.slots, "slot")}`], ["Takes work", found.accepting ? "yes" : "no"],
             ["Succeeded", count(found.tasks_succeeded)], ["Failed", count(found.tasks_failed)], found.last_error && ["Last error", found.last_error],
+            ...found.passed_over.map((entry) => [`No ${entry.task_type} ${entry.needs || ""} until ${clock(entry.until)}`, entry.message]),
           ]), found.task_types_left_out.map((line) => h("p.banner", null, line)), h("h3", null, "Runs"), h("p.tags", null, found.task_types.map((type) => h("a.tag", { href: link("submit", { type }) }, type))),
             h("h3", null, "Tags"), found.tags.length ? tagList(found.tags) : h("p.quiet", null, "none"))),
         card("Its newest tasks", { class: "card wide" }, tasks.length ? [taskTable(tasks, `Newest tasks of ${id}`), h("p", null, h("a", { href: link("tasks", { device_id: id }) }, "All its tasks"))] : h("p.quiet", null, "None yet.")),

@@ -163,15 +163,13 @@ export async function joinBody() {
 // --- why a task waits ---
 
 const CURES = [
-  [/^does not run (.+)/, (m) => `its owner has to allow it: start that worker with --allow ${m[1]}`],
   [/^missing tag (.+)/, (m) => `start a worker with --tag ${m[1]}`],
   [/^offline$/, () => "it runs as soon as that device is back"],
   [/^draining$/, () => "the device takes no new work until it is resumed"],
   [/^(fewer|less) than/, () => "a bigger device has to join, or ask for less"],
-  [/policy refused/, () => "another device has to take it"],
 ];
 
-/** Why a task waits: in a sentence, by reason with its cure, and device by device. */
+/** Why a task waits: in a sentence, by reason, by device. */
 export function whyBox({ status, due_at: due, queued_reason: reason, devices }) {
   if (!["pending", "queued"].includes(status)) return null;
   const text = status === "pending" ? `It is waiting for its time${due ? `: it is queued at ${clock(due)}` : ""}.` : reason && whyText(reason);

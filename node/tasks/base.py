@@ -67,6 +67,13 @@ class Denied(TaskFailed):
         super().__init__(message, cause=Cause.POLICY_DENIED)
 
 
+class NotHere(TaskFailed):
+    """This device lacks something that another may have: a program, a package."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, cause=Cause.NOT_HERE)
+
+
 class TimedOut(TaskFailed):
     """The time given to the task is over."""
 

@@ -8,6 +8,7 @@ started ends with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from retire_cluster.node.tasks.base import (
     Context,
     Denied,
     Hopeless,
+    NotHere,
     TaskFailed,
     TimedOut,
     as_number,
@@ -70,20 +72,26 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     """`{"return_code", "stdout", "stderr", "command"}` of a program that ended with 0.
 
     Raises `TaskFailed` with that result for another exit code, `TimedOut` with what there was,
-    `Hopeless` when the program cannot be started.
+    `NotHere` when the program is not on this device, `Hopeless` when it could be started nowhere.
     """
     check(payload, shell=context.limits.shell)
     command = payload["command"]
     folder = payload.get("cwd")
     if folder is not None and not os.path.isdir(folder):
-        raise BadPayload("cwd", f"there is no folder {folder!r:.200} on this device")
+        # Another device may have it: a retry goes there first.
+        raise TaskFailed(f"payload.cwd: there is no folder {folder!r:.200} on this device")
     environment = {**context.limits.environment, **(payload.get("env") or {})}
     environment["RC_TASK_ID"] = context.task_id
     environment["RC_ATTEMPT"] = str(context.attempt)
     if "RC_WORKER" in os.environ:  # by which leftovers.py finds what escaped
         environment["RC_WORKER"] = os.environ["RC_WORKER"]
     text = payload.get("stdin")
-    process = _start(command, folder, environment, text is not None)
+    try:
+        process = _start(command, folder, environment, text is not None)
+    except OSError as error:
+        raise _unstarted(error, command, payload) from None
+    except (ValueError, UnicodeError) as error:
+        raise Hopeless(f"the command cannot be started: {error}") from None
     job = _job_of(process)
     outputs = [_Output(stream, context.limits.output_bytes) for stream in _streams(process)]
     if text is not None:
@@ -127,37 +135,53 @@ def _start(
         flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         flags["start_new_session"] = True
-    try:
-        return subprocess.Popen(
-            command,
-            shell=shell,
-            cwd=folder,
-            env=dict(environment),
-            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            **flags,
-        )
-    except FileNotFoundError:
-        raise Hopeless(f"there is no program {command[0]!r:.200} on this device") from None
-    except PermissionError:
-        raise Hopeless(f"{command[0]!r:.200} may not be run on this device") from None
-    except (ValueError, UnicodeError) as error:
-        raise Hopeless(f"the command cannot be started: {error}") from None
-    except OSError as error:
-        if error.errno in _HOPELESS_ERRNOS:
-            raise Hopeless(f"the command cannot be started: {error}") from None
-        raise TaskFailed(f"the command cannot be started: {error}") from None
+    return subprocess.Popen(
+        command,
+        shell=shell,
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        **flags,
+    )
 
 
-def _errnos() -> frozenset[int]:
-    import errno
+#: What says that the device has no such program, or none that it can run.
+_NOT_HERE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP}
+)
+#: `ERROR_BAD_EXE_FORMAT`, `ERROR_EXE_MACHINE_TYPE_MISMATCH`.
+_NOT_HERE_ON_WINDOWS = frozenset({193, 216})
+_HOPELESS = frozenset({errno.E2BIG, errno.ENAMETOOLONG})
 
-    return frozenset({errno.ENOEXEC, errno.E2BIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP})
+
+def _unstarted(error: OSError, command: str | list[str], payload: Mapping[str, Any]) -> TaskFailed:
+    """Why a program could not be started.
+
+    That it is not here is said only where it holds for every task that names it so.
+    """
+    if error.errno in _HOPELESS:
+        return Hopeless(f"the command cannot be started: {error}")
+    missing = error.errno in _NOT_HERE or getattr(error, "winerror", None) in _NOT_HERE_ON_WINDOWS
+    if not missing or isinstance(command, str):
+        return TaskFailed(f"the command cannot be started: {error}")
+    if error.errno == errno.ENOENT:
+        words = f"there is no program {command[0]!r:.200} on this device"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        words = f"{command[0]!r:.200} may not be run on this device"
+    else:
+        words = f"{command[0]!r:.200} cannot be run on this device: {error.strerror}"
+    own_path = any(name.upper() == "PATH" for name in payload.get("env") or {})
+    in_folder = os.path.dirname(command[0]) != "" and not os.path.isabs(command[0])
+    if own_path or in_folder or not _is_folder_open(payload.get("cwd")):
+        return TaskFailed(words)
+    return NotHere(words)
 
 
-_HOPELESS_ERRNOS = _errnos()
+def _is_folder_open(folder: str | None) -> bool:
+    return folder is None or os.access(folder, os.X_OK)
 
 
 def _streams(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

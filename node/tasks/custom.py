@@ -7,7 +7,8 @@ The target is a function `resize(payload, context)` that returns a JSON value, o
 method `run` of that form. Either may carry attributes: `name` (else the entry point's),
 `description` (else the docstring's first line), `payload_schema` (docs/protocol.md),
 `repeatable` (running it twice does no harm; no by default), `deterministic_errors`, the exception
-classes after which trying again makes no sense, and `test_payload`, one that does no harm anywhere:
+classes after which trying again makes no sense, `not_here_errors`, those which say that this device
+lacks something (`ImportError` says so anyway), and `test_payload`, one that does no harm anywhere:
 `retire-cluster-worker --test` runs a task with it.
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from retire_cluster.node.tasks import words
-from retire_cluster.node.tasks.base import Answer, Context, Hopeless, TaskFailed
+from retire_cluster.node.tasks.base import Answer, Context, Hopeless, NotHere, TaskFailed
 from retire_cluster.schemas.cleantext import clean
 from retire_cluster.schemas.jsontext import JSONError, dumps, is_deeper
 from retire_cluster.schemas.messages import TypeInfo
@@ -158,14 +159,16 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
     """Runs one task of an own type.
 
     Raises `TaskFailed` with the trace for what it raises, `Hopeless` for its own
-    `deterministic_errors`.
+    `deterministic_errors`, `NotHere` for a package that is missing and its `not_here_errors`.
     """
     pid = os.getpid()
     hopeless: Any = ()
+    not_here: Any = ()
     try:
         target = load(entry_point)
         function = _callable(target)
         hopeless = getattr(target, "deterministic_errors", ())
+        not_here = getattr(target, "not_here_errors", ())
         result = function(payload, context)
         if os.getpid() != pid:
             _leave(0)
@@ -179,7 +182,11 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
             _leave(error)
         if isinstance(error, TaskFailed):
             raise
-        failure = Hopeless if _is_one_of(error, hopeless) else TaskFailed
+        failure: type[TaskFailed] = TaskFailed
+        if _is_one_of(error, hopeless):
+            failure = Hopeless
+        elif _is_one_of(error, not_here) or _is_one_of(error, (ImportError,)):
+            failure = NotHere
         # Without our own frame on top, which says nothing to the type's author.
         raise Traced(failure(words.of(error)), words.trace(error, skip=1)) from None
 

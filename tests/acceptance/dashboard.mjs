@@ -430,6 +430,7 @@ const scenarios = {
     await page.locator("table.devices tbody tr").first().waitFor();
     const name = (await page.locator("table.devices tbody b").first().textContent()).trim();
     await page.getByRole("link", { name }).click();
+    await page.locator(".facts dt", { hasText: /^No command program rc-nowhere until \d\d:/ }).waitFor();
     await page.getByRole("button", { name: "Ping" }).click();
     await page.getByText(`${name} answered in`).waitFor();
     await page.locator(".meter .spark").first().waitFor();

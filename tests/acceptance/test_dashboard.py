@@ -266,9 +266,12 @@ def test_the_types_of_the_javascript_module_hold_and_name_what_it_has(
     }
 
 
-def test_a_device_is_pinged_and_removed(drive: Drive, tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, "--workers", "1", "--no-rate-limit")
+def test_a_device_says_what_it_lacks_is_pinged_and_removed(drive: Drive, tmp_path: Path) -> None:
+    flags = ("--workers", "1", "--no-rate-limit", "--allow", "command")
+    cluster = Cluster(tmp_path, *flags, RETIRE_CLUSTER_ALLOW_ROOT="1")
     try:
+        nowhere = cluster.rest.submit("command", {"command": ["rc-nowhere"]})
+        assert cluster.rest.result(nowhere)["cause"] == "not_here"
         drive(cluster, "device")
     finally:
         cluster.close()

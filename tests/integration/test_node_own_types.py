@@ -44,6 +44,13 @@ def odd(payload, context):
 def dies(payload, context):
     import os
     os._exit(7)
+
+def lacks(payload, context):
+    if payload.get("gpu"):
+        raise LookupError("no GPU in this device")
+    import no_such_package_here
+
+lacks.not_here_errors = (LookupError,)
 '''
 ENTRY_POINTS = """[retire_cluster.task_types]
 double = own_types_of_test:double
@@ -51,6 +58,7 @@ patient = own_types_of_test:Patient
 huge = own_types_of_test:huge
 odd = own_types_of_test:odd
 dies = own_types_of_test:dies
+lacks = own_types_of_test:lacks
 broken = own_types_of_test:missing
 Bad Name = own_types_of_test:huge
 """
@@ -89,6 +97,21 @@ def test_own_task_types_are_offered_and_run(
         "from a process",
         f"{TaskIds(0).public(1, 1)} attempt 1",
     ]
+
+
+def test_a_package_that_is_missing_and_what_the_author_names_are_not_here(
+    bus: Bus, start: Start, own_types: dict[str, str]
+) -> None:
+    start("--allow-root", environ=own_types)
+    bus.welcome()
+    ended = bus.run("lacks", {})
+    assert (ended.item.outcome, ended.item.cause) == ("failed", "not_here")
+    assert "No module named 'no_such_package_here'" in (ended.item.error_message or "")
+    assert "import no_such_package_here" in ended.details["error_traceback"]
+    ended = bus.run("lacks", {"gpu": True})
+    assert (ended.item.cause, ended.item.error_message) == (
+        "not_here", "LookupError: no GPU in this device",
+    )  # fmt: skip
 
 
 def test_errors_of_own_types_are_told_apart_and_traced(

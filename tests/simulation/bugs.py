@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import attempts, restore, retry, server
+from retire_cluster.broker import attempts, passing_over, placing, restore, retry, server, standing
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.age import Age
@@ -133,6 +133,31 @@ def _overtakes_at_once() -> AbstractContextManager[None]:
     return swapped(Waiting, "__init__", careless)
 
 
+def _eats_the_queue() -> AbstractContextManager[None]:
+    """Nobody compares how devices do."""
+    return swapped(standing, "failed", lambda *given: None)
+
+
+def _goes_back() -> AbstractContextManager[None]:
+    """A retry goes wherever there is room, also where it failed."""
+    return swapped(placing._Pass, "_device_for", lambda self, cls, task, device: device)
+
+
+def _asks_again() -> AbstractContextManager[None]:
+    """That a device cannot run a kind of task is not noted."""
+    return swapped(standing, "lacks", lambda *given: False)
+
+
+def _gives_up_early() -> AbstractContextManager[None]:
+    """One device that cannot run a task is enough to give it up."""
+    return swapped(passing_over, "nobody_left", lambda *given: "nobody can run it")
+
+
+def _condemns_all() -> AbstractContextManager[None]:
+    """What the last device said of some tasks of a type ends all that wait."""
+    return swapped(passing_over, "trust_the_last", lambda *given: False)
+
+
 def _no_fence() -> AbstractContextManager[None]:
     """A device that lost the main node goes on with what may not run twice."""
 
@@ -207,6 +232,11 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "priority-is-ignored": _priority_is_ignored,
     "overtakes-at-will": _overtakes_at_will,
     "overtakes-at-once": _overtakes_at_once,
+    "eats-the-queue": _eats_the_queue,
+    "goes-back": _goes_back,
+    "asks-again": _asks_again,
+    "gives-up-early": _gives_up_early,
+    "condemns-all": _condemns_all,
     "no-fence": _no_fence,
     "forgets-results": _forgets_results,
     "ages-by-the-wall-clock": _ages_by_the_wall_clock,

@@ -61,6 +61,8 @@ class Profile:
     #: Types that its owner forbade after the worker had joined.
     denies: frozenset[str] = frozenset()
     kill_on_lease_loss: bool = True
+    #: Whatever it runs fails at once.
+    is_black_hole: bool = False
 
 
 class Disk:

@@ -56,6 +56,9 @@ class Fact:
     stored: int = 0
     killers: frozenset[str] = frozenset()
     excluded: frozenset[str] = frozenset()
+    tried: frozenset[str] = frozenset()
+    #: The last attempt's device had said before that it cannot run this task.
+    said_before: bool = False
     outcome: OutcomeRow | None = None
     #: Times a client had it run again.
     generation: int = 0
@@ -122,8 +125,6 @@ def misfits(fact: Fact, device: Device) -> list[str]:
     wrong = []
     if fact.task_type not in device.types:
         wrong.append("it does not offer the type")
-    if device.device_id in fact.excluded:
-        wrong.append("its owner had refused it")
     for name, fact_name in (
         ("min_cpu_cores", "cpu_count"),
         ("min_memory_gb", "memory_total_gb"),

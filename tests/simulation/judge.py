@@ -24,6 +24,7 @@ from retire_cluster.schemas.cleantext import clean
 from retire_cluster.schemas.jsontext import JSONError, dumps, loads
 from retire_cluster.schemas.messages import Key
 from tests.simulation.client import Asked, Submission
+from tests.simulation.elsewhere import CAUSES, Elsewhere
 from tests.simulation.engine import Engine, Violation
 from tests.simulation.facts import (
     ENDED,
@@ -33,7 +34,6 @@ from tests.simulation.facts import (
     Fact,
     check_device,
     check_slots,
-    misfits,
 )
 from tests.simulation.network import Frames, Pipe
 from tests.simulation.order import Order
@@ -57,6 +57,9 @@ class Judge:
         self.engine: Engine = world.engine
         self.book = Book()
         self.order = Order()
+        self.elsewhere = Elsewhere()
+        #: Device → different tasks that failed on it for a cause of its own.
+        self.failed_on: dict[str, set[int]] = {}
         self.state: ClusterState | None = None
         self.epoch = 0
         #: Each main node's first event number, and its log.
@@ -107,6 +110,7 @@ class Judge:
 
     def _check_restored(self, state: ClusterState, now: ev.Now) -> None:
         self.book.roll_back()
+        self.elsewhere.roll_back()
         if state.epoch <= self.epoch and not self._just_restored:
             self.fail(f"the epoch {state.epoch} was used before")
         self._just_restored = False
@@ -138,8 +142,18 @@ class Judge:
                     self.fail(f"task {number} forgot its attempt {fact.key} by a restart", number)
             elif status not in ("queued", "pending"):
                 self.fail(f"task {number} is {status} after a restart", number)
-            kept = (task.attempt, task.retries, task.stored_retries, task.killers, task.excluded)
-            known = (fact.attempt, fact.retries, fact.stored, fact.killers, fact.excluded)
+            kept: tuple[object, ...] = (
+                task.attempt, task.retries, task.stored_retries, task.killers, task.excluded,
+                task.tried,
+            )  # fmt: skip
+            known: tuple[object, ...] = (
+                fact.attempt,
+                fact.retries,
+                fact.stored,
+                fact.killers,
+                fact.excluded,
+                fact.tried,
+            )
             if kept != known:
                 self.fail(f"task {number} is {kept} after a restart, it was {known}", number)
             fact.status = status
@@ -172,14 +186,17 @@ class Judge:
         if missing:
             self.fail(f"a commit leaves out {missing[0]}")
         self.book.commit()
+        self.elsewhere.commit()
 
     def rolled_back(self) -> None:
         """Memory is thrown away; the store is read anew."""
         self.book.roll_back()
+        self.elsewhere.roll_back()
 
     def main_died(self) -> None:
         """No main node runs."""
         self.book.roll_back()
+        self.elsewhere.roll_back()
         self.state = None
 
     # --- which tasks an event may change ---------------------------------------------------------
@@ -193,6 +210,7 @@ class Judge:
             return frozenset({event.task})
         if isinstance(event, ev.DeviceRemoved):
             self._removed.add(event.device_id)
+            self.elsewhere.removed(event.device_id)
             return frozenset(fact.number for fact in self.book.on(event.device_id))
         if isinstance(event, ev.Place):
             return frozenset(n for n, fact in facts.items() if fact.status == "queued")
@@ -252,6 +270,7 @@ class Judge:
                 self._heard[registered.device_id] = now.mono
         if isinstance(event, ev.TaskDamaged):
             self.fail(f"task {event.task} counts as damaged; nothing here is", event.task)
+        self.elsewhere.look_at(state, self.book.facts.values(), now.mono)
         moved = self._moves(state, event, allowed, now)
         if isinstance(event, ev.NotSent) and event.task in moved:
             self._not_sent(event, moved[event.task])
@@ -349,6 +368,8 @@ class Judge:
         if placed:
             chosen = [fact for fact in moved.values() if fact.status == "assigned"]
             self.order.placed(state, self.book.facts.values(), chosen, now.mono)
+            for fact in chosen:
+                self.elsewhere.check_given(state, fact, self.engine.now)
 
     def _not_sent(self, event: ev.NotSent, fact: Fact) -> None:
         key = fact.key
@@ -380,17 +401,29 @@ class Judge:
             silent = now.mono - self._heard[fact.device]
             if silent <= state.devices[fact.device].config.timeout:
                 self.fail(f"{fact.device} lost task {row.task} after {silent:.1f} s", row.task)
+        self._note(state, fact, row.outcome, row.cause)
         fact.key = None
         free = isinstance(event, ev.DeviceRemoved) or _is_goodbye(event)
         if row.outcome == "lost":
             if row.started_ms is not None and not free:
                 fact.killers |= {fact.device}
+                fact.tried |= {fact.device}
         elif row.cause == "worker_lost":
             fact.killers |= {fact.device}
-        elif row.cause == "policy_denied":
+        elif row.cause in CAUSES:
+            fact.said_before = fact.device in fact.excluded
             fact.excluded |= {fact.device}
+        if row.outcome in ("failed", "timeout"):
+            fact.tried |= {fact.device}
         if row.cause == "worker_lost" and fact.killers:
             self._check_poison(state, fact)
+
+    def _note(self, state: ClusterState, fact: Fact, outcome: str, cause: str | None) -> None:
+        """What an attempt says of its device."""
+        if cause in CAUSES:
+            self.elsewhere.said(state, fact, cause == "policy_denied", self.engine.now)
+        elif outcome == "failed" and cause == "error":
+            self.failed_on.setdefault(fact.device, set()).add(fact.number)
 
     def _check_poison(self, state: ClusterState, fact: Fact) -> None:
         if len(fact.killers) >= state.settings.scheduler.poison_devices:
@@ -409,7 +442,7 @@ class Judge:
         fact = self.book.touch(row.task)
         if attempt is not None and not isinstance(event, ev.RetryAsked):
             charge = row.retries - fact.retries
-            expected = self._charge(event, attempt)
+            expected = self._charge(event, attempt, fact)
             if charge != expected:
                 self.fail(
                     f"task {row.task}: {attempt.outcome}/{attempt.cause} (started:"
@@ -425,14 +458,17 @@ class Judge:
         kept = (row.attempt, row.retries, row.stored_retries)
         if kept != (fact.attempt, fact.retries, fact.stored):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
-        if frozenset(row.killers) != fact.killers or frozenset(row.excluded) != fact.excluded:
+        visited = (frozenset(row.killers), frozenset(row.excluded), frozenset(row.tried))
+        if visited != (fact.killers, fact.excluded, fact.tried):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
 
     @staticmethod
-    def _charge(event: ev.Event, row: AttemptRow) -> int:
+    def _charge(event: ev.Event, row: AttemptRow, fact: Fact) -> int:
         """What an attempt that ended may cost (trust.md, Semantics)."""
-        if row.outcome == "released" or row.cause == "policy_denied":
+        if row.outcome == "released":
             return 0
+        if row.cause in CAUSES:
+            return int(fact.said_before)
         if row.outcome == "lost":
             free = isinstance(event, ev.DeviceRemoved) or _is_goodbye(event)
             return 0 if free or row.started_ms is None else 1
@@ -447,13 +483,19 @@ class Judge:
         if odd := _unsendable(row):
             self.fail(f"task {row.task} {odd}", row.task)
         retries, most = fact.retries, fact.max_retries
+        if fact.key is not None:
+            self._note(state, fact, row.status, row.cause)
         if row.attempt != fact.attempt or row.retry_count != fact.stored + retries:
             self.fail(f"the outcome {row} is not of {fact}", row.task)
         wrong = ""
         if row.status == "success":
             if not isinstance(event, ev.ResultsArrived) or fact.key is None:
                 wrong = "succeeded without a result"
-            elif fact.task_type != "echo" and tuple(loads(row.result)["key"]) != fact.key:
+            else:
+                self.elsewhere.did_well(fact)
+            if wrong or fact.task_type == "echo":
+                pass
+            elif tuple(loads(row.result)["key"]) != fact.key:
                 wrong = f"succeeded with the result {row.result!r} of another attempt"
         elif row.status == "cancelled":
             if not isinstance(event, ev.CancelAsked):
@@ -465,11 +507,9 @@ class Judge:
             killers = fact.killers | {fact.device}
             if retries != most and len(killers) < state.settings.scheduler.poison_devices:
                 wrong = f"was given up after {retries} of {most} retries, killing {killers}"
-        elif row.cause == "policy_denied":
-            fact.excluded |= {fact.device}
-            others = [device for device in state.devices.values() if device.online]
-            if len(fact.excluded) < 2 and not all(misfits(fact, device) for device in others):
-                wrong = "was given up when one owner refused it"
+        elif row.cause in CAUSES:
+            if retries != most or fact.device not in fact.excluded:
+                self.elsewhere.check_given_up(state, fact)
         elif row.cause != "deterministic":
             wrong = f"ended {row.status} for no known cause"
         if wrong:
@@ -483,11 +523,13 @@ class Judge:
             if fact.outcome is None or not isinstance(event, ev.RetryAsked):
                 self.fail(f"task {number} lives again, nobody asked for it", number)
                 return
+            if fact.outcome.cause in CAUSES:
+                self.elsewhere.asked_again(fact)
             fact.outcome = None
             fact.generation += 1
             fact.stored += fact.retries
             fact.retries = 0
-            fact.killers = fact.excluded = frozenset()
+            fact.killers = fact.excluded = fact.tried = frozenset()
 
     # --- messages --------------------------------------------------------------------------------
 

@@ -61,6 +61,9 @@ def _could_have(fact: Fact, other: Fact, device: Device) -> bool:
     """Whether this device could have run the other, better-ranked task in place of the first."""
     return (
         other.priority > fact.priority
+        # It waits for another device, or for this one to be trusted again.
+        and device.device_id not in other.tried
+        and not any(note.active for note in device.notes.values())
         and device.units_of(other.task_type) <= device.units_of(fact.task_type)
         and not misfits(other, device)
     )

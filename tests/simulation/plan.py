@@ -112,6 +112,11 @@ def _is_long(form: dict[str, Any]) -> bool:
     return bool(form["task_type"] == "once" and form["requirements"]["timeout_seconds"] == 20)
 
 
+def _is_plain(form: dict[str, Any]) -> bool:
+    limits = form["requirements"]
+    return form["task_type"] == "work" and limits["max_retries"] == 0 and len(limits) == 2
+
+
 #: A fixed set: validating a new form costs as much as ten events.
 _FORMS: Final = [_form(random.Random(number)) for number in range(150)]
 
@@ -149,10 +154,18 @@ class Plan:
             for deed in ("error", "deterministic", "hang", "kill_worker", "die")
             if rng.random() < 0.4
         ]
+        if rng.random() < 0.1:
+            self.deeds.append("not_here")
+        #: Tasks of one submission.
+        self.sizes: tuple[int, ...] = (1, 1, 2, 3)
         #: Seconds that tasks take which succeed.
         self.durations: tuple[float, ...] = (0.0, 0.2, 1.0, 3.0)
+        #: A device on which everything fails at once, beside healthy ones.
+        self.black_hole = ""
         if rng.random() < 0.1:
             self._be_about_leases()
+        elif rng.random() < 0.08:
+            self._be_about_a_black_hole()
         #: Faults that make it impossible to promise that nothing runs in two places.
         self.excuses = self.weather.harsh
 
@@ -164,6 +177,20 @@ class Plan:
         self.calls, self.chaos_seconds = 8, 12.0
         self.deeds, self.durations = [], (1.0, 3.0, 8.0)
         self.forms = [form for form in _FORMS if _is_long(form)]
+
+    def _be_about_a_black_hole(self) -> None:
+        """Good weather, many tasks without a retry, one device that fails all it gets."""
+        self.weather, self.faults, self.deeds = Weather(high=0.005), {}, []
+        self.ops, self.op_weights, self.calls = ["task.submit"], [1.0], 6
+        self.sizes, self.durations, self.chaos_seconds = (10, 20), (0.2, 1.0), 12.0
+        self.forms = [form for form in _FORMS if _is_plain(form)]
+        self.profiles = [
+            replace(profile, denies=frozenset(), is_black_hole=number == 0)
+            for number, profile in enumerate(self.profiles)
+        ]
+        self.black_hole = self.profiles[0].device_id
+        scheduler = replace(self.settings.scheduler, backlog_limit=1_000_000)
+        self.settings = replace(self.settings, scheduler=scheduler)
 
     def _settings(self) -> Settings:
         rng = self.rng
@@ -240,7 +267,7 @@ class Plan:
         """Some tasks."""
         rng = self.rng
         form = rng.choice(self.forms)
-        size = rng.choice((1, 1, 2, 3))
+        size = rng.choice(self.sizes)
         payloads = [payload(name, index, self._deeds()) for index in range(size)]
         key = name if rng.random() < 0.7 else ""
         return Submission(name, [form] * size, payloads, key)

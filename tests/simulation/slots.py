@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FAILED = {
     "error": ("failed", "error", "it went wrong"),
+    "not_here": ("failed", "not_here", "it is not here"),
     "deterministic": ("failed", "deterministic", "it will always go wrong"),
 }
 
@@ -126,6 +127,8 @@ class SimulatedSlot:
         count = self._world.judge.started(job.key, self._worker, job.header["task_type"])
         plan = loads(job.payload).get("do", [])
         self._what = plan[count - 1] if count <= len(plan) else ["success", 0.0]
+        if self._worker.machine.profile.is_black_hole:
+            self._what = ["error", 0.0]
         self._tell(Begun())
         if self._what[0] == "hang":
             self._next = None

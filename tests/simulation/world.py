@@ -14,6 +14,7 @@ from retire_cluster.broker import server
 from retire_cluster.broker import state as state_module
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.restore import restore
+from retire_cluster.broker.standing import IN_A_ROW
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.node import runner
 from retire_cluster.schemas import wire
@@ -236,7 +237,20 @@ class World:
         for number, fact in judge.book.facts.items():
             if found.get(number) != fact.outcome:
                 raise Violation(f"task {number} ended {fact.outcome}, stored {found.get(number)}")
+        self._check_black_hole()
         self._check_submissions()
+
+    def _check_black_hole(self) -> None:
+        """A device that fails everything at once takes only a few tasks with it."""
+        name = self.plan.black_hole
+        if not name:
+            return
+        slots = self.machines[0].profile.slots
+        lost = len(self.judge.failed_on.get(name, ()))
+        # A row of three, what it had beside, and as much after each pause; pauses double.
+        most = IN_A_ROW + 4 * slots
+        if lost > most:
+            raise Violation(f"{name} failed {lost} tasks, it may fail {most}")
 
     def _check_submissions(self) -> None:
         """All or nothing, and once for all where there is an idempotency key."""

@@ -60,7 +60,7 @@ class MemoryCluster:
                 "slots": {"used": 0, "total": 4}, "heartbeat_age_seconds": {"laptop-001": 0.5},
                 "task_duration_seconds": {"bounds": [0.1, 1.0], "counts": [3, 2], "sum": 2.5,
                                           "count": 6},
-                "retries": {"error": 1}, "dropped_messages": {},
+                "retries": {"error": 1}, "passed_over": {"not_here": 2}, "dropped_messages": {},
                 "http": {"requests": 1, "errors": 0}, "store_commits": 9, "last_event": 5,
                 "events": 5, "tasks_ended": {"success": 1250, "failed": 3},
             },

@@ -8,6 +8,7 @@ import pytest
 
 from retire_cluster.broker.device import SLOT_UNITS, Device
 from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass, why_not
+from retire_cluster.schemas import needs
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.messages import HeartbeatConfig, TypeInfo
 from tests.unit.broker_kit import Cluster
@@ -105,13 +106,39 @@ def test_all_reasons_are_given_together_tags_in_order() -> None:
     ]
 
 
-def test_a_type_that_a_device_does_not_run_and_one_its_owner_refused_are_reasons() -> None:
-    assert reasons({}, task_type="command") == [
-        "does not run command (its owner allows it with --allow command)"
-    ]
-    key = ClassKey("sleep", Requirements(), frozenset({"box"}))
-    assert why_not(key, device()) == ["its owner's policy refused this task"]
-    assert why_not(key, device("other")) == []
+@pytest.mark.parametrize(
+    ("task_type", "reason"),
+    [
+        ("command", "does not run command (its owner allows it with --allow command)"),
+        ("resize", "does not run resize"),
+    ],
+)
+def test_a_type_that_a_device_does_not_run_is_a_reason(task_type: str, reason: str) -> None:
+    assert reasons({}, task_type=task_type) == [reason]
+
+
+@pytest.mark.parametrize(
+    ("task_type", "allows", "need", "reason"),
+    [
+        ("command", {"shell": False}, needs.SHELL, "its owner allows no shell"),
+        ("command", {"shell": True}, needs.SHELL, ""),
+        ("command", {"shell": False, "programs": ["ff*"]}, "program ffmpeg", ""),
+        ("command", {"programs": ["ff*"]}, "program sh", "does not allow the program sh"),
+        ("command", {"programs": []}, "program ffmpeg", "does not allow the program ffmpeg"),
+        ("command", {}, "program ffmpeg", ""),
+        ("http_request", {"private_addresses": False}, needs.PRIVATE, "no private addresses"),
+        ("http_request", {"private_addresses": False}, "host example.org", ""),
+        ("http_request", {}, needs.PRIVATE, ""),
+    ],
+)
+def test_what_an_owner_allows_of_a_type_is_matched_before_placing(
+    task_type: str, allows: dict[str, Any], need: str, reason: str
+) -> None:
+    one = device()
+    one.types = {task_type: TypeInfo(task_type, allows=allows)}
+    found = why_not(ClassKey(task_type, Requirements(needs=need)), one)
+    assert len(found) == bool(reason)
+    assert reason in "".join(found)
 
 
 def test_requirements_are_read_from_a_stored_document_and_a_damaged_one_asks_for_nothing() -> None:
@@ -119,6 +146,11 @@ def test_requirements_are_read_from_a_stored_document_and_a_damaged_one_asks_for
     assert Requirements.of(document) == Requirements(required_tags=frozenset({"x"}))
     assert Requirements.of(b'{"requirements": null}') == Requirements()
     assert Requirements.of(document[:-1]) == Requirements()
+
+
+def test_the_need_of_a_stored_document_is_part_of_what_is_asked() -> None:
+    document = dumps({"requirements": {}, "metadata": {}, "needs": "program x"})
+    assert Requirements.of(document) == Requirements(needs="program x")
 
 
 def test_equal_requirements_make_one_class() -> None:

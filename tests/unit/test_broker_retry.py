@@ -22,7 +22,14 @@ class Longest(random.Random):
         return b
 
 
-def after(cause: str, *, started: bool = True, used: int = 0, **task_fields: Any) -> Decision:
+def after(
+    cause: str,
+    *,
+    started: bool = True,
+    used: int = 0,
+    said_before: bool = False,
+    **task_fields: Any,
+) -> Decision:
     budget = task_fields.pop("max_retries", 3)
     task = Task(1, task_spec(max_retries=budget), 0, b"{}", TaskStatus.RUNNING, 0.0)
     task.retries = used
@@ -36,6 +43,7 @@ def after(cause: str, *, started: bool = True, used: int = 0, **task_fields: Any
         base_seconds=2.0,
         cap_seconds=300.0,
         poison_devices=3,
+        said_before=said_before,
     )
 
 
@@ -65,9 +73,13 @@ def test_a_deterministic_error_is_never_retried() -> None:
     assert after(Cause.DETERMINISTIC) == Decision(TaskStatus.FAILED)
 
 
-def test_a_refusal_by_policy_is_tried_elsewhere_once_free_of_charge() -> None:
-    assert after(Cause.POLICY_DENIED, excluded={"a"}, max_retries=0) == Decision(None)
-    assert after(Cause.POLICY_DENIED, excluded={"a", "b"}) == Decision(TaskStatus.FAILED)
+@pytest.mark.parametrize("cause", [Cause.POLICY_DENIED, Cause.NOT_HERE])
+def test_what_one_device_cannot_is_tried_elsewhere_free_of_charge_once_a_device(
+    cause: Cause,
+) -> None:
+    assert after(cause, excluded={"a", "b", "c"}, max_retries=0) == Decision(None)
+    assert after(cause, said_before=True, max_retries=0) == Decision(TaskStatus.FAILED)
+    assert after(cause, said_before=True).costs_retry
 
 
 @pytest.mark.parametrize("budget", [0, 3])

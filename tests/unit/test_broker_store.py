@@ -322,6 +322,7 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access:
     flip(path, access)
     flip(path, "alter table outcomes drop column ended_s")
     flip(path, "alter table submissions drop column at_s")
+    flip(path, "alter table live drop column tried")
     flip(path, "pragma user_version = 1")
     store = SQLiteStore(path)
     found = load(store)

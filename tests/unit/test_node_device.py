@@ -14,7 +14,7 @@ from retire_cluster.node.catalog import Catalog, Place, decode
 from retire_cluster.node.metrics import Sampler
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.sockets import Address, parse_join
-from retire_cluster.node.tasks.base import BadPayload, Context, Denied, Limits
+from retire_cluster.node.tasks.base import BadPayload, Context, Denied, Limits, NotHere
 from retire_cluster.node.tasks.custom import CustomType
 from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import Platform, Role
@@ -225,8 +225,39 @@ def test_only_allowed_types_are_advertised_and_the_others_still_refused() -> Non
     assert catalog.kind("mine").entry_point == "module:thing"
     with pytest.raises(Denied, match="not allowed command"):
         catalog.kind("command")
-    with pytest.raises(Denied, match="has no type"):
+    with pytest.raises(NotHere, match="has no type"):
         catalog.kind("nothing")
+
+
+@pytest.mark.parametrize(
+    ("rules", "command", "web"),
+    [
+        ({}, {"shell": False}, {"private_addresses": False}),
+        ({"allow": ["command:shell"]}, {"shell": True}, {"private_addresses": False}),
+        ({"private_addresses": True}, {"shell": False}, {"private_addresses": True}),
+        (
+            {
+                "shell": True,
+                "commands": ["ffmpeg -i *", "'my tool' x", "ffmpeg", "un'closed", "/opt/*/run *"],
+            },
+            {"shell": False, "programs": ["ffmpeg", "my tool", "/opt/*/run"]},
+            {"private_addresses": False},
+        ),
+        (
+            {"commands": [f"p{n}" for n in range(101)]},
+            {"shell": False},
+            {"private_addresses": False},
+        ),
+    ],
+)
+def test_what_the_owner_allows_of_a_type_is_told_without_arguments_and_folders(
+    rules: dict[str, Any], command: dict[str, Any], web: dict[str, Any]
+) -> None:
+    policy = Policy.make(**{"allow": ["command"], **rules}, folders=["/secret"])
+    offered = {info.name: info.allows for info in Catalog(policy).advertised()}
+    assert offered["command"] == command
+    assert offered["http_request"] == web
+    assert offered["echo"] == {}
 
 
 def test_root_is_told_what_it_keeps_back() -> None:

@@ -71,9 +71,9 @@ def _changed(change: str) -> dict[str, Any]:
     elif change == "a new field is required":
         hello["colour"] = "text, required"
     elif change == "a new field is optional":
-        hello["task_types.[].allows"] = "object, optional"
+        hello["task_types.[].colour"] = "object, optional"
     elif change == "a new word":
-        found["words"]["cause"].append("not_here")
+        found["words"]["cause"].append("moonlight")
     elif change == "a new verb":
         found["messages"]["main SING"] = {"session": "text, required"}
     else:

@@ -1,0 +1,209 @@
+"""Devices are passed over for a kind of task for a while: what they lack, refuse or fail.
+
+A device that says "not here" (a program, a package, a permission that it lacks) is right about
+itself and says nothing of the task: the task goes elsewhere, and no other task of the kind goes
+there for a while, longer each time it says so again. A new process of the device clears it: its
+owner may have installed what was missing. `standing` uses the same notes for devices that fail
+what others do.
+
+When every device that could run a kind has said so, nobody is left to wait for: `nobody_left`.
+What holds for one task of a type need not hold for the others, so the last device that can run a
+type is not passed over for the whole of it: `trust_the_last`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from typing import Final
+
+from retire_cluster.broker.device import Device
+from retire_cluster.broker.events import Now
+from retire_cluster.broker.instructions import StoreDevices
+from retire_cluster.broker.matching import TaskClass, notes_on, unfit
+from retire_cluster.broker.notes import Kind, Note
+from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.timestamps import ago
+from retire_cluster.schemas import needs
+from retire_cluster.schemas.vocabulary import ELSEWHERE, FAILING, Cause
+
+#: How long the first time lasts, and the longest; each time lasts twice as long.
+FIRST_SECONDS: Final = 300.0
+LONGEST_SECONDS: Final = 3_600.0
+#: Notes of one device; the one that ends first goes for another.
+MAX_NOTES: Final = 64
+#: A device silent for no longer than this may come back with what is needed.
+REJOIN_SECONDS: Final = 600.0
+_MAX_MESSAGE: Final = 300
+#: Devices whose words are told when nobody is left.
+_TOLD: Final = 20
+
+
+def note(
+    state: ClusterState,
+    device: Device,
+    kind: Kind,
+    cause: str,
+    message: str,
+    now: Now,
+    *,
+    first_seconds: float = FIRST_SECONDS,
+    longest_seconds: float = LONGEST_SECONDS,
+) -> None:
+    """Pass a device over for a kind of task from now on, for a while."""
+    before = device.notes.get(kind)
+    if before is not None and before.active and before.cause == cause:
+        return  # an attempt that was on its way says it again
+    times = before.times + 1 if before is not None and before.cause == cause else 1
+    seconds = min(longest_seconds, first_seconds * 2.0 ** min(times - 1, 16))
+    if kind not in device.notes and len(device.notes) >= MAX_NOTES:
+        soonest = min(device.notes, key=lambda one: device.notes[one].until_mono)
+        _end(state, device, soonest, now)
+        del device.notes[soonest]
+    found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times)
+    device.notes[kind] = found
+    heapq.heappush(state.notes_due, (found.until_mono, device.device_id, kind))
+    if kind.needs:
+        state.tell_apart(kind)
+    _judge_again(state, device, kind)
+    state.stats.passed_over[cause] += 1
+    data = {
+        "task_type": kind.task_type, "needs": needs.in_words(kind.needs), "cause": cause,
+        "message": found.message, "seconds": seconds,
+    }  # fmt: skip
+    state.log.add("device.passed_over", now.wall_ms, device_id=device.device_id, data=data)
+    state.emit(StoreDevices((device.row(),)))
+
+
+def lift(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+    """The device did a task of the kind well: whatever is noted against it is wrong."""
+    if kind in device.notes:
+        _end(state, device, kind, now)
+        del device.notes[kind]
+        device.dirty = True
+
+
+def give_a_chance(state: ClusterState, kind: Kind, now: Now) -> None:
+    """Somebody wants a task run again that no device could run: he may have changed that."""
+    for device_id in {name for _, name, noted in state.notes_due if noted == kind}:
+        device = state.devices.get(device_id)
+        found = device.notes.get(kind) if device is not None else None
+        if device is not None and found is not None and found.cause in ELSEWHERE:
+            lift(state, device, kind, now)
+
+
+def forget(state: ClusterState, device: Device, now: Now) -> None:
+    """A new process of the device: everything may be different."""
+    for kind in list(device.notes):
+        _end(state, device, kind, now)
+    device.notes.clear()
+    device.records.clear()
+
+
+def remember(state: ClusterState, device: Device) -> None:
+    """Notes that a device has from an earlier main node count here too."""
+    for kind, found in device.notes.items():
+        heapq.heappush(state.notes_due, (found.until_mono, device.device_id, kind))
+        if kind.needs:
+            state.tell_apart(kind)
+
+
+def expire(state: ClusterState, now: Now) -> None:
+    """Notes whose time is over; one is kept as long again, so that a next time lasts longer."""
+    due = state.notes_due
+    while due and due[0][0] <= now.mono:
+        _, device_id, kind = heapq.heappop(due)
+        device = state.devices.get(device_id)
+        found = device.notes.get(kind) if device is not None else None
+        if device is None or found is None or found.until_mono > now.mono:
+            continue
+        if not found.active:
+            del device.notes[kind]
+            continue
+        _end(state, device, kind, now)
+        found.until_mono = now.mono + 2 * found.seconds
+        heapq.heappush(due, (found.until_mono, device_id, kind))
+
+
+def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+    found = device.notes[kind]
+    if not found.active:
+        return
+    found.active = False
+    _judge_again(state, device, kind)
+    need = needs.in_words(kind.needs)
+    data = {"task_type": kind.task_type, "needs": need, "cause": found.cause}
+    state.log.add("device.eligible_again", now.wall_ms, device_id=device.device_id, data=data)
+
+
+def _judge_again(state: ClusterState, device: Device, kind: Kind) -> None:
+    if not device.online:
+        return
+    for cls in state.classes.values():
+        if kind in cls.key.kinds:
+            cls.judge(device)
+
+
+def nobody_left(
+    state: ClusterState, cls: TaskClass, now: Now, asked: Mapping[str, str] | None = None
+) -> str | None:
+    """What all devices say that could run a class but for what they lack; None: one may run it.
+
+    A device that was here a short while ago counts as one that may. Where no device was ever able
+    to, the class waits for one, as always. `asked`: devices that said so of the very task.
+    """
+    asked = asked or {}
+    if not cls.eligible.keys() <= asked.keys():
+        return None
+    said = []
+    for device in _able(state, cls, now):
+        notes = [one for one in notes_on(cls.key, device) if one.cause in ELSEWHERE]
+        if not notes and device.device_id not in asked:
+            return None
+        words = seen(notes[0], now) if notes else asked[device.device_id]
+        said.append(f"{device.device_id}: {words}")
+    if not said:
+        return None
+    more = f"; and {len(said) - _TOLD} more" if len(said) > _TOLD else ""
+    return f"no device can run it: {'; '.join(said[:_TOLD])}{more}"
+
+
+def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
+    """Ask those again that are passed over for a whole type, when nobody else can run a class."""
+    last = []
+    whole = Kind(cls.key.task_type, "")
+    for device in _able(state, cls, now):
+        notes = notes_on(cls.key, device)
+        if not notes or all(one.cause == FAILING for one in notes):
+            return False
+        if notes == [device.notes.get(whole)]:
+            last.append(device)
+    for device in last:
+        lift(state, device, whole, now)
+    return bool(last)
+
+
+def _able(state: ClusterState, cls: TaskClass, now: Now) -> list[Device]:
+    """Devices that could run a class by what they are, here or here a short while ago."""
+    return [
+        device
+        for device in state.devices.values()
+        if (device.online or device.silent_for(now.mono) <= REJOIN_SECONDS)
+        and not unfit(cls.key, device)
+    ]
+
+
+def cause_of(state: ClusterState, cls: TaskClass) -> Cause:
+    """The cause of tasks that nobody can run: a refusal only where all refuse."""
+    causes = {
+        one.cause
+        for device in state.devices.values()
+        if device.notes
+        for one in notes_on(cls.key, device)
+    }
+    return Cause.POLICY_DENIED if causes == {Cause.POLICY_DENIED.value} else Cause.NOT_HERE
+
+
+def seen(found: Note, now: Now) -> str:
+    """A note with its age, for people."""
+    return f"{found.words}, seen {ago(now.mono - found.since_mono)}"

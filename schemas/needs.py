@@ -1,0 +1,138 @@
+"""What a task's payload asks of a device beyond its type: a program, a shell, a private address.
+
+One word a task, as `program ffmpeg`; the empty word asks for nothing that can be told beforehand.
+A device tells in HELLO what of a type its owner allows, so that a task goes where it may run; what
+is told is no secret: names of programs, never their arguments, never folders.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from retire_cluster.schemas.cleantext import clean
+
+SHELL: Final = "a shell"
+PRIVATE: Final = "a private address"
+_PROGRAM: Final = "program "
+_HOST: Final = "host "
+#: Types whose payload is looked at.
+TYPES: Final = frozenset({"command", "http_request"})
+#: Words that every device can be judged by.
+ALWAYS_APART: Final = frozenset({SHELL, PRIVATE})
+MAX_PROGRAMS: Final = 100
+_MAX_CHARACTERS: Final = 200
+
+#: Addresses that no device calls public: those that its owner may or may not allow.
+_NETWORKS: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+        "::1/128", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
+
+
+def of(task_type: str, payload: Mapping[str, Any]) -> str:
+    """The word of a payload that was checked; empty for other types and odd payloads."""
+    if task_type == "command":
+        words = payload.get("command")
+        if isinstance(words, str):
+            return SHELL
+        if isinstance(words, list) and words and isinstance(words[0], str):
+            return _PROGRAM + clean(words[0])[:_MAX_CHARACTERS]
+    elif task_type == "http_request":
+        return _of_url(payload.get("url"))
+    return ""
+
+
+def _of_url(url: object) -> str:
+    try:
+        host = urlsplit(url).hostname if isinstance(url, str) else None
+    except ValueError:
+        return ""
+    if not host:
+        return ""
+    if host == "localhost" or host.endswith(".localhost") or _is_private(host):
+        return PRIVATE
+    return _HOST + clean(host)[:_MAX_CHARACTERS]
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return any(address.version == net.version and address in net for net in _NETWORKS)
+
+
+def in_words(need: str) -> str:
+    """A word for people, quoted where it is somebody's text."""
+    for kind in (_PROGRAM, _HOST):
+        if need.startswith(kind):
+            return f"{kind}{json.dumps(need[len(kind) :], ensure_ascii=True)[1:-1]}"
+    return need
+
+
+def refusal(need: str, allows: Mapping[str, Any]) -> str | None:
+    """Why a device that told this does not run such a task, or None when it may."""
+    if need == SHELL:
+        if allows.get("shell") is False:
+            return "its owner allows no shell (--allow command:shell)"
+    elif need == PRIVATE:
+        if allows.get("private_addresses") is False:
+            return "its owner allows no private addresses (policy.private_addresses)"
+    elif need.startswith(_PROGRAM):
+        programs = allows.get("programs")
+        name = need[len(_PROGRAM) :]
+        if programs is not None and not any(fnmatch.fnmatchcase(name, p) for p in programs):
+            return f"its owner does not allow the {in_words(need)} (policy.commands)"
+    return None
+
+
+def permits(need: str, allows: Mapping[str, Any]) -> bool:
+    """Whether a device told that it may run such tasks: what it refuses is this one's details."""
+    if need == SHELL:
+        return allows.get("shell") is True
+    return need.startswith(_PROGRAM) and "shell" in allows and refusal(need, allows) is None
+
+
+def told(
+    task_type: str, *, shell: bool, programs: Sequence[str] | None, private_addresses: bool
+) -> dict[str, Any]:
+    """What a device says of a type: the `allows` of its entry in HELLO.
+
+    :param programs: patterns of the programs that `command` may run, None for any
+    """
+    if task_type == "command":
+        found: dict[str, Any] = {"shell": shell}
+        # A list that is cut would refuse what is allowed: none is told then.
+        if programs is not None and len(programs) <= MAX_PROGRAMS:
+            found["programs"] = list(programs)
+        return found
+    if task_type == "http_request":
+        return {"private_addresses": private_addresses}
+    return {}
+
+
+def read_allows(value: object) -> dict[str, Any]:
+    """What a device told, as far as it has the form of `told`; the rest is left out."""
+    if not isinstance(value, dict):
+        return {}
+    found: dict[str, Any] = {
+        name: value[name]
+        for name in ("shell", "private_addresses")
+        if isinstance(value.get(name), bool)
+    }
+    programs = value.get("programs")
+    if (
+        isinstance(programs, list)
+        and len(programs) <= MAX_PROGRAMS
+        and all(isinstance(name, str) and len(name) <= _MAX_CHARACTERS for name in programs)
+    ):
+        found["programs"] = programs
+    return found

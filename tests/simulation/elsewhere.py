@@ -1,0 +1,142 @@
+"""Who said that a kind of task cannot run there, and whether it was listened to.
+
+Kept beside the main node: from what attempts ended with, from new processes of devices, from tasks
+that went well. Devices of the simulation differ by task type only, so one task's word counts for it
+alone: several in a row, or an owner's refusal, count for the type, where another device can run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from retire_cluster.broker.device import SLOT_UNITS
+from retire_cluster.broker.state import ClusterState
+from tests.simulation.engine import Violation
+from tests.simulation.facts import Fact, misfits
+
+#: As long at least a device is not asked again.
+_SECONDS = 300.0
+#: So many tasks in a row say something of their type.
+_ROW = 3
+#: A device silent for no longer than this counts as one that can.
+_GONE_SECONDS = 600.0
+CAUSES = frozenset({"not_here", "policy_denied"})
+
+
+class Elsewhere:
+    """See the module's text."""
+
+    def __init__(self) -> None:
+        #: `(device, type)` → virtual second in which it was said.
+        self._said: dict[tuple[str, str], float] = {}
+        self._before: dict[tuple[str, str], float] | None = None
+        #: `(device, type)` → tasks that it could not run since it did one well, or the start.
+        self._rows: dict[tuple[str, str], set[int]] = {}
+        #: Whoever ever said so of a type: enough for a row that other failures began.
+        self._ever: set[tuple[str, str]] = set()
+        self._instances: dict[str, str] = {}
+
+    def _change(self) -> dict[tuple[str, str], float]:
+        if self._before is None:
+            self._before = dict(self._said)
+        return self._said
+
+    def commit(self) -> None:
+        """The turn is durable."""
+        self._before = None
+
+    def roll_back(self) -> None:
+        """The turn never happened, and what was in memory only is gone."""
+        self._rows.clear()
+        if self._before is not None:
+            self._said, self._before = self._before, None
+
+    def said(self, state: ClusterState, fact: Fact, refused: bool, now: float) -> None:
+        """The device of a task's attempt says that it cannot run it."""
+        key = (fact.device, fact.task_type)
+        self._ever.add(key)
+        row = self._rows.setdefault(key, set())
+        if fact.number in row and not refused:
+            return
+        row.add(fact.number)
+        others = [device for device in state.devices.values() if device.device_id != fact.device]
+        if (refused or len(row) >= _ROW) and any(
+            device.ready
+            and not misfits(fact, device)
+            and not any(note.active for note in device.notes.values())
+            for device in others
+        ):
+            self._change().setdefault(key, now)
+
+    def did_well(self, fact: Fact) -> None:
+        """An attempt succeeded."""
+        self._rows.pop((fact.device, fact.task_type), None)
+        self._change().pop((fact.device, fact.task_type), None)
+
+    def asked_again(self, fact: Fact) -> None:
+        """A client wants a task run again that no device could run."""
+        said = self._change()
+        for key in [key for key in said if key[1] == fact.task_type]:
+            del said[key]
+
+    def removed(self, device_id: str) -> None:
+        """A device is a stranger from now on."""
+        for key in [key for key in self._rows if key[0] == device_id]:
+            del self._rows[key]
+        said = self._change()
+        for key in [key for key in said if key[0] == device_id]:
+            del said[key]
+
+    def look_at(self, state: ClusterState, facts: Collection[Fact], mono: float) -> None:
+        """Processes that are new may have what the ones before had not; the last one is trusted."""
+        for device in state.devices.values():
+            if device.instance != self._instances.get(device.device_id):
+                self._instances[device.device_id] = device.instance
+                self.removed(device.device_id)
+        for name, task_type in list(self._said):
+            here = [
+                device
+                for device in state.devices.values()
+                if device.device_id != name
+                and (device.online or device.silent_for(mono) <= _GONE_SECONDS)
+            ]
+            if any(
+                fact.status == "queued"
+                and fact.task_type == task_type
+                and all(misfits(fact, device) for device in here)
+                for fact in facts
+            ):
+                del self._change()[name, task_type]
+
+    def check_given(self, state: ClusterState, fact: Fact, now: float) -> None:
+        """A task was given to a device; raises `Violation` where another was to be first."""
+        name = fact.device
+        said = self._said.get((name, fact.task_type))
+        if said is not None and now - said < _SECONDS:
+            raise Violation(
+                f"task {fact.number} was given to {name}, which had said that it cannot run"
+                f" {fact.task_type} {now - said:.1f} s ago", fact.number,
+            )  # fmt: skip
+        if name not in fact.tried:
+            return
+        for device in state.devices.values():
+            other = device.device_id
+            if (
+                other not in fact.tried
+                and device.ready
+                and device.free_units >= SLOT_UNITS
+                and not misfits(fact, device)
+                and not any(note.active for note in device.notes.values())
+            ):
+                raise Violation(
+                    f"task {fact.number} went back to {name} where it failed; {other} has room",
+                    fact.number,
+                )
+
+    def check_given_up(self, state: ClusterState, fact: Fact) -> None:
+        """A task failed because nobody can run it; raises `Violation` when somebody may."""
+        for device in state.devices.values():
+            name = device.device_id
+            told = (name, fact.task_type) in self._ever or name in fact.excluded | {fact.device}
+            if device.online and not told and not misfits(fact, device):
+                raise Violation(f"task {fact.number} was given up, {name} may run it", fact.number)
