@@ -304,6 +304,15 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "total_heartbeats": device.total_heartbeats,
         "task_types": sorted(device.types),
         "task_types_left_out": list(device.left_out),
+        "own_task_types": [
+            {
+                "name": name,
+                "distribution": info.distribution,
+                "version": info.distribution_version or None,
+            }
+            for name, info in sorted(device.types.items())
+            if info.distribution
+        ],
         "slots": device.slots,
         "running_tasks": [
             state.ids.public(task.number, task.created_ms) for task in device.attempts.values()

@@ -132,6 +132,11 @@ def passed_over_line(entry: Mapping[str, Any]) -> str:
     return f"{entry['task_type']}{need} until {entry['until']}: {entry['message']}"
 
 
+def own_type_line(entry: Mapping[str, Any]) -> str:
+    """An own type and the package it comes from."""
+    return f"{entry['name']} of {entry['distribution']} {entry['version'] or ''}".rstrip()
+
+
 def device_text(device: Mapping[str, Any], style: Style) -> str:
     """All about one device, for people."""
     rows: list[tuple[str, Any]] = []
@@ -140,7 +145,9 @@ def device_text(device: Mapping[str, Any], style: Style) -> str:
             continue
         if name == "task_types":
             value = [entry["name"] if isinstance(entry, Mapping) else entry for entry in value]
-        if name == "passed_over":
+        if name == "own_task_types":
+            rows += [("own type", own_type_line(entry)) for entry in value]
+        elif name == "passed_over":
             rows += [("passed over for", passed_over_line(entry)) for entry in value]
         elif isinstance(value, Mapping):
             rows += [(f"{name}.{key}", item) for key, item in value.items()]

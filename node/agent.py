@@ -23,7 +23,9 @@ import zmq
 
 from retire_cluster.conf import failpoints
 from retire_cluster.node import probe
+from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.credentials import Credentials
+from retire_cluster.node.describing import OwnTypes
 from retire_cluster.node.outgoing import encoded
 from retire_cluster.node.records import (
     Connect,
@@ -37,6 +39,7 @@ from retire_cluster.node.records import (
     Learned,
     LinkDown,
     LinkUp,
+    Offers,
     Opened,
     Received,
     Result,
@@ -66,6 +69,7 @@ from retire_cluster.schemas.messages import (
     Heartbeat,
     Reject,
     Welcome,
+    first_left_out,
     read_from_broker,
 )
 
@@ -116,6 +120,7 @@ class Agent:
         *,
         session: Session,
         runner: Runner,
+        catalog: Catalog,
         spool: Spool,
         dialer: Dialer,
         credentials: Credentials | None = None,
@@ -127,6 +132,7 @@ class Agent:
     ) -> None:
         self._session = session
         self._runner = runner
+        self._catalog = catalog
         self._spool = spool
         self._dialer = dialer
         self._credentials = credentials
@@ -137,6 +143,7 @@ class Agent:
         self._capabilities = capabilities
         self._clock = clock
         self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._own_types: queue.SimpleQueue[tuple[OwnTypes, str]] = queue.SimpleQueue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._link: Link | None = None
@@ -152,6 +159,11 @@ class Agent:
         self._stops.put(reason)
         self._waker()
 
+    def replace_own_types(self, own: OwnTypes, change: str) -> None:
+        """Tasks that start later run these; `change`: what differs, in words. From any thread."""
+        self._own_types.put((own, change))
+        self._waker()
+
     def run(self) -> int:
         """Works until told to go; the exit code."""
         self._poller.register(self._waker.reader, zmq.POLLIN)
@@ -164,6 +176,7 @@ class Agent:
                 self._read_messages()
                 self._read_runner()
                 self._read_stops()
+                self._read_own_types()
                 self._reprobe()
                 self._feed(Tick())
                 self._flush()
@@ -302,6 +315,15 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._feed(Stop(self._stops.get_nowait()))
+
+    def _read_own_types(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                own, change = self._own_types.get_nowait()
+                self._catalog.replace_own(own.types, own.left_out)
+                self._runner.renew(self._clock())
+                log.info("own task types: %s; every task from here on runs what is there", change)
+                self._feed(Offers(self._catalog.advertised(), first_left_out(own.left_out)))
 
     def _reprobe(self) -> None:
         now = self._clock()

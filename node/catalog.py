@@ -57,6 +57,11 @@ class Catalog:
         left_out: Sequence[str] = (),
     ) -> None:
         self.policy = policy
+        self.replace_own(own_types, left_out)
+
+    def replace_own(self, own_types: Sequence[CustomType], left_out: Sequence[str]) -> None:
+        """Other own types from now on."""
+        policy = self.policy
         #: Own types that cannot be offered, with the reasons.
         self.left_out = tuple(left_out)
         self._kinds = {kind.info.name: kind for kind in _builtin(policy)}

@@ -32,6 +32,7 @@ from retire_cluster.node.confine import Confinement, Unconfined
 from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.describing import own_types
 from retire_cluster.node.identity import FolderLock, FolderTaken, check_id, device_id, host_name
+from retire_cluster.node.installed import Installed, Watcher
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 from retire_cluster.node.metrics import Sampler
@@ -167,6 +168,7 @@ class Worker:
     plan: Plan
     limits: Limits
     pace: Pace
+    installed: Installed
     credentials: Credentials | None = None
 
 
@@ -232,6 +234,7 @@ def build(
         bounds=bounds,
         confinement=confinement,
     )
+    installed = Installed()
     own = own_types(policy, plan)
     catalog = Catalog(policy, own.types, own.left_out)
     introduction = Introduction(
@@ -254,7 +257,9 @@ def build(
         environment={**policy.task_environment(os.environ, android=android), **theirs},
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
-    return Worker(settings, dialer, introduction, facts, catalog, plan, limits, pace, keys)
+    return Worker(
+        settings, dialer, introduction, facts, catalog, plan, limits, pace, installed, keys
+    )
 
 
 def _test(worker: Worker) -> int:
@@ -310,6 +315,7 @@ def _run(worker: Worker, spool: Spool) -> int:
     agent = Agent(
         session=session,
         runner=runner,
+        catalog=worker.catalog,
         spool=spool,
         dialer=worker.dialer,
         credentials=worker.credentials,
@@ -334,9 +340,16 @@ def _run(worker: Worker, spool: Spool) -> int:
             ", ".join(kept_back),
         )
     listen_to_signals(agent.stop, waker.writer.fileno())
+    watcher = Watcher(
+        worker.installed,
+        partial(own_types, worker.catalog.policy, worker.plan),
+        agent.replace_own_types,
+    )
+    watcher.start()
     try:
         return agent.run()
     finally:
+        watcher.close()
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         waker.close()

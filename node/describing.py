@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 from retire_cluster.node.answers import BadAnswer, Described
@@ -113,9 +114,14 @@ def _describe_one(point: EntryPoint, plan: Plan, limit_seconds: float) -> Custom
         if "problem" in row:
             return str(row["problem"])
         try:
-            return custom.read_description(row)
+            found = custom.read_description(row)
         except WireError as error:
             return str(error)
+        # Not as its own code may tell.
+        info = replace(
+            found.info, distribution=point.distribution, distribution_version=point.version
+        )
+        return found._replace(info=info)
     if late.is_set():
         return f"its import did not end within {limit_seconds:g} s"
     return problem or f"its import ended the process with exit code {code}: {words or 'no words'}"

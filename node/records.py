@@ -156,6 +156,14 @@ class Learned(NamedTuple):
     capabilities: dict[str, Any]
 
 
+class Offers(NamedTuple):
+    """What this device offers has changed."""
+
+    task_types: tuple[TypeInfo, ...]
+    #: Own types that are not offered, each with the reason.
+    left_out: tuple[str, ...]
+
+
 class Tick(NamedTuple):
     """A turn of the loop is over: flush what gathered, look at the clock."""
 
@@ -166,7 +174,19 @@ class Stop(NamedTuple):
     reason: str
 
 
-Event = Opened | LinkUp | LinkDown | Received | Started | Progressed | Ended | Learned | Tick | Stop
+Event = (
+    Opened
+    | LinkUp
+    | LinkDown
+    | Received
+    | Started
+    | Progressed
+    | Ended
+    | Learned
+    | Offers
+    | Tick
+    | Stop
+)
 
 
 # --- instructions ---------------------------------------------------------------------------

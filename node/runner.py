@@ -148,6 +148,14 @@ class Runner:
                 self._end_active(active, reason, now)
         self._fill(now)
 
+    def renew(self, now: float) -> None:
+        """The catalog's own types were replaced: what begins from now on runs the new ones."""
+        for slot in self._threads:
+            slot.outdate()
+        waiting = [attempt for attempt, _ in self._waiting]
+        self._waiting.clear()
+        self.run(waiting, now)
+
     def collect(self, now: float) -> list[Event]:
         """What happened since the last call, in order."""
         while True:

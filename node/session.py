@@ -19,7 +19,7 @@ arguments. The rules, from docs/protocol.md:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -161,6 +161,7 @@ class Session:
             records.Progressed: lambda event, now: self._work.progressed(event.items),
             records.Ended: lambda event, now: self._work.ended(event.results),
             records.Learned: self._on_learned,
+            records.Offers: self._on_offers,
             records.Tick: lambda event, now: self._on_tick(now),
             records.Stop: self._on_stop,
             messages.FinishedAck: lambda message, now: self._work.acknowledged(message.batch),
@@ -301,6 +302,12 @@ class Session:
 
     def _on_learned(self, event: records.Learned, now: float) -> None:
         self._capabilities = dict(event.capabilities)
+
+    def _on_offers(self, event: records.Offers, now: float) -> None:
+        self._me = replace(self._me, task_types=event.task_types, left_out=event.left_out)
+        # Whoever goes need not tell; whoever is not connected tells when it is.
+        if self._stop_reason is None and self._state in (Phase.GREETING, Phase.READY):
+            self._greet(now)
 
     # --- messages -----------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Slot(threading.Thread):
         self._current: Key | None = None
         self._doomed = False
         self._closing = False
+        #: The process began before what it may have imported was replaced.
+        self._outdated = False
 
     # --- for other threads --------------------------------------------------------------------
 
@@ -88,6 +90,11 @@ class Slot(threading.Thread):
             process = self._process
         if process is not None:
             process.kill()
+
+    def outdate(self) -> None:
+        """The attempt that runs may end; every later one gets a process that begins from now on."""
+        with self._lock:
+            self._outdated = True
 
     def ask_to_stop(self, key: Key) -> None:
         """Tells the attempt that it is cancelled, without any force yet."""
@@ -158,8 +165,10 @@ class Slot(threading.Thread):
         self._tell(job.key, Died(None, problem))
 
     def _ready_process(self) -> TaskProcess:
-        process = self._process
-        if process is not None and not process.alive():
+        with self._lock:
+            process, outdated = self._process, self._outdated
+            self._outdated = False
+        if process is not None and (outdated or not process.alive()):
             self._end_process()
             process = None
         if process is None:

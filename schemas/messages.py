@@ -71,6 +71,9 @@ class TypeInfo:
     instant: bool = False
     #: What of it the device's owner allows (`schemas.needs`), as far as he tells.
     allows: dict[str, Any] = field(default_factory=dict)
+    #: Name and version of the package an own type comes from.
+    distribution: str = ""
+    distribution_version: str = ""
 
     @classmethod
     def read(cls, row: object) -> TypeInfo:
@@ -87,6 +90,8 @@ class TypeInfo:
             repeatable=flag(row, "repeatable", False),
             instant=flag(row, "instant", False),
             allows=read_allows(row.get("allows")),
+            distribution=text(row, "distribution", default="", limit=100),
+            distribution_version=text(row, "distribution_version", default="", limit=100),
         )
 
 

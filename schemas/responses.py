@@ -258,6 +258,12 @@ SCHEMAS: Final[dict[str, Json]] = {
                 **_list(TEXT),
                 "description": "Own types it has that cannot be offered, each with the reason",
             },
+            "own_task_types": _list(
+                _object(
+                    {"name": TEXT, "distribution": TEXT, "version": _maybe(TEXT)},
+                    description="The package that each own type comes from",
+                )
+            ),
             "last_error": _maybe(TEXT),
             "passed_over": _list(
                 _object(

@@ -172,6 +172,7 @@ export function device(render, params, id) {
             ["Succeeded", count(found.tasks_succeeded)], ["Failed", count(found.tasks_failed)], found.last_error && ["Last error", found.last_error],
             ...found.passed_over.map((entry) => [`No ${entry.task_type} ${entry.needs || ""} until ${clock(entry.until)}`, entry.message]),
           ]), found.task_types_left_out.map((line) => h("p.banner", null, line)), h("h3", null, "Runs"), h("p.tags", null, found.task_types.map((type) => h("a.tag", { href: link("submit", { type }) }, type))),
+            found.own_task_types.length ? facts(found.own_task_types.map((own) => [own.name, `${own.distribution} ${own.version || ""}`])) : null,
             h("h3", null, "Tags"), found.tags.length ? tagList(found.tags) : h("p.quiet", null, "none"))),
         card("Its newest tasks", { class: "card wide" }, tasks.length ? [taskTable(tasks, `Newest tasks of ${id}`), h("p", null, h("a", { href: link("tasks", { device_id: id }) }, "All its tasks"))] : h("p.quiet", null, "None yet.")),
       ];

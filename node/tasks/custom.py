@@ -46,6 +46,8 @@ class EntryPoint(NamedTuple):
     #: `module:attribute`.
     value: str
     distribution: str
+    #: The distribution's, empty when it tells none.
+    version: str = ""
 
 
 class CustomType(NamedTuple):
@@ -63,11 +65,19 @@ def installed() -> list[EntryPoint]:
     import importlib.metadata  # slow, and tasks do not need it
 
     found = importlib.metadata.entry_points(group=GROUP)
-    points = (
-        EntryPoint(entry.name, entry.value, entry.dist.name if entry.dist is not None else "?")
-        for entry in found
-    )
+    points = (EntryPoint(entry.name, entry.value, *_origin(entry.dist)) for entry in found)
     return sorted(set(points), key=lambda point: (point.distribution, point.name, point.value))
+
+
+def _origin(distribution: Any) -> tuple[str, str]:
+    """A distribution's name and version; its metadata may be broken."""
+    told = []
+    for what in ("name", "version"):
+        try:
+            told.append(clean(str(getattr(distribution, what) or ""))[:100])
+        except Exception:  # a missing file, a missing line: each Python says so in its own way
+            told.append("")
+    return told[0] or "?", told[1]
 
 
 def describe(name: str, entry_point: str) -> dict[str, Any]:

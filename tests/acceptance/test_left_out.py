@@ -35,11 +35,16 @@ def test_types_left_out_by_the_device_and_by_the_main_node_are_named(tmp_path: P
         by_main, by_device = detail["task_types_left_out"]
         assert by_main.startswith("task type wrong is left out: its payload_schema uses rules")
         assert by_device.startswith("task type number (cuts_of_test:number): TypeError: is neither")
+        assert {"name": "fine", "distribution": "cuts-of-test", "version": "1.0"} in detail[
+            "own_task_types"
+        ]
         assert detail["last_error"] is None
         until(lambda: by_main in worker.log.read_text(), "the worker's warning")
         assert "left out: task type number (cuts_of_test:number)" in worker.log.read_text()
         assert by_main in cluster.cli("doctor").stdout
-        assert by_device in cluster.cli("devices", "show", "shop").stdout
+        shown = cluster.cli("devices", "show", "shop").stdout
+        assert by_device in shown
+        assert "fine of cuts-of-test 1.0" in shown
         assert cluster.rest.result(cluster.rest.submit("fine", {}))["result_data"] == 1
     finally:
         cluster.close()

@@ -9,6 +9,7 @@ import pytest
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker import views
+from retire_cluster.broker.device import Device
 from retire_cluster.broker.membership import MAX_CAPABILITIES_BYTES, MAX_CAPABILITIES_DEPTH
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas import messages as msg
@@ -121,6 +122,17 @@ def test_a_type_that_cannot_be_taken_is_left_out_and_its_device_welcomed(
     # The device is told, and its page shows it.
     assert f"{bad.name} is left out" in welcome.left_out[0].replace("'", "")
     assert device.left_out == welcome.left_out
+
+
+def test_the_packages_of_own_types_are_shown_and_outlive_a_restart(cluster: Cluster) -> None:
+    member = cluster.stranger()
+    member.join(
+        task_types=(TypeInfo("echo"), TypeInfo("mine", "", None, False, False, {}, "p", "2"))
+    )
+    shown = [{"name": "mine", "distribution": "p", "version": "2"}]
+    assert views.device_detail(cluster.state, member.record, cluster.now)["own_task_types"] == shown
+    kept = Device.restored(member.record.row(), member.record.config, 0.0)
+    assert views.device_detail(cluster.state, kept, cluster.now)["own_task_types"] == shown
 
 
 def test_what_a_device_leaves_out_itself_is_shown_and_bounded(cluster: Cluster) -> None:

@@ -626,3 +626,23 @@ def test_a_result_message_survives_the_trip_over_the_wire(ready: Driver) -> None
     verb, header = finished.write()
     again = messages.read_from_device(verb, json.loads(json.dumps(header)))
     assert again == finished
+
+
+def test_other_own_types_are_told_by_registering_again_and_cost_no_attempt(ready: Driver) -> None:
+    ready.assign(1)
+    new = (messages.TypeInfo("resize", distribution="shop", distribution_version="2"),)
+    (hello,) = sent(ready(records.Offers(new, ("task type x: no",))), messages.Hello)
+    assert (hello.task_types, hello.left_out) == (new, ("task type x: no",))
+    assert hello.session != sent(ready.all, messages.Hello)[0].session
+    assert [row.key for row in hello.held] == [key(1)]
+    out = ready.welcome(keep=(key(1),))
+    assert ready.phase() is Phase.READY
+    assert not only(out, records.Kill)
+    # Not joined yet: the next HELLO says it; while it goes, nobody is told.
+    ready(records.LinkDown("gone"))
+    assert not sent(ready(records.Offers((), ())), messages.Hello)
+    (hello,) = sent(ready(records.LinkUp()), messages.Hello)
+    assert hello.task_types == ()
+    ready.welcome(keep=(key(1),))
+    ready(records.Stop("SIGTERM"))
+    assert not sent(ready(records.Offers(new, ())), messages.Hello)
