@@ -161,16 +161,18 @@ class _Pass:
             if own is not cls:
                 self._sort(task, own)
                 return None
-        if device.device_id not in task.tried:
+        # More may have said that they cannot run it than are remembered as tried.
+        avoid = task.tried | task.excluded if task.excluded else task.tried
+        if device.device_id not in avoid:
             return device
-        other = cls.pick(state.free, avoid=task.tried)
+        other = cls.pick(state.free, avoid=avoid)
         if other is not None:
             return other
         # Where it cannot run, it would only be told so again.
         patient = (
             device.device_id in task.excluded or self.now.mono - task.queued_mono < PATIENCE_SECONDS
         )
-        if patient and any(one.ready and one.device_id not in task.tried for one in cls.ring):
+        if patient and any(one.ready and one.device_id not in avoid for one in cls.ring):
             self.held.setdefault(cls.key, []).append(task)
             return None
         return device

@@ -305,9 +305,12 @@ class Runner:
         )
 
     def _finish(self, active: _Active, done: Done, now: float) -> None:
-        key, took = active.attempt.key, now - active.began
+        key, took, cause = active.attempt.key, now - active.began, done.cause
+        if cause == Cause.POLICY_DENIED and active.kind.entry_point:
+            # What the owner refuses is for the worker to say: it speaks for all tasks of the type.
+            cause = Cause.ERROR.value
         self._results.append(
-            Result(key, done.outcome, took, done.cause, done.error_message, done.data, done.details)
+            Result(key, done.outcome, took, cause, done.error_message, done.data, done.details)
         )
 
     def _died(self, active: _Active, died: Died, now: float) -> None:

@@ -81,6 +81,10 @@ async def later_fails(payload, context):
     await asyncio.sleep(0)
     raise ValueError("after all")
 
+def denies(payload, context):
+    from retire_cluster.node.tasks.base import Denied
+    raise Denied("not on any device")
+
 def _head(letter, text, blob=0):
     return struct.pack("<cII", letter, len(text), blob) + text
 
@@ -130,7 +134,7 @@ def flood(payload, context):
         context._tell(100.0, "x" * 900)
     return "told"
 '''
-NAMES = ["witness", "lone", "silent", "colors", "later", "later_fails", "forge", "flood"]
+NAMES = ["witness", "lone", "silent", "colors", "later", "later_fails", "denies", "forge", "flood"]
 
 
 @pytest.fixture
@@ -225,6 +229,16 @@ def test_what_is_subclassed_and_what_is_awaited_comes_as_a_user_expects(
         "Silent: (its text cannot be had: __str__ raised RuntimeError)"
     )
     assert 'raise Silent("hidden")' in ended.details["error_traceback"]
+
+
+def test_a_task_cannot_refuse_its_type_in_the_name_of_the_devices_owner(
+    bus: Bus, start: Start, odd_types: dict[str, str]
+) -> None:
+    start("--allow-root", environ=odd_types)
+    bus.welcome()
+    ended = bus.run("denies", {})
+    assert (ended.item.outcome, ended.item.cause) == ("failed", "error")
+    assert ended.item.error_message == "not on any device"
 
 
 @linux_only

@@ -189,6 +189,35 @@ def test_it_is_asked_again_after_a_while_each_time_later(cluster: Cluster) -> No
     assert waits == [min(FIRST_SECONDS * 2**n, LONGEST_SECONDS) for n in range(6)]
 
 
+@pytest.mark.parametrize("unable", [8, 9, 12])
+def test_a_task_waits_for_the_one_who_may_run_it_however_many_cannot(
+    cluster: Cluster, unable: int
+) -> None:
+    able = cluster.device("able")
+    cluster.submit(1, task_type="sleep")
+    cluster.place()
+    members = [cluster.device(f"d{index:02}") for index in range(unable)]
+    (task,) = cluster.submit(1, task_type="resize", max_retries=0)
+    asked = []
+    for _ in range(unable + 5):
+        cluster.place()
+        for member in members:
+            if member.keys:
+                asked.append(member.record.device_id)
+                lacks(member)
+        cluster.pass_time(0.5)
+        for member in (*members, able):
+            member.beat()
+        cluster.tick("stranded", "deadlines")
+    assert sorted(asked) == [member.record.device_id for member in members], "each once"
+    able.start()
+    able.finish()
+    cluster.place()
+    assert [key[0] for key in able.keys] == [task]
+    able.finish()
+    assert cluster.outcome(task).status == "success"
+
+
 def test_no_task_goes_round_for_ever(cluster: Cluster) -> None:
     member = cluster.device("member")
     cluster.device("other")
