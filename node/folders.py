@@ -24,20 +24,22 @@ def new_name() -> str:
 
 
 def make(scratch: str, name: str) -> str:
-    """An empty folder below `scratch`, which is made again when a task removed or closed it.
+    """An empty folder below `scratch`, made again when a task removed, closed or replaced it.
 
     Raises `OSError`.
     """
     folder = os.path.join(scratch, name)
-    try:
-        os.mkdir(folder, 0o700)
-    except (FileNotFoundError, PermissionError, NotADirectoryError):
-        with contextlib.suppress(NotADirectoryError, FileNotFoundError):
-            if not stat.S_ISDIR(os.lstat(scratch).st_mode):
-                os.unlink(scratch)
-        os.makedirs(scratch, 0o700, exist_ok=True)
-        os.chmod(scratch, 0o700)
-        os.mkdir(folder, 0o700)
+    with contextlib.suppress(OSError):
+        # Through a link in its place, tasks would work, and leave their folders, elsewhere.
+        if stat.S_ISDIR(os.lstat(scratch).st_mode):
+            os.mkdir(folder, 0o700)
+            return folder
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(scratch).st_mode):
+            os.unlink(scratch)
+    os.makedirs(scratch, 0o700, exist_ok=True)
+    os.chmod(scratch, 0o700)
+    os.mkdir(folder, 0o700)
     return folder
 
 
@@ -51,8 +53,11 @@ def remove(folder: str | Path) -> bool:
         shutil.rmtree(path, ignore_errors=True)
         return not os.path.lexists(path)
     with contextlib.suppress(OSError):
-        _empty(path)
-        os.rmdir(path)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            _empty(path)
+            os.rmdir(path)
+        else:
+            os.unlink(path)  # a task has put something else in its place
     return not os.path.lexists(path)
 
 
