@@ -201,7 +201,7 @@ def _settle(
     said_before = device.device_id in task.excluded
     note_tried(task, device)
     if elsewhere:
-        task.excluded |= {device.device_id}
+        passing_over.exclude(state, device, task)
         of_all = standing.lacks(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}

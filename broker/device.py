@@ -70,6 +70,7 @@ class Device:
         "online",
         "platform",
         "records",
+        "refused",
         "registered_ms",
         "role",
         "routing",
@@ -132,6 +133,8 @@ class Device:
         self.notes: dict[Kind, Note] = {}
         #: Kinds of task that it failed and did not do well since.
         self.records: dict[Kind, Record] = {}
+        #: Tasks that it said it cannot run (`Task.excluded`); some may have ended.
+        self.refused: set[int] = set()
         #: Changed since it was last stored.
         self.dirty = False
 

@@ -14,7 +14,7 @@ type is not passed over for the whole of it: `trust_the_last`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from retire_cluster.broker.device import Device
@@ -23,6 +23,7 @@ from retire_cluster.broker.instructions import StoreDevices
 from retire_cluster.broker.matching import TaskClass, notes_on, unfit
 from retire_cluster.broker.notes import Kind, Note
 from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.task import Task
 from retire_cluster.broker.timestamps import ago
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.vocabulary import ELSEWHERE, FAILING, Cause
@@ -34,6 +35,8 @@ LONGEST_SECONDS: Final = 3_600.0
 MAX_NOTES: Final = 64
 #: A device silent for no longer than this may come back with what is needed.
 REJOIN_SECONDS: Final = 600.0
+#: Tasks that ended are swept from what a device refused when there are so many of them.
+REFUSED_KEPT: Final = 1_000
 _MAX_MESSAGE: Final = 300
 #: Devices whose words are told when nobody is left.
 _TOLD: Final = 20
@@ -93,11 +96,35 @@ def give_a_chance(state: ClusterState, kind: Kind, now: Now) -> None:
 
 
 def forget(state: ClusterState, device: Device, now: Now) -> None:
-    """A new process of the device: everything may be different."""
+    """A new process of the device: everything may be different, for single tasks too."""
     for kind in list(device.notes):
         _end(state, device, kind, now)
     device.notes.clear()
     device.records.clear()
+    unsay(state, device, now)
+
+
+def unsay(state: ClusterState, device: Device, now: Now) -> None:
+    """What a device said of single tasks holds no longer: those that wait may go there again."""
+    busy = set()
+    for number in device.refused:
+        task = state.tasks.get(number)
+        if task is None or device.device_id not in task.excluded:
+            continue
+        if task.dispatch is not None:
+            busy.add(number)  # a row of it that is stored now would stand for an attempt that ended
+            continue
+        task.excluded -= {device.device_id}
+        state.store_deviation(task, now)
+    device.refused = busy
+
+
+def exclude(state: ClusterState, device: Device, task: Task) -> None:
+    """A device said that it cannot run a task: it is asked last, until it has a new process."""
+    task.excluded |= {device.device_id}
+    device.refused.add(task.number)
+    if len(device.refused) > REFUSED_KEPT + len(state.tasks):
+        device.refused &= state.tasks.keys()
 
 
 def remember(state: ClusterState, device: Device) -> None:
@@ -157,7 +184,7 @@ def nobody_left(
         return None
     said = []
     for device in _able(state, cls, now):
-        notes = [one for one in notes_on(cls.key, device) if one.cause in ELSEWHERE]
+        notes = _words_on(cls, device)
         if not notes and device.device_id not in asked:
             return None
         words = seen(notes[0], now) if notes else asked[device.device_id]
@@ -169,28 +196,47 @@ def nobody_left(
 
 
 def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
-    """Ask those again that are passed over for a whole type, when nobody else can run a class."""
-    last = []
+    """Let those run a class again that fail it, when nobody else can; or else, lack a whole type.
+
+    Who lacks what the tasks need is left out: it would not be the last to run them.
+    """
+    failing, lacking = [], []
     whole = Kind(cls.key.task_type, "")
     for device in _able(state, cls, now):
         notes = notes_on(cls.key, device)
-        if not notes or all(one.cause == FAILING for one in notes):
+        if not notes:
             return False
-        if notes == [device.notes.get(whole)]:
-            last.append(device)
-    for device in last:
+        if all(one.cause == FAILING for one in notes):
+            failing.append(device)
+        elif notes == [device.notes.get(whole)]:
+            lacking.append(device)
+    for device in failing:
+        for kind in cls.key.kinds:
+            lift(state, device, kind, now)
+    if failing:
+        return True
+    for device in lacking:
         lift(state, device, whole, now)
-    return bool(last)
+    return bool(lacking)
 
 
-def _able(state: ClusterState, cls: TaskClass, now: Now) -> list[Device]:
+def may_come(state: ClusterState, cls: TaskClass, now: Now) -> frozenset[str]:
+    """Devices that may run a class now or soon: busy, drained or away for a short while."""
+    able = _able(state, cls, now)
+    return frozenset(device.device_id for device in able if not _words_on(cls, device))
+
+
+def _words_on(cls: TaskClass, device: Device) -> list[Note]:
+    """What a device says that it lacks of what a class needs."""
+    return [one for one in notes_on(cls.key, device) if one.cause in ELSEWHERE]
+
+
+def _able(state: ClusterState, cls: TaskClass, now: Now) -> Iterator[Device]:
     """Devices that could run a class by what they are, here or here a short while ago."""
-    return [
-        device
-        for device in state.devices.values()
-        if (device.online or device.silent_for(now.mono) <= REJOIN_SECONDS)
-        and not unfit(cls.key, device)
-    ]
+    for device in state.devices.values():
+        here = device.online or device.silent_for(now.mono) <= REJOIN_SECONDS
+        if here and not unfit(cls.key, device):
+            yield device
 
 
 def cause_of(state: ClusterState, cls: TaskClass) -> Cause:

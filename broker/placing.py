@@ -16,6 +16,7 @@ from retire_cluster.broker.events import Now, Place
 from retire_cluster.broker.instructions import SendAssign, StoreDispatch
 from retire_cluster.broker.matching import ClassKey, TaskClass
 from retire_cluster.broker.overtaking import Waiting
+from retire_cluster.broker.passing_over import REJOIN_SECONDS, may_come
 from retire_cluster.broker.rows import DispatchRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task
@@ -60,6 +61,8 @@ class _Pass:
         self.overtaken = False
         #: Tasks that wait for another device, by class: back in their queues at the end.
         self.held: dict[ClassKey, list[Task]] = {}
+        #: Devices that may come to run tasks of a class, where that was asked.
+        self.coming: dict[ClassKey, frozenset[str]] = {}
         self.sorted = 0
         #: Classes that joined in this pass.
         self.joined: set[ClassKey] = set()
@@ -161,18 +164,31 @@ class _Pass:
             if own is not cls:
                 self._sort(task, own)
                 return None
+        if not task.tried:
+            return device
         # More may have said that they cannot run it than are remembered as tried.
-        avoid = task.tried | task.excluded if task.excluded else task.tried
+        avoid = task.tried | task.excluded
         if device.device_id not in avoid:
             return device
         other = cls.pick(state.free, avoid=avoid)
         if other is not None:
             return other
-        # Where it cannot run, it would only be told so again.
-        patient = (
-            device.device_id in task.excluded or self.now.mono - task.queued_mono < PATIENCE_SECONDS
-        )
-        if patient and any(one.ready and one.device_id not in avoid for one in cls.ring):
+        waited = self.now.mono - task.queued_mono
+        patient = waited < PATIENCE_SECONDS
+        if device.device_id in task.excluded:
+            # It would only say so again: where the task failed otherwise comes before it.
+            second = cls.pick(state.free, avoid=task.excluded)
+            if second is None:
+                patient = True
+                avoid = task.excluded
+            else:
+                device = second
+        wanted = patient and any(one.ready and one.device_id not in avoid for one in cls.ring)
+        if not wanted and device.device_id in task.excluded and waited < REJOIN_SECONDS:
+            if cls.key not in self.coming:
+                self.coming[cls.key] = may_come(state, cls, self.now)
+            wanted = not self.coming[cls.key] <= task.excluded
+        if wanted:
             self.held.setdefault(cls.key, []).append(task)
             return None
         return device

@@ -189,6 +189,8 @@ def _live(
     kept = snapshot.deviations.get(row.number)
     if kept is not None:
         _deviate(task, kept)
+        for device_id in task.excluded & state.devices.keys():
+            state.devices[device_id].refused.add(row.number)
     state.tasks[row.number] = task
     device = state.devices.get(out[0].device_id) if out is not None else None
     if out is not None and device is not None and out[1] > task.attempt:

@@ -35,6 +35,8 @@ class Elsewhere:
         #: Whoever ever said so of a type: enough for a row that other failures began.
         self._ever: set[tuple[str, str]] = set()
         self._instances: dict[str, str] = {}
+        #: Devices that have another process since the last look.
+        self._new: set[str] = set()
 
     def _change(self) -> dict[tuple[str, str], float]:
         if self._before is None:
@@ -87,10 +89,16 @@ class Elsewhere:
         for key in [key for key in said if key[0] == device_id]:
             del said[key]
 
+    def is_new(self, state: ClusterState, device_id: str) -> bool:
+        """Whether a device had another process at the look before, or is no device any more."""
+        return device_id in self._new or device_id not in state.devices
+
     def look_at(self, state: ClusterState, facts: Collection[Fact], mono: float) -> None:
         """Processes that are new may have what the ones before had not; the last one is trusted."""
+        self._new.clear()
         for device in state.devices.values():
             if device.instance != self._instances.get(device.device_id):
+                self._new.add(device.device_id)
                 self._instances[device.device_id] = device.instance
                 self.removed(device.device_id)
         for name, task_type in list(self._said):

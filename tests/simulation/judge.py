@@ -458,6 +458,9 @@ class Judge:
         kept = (row.attempt, row.retries, row.stored_retries)
         if kept != (fact.attempt, fact.retries, fact.stored):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
+        gone = fact.excluded - set(row.excluded)
+        if attempt is None and all(self.elsewhere.is_new(state, device) for device in gone):
+            fact.excluded -= gone
         visited = (frozenset(row.killers), frozenset(row.excluded), frozenset(row.tried))
         if visited != (fact.killers, fact.excluded, fact.tried):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.broker.passing_over import FIRST_SECONDS, LONGEST_SECONDS, MAX_NOTES
+from retire_cluster.broker.passing_over import (
+    FIRST_SECONDS,
+    LONGEST_SECONDS,
+    MAX_NOTES,
+    REJOIN_SECONDS,
+)
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.vocabulary import Cause
@@ -223,7 +228,12 @@ def test_no_task_goes_round_for_ever(cluster: Cluster) -> None:
     cluster.device("other")
     cluster.call("device.drain", {"device_id": "other"})
     (task,) = program(cluster, "ffmpeg", requirements={"max_retries": 1})
-    for _ in range(3):
+    for turn in range(3):
+        if turn == 2:
+            cluster.place()
+            assert not member.keys, "the other one may come back"
+            cluster.pass_time(REJOIN_SECONDS)
+            member.beat()
         cluster.place()
         assert member.keys
         lacks(member)
