@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import zmq
 from zmq.utils import z85
 
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.hosts import HostError, read_host
 
 TOKEN_BYTES = 16
@@ -208,10 +209,10 @@ def looks_like_join(text: str) -> bool:
 
 
 def read_join(text: str) -> Invitation:
-    """What a join string says. Raises `ValueError` with the cure."""
+    """What a join string says. Raises `Unusable` with the cure."""
     word = "".join(text.split())
     if not word.startswith(JOIN_PREFIX):
-        raise ValueError(
+        raise Unusable(
             "this join string was made by another version of retire-cluster: update the older one"
         )
     body = word[len(JOIN_PREFIX) :]
@@ -223,7 +224,7 @@ def read_join(text: str) -> Invitation:
     host, _, port = content[32 + TOKEN_BYTES :].decode("utf-8", "replace").rpartition(":")
     good = hashlib.sha256(content).digest()[:_CHECK_BYTES] == check
     if not (good and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
-        raise ValueError(
+        raise Unusable(
             "the join string is cut or mistyped: copy the whole line again, or make a new one on"
             " the main node with: retire-cluster token create"
         )
@@ -232,7 +233,7 @@ def read_join(text: str) -> Invitation:
     try:
         return Invitation(read_host(host), int(port), server.decode("ascii"), token)
     except HostError as error:
-        raise ValueError(
+        raise Unusable(
             f"the join string leads nowhere: {error}; make a new one on the main node with:"
             " retire-cluster token create --host ADDRESS"
         ) from None

@@ -75,6 +75,8 @@ def load(
         folder = usual
     elif not isinstance(data_dir, (str, os.PathLike)) or not os.fspath(data_dir):
         raise SettingsError("data_dir", "must be the path of a folder", data_dir_source)
+    elif "\0" in os.fspath(data_dir):
+        raise SettingsError("data_dir", "must be a path without a NUL character", data_dir_source)
     else:
         try:
             folder = Path(expanded(os.fspath(data_dir)))

@@ -25,6 +25,7 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.node import confine, credentials, probe, proctree
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
@@ -57,10 +58,6 @@ log = logging.getLogger("retire_cluster.node")
 
 #: The worker met an error of its own; it may be started again.
 EXIT_BROKEN = 1
-
-
-class Unusable(Exception):
-    """The worker cannot start as it was asked to; the text is one line with the cure."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -144,12 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{settings.data_dir} cannot be used: {error}; name another by --data-dir"
             )
         proctree.hide_memory()
-        try:
-            return _run(worker, spool)
-        except Exception:
-            # Not a refusal: whoever watches this process starts it again.
-            log.exception("the worker met an error of its own and ends")
-            return EXIT_BROKEN
+        return _run(worker, spool)
+    except Exception:
+        # Not a refusal: whoever watches this process starts it again.
+        log.exception("the worker met an error of its own and ends")
+        return EXIT_BROKEN
     finally:
         for folder in temporary:
             shutil.rmtree(folder, ignore_errors=True)
@@ -192,7 +188,7 @@ def build(
                 f"tag {tag!r:.80}: 1 to 64 of letters, digits and _ . : = -, the first one a"
                 " letter or digit"
             )
-    name = _device_id(settings)
+    name = device_id(settings.data_dir, settings.worker.device_id)
     platform = probe.detect_platform()
     android = platform is Platform.ANDROID
     facts = probe.capabilities(folder)
@@ -393,34 +389,24 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
     rules = settings.policy
-    try:
-        return Policy.make(
-            allow=(*rules.allow, *arguments.allow),
-            deny=rules.deny,
-            shell=rules.shell,
-            private_addresses=rules.private_addresses,
-            is_root=running_as_root(),
-            allow_root=rules.allow_root,
-            pass_environment=rules.pass_environment,
-            commands=rules.commands,
-            folders=rules.folders,
-            other_user=bool(rules.user),
-        )
-    except ValueError as error:
-        raise Unusable(str(error)) from None
-
-
-def _device_id(settings: Settings) -> str:
-    try:
-        return device_id(settings.data_dir, settings.worker.device_id)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    return Policy.make(
+        allow=(*rules.allow, *arguments.allow),
+        deny=rules.deny,
+        shell=rules.shell,
+        private_addresses=rules.private_addresses,
+        is_root=running_as_root(),
+        allow_root=rules.allow_root,
+        pass_environment=rules.pass_environment,
+        commands=rules.commands,
+        folders=rules.folders,
+        other_user=bool(rules.user),
+    )
 
 
 def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials | None]:
     try:
         return credentials.find(settings.data_dir, settings.worker.join.strip(), plain=plain)
-    except (ValueError, KeyFileError) as error:
+    except KeyFileError as error:
         raise Unusable(str(error)) from None
 
 
@@ -429,17 +415,14 @@ def _identity(
 ) -> tuple[Settings, Credentials | None]:
     """The settings with this device's one name in them, and the keys that are known by it."""
     folder, wanted = settings.data_dir, settings.worker.device_id
-    try:
-        check_id(wanted)
-        name = wanted if keys is not None and wanted else device_id(folder, wanted)
-        if not plain and (keys is None or not (keys.enrolled or keys.enrolling)):
-            # None yet, or one whose join never came to an end: on the main node's own machine,
-            # as its user, another way is open.
-            keys = let_in(folder, address, name) or keys
-        if keys is not None:
-            name = device_id(folder, keys.settle(name, asked=bool(wanted)))
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    check_id(wanted)
+    name = wanted if keys is not None and wanted else device_id(folder, wanted)
+    if not plain and (keys is None or not (keys.enrolled or keys.enrolling)):
+        # None yet, or one whose join never came to an end: on the main node's own machine,
+        # as its user, another way is open.
+        keys = let_in(folder, address, name) or keys
+    if keys is not None:
+        name = device_id(folder, keys.settle(name, asked=bool(wanted)))
     worker = replace(settings.worker, device_id=name)
     return settings.with_sections({"worker": worker}), keys
 

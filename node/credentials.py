@@ -14,6 +14,7 @@ from pathlib import Path
 
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, Pair
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.sockets import Address, parse_join
 
 #: The pair of a join that is under way.
@@ -74,7 +75,7 @@ class Credentials:
         """The name this device joins by: the one its key is known by, else `name`.
 
         :param asked: the name was given, not found in the folder
-        Raises `ValueError` with the cure when the key is another name's and there is no join token
+        Raises `Unusable` with the cure when the key is another name's and there is no join token
         to enrol a new one, `OSError`.
         """
         if self.device_id and self.device_id != name:
@@ -82,7 +83,7 @@ class Credentials:
             if known and not asked:
                 return self.device_id
             if known and self._token is None:
-                raise ValueError(
+                raise Unusable(
                     f"--device-id: this device is known as {self.device_id} to its main node;"
                     f" leave the flag out, or join as {name} with a new line of"
                     " `retire-cluster token create`"
@@ -139,16 +140,16 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
 
     :param join: a join string, `HOST[:PORT]`, or nothing: where it was welcomed before
     :param plain: do not encrypt
-    Raises `ValueError` with the cure, `KeyFileError`, `OSError`.
+    Raises `Unusable` with the cure, `KeyFileError`, `OSError`.
     """
     kept = None if plain else curve.read_key_file(folder / curve.DEVICE_KEY)
     draft = None if plain else curve.read_key_file(folder / JOINING_KEY)
     if curve.looks_like_join(join):
         invitation = curve.read_join(join)
         if plain:
-            raise ValueError("--plain: a join string is for an encrypted main node; leave it out")
+            raise Unusable("--plain: a join string is for an encrypted main node; leave it out")
         if not curve.available():
-            raise ValueError(
+            raise Unusable(
                 "this device's libzmq cannot encrypt: pip install --force-reinstall pyzmq"
             )
         address = Address(invitation.host, invitation.port)
@@ -173,7 +174,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
     if not join:
         main = known.get("main") if known else _plain_main(folder)
         if not isinstance(main, str):
-            raise ValueError(
+            raise Unusable(
                 "name the main node: --join with the line that `retire-cluster token create` prints"
                 " there, or --join HOST[:PORT] for one without encryption"
             )

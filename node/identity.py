@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 #: A task process that a killed worker was just starting holds a copy of the lock until it runs.
@@ -87,7 +88,7 @@ def _try_lock(fd: int) -> bool:
 def device_id(folder: Path, wanted: str = "") -> str:
     """This device's name: `wanted`, else the folder's, else a new one; it is kept from then on.
 
-    Raises `ValueError` for a name the protocol does not allow, `OSError` when it cannot be kept.
+    Raises `Unusable` for a name the protocol does not allow, `OSError` when it cannot be kept.
     """
     path = folder / "device_id"
     kept = kept_id(folder)
@@ -104,14 +105,14 @@ def device_id(folder: Path, wanted: str = "") -> str:
 
 
 def check_id(wanted: str) -> None:
-    """Raises `ValueError` for a name the protocol does not allow; an empty one is none yet."""
+    """Raises `Unusable` for a name the protocol does not allow; an empty one is none yet."""
     if wanted and not _DEVICE_ID.match(wanted):
-        raise ValueError(
+        raise Unusable(
             f"device id {wanted!r:.120}: 1 to 100 of letters, digits and _ . : -, the first one"
             " a letter or digit"
         )
     if wanted in RESERVED_DEVICE_IDS:
-        raise ValueError(
+        raise Unusable(
             f"device id {wanted!r} is a name of the REST API's own (/devices/{wanted});"
             " choose another"
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retire_cluster.conf.homefolder import expanded
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: `--allow command:shell` allows the type and, for it, a shell.
@@ -42,13 +43,13 @@ _NEVER = "RETIRE_CLUSTER_"
 
 
 def whole_path(folder: str) -> str:
-    """A folder of `policy.folders`, whole. Raises `ValueError` for one that names no one place."""
+    """A folder of `policy.folders`, whole. Raises `Unusable` for one that names no one place."""
     try:
         found = expanded(folder)
     except LookupError as error:
-        raise ValueError(f"policy.folders: {error.args[0]}") from None
+        raise Unusable(f"policy.folders: {error.args[0]}") from None
     if not os.path.isabs(found):
-        raise ValueError(f"policy.folders: {folder!r:.200} must be written from / on")
+        raise Unusable(f"policy.folders: {folder!r:.200} must be written from / on")
     return found
 
 

@@ -16,6 +16,7 @@ import zmq
 from retire_cluster.conf import curve
 from retire_cluster.conf.addresses import zoned
 from retire_cluster.conf.curve import ClientKeys
+from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.hosts import HostError, bracketed, read_address
 from retire_cluster.schemas.wire import MAX_FRAME_BYTES
 
@@ -54,16 +55,16 @@ class Address:
 
     @property
     def url(self) -> str:
-        """As libzmq wants it. Raises `ValueError` when it is not clear by which interface."""
+        """As libzmq wants it. Raises `Unusable` when it is not clear by which interface."""
         return f"tcp://{bracketed(zoned(self.host))}:{self.port}"
 
 
 def parse_join(text: str) -> Address:
-    """`HOST[:PORT]` as an address; raises `ValueError` with the cure."""
+    """`HOST[:PORT]` as an address; raises `Unusable` with the cure."""
     try:
         return Address(*read_address(text, DEFAULT_PORT))
     except HostError as error:
-        raise ValueError(
+        raise Unusable(
             f"--join: {error}; say HOST or HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}, or"
             " the line of `retire-cluster token create`"
         ) from None

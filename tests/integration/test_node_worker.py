@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from retire_cluster.conf.curve import TOKEN_BYTES, Invitation, new_pair, write_join
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.messages import AssignItem, HeartbeatConfig
 from tests.integration.node_kit import (
@@ -58,6 +61,35 @@ def test_two_workers_on_one_folder_are_refused_in_one_clear_line(bus: Bus, start
     assert errors.count("\n") == 1
     assert f"process {first.pid}" in errors
     assert "--data-dir" in errors
+
+
+#: Errors of ours, put where a start comes by.
+FAULTS = {
+    "find": "import retire_cluster.node.credentials as place\nplace.find = wrong\n",
+    "settle": "from retire_cluster.node.credentials import Credentials as place\n"
+    "place.settle = wrong\n",
+    "check_id": "import retire_cluster.node.identity as place\nplace.check_id = wrong\n",
+    "device_id": "import retire_cluster.node.identity as place\nplace.device_id = wrong\n",
+    "capabilities": "import retire_cluster.node.probe as place\nplace.capabilities = wrong\n",
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_an_error_of_its_own_while_starting_is_no_mistake_of_whoever_started_it(
+    start: Start, tmp_path: Path, where: str
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    wrong = "def wrong(*args, **more):\n    raise ValueError('not the user')\n"
+    # The interpreter itself imports it, in the task processes too.
+    (site / "sitecustomize.py").write_text(wrong + FAULTS[where])
+    invitation = Invitation("127.0.0.1", 9, new_pair().public, b"t" * TOKEN_BYTES)
+    flags = ("--join", write_join(invitation)) if where == "settle" else ()
+    process = start(*flags, environ={"PYTHONPATH": str(site)})
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1, errors
+    assert "met an error of its own" in errors
+    assert "ValueError: not the user" in errors
 
 
 def test_bad_flags_are_refused_with_their_cure(start: Start) -> None:

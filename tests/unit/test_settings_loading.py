@@ -63,6 +63,10 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("[worker]\nrole = 'boss'\n", "worker.role: must be one of worker, compute"),
         ("[heartbeat]\ntimeout = 5\n", "heartbeat.timeout: must be at least interval"),
         ("data_dir = 3\n", "data_dir: must be the path of a folder (from rc.toml)"),
+        (
+            'data_dir = "a\\u0000b"\n',
+            "data_dir: must be a path without a NUL character (from rc.toml)",
+        ),
         ("[api\n", "rc.toml: is not valid TOML:"),
         ("[api]\nport = " + "9" * 5000, "rc.toml: is not valid TOML:"),
     ],
