@@ -170,6 +170,8 @@ class EventLog:
     ) -> tuple[list[Entry], int]:
         """Up to `limit` matching events after a cursor, and the cursor to go on from."""
         found: list[Entry] = []
+        if since > self.last:
+            since = 0  # of another epoch: all that is kept is new to it
         cursor = max(since, 0)
         for entry in self.after(since):
             cursor = entry.id
@@ -178,7 +180,7 @@ class EventLog:
                 if len(found) == limit:
                     break
         else:
-            cursor = max(cursor, self.last) if since <= self.last else self.last
+            cursor = max(cursor, self.last)
         return found, cursor
 
 

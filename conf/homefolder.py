@@ -17,7 +17,7 @@ def home_folder(platform: str, environ: Mapping[str, str]) -> Path | None:
     """This user's home folder, or None when it has none; what is no whole path counts as none."""
     isabs = ntpath.isabs if platform == "win32" else posixpath.isabs
     for found in (environ.get("HOME"), environ.get("USERPROFILE"), os.path.expanduser("~")):
-        if found and isabs(found):
+        if found and (isabs(found) or os.path.isabs(found)):
             return Path(found)
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -133,7 +134,7 @@ def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path | None:
     """The folder this platform keeps a program's data in, or None for a user without a home."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(platform, "XDG_DATA_HOME")
     named = environ.get(variable, "")
-    if named and (platform == "win32" or os.path.isabs(named)):  # XDG: a relative one is ignored
+    if named and (platform == "win32" or posixpath.isabs(named)):  # XDG: a relative one is ignored
         return Path(named) / "retire-cluster"
     home = home_folder(platform, environ)
     if home is None:

@@ -199,7 +199,7 @@ const scenarios = {
     const page = await open(context, "#/log");
     await live(page);
     await page.locator("table.log tbody tr").first().waitFor();
-    const { task_id: failing } = await post({ task_type: "http_request", payload: { url: "http://127.0.0.1/" }, requirements: { max_retries: 0 } });
+    const { task_id: failing } = await post({ task_type: "python_eval", payload: { expression: "1 / 0" }, requirements: { max_retries: 0 } });
     await page.locator("table.log tr", { hasText: failing.slice(-6) }).filter({ hasText: "failed" }).waitFor();
     await page.getByRole("button", { name: "Hold" }).click();
     const rows = await page.locator("table.log tbody tr").count();

@@ -327,7 +327,7 @@ def test_a_removed_worker_stays_down_until_it_is_readmitted(running: Running) ->
     running.cli("devices", "rm", worker["device_id"])
     until(lambda: running.endpoints()["workers"] == [])
     assert not pid_alive(worker["pid"])
-    assert "devices readmit" in running.log.read_text()
+    until(lambda: "devices readmit" in running.log.read_text())
     running.cli("devices", "readmit", worker["device_id"])
     assert running.healthy()
 

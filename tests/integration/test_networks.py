@@ -81,7 +81,7 @@ def test_a_join_line_is_printed_and_works(name: str, tmp_path: Path) -> None:
             if not networks:  # this end's zone is to be written for that end
                 line = line.replace(f"%25{MAIN_INTERFACE}", "%25wlan9")
             fetched = device.run(sys.executable, "-c", line, "--help")
-            assert "join line of the main node" in fetched.stdout + fetched.stderr
+            assert "Makes this device a worker" in fetched.stdout + fetched.stderr
             join = [*CLI, "worker", "--join", word, "--device-id", "dev"]
             join += ["--data-dir", str(tmp_path / "device")]
             with process(device.command(join), tmp_path) as (worker, worker_log):

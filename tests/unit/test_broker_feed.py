@@ -147,9 +147,12 @@ def test_what_is_not_wanted_is_passed_over_by_the_cursor() -> None:
     assert log.select(0, 100, lambda entry: False) == ([], log.last)
 
 
-def test_a_cursor_from_the_future_is_brought_back() -> None:
+def test_a_cursor_of_an_epoch_with_higher_numbers_gets_all_that_is_kept() -> None:
     log = filled(3)
-    assert log.select(log.last + 50, 10, everything) == ([], log.last)
+    assert log.gap(log.last + 50)
+    assert log.select(log.last + 50, 10, everything) == (list(log.after(0)), log.last)
+    assert log.select(log.last + 50, 2, everything)[1] == log.last - 1
+    assert EventLog(EPOCH).select(EPOCH + 50, 10, everything) == ([], EPOCH)
 
 
 def test_a_smaller_log_forgets_its_oldest_events_and_a_larger_one_keeps_more() -> None:

@@ -253,7 +253,7 @@ def test_only_allowed_types_are_advertised_and_the_others_still_refused() -> Non
 def test_what_the_owner_allows_of_a_type_is_told_without_arguments_and_folders(
     rules: dict[str, Any], command: dict[str, Any], web: dict[str, Any]
 ) -> None:
-    policy = Policy.make(**{"allow": ["command"], **rules}, folders=["/secret"])
+    policy = Policy.make(**{"allow": ["command"], **rules}, folders=[os.path.abspath("/secret")])
     offered = {info.name: info.allows for info in Catalog(policy).advertised()}
     assert offered["command"] == command
     assert offered["http_request"] == web
