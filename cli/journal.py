@@ -139,6 +139,10 @@ class Journal:
         for line, task_id in zip(what.lines, ids, strict=True):
             self._known[line].append(task_id)
 
+    def refused(self) -> None:
+        """What was sent last is not valid: no task of it was made."""
+        self._aside.unlink(missing_ok=True)
+
     def forget(self, task_ids: Sequence[str]) -> None:
         """Tasks that no longer are: their lines are new ones."""
         with self._path.open("a", encoding="ascii") as file:

@@ -98,9 +98,7 @@ def cancel(session: Session) -> int:
     name = session.args.cancel
     client = _client(session)
     with Journal(session.target.data_dir / "map", name) as journal:
-        unsure = journal.interrupted()
-        if unsure is not None:
-            journal.learn(unsure, mapping.submit(client, unsure.task, unsure))
+        mapping.settle(client, journal)
         if not journal.task_ids:
             raise ValidationError("--cancel", f"no run {name!r} is known on this machine")
         count = mapping.cancel(client, journal.task_ids)

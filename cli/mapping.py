@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import re
 import sys
 import uuid
 from collections import deque
@@ -125,9 +126,7 @@ class Run:
     # --- what an earlier run did ---
 
     def _find_earlier(self, journal: Journal) -> None:
-        unsure = journal.interrupted()
-        if unsure is not None:
-            journal.learn(unsure, submit(self._client, unsure.task, unsure))
+        settle(self._client, journal)
         if not journal.task_ids:
             return
         kind = self._task["task_type"]
@@ -195,7 +194,12 @@ class Run:
             )
             if self._journal is not None:
                 self._journal.sending(what)
-            ids = submit(self._client, self._task, what)
+            try:
+                ids = submit(self._client, self._task, what)
+            except ValidationError as error:
+                if self._journal is not None:
+                    self._journal.refused()
+                raise _of_its_line(error, new) from None
             if self._journal is not None:
                 self._journal.sent(what, ids)
             for position, task_id in zip(new, ids, strict=True):
@@ -285,6 +289,27 @@ class Run:
     def _same_command(self) -> str:
         name = "" if self._journal is None else f" --resume {self._journal.name}"
         return f"the same command with{name}"
+
+
+def settle(client: Caller, journal: Journal) -> None:
+    """Learn what became of a submission that was interrupted; a refused one was not made."""
+    unsure = journal.interrupted()
+    if unsure is None:
+        return
+    try:
+        ids = submit(client, unsure.task, unsure)
+    except ValidationError:
+        journal.refused()
+        return
+    journal.learn(unsure, ids)
+
+
+def _of_its_line(error: ValidationError, positions: Sequence[int]) -> ValidationError:
+    """The error, naming the line of the file instead of the place in what was sent."""
+    found = re.fullmatch(r"tasks\.([0-9]{1,6})\.(.+)", error.field, re.DOTALL)
+    if found is None or int(found[1]) >= len(positions):
+        return error
+    return ValidationError(f"line {positions[int(found[1])] + 1}: {found[2]}", error.reason)
 
 
 def submit(client: Caller, task: dict[str, Any], what: Submission) -> list[str]:

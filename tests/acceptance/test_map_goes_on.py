@@ -246,3 +246,18 @@ def test_a_main_node_that_is_away_is_waited_for_and_that_is_said_once(tmp_path: 
     finally:
         for process in (node, *started):
             process.kill()
+
+
+def test_a_line_that_is_refused_is_named_and_once_it_is_right_the_run_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.jsonl"
+    rows: list[Any] = [{"duration": 0} for _ in range(230)]
+    wrong = [*rows[:219], {"duration": "long"}, *rows[220:]]
+    refused = cluster.cli("map", "sleep", written(path, wrong), "--resume", "refused")
+    assert refused.returncode == 6
+    assert "error: line 220: payload.duration: must be a number" in refused.stderr
+    again = cluster.cli("map", "sleep", written(path, rows), "--resume", "refused")
+    assert again.returncode == 0, again.stderr
+    assert [row["line"] for row in rows_of(again)] == list(range(1, 231))
+    assert cluster.cli("map", "--cancel", "refused").returncode == 0
