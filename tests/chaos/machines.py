@@ -28,12 +28,38 @@ from pathlib import Path
 COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
 ANY_PORTS = ["--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0"]
 READY_SECONDS, STOP_SECONDS = 60.0, 10.0
+#: Where a group for one condition is made: v1 by controller, v2 where it gives all of them away.
+GROUPS = Path("/sys/fs/cgroup")
+GROUP = "rc-odd-machine-"
 STRANGER = ("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups")
 
 
 def shell(before: str, *flags: str) -> tuple[str, ...]:
     """In namespaces of its own, a command of the shell first. `$D` is the scratch folder."""
     return ("unshare", *flags, "sh", "-c", f'{before}; exec "$@"', "sh")
+
+
+def grouped(v1: Mapping[str, str], v2: Mapping[str, str]) -> tuple[str, ...]:
+    """In control groups of its own with these limits, by file. `$D` is the scratch folder."""
+    controllers = sorted({name.partition(".")[0] for name in v1})
+    unified = (GROUPS / "cgroup.controllers").exists()
+    folders = [GROUPS] if unified else [GROUPS / name for name in controllers]
+    steps = ["set -e"]
+    for folder in folders:
+        made = f"{folder}/{GROUP}$(basename $D)"
+        steps.append(f"mkdir -p {made}")
+        for name, value in (v2 if unified else v1).items():
+            if unified or name.startswith(f"{folder.name}."):
+                steps.append(f"echo {value} > {made}/{name}")
+        steps.append(f"echo $$ > {made}/cgroup.procs")
+    return ("sh", "-c", "; ".join(steps) + '; exec "$@"', "sh")
+
+
+def ungroup(scratch: Path) -> None:
+    """Remove what `grouped` made."""
+    for folder in (GROUPS, *GROUPS.glob("*/")):
+        with contextlib.suppress(OSError):
+            (folder / f"{GROUP}{scratch.name}").rmdir()
 
 
 @dataclass(frozen=True)
@@ -64,7 +90,12 @@ class Condition:
     @property
     def root(self) -> bool:
         """Whether only root can make it."""
-        return bool(self.needs & {"unshare", "setpriv"})
+        return self.grouped or bool(self.needs & {"unshare", "setpriv"})
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it needs control groups that can be written."""
+        return GROUP in " ".join(self.around)
 
 
 def table() -> list[Condition]:
@@ -126,6 +157,15 @@ def table() -> list[Condition]:
         Condition("folder-with-odd-letters", data_dir="$D/a b'é%s"),
         Condition("nice-19", around=("nice", "-n", "19")),
         Condition("umask-077", around=("sh", "-c", 'umask 077; exec "$@"', "sh")),
+        Condition("half-a-processor", around=grouped(
+            {"cpu.cfs_quota_us": "50000"}, {"cpu.max": "'50000 100000'"}),
+            logs=r", 1 slots: ", small=True),
+        Condition("one-of-the-processors", around=grouped(
+            {"cpuset.cpus": "0", "cpuset.mems": "0"}, {"cpuset.cpus": "0"}),
+            logs=r", 1 slots: "),
+        Condition("256-mib-of-memory", around=grouped(
+            {"memory.limit_in_bytes": str(256 << 20)}, {"memory.max": str(256 << 20)}),
+            small=True),
         Condition("no-path", environ={"PATH": None}),
         Condition("empty-environment", around=("env", "-i", "HOME=/nowhere")),
     ]  # fmt: skip
@@ -142,6 +182,14 @@ def run(condition: Condition, scratch: Path) -> str:
             raise Skipped(f"{tool} is not installed")
     if condition.root and os.geteuid() != 0:
         raise Skipped("needs root")
+    try:
+        return _run(condition, scratch)
+    finally:
+        if condition.grouped:
+            ungroup(scratch)
+
+
+def _run(condition: Condition, scratch: Path) -> str:
     scratch.chmod(0o777)
     inner = [*put(condition.around, scratch)]
     told = scratch / "told.json"
