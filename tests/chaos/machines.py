@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
@@ -31,6 +31,12 @@ READY_SECONDS, STOP_SECONDS = 60.0, 10.0
 #: Where a group for one condition is made: v1 by controller, v2 where it gives all of them away.
 GROUPS = Path("/sys/fs/cgroup")
 GROUP = "rc-odd-machine-"
+#: Under these the three programs are also started apart.
+APART = frozenset({
+    "plain", "unknown-user", "no-proc", "64-descriptors", "host-name-no-utf8", "locale-c",
+    "clock-1971", "half-a-processor", "256-mib-of-memory", "umask-077", "no-path",
+})  # fmt: skip
+APART_SMALL = frozenset({"unknown-user", "no-proc"})
 STRANGER = ("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups")
 
 
@@ -79,6 +85,8 @@ class Condition:
     data_dir: str | None = "$D/data"
     #: In the set of every test run.
     small: bool = False
+    #: Main node, API and worker are started one by one instead of by `up` (apart.py).
+    apart: bool = False
 
     @property
     def needs(self) -> set[str]:
@@ -104,7 +112,7 @@ def table() -> list[Condition]:
     lan = f"{lo}; ip link add rc0 type veth peer name rc1 && ip link set rc1 up; ip link set rc0 up"
     open_bus = {"RETIRE_CLUSTER_SERVER_WORKER_HOST": None}
     mono = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"}
-    return [
+    whole = [
         Condition("plain"),
         Condition("no-home", environ={"HOME": None, "USER": None, "LOGNAME": None}),
         Condition("unknown-user", around=STRANGER, environ={"HOME": None}, small=True),
@@ -169,6 +177,11 @@ def table() -> list[Condition]:
         Condition("no-path", environ={"PATH": None}),
         Condition("empty-environment", around=("env", "-i", "HOME=/nowhere")),
     ]  # fmt: skip
+    return whole + [
+        replace(one, name=f"apart-{one.name}", apart=True, logs="", small=one.name in APART_SMALL)
+        for one in whole
+        if one.name in APART
+    ]
 
 
 class Skipped(Exception):
@@ -241,6 +254,11 @@ def environment(condition: Condition) -> dict[str, str]:
 def inside(name: str, scratch: Path) -> str:
     """Start, use and stop it here; what went wrong."""
     (condition,) = (one for one in table() if one.name == name)
+    if condition.apart:
+        script = Path(__file__).resolve().with_name("apart.py")
+        words = [sys.executable, str(script), str(scratch)]
+        done = subprocess.run(words, cwd=scratch, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stdout + done.stderr
     folder = condition.data_dir and condition.data_dir.replace("$D", str(scratch))
     named = ["--data-dir", folder] if folder else []
     log = scratch / "up.log"
