@@ -192,7 +192,11 @@ def nobody_left(
     if not said:
         return None
     more = f"; and {len(said) - _TOLD} more" if len(said) > _TOLD else ""
-    return f"no device can run it: {'; '.join(said[:_TOLD])}{more}"
+    # The cure comes first: the end of a long text is cut.
+    return (
+        "no device can run it (they are asked again when one's worker starts anew, or when this"
+        f" task is retried): {'; '.join(said[:_TOLD])}{more}"
+    )
 
 
 def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:

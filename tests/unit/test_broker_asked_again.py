@@ -80,7 +80,9 @@ def test_it_fails_when_who_was_away_does_not_come(cluster: Cluster) -> None:
     poor.beat()
     cluster.place()
     lacks(poor)
-    assert "poor: there is no program" in str(cluster.outcome(task).error_message)
+    message = str(cluster.outcome(task).error_message)
+    assert "poor: there is no program" in message
+    assert "asked again when one's worker starts anew" in message
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -355,7 +355,8 @@ def test_a_refusal_by_policy_is_tried_elsewhere_free_of_charge(cluster: Cluster)
     assert outcome.started_ms is None
     # Both devices' words; what was noted before, with its age.
     assert outcome.error_message == (
-        "no device can run it: box: it broke, seen 0 s ago; other: it broke"
+        "no device can run it (they are asked again when one's worker starts anew, or when this"
+        " task is retried): box: it broke, seen 0 s ago; other: it broke"
     )
 
 
