@@ -30,6 +30,7 @@ def main(life_fd: int = -1) -> int:
 
 def _keep(life_fd: int) -> int:
     proctree.become_subreaper()
+    sharedmem.mark = os.environ.pop("RC_SHARED", "")
     # Forked before there is any thread, and before the task's modules are loaded.
     pid = os.fork()
     if pid == 0:
@@ -63,6 +64,7 @@ def _end_all(shared: frozenset[str], *, reap: bool = False) -> None:
     me = os.getpid()
     sharedmem.remove_of([process.pid for process in proctree.descendants(me)], shared)
     proctree.kill_descendants(me, reap=reap)
+    sharedmem.remove_marked(sharedmem.mark)
 
 
 def _execute() -> int:

@@ -91,8 +91,10 @@ class _Server:
 
     def _describe(self, header: dict[str, Any]) -> None:
         """Imports an own type: what that does to this process is its end."""
+        from retire_cluster.node import sharedmem
         from retire_cluster.node.tasks import custom
 
+        sharedmem.name_segments()
         row = custom.describe(str(header["name"]), str(header["entry_point"]))
         self._write({"kind": "described", "types": [row]})
 

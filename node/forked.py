@@ -91,6 +91,7 @@ def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
     close_all_but((ends.answers, ends.cancel))
     limits.tighten()
     proctree.show_memory()
+    sharedmem.name_segments()
     os.environ["RC_TASK_ID"] = str(header["task_id"])
     os.environ["RC_ATTEMPT"] = str(header["attempt"])
     os.chdir(folder)

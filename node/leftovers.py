@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from retire_cluster.node import proctree
+from retire_cluster.node import proctree, sharedmem
 
 
 class Leftovers:
@@ -28,6 +28,11 @@ class Leftovers:
         self._started: dict[int, str] = {}
         #: Random text in the environment of every task process of this worker.
         self.mark = secrets.token_hex(16)
+
+    @property
+    def shared(self) -> str:
+        """What the marks of this worker's segments of shared memory begin with."""
+        return self.mark[:8]
 
     def end_earlier(self) -> int:
         """Ends what the record of an earlier worker names; how many processes that were."""
@@ -48,6 +53,7 @@ class Leftovers:
             strays = proctree.marked(f"RC_WORKER={mark}")
             proctree.kill_all(strays)
             ended += len(strays)
+            sharedmem.remove_marked(mark[: len(self.shared)])
         with contextlib.suppress(OSError):
             self._path.unlink()
         return ended

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from retire_cluster.node import answers, forked, proctree
+from retire_cluster.node import answers, forked, proctree, sharedmem
 from retire_cluster.node.answers import BadAnswer, Done, Progress
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, add_logs, reply
 from retire_cluster.node.forked import Ends
@@ -174,6 +174,7 @@ class Nursery:
                 os.killpg(child.pid, signal.SIGKILL)
         if proctree.has_others():
             proctree.kill_descendants(os.getpid(), reap=True)
+        sharedmem.remove_marked(sharedmem.mark)
 
 
 class Child:

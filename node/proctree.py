@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from retire_cluster.node import trackers
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 #: sys.platform of Termux is "linux" below Python 3.13 and "android" from there.
 IS_LINUX = sys.platform.startswith(("linux", "android"))
 PATIENCE_SECONDS = 2.0
-#: For a task's resource tracker to remove the shared memory that the task left.
-TRACKER_SECONDS = 1.0
 #: Children of this process that are not a task's: `kill_descendants` leaves them alone.
 spared: set[int] = set()
 
@@ -169,8 +169,8 @@ def kill_descendants(
     as it can does not get away. `reap` collects orphans that this process has inherited.
     """
     end = time.monotonic() + patience_seconds
-    if _let_trackers_clean(pid, reap):
-        end += TRACKER_SECONDS
+    if IS_LINUX and trackers.let_clean(lambda: _left_below(pid, reap), kill_all):
+        end += trackers.PATIENCE_SECONDS
     while True:
         found = descendants(pid, spare=spared)
         if not found:
@@ -189,32 +189,10 @@ def kill_descendants(
         time.sleep(0.005)
 
 
-def _let_trackers_clean(pid: int, reap: bool) -> bool:
-    """Ends all below `pid` but the resource trackers of multiprocessing, and waits for these.
-
-    A tracker removes the shared memory and semaphores that a program did not, once all who could
-    use them are gone: nobody else knows their names. True when there was one.
-    """
-    found = descendants(pid, spare=spared) if IS_LINUX else []
-    trackers = {process.pid for process in found if _is_tracker(process.pid)}
-    if not trackers:
-        return False
-    end = time.monotonic() + TRACKER_SECONDS
-    while trackers & {process.pid for process in found} and time.monotonic() < end:
-        kill_all(process.pid for process in found if process.pid not in trackers)
-        if reap:
-            reap_all()
-        time.sleep(0.005)
-        found = descendants(pid, spare=spared)
-    return True
-
-
-def _is_tracker(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return b"multiprocessing.resource_tracker" in file.read(4096)
-    except OSError:
-        return False
+def _left_below(pid: int, reap: bool) -> list[int]:
+    if reap:
+        reap_all()
+    return [process.pid for process in descendants(pid, spare=spared)]
 
 
 def _group_of(pid: int) -> int:

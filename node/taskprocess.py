@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import answers, folders, proctree
+from retire_cluster.node import answers, folders, proctree, sharedmem
 from retire_cluster.node.confine import Confinement
 from retire_cluster.node.frames import ANSWERS, read_raw, write_frame
 from retire_cluster.node.leftovers import Leftovers
@@ -54,6 +55,7 @@ class TaskProcess:
         environment = dict(plan.environment)
         environment["RC_WORKER"] = plan.leftovers.mark
         environment["RC_SCRATCH"] = str(plan.scratch)
+        self._shared = f"{plan.leftovers.shared}{secrets.token_hex(4)}"
         environment["RC_BOUNDS"] = json.dumps(asdict(plan.bounds))
         self._leftovers = plan.leftovers
         self._lock = threading.Lock()
@@ -69,6 +71,7 @@ class TaskProcess:
         if sys.platform == "win32":
             flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
+            environment["RC_SHARED"] = self._shared
             read_fd, self._life_fd = os.pipe()
             arguments.append(str(read_fd))
             flags.update(pass_fds=(read_fd,), start_new_session=True)
@@ -183,6 +186,7 @@ class TaskProcess:
                         words = stream.read(65_536) or b""
                     stream.close()
         self._leftovers.remove(self.pid)
+        sharedmem.remove_marked(self._shared)
         if self._folder:
             folders.remove(self._scratch / self._folder)
         return code, words[-_MAX_STDERR:].decode("utf-8", "replace").strip()

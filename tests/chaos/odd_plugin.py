@@ -51,10 +51,22 @@ def slow(function):
 def odd(payload, context):
     """Does odd things."""
     found = None
+    home = os.getcwd()
     # Whoever leaves his folder does so last: what comes after would be done to the machine.
     for name in sorted(payload["deeds"], key=lambda name: name == "env_folder"):
+        if not is_inside(home):
+            raise RuntimeError(f"{name} would be done to the machine")
         found = DEEDS[name](context)
     return found
+
+
+def is_inside(home):
+    """Whether this process is still in its folder."""
+    try:
+        where = os.getcwd()
+    except OSError:  # removed, or too deep to be named: both are below it
+        return True
+    return where == home or where.startswith(f"{home}/")
 
 
 def witness(payload, context):
@@ -65,7 +77,8 @@ def witness(payload, context):
     umask = os.umask(0o022)
     os.umask(umask)
     drawn = [random.random() for _ in range(2)]
-    child = subprocess.run([sys.executable, "-c", "print(6*7)"], capture_output=True, text=True)
+    command = [sys.executable, "-I", "-S", "-c", "print(6*7)"]
+    child = subprocess.run(command, capture_output=True, text=True)
     return {
         "n": payload["n"],
         "drawn": drawn,
