@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from retire_cluster.cli import cures, exits
 from retire_cluster.cli.output import Output, clean
+from retire_cluster.cli.payloads import check_sendable
 from retire_cluster.cli.target import Target, find_target
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import SettingsError
@@ -88,11 +89,23 @@ def run(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 
     except ClusterError as error:
         output.error(error, "" if output.as_json else cures.of(error, client))
         return exits.for_error(error)
-    except JSONError as error:  # a number beyond 64 bits, bytes that are no text
-        output.error(ValidationError("", f"this cannot be sent as JSON: {error}"))
+    except JSONError as error:  # bytes that are no text among the words that were typed
+        output.error(_unsendable_word(args, error))
         return exits.INVALID
     finally:
         client.close()
+
+
+def _unsendable_word(args: argparse.Namespace, error: JSONError) -> ValidationError:
+    """What names the argument that cannot be sent, where one can be told."""
+    for name, value in vars(args).items():
+        words = value if isinstance(value, list) else [value]
+        for word in words:
+            try:
+                check_sendable(word, name.replace("_", "-"))
+            except ValidationError as found:
+                return found
+    return ValidationError("", f"this cannot be sent as JSON: {error}")
 
 
 def pages(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import os
 import sys
 
 _NAMES = ("stdin", "stdout", "stderr")
+_closed: set[str] = set()
 
 
 def settle() -> None:
@@ -18,6 +19,7 @@ def settle() -> None:
         mode = "r" if number == 0 else "w"
         if getattr(sys, name) is not None:
             continue
+        _closed.add(name)
         if not _is_open(number):
             opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
             if opened != number:
@@ -30,6 +32,11 @@ def settle() -> None:
             # Closed when Python began, something else by now: not ours to write to.
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
         setattr(sys, name, stream)
+
+
+def was_closed(name: str) -> bool:
+    """Whether `stdin`, `stdout` or `stderr` was closed when this process was started."""
+    return name in _closed or getattr(sys, name) is None
 
 
 def _is_open(number: int) -> bool:

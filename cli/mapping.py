@@ -20,6 +20,7 @@ from retire_cluster.cli.journal import Journal, Submission, digest
 from retire_cluster.cli.output import Output, clean_json
 from retire_cluster.cli.payloads import read_json_object, why
 from retire_cluster.cli.progress import Progress
+from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.waiting import wait_for
 from retire_cluster.schemas import jsontext
 from retire_cluster.schemas.errors import CannotRetryTask, TaskNotFound, ValidationError
@@ -45,7 +46,7 @@ class Lines:
         """All lines but blank ones. Raises `ValidationError` naming the first that is wrong."""
         try:
             if name == "-":
-                text = sys.stdin.read()
+                text = read_whole("FILE")
             else:
                 with open(name, encoding="utf-8") as file:
                     text = file.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,6 +15,9 @@ from retire_cluster.schemas.vocabulary import PRIORITIES
 
 _LIST_REQUIREMENTS = frozenset({"required_tags"})
 _TEXT_REQUIREMENTS = frozenset({"required_platform", "required_role"})
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+#: The whole numbers that JSON carries here.
+_LEAST, _MOST = -(2**63), 2**64 - 1
 _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -51,6 +55,8 @@ def task_from_flags(args: argparse.Namespace) -> dict[str, Any]:
         if name in requirements:
             raise ValidationError(flag, f"says the same as --require {name}; give one of them")
         requirements[name] = value
+    check_sendable(args.task_type, "TYPE")
+    check_sendable(requirements, "requirements")
     task = {
         "task_type": args.task_type,
         "priority": args.priority,
@@ -88,6 +94,7 @@ def payload_from_words(task_type: str, words: Sequence[str]) -> dict[str, Any]:
             payload[name] = text
         else:
             payload[name] = read_value(text)
+    check_sendable(payload, "payload")
     return payload
 
 
@@ -112,7 +119,48 @@ def read_json_object(text: str, where: str) -> dict[str, Any]:
     value = read_json(text, where)
     if not isinstance(value, dict):
         raise ValidationError(where, "a JSON object is required")
+    check_sendable(value, where)
     return value
+
+
+def check_sendable(value: Any, where: str) -> None:
+    """Raises `ValidationError` naming `where` and the field whose value no JSON can carry.
+
+    That is text that is not Unicode, as a byte that is no UTF-8 becomes, and a number beyond 64
+    bits.
+    """
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        path, item = left.pop()
+        wrong = _unsendable(item)
+        if wrong:
+            raise ValidationError(where, f"{path}: {wrong}" if path else wrong)
+        if isinstance(item, dict):
+            dot = f"{path}." if path else ""
+            for name in item:
+                if _SURROGATE.search(name):
+                    raise ValidationError(where, f"the name {dot}{name}: {_unsendable(name)}")
+            left += [(f"{dot}{name}", inner) for name, inner in reversed(item.items())]
+        elif isinstance(item, list):
+            inner = [(f"{path}[{number}]", each) for number, each in enumerate(item)]
+            left += reversed(inner)
+
+
+def _unsendable(item: Any) -> str:
+    """What is wrong with one value, and the cure; empty when nothing is."""
+    if isinstance(item, str):
+        found = _SURROGATE.search(item)
+        if found is None:
+            return ""
+        return (
+            f"character {found.start() + 1} is not valid Unicode ({ascii(found[0])[1:-1]});"
+            " write the text in UTF-8, or bytes as base64"
+        )
+    if isinstance(item, int) and not _LEAST <= item <= _MOST:
+        return "the number is beyond 64 bits; write it as text, in quotes"
+    if isinstance(item, float) and not math.isfinite(item):
+        return "the number is beyond what 64 bits hold; write it as text, in quotes"
+    return ""
 
 
 def read_json(text: str, where: str) -> Any:
@@ -126,7 +174,8 @@ def read_json(text: str, where: str) -> Any:
 def why(error: OSError | UnicodeDecodeError) -> str:
     """Why a file cannot be read, in plain words."""
     if isinstance(error, UnicodeDecodeError):
-        return f"it is no UTF-8 text (byte {error.start})"
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"line {line} is no UTF-8 text (byte {error.start}); convert it to UTF-8"
     return error.strerror or str(error)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.payloads import (
     add_task_flags,
+    check_sendable,
     payload_from_words,
     read_json_object,
     read_pair,
@@ -19,6 +19,7 @@ from retire_cluster.cli.payloads import (
     task_from_flags,
     why,
 )
+from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.waiting import look_again, wait_and_print
 from retire_cluster.schemas import jsontext
 from retire_cluster.schemas.errors import ValidationError
@@ -89,7 +90,7 @@ def submit(session: Session) -> int:
 
 def _payload(task_type: str, words: Sequence[str]) -> dict[str, Any]:
     if words == ["-"]:
-        return read_json_object(sys.stdin.read(), "standard input")
+        return read_json_object(read_whole("payload"), "standard input")
     if len(words) == 1 and words[0].startswith("@"):
         name = words[0][1:]
         try:
@@ -104,4 +105,6 @@ def _payload(task_type: str, words: Sequence[str]) -> dict[str, Any]:
 
 def _metadata(words: Sequence[str]) -> dict[str, Any]:
     pairs = [read_pair(word, "metadata") for word in words]
-    return {name: read_value(text) for name, text in pairs}
+    found = {name: read_value(text) for name, text in pairs}
+    check_sendable(found, "metadata")
+    return found
