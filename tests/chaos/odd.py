@@ -6,7 +6,7 @@ shared memory, and nothing of a task running. One harm is left out, for nobody c
 `policy.user`: a task that kills the worker itself, as the same user may.
 
 Some deeds close and remove what is around them: nothing may run after one has left its folder.
-Where the system allows it, nothing but the campaign's folder can be written to besides (`SHUT`).
+Where the system allows it, what is mounted at / can be written to only there besides (`SHUT`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ TIMEOUT_SECONDS = 1
 LONG_SECONDS = 10
 SLOTS = 2
 DEEDS = tuple(sorted(odd_plugin.DEEDS))
-#: Runs a program with a view of its own of the file system: only this folder can be changed.
+#: Runs a program with a view of its own of the file system: of the one mounted at /, only this
+#: folder can be changed. Others, as /dev/shm, are as they were.
 SHUT = (
     "unshare", "--mount", "sh", "-c",
     'mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / &&'
@@ -58,6 +59,7 @@ class Found:
     odd_tasks: int = 0
     witnesses: int = 0
     slowest_witness_seconds: float = 0.0
+    #: The most of any worker's.
     rss_growth_mb: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -146,7 +148,7 @@ class Device:
             self._look(found, deeds, shared)
             if found.problems:
                 break
-        found.rss_growth_mb = self._rss_mb() - rss
+        found.rss_growth_mb = max(found.rss_growth_mb, self._rss_mb() - rss)
         grown = self._fds() - fds
         if grown > 0:
             found.problems.append(f"the worker has {grown} descriptors more")
