@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from retire_cluster.schemas.vocabulary import TaskStatus
 
-HOUR_MS = 3_600_000
 _MINUTE_MS = 60_000
 #: Upper bounds, in seconds, of the execution time histogram.
 DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
