@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, TextIO
 
 from retire_cluster.cli import descriptors, lifeline
 
@@ -65,17 +65,40 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
     A library that is missing becomes one line on standard error that names the extra to install,
     and so does one that refuses this interpreter's level of optimisation.
     """
-    descriptors.settle()
-    lifeline.watch_from_environment()
-    try:
+
+    def found() -> int:
+        lifeline.watch_from_environment()
         try:
             call: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
         except RuntimeError as error:
             if sys.flags.optimize < _WITHOUT_DOCSTRINGS:
                 raise
-            _say(f"{program}: {error} Set PYTHONOPTIMIZE=1, or leave -OO out.")
+            say(f"{program}: {error} Set PYTHONOPTIMIZE=1, or leave -OO out.")
             return _USAGE
-        code = call(list(argv))
+        return call(list(argv))
+
+    return guarded(program, found)
+
+
+def guarded(program: str, call: Callable[[], int]) -> int:
+    """The exit code of `call()`; an output that takes nothing more changes no other one's."""
+    descriptors.settle()
+    try:
+        return _code_of(program, call)
+    finally:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            # Python's own flush at exit would fail once more, and end with 120.
+            _give_up(sys.stderr)
+
+
+def _code_of(program: str, call: Callable[[], int]) -> int:
+    try:
+        try:
+            code = call()
+        except SystemExit as error:  # argparse: help asked for, or flags it does not understand
+            code = error.code if isinstance(error.code, int) else _USAGE
         sys.stdout.flush()
         return code
     except ImportError as error:
@@ -83,32 +106,31 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
         extra = _INSTALLED_BY.get(missing)
         if extra is None:
             raise
-        _say(f'{program} needs {missing}: pip install "{extra}"')
+        say(f'{program} needs {missing}: pip install "{extra}"')
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except SystemExit as error:  # argparse: help asked for, or flags it does not understand
-        return error.code if isinstance(error.code, int) else _USAGE
     except BrokenPipeError:
         # Who read our output has seen enough (`| head`).
-        _give_up_output()
+        _give_up(sys.stdout)
         return 0
     except OSError as error:
         if error.errno not in _NO_ROOM or error.filename is not None:
             raise
-        _give_up_output()
-        _say(f"{program}: the output cannot be written: {error.strerror}")
+        _give_up(sys.stdout)
+        say(f"{program}: the output cannot be written: {error.strerror}")
         return _USAGE
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard error, if that takes one."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
-def _give_up_output() -> None:
-    """Let go of what standard output still holds: Python flushes once more at exit."""
+def _give_up(stream: TextIO) -> None:
+    """Let go of what a stream still holds: Python flushes once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
-from retire_cluster.cli.entry import run_module
+from retire_cluster.cli import entry
 
 
 class Verb(NamedTuple):
@@ -54,14 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         if len(words) > 1 and words[0] == "help":
             return main([words[1], "--help"])
-        print(usage())
-        return 0 if words else 2
+        return entry.guarded("retire-cluster", partial(_show_usage, 0 if words else 2))
     name = _SPELLINGS.get(words[0], words[0])
     verb = VERBS.get(name)
     if verb is None:
-        print(f"retire-cluster: {_unknown(name)}", file=sys.stderr)
-        return 2
-    return run_module(verb.module, f"retire-cluster {name}", words[1:], verb.function)
+        return entry.guarded("retire-cluster", partial(_refuse, name))
+    return entry.run_module(verb.module, f"retire-cluster {name}", words[1:], verb.function)
+
+
+def _show_usage(code: int) -> int:
+    print(usage())
+    return code
+
+
+def _refuse(name: str) -> int:
+    entry.say(f"retire-cluster: {_unknown(name)}")
+    return 2
 
 
 def usage() -> str:
