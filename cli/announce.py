@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retire_cluster.conf.addresses import dial_host, is_loopback
@@ -41,6 +42,8 @@ class Announcement:
     one_line: str = ""
     #: The worker bus is not encrypted.
     insecure: bool = False
+    #: Types that local workers do not run because they are run by root.
+    kept_back: Sequence[str] = ()
 
     @property
     def url(self) -> str:
@@ -69,12 +72,22 @@ class Announcement:
             "or without REST:",
             f"  {self.commands}retire-cluster submit echo message=Hello --wait{self.data_dir_flag}",
             "",
+            *self._kept_back_lines(),
             *self._join_lines(),
             "",
             "Stop everything: Ctrl-C here, or end this process.",
             "",
         ]
         return "\n".join(lines)
+
+    def _kept_back_lines(self) -> list[str]:
+        if not self.kept_back:
+            return []
+        return [
+            f"Not run here, because this is root: {', '.join(self.kept_back)}",
+            "  Start again with --allow-root to run them as root, or as another user.",
+            "",
+        ]
 
     def _join_lines(self) -> list[str]:
         here = f"{bracketed(dial_host(self.worker_host))}:{self.worker_port}"

@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from retire_cluster.conf.addresses import dial_host
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import Settings
 from retire_cluster.node.identity import kept_id
+from retire_cluster.node.policy import Policy
 from retire_cluster.schemas.hosts import bracketed
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="task type the local workers may run beside the harmless ones; repeatable",
     )
+    add("--allow-root", action="store_true", help="local workers run command and own types as root")
     add("--auth", action="store_true", help="ask for an API key; made, shown once if none is set")
     add(
         "--api-key",
@@ -176,7 +178,25 @@ class Plan:
             command.append("--plain")
         if self._args.slots is not None:
             command += ["--slots", str(self._args.slots)]
+        if self._args.allow_root:
+            command.append("--allow-root")
         return command + [f"--allow={task_type}" for task_type in self._args.allow]
+
+    def kept_back(self, own_types: Sequence[str], *, is_root: bool) -> list[str]:
+        """Types that the local workers do not run only because they are run by root.
+
+        :param own_types: the names of those that are installed
+        """
+        rules = self._settings.policy
+        policy = Policy.make(
+            allow=(*rules.allow, *self._args.allow),
+            is_root=is_root,
+            allow_root=rules.allow_root or self._args.allow_root,
+            other_user=bool(rules.user),
+        )
+        allowed = [*(["command"] if "command" in policy.allow else []), *sorted(set(own_types))]
+        wanted = [name for name in allowed if name not in rules.deny]
+        return [name for name in wanted if self.device_ids and policy.refused_for_root(name)]
 
     @property
     def api_environ(self) -> Mapping[str, str | None]:

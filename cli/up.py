@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TextIO
 
@@ -58,7 +59,9 @@ from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.processes import is_same, started
 from retire_cluster.conf.settings import SettingsError
+from retire_cluster.node.policy import running_as_root
 from retire_cluster.node.proctree import become_subreaper
+from retire_cluster.node.tasks import custom
 from retire_cluster.schemas.errors import ClusterError, Forbidden
 
 #: How long an earlier cluster of the same folder may take to end.
@@ -357,7 +360,11 @@ class Up:
         self._announced = True
         assert self._main is not None
         self._serve_installer(self._main)
-        found = self._announcement(self._join_line(self._main))
+        own_types = [entry.name for entry in custom.installed()] if running_as_root() else []
+        found = replace(
+            self._announcement(self._join_line(self._main)),
+            kept_back=self._plan.kept_back(own_types, is_root=running_as_root()),
+        )
         tell(f"ready {found.url}", self._out)
         tell(found.text(), self._err)
 

@@ -475,6 +475,26 @@ def test_local_workers_have_names_and_folders_of_their_own(tmp_path: Path) -> No
     assert "--slots" not in planned(tmp_path).worker(1, MAIN)
 
 
+def test_root_is_told_what_its_workers_do_not_run_and_may_let_them(tmp_path: Path) -> None:
+    def kept_back(*flags: str, is_root: bool = True, **environ: str) -> list[str]:
+        return planned(tmp_path, *flags, **environ).kept_back(["my.own"], is_root=is_root)
+
+    wanted = ("--allow", "command")
+    assert kept_back(*wanted) == ["command", "my.own"]
+    assert kept_back() == ["my.own"]  # nobody asked for command
+    assert kept_back(*wanted, is_root=False) == []
+    assert kept_back(*wanted, "--allow-root") == []
+    assert kept_back(*wanted, RETIRE_CLUSTER_ALLOW_ROOT="1") == []
+    assert kept_back(*wanted, RETIRE_CLUSTER_POLICY_USER="nobody") == []
+    assert kept_back(*wanted, "--workers", "0") == []
+    assert "--allow-root" in planned(tmp_path, *wanted, "--allow-root").worker(1, MAIN)
+    assert "--allow-root" not in planned(tmp_path, *wanted).worker(1, MAIN)
+    told = announcement(kept_back=kept_back(*wanted)).text()
+    assert "because this is root: command, my.own\n" in told
+    assert "--allow-root" in told
+    assert "root" not in announcement().text()
+
+
 @pytest.mark.parametrize("source", ["flag", "environment"])
 def test_an_insecure_bus_listens_everywhere_whoever_said_so(tmp_path: Path, source: str) -> None:
     if source == "flag":
