@@ -51,13 +51,31 @@ def get(session: Session) -> int:
 def change(session: Session) -> int:
     """Change settings, one atomic update a section."""
     answers = [
-        session.client.call("config.update", {"section": section, "values": values})
+        _update(session, section, values)
         for section, values in changes_by_section(session.args.changes).items()
     ]
     names = [str(name) for answer in answers for name in answer["updated_fields"]]
     text = f"updated: {', '.join(names)}" if names else "nothing changed"
     session.output.data(answers[0] if len(answers) == 1 else answers, text)
     return exits.OK
+
+
+def _update(session: Session, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """One section's update; its errors name what is wrong as it was typed, section and all."""
+    try:
+        return session.client.call("config.update", {"section": section, "values": values})
+    except ValidationError as error:
+        if error.field == "section":
+            session.client.call("config.get", {"section": section})  # raises when there is none
+            raise ValidationError(
+                section, f"cannot be changed while the cluster runs; {error.field} {error.reason}"
+            ) from None
+        listed = [
+            {**entry, "field": f"{section}.{entry['field']}"} if entry.get("field") else entry
+            for entry in error.details.get("errors") or ()
+        ]
+        field = f"{section}.{error.field}" if error.field else section
+        raise ValidationError(field, error.reason, errors=listed) from None
 
 
 def reset(session: Session) -> int:

@@ -50,11 +50,14 @@ class Journal:
     """One run's file, held by one process. Enter it to use it.
 
     Raises `ValidationError` on entry when it cannot be held, kept or understood.
+
+    :param flag: by which the name was given; errors name it
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, flag: str = "--resume") -> None:
         shown = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
         self.name = name
+        self._flag = flag
         self._path = folder / f"{shown}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.jsonl"
         self._aside = self._path.with_suffix(".sending")
         self._lock = FolderLock(self._path.with_suffix(".lock"), f"map --resume {name}")
@@ -74,11 +77,11 @@ class Journal:
         except FolderLocked as error:
             held = re.search(r" \(process \d+\)", str(error))
             raise ValidationError(
-                "--resume", f"{self.name!r} runs already{held[0] if held else ''}; stop it first"
+                self._flag, f"{self.name!r} runs already{held[0] if held else ''}; stop it first"
             ) from None
         except OSError as error:
             self._lock.__exit__(None, None, None)
-            raise ValidationError("--resume", f"{self._path} cannot be kept: {error}") from None
+            raise ValidationError(self._flag, f"{self._path} cannot be kept: {error}") from None
         except ValidationError:
             self._lock.__exit__(None, None, None)
             raise
@@ -109,7 +112,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise ValidationError("--resume", f"{self._aside} cannot be read: {error}") from None
+            raise ValidationError(self._flag, f"{self._aside} cannot be read: {error}") from None
         try:
             key, task, payloads = json.loads(text)
             found = Submission(str(key), dict(task), [str(each).encode() for each in payloads])
@@ -164,7 +167,7 @@ class Journal:
                 with contextlib.suppress(ValueError, TypeError, AttributeError):
                     row = json.loads(text)
                     if row.get("map", _VERSION) != _VERSION:
-                        raise ValidationError("--resume", f"{self._path} is of another version")
+                        raise ValidationError(self._flag, f"{self._path} is of another version")
                     self._last_key = str(row.get("key", self._last_key))
                     gone.update(map(str, row.get("gone", ())))
                     ids = map(str, row.get("ids", ()))

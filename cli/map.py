@@ -97,7 +97,7 @@ def cancel(session: Session) -> int:
     """Cancel what a run has left."""
     name = session.args.cancel
     client = _client(session)
-    with Journal(session.target.data_dir / "map", name) as journal:
+    with Journal(session.target.data_dir / "map", name, "--cancel") as journal:
         mapping.settle(client, journal)
         if not journal.task_ids:
             raise ValidationError("--cancel", f"no run {name!r} is known on this machine")

@@ -116,7 +116,7 @@ def test_a_run_that_is_under_way_is_not_gone_on_with(cluster: Cluster, tmp_path:
     with mapping(cluster, tmp_path, "--resume", "twice") as process:
         again = cluster.cli("map", "--cancel", "twice")
         assert again.returncode == 6
-        assert f"'twice' runs already (process {process.pid})" in again.stderr
+        assert f"--cancel: 'twice' runs already (process {process.pid})" in again.stderr
         process.popen.kill()
         process.popen.wait(10)
         done = cluster.cli("map", "--cancel", "twice")

@@ -37,8 +37,10 @@ from retire_cluster.cli.target import Target
 from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.schemas.errors import (
+    ClusterError,
     ClusterUnavailable,
     DeviceNotFound,
+    NotFound,
     QueueFull,
     TaskJustEnded,
     TaskNotFound,
@@ -142,6 +144,31 @@ def test_changes_are_grouped_by_section() -> None:
     }
     with pytest.raises(ValidationError, match=r"section\.name=value"):
         config.changes_by_section(["interval=2"])
+
+
+def test_a_wrong_setting_is_named_with_its_section() -> None:
+    def changed(*answers: Any, words: Sequence[str]) -> Exception:
+        run = Run(Script(*answers), changes=words)
+        with pytest.raises(ClusterError) as caught:
+            run(config.change)
+        return caught.value
+
+    listed = [
+        {"field": "timeout", "reason": "must be a number"},
+        {"field": "interval", "reason": "must be a number"},
+    ]
+    refused = ValidationError("timeout", "must be a number", errors=listed)
+    error = changed(refused, words=["heartbeat.timeout=abc", "heartbeat.interval=x"])
+    assert str(error) == "heartbeat.timeout: must be a number"
+    assert isinstance(error, ValidationError)
+    names = [entry["field"] for entry in error.details["errors"]]
+    assert names == ["heartbeat.timeout", "heartbeat.interval"]
+    limited = ValidationError("section", "must be one of server, heartbeat")
+    gone = NotFound("There is no section 'nope'; there are server, heartbeat, api.")
+    assert changed(limited, gone, words=["nope.x=1"]) is gone
+    error = changed(limited, {}, words=["api.port=1"])
+    assert str(error).startswith("api: cannot be changed while the cluster runs")
+    assert "must be one of server, heartbeat" in str(error)
 
 
 def submission(**more: Any) -> dict[str, Any]:
