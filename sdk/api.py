@@ -30,7 +30,8 @@ class RetireClusterAPI:
     :param retry_seconds: longest time spent on waiting out 429, 503 and a restart; 0 for none
     :param limit_seconds: longest time spent on waiting out 429, where that differs
 
-    Methods raise `retire_cluster.schemas.errors.ClusterUnavailable` when nobody answers. An
+    Methods raise `retire_cluster.schemas.errors.ClusterUnavailable` when nobody answers, and
+    `ValidationError` naming the field, before anything is sent, for what JSON does not have. An
     instance may be shared between threads.
     """
 

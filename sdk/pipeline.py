@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.sdk.api import RetireClusterAPI
+from retire_cluster.sdk.body import encode
 from retire_cluster.sdk.futures import TaskFuture, data_of
 
 #: Tasks of one submission: the most the interface takes, and what fits into its 16 MiB.
@@ -85,7 +85,7 @@ class Batches:
             return None
         try:
             payload = dict(next(self._source))
-            return payload, len(json.dumps(payload, allow_nan=False))
+            return payload, len(encode(payload, "payload"))
         except StopIteration:
             self._exhausted = True
         except Exception as error:

@@ -25,6 +25,7 @@ from email.message import Message
 from typing import Any, Final
 
 from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.sdk.body import encode
 
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 #: Pauses before a broken connection is tried again; a facade that answered before gets the rest.
@@ -35,6 +36,10 @@ _DEFAULT_RETRY_AFTER_SECONDS: Final = 1.0
 _JUST_ENDED_SECONDS: Final = 0.1
 #: A wait that ends within this many seconds of one that was told is part of it.
 _ONE_NOTICE_SECONDS: Final = 60.0
+#: Where the interface is, on the facade that answers.
+_PATH: Final = "/api/v1"
+#: The facade's code for an address without anything, and what other programs' answers become.
+_NO_SUCH_ADDRESS: Final = ("NOT_FOUND", "INTERNAL_ERROR")
 log = logging.getLogger("retire_cluster.sdk")
 
 
@@ -98,7 +103,8 @@ class Transport:
     ) -> Reply:
         """Send and return the answer, an error's too.
 
-        Raises `ClusterUnavailable` when no answer comes, `ValueError` for a body that is no JSON.
+        Raises `ClusterUnavailable` when no answer comes, `ValidationError`, before anything is
+        sent, for a body that is no JSON.
 
         :param repeatable: doing it twice does no harm; default: it is a GET
         :param retry_seconds: longest time spent on trying again, whatever for
@@ -129,6 +135,7 @@ class Transport:
             just_ended = reply.body.get("error_code") == "TASK_JUST_ENDED"
             if not limited and not just_ended and not (reply.status == 503 and safe):
                 self._notices.answered()
+                self._name_the_path(reply)
                 return reply
             wait = reply.retry_after_seconds
             if wait is None:
@@ -142,6 +149,16 @@ class Transport:
             elif self._clock() - began >= _AGAIN_SECONDS or wait > _AGAIN_SECONDS:
                 self._notices.away(self.base_url, str(reply.body.get("message")), patience)
             self._pause(wait)
+
+    def _name_the_path(self, reply: Reply) -> None:
+        """Where nothing is, and the address lacks the interface's path, say so."""
+        here = reply.status == 404 and reply.body.get("error_code") in _NO_SUCH_ADDRESS
+        if here and not self.base_url.endswith(_PATH):
+            message = reply.body.get("message")
+            reply.body["message"] = (
+                f"{message}; base_url {self.base_url} does not end in {_PATH}:"
+                f" is it {self.base_url}{_PATH}?"
+            )
 
     def _pauses(self) -> Iterator[float]:
         later = itertools.repeat(_AGAIN_SECONDS) if self._met else ()
@@ -157,7 +174,7 @@ class Transport:
     ) -> urllib.request.Request:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         text = f"?{urllib.parse.urlencode(given, doseq=True)}" if given else ""
-        data = None if body is None else json.dumps(body, allow_nan=False).encode("utf-8")
+        data = None if body is None else encode(body)
         return urllib.request.Request(
             f"{self.base_url}{path}{text}", data=data, headers=dict(headers), method=method
         )

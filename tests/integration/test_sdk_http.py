@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.schemas.errors import ClusterUnavailable
+from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 from retire_cluster.sdk import RetireClusterAPI
+from retire_cluster.sdk.pipeline import Batches
 from retire_cluster.sdk.transport import Transport
 
 #: Status, headers, body (a text is sent as it is).
@@ -207,6 +208,56 @@ def test_nobody_listening_raises_with_a_hint() -> None:
 def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
         RetireClusterAPI(url)
+
+
+def test_an_address_without_the_interfaces_path_is_told_what_it_lacks(facade: Facade) -> None:
+    here = {"status": "error", "error_code": "NOT_FOUND", "message": "There is nothing here"}
+    facade.answers = [(404, {}, here), (404, {}, here), (404, {}, "<html>")]
+    root = facade.url.removesuffix("/api/v1")
+    answer = RetireClusterAPI(root).get_task_types()
+    assert answer["message"].startswith("There is nothing here; base_url ")
+    assert f"is it {root}/api/v1?" in answer["message"]
+    assert RetireClusterAPI(facade.url).get_task_types() == here
+    assert f"is it {root}/api/v1?" in RetireClusterAPI(root + "/").get_task_types()["message"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (
+            {"a": {"b": [1, float("nan")]}},
+            r"payload\.a\.b\[1\]: nan is no number in JSON; send null",
+        ),
+        ({"a": -float("inf")}, r"payload\.a: -inf is no number"),
+        ({"a": {1}}, r"payload\.a: is a set, .* give a list"),
+        ({"a": b"x"}, r"payload\.a: is a bytes, .* base64"),
+        ({"a": {(1, 2): 3}}, r"payload\.a: has a name that is a tuple"),
+        ({"a": "\U0001f600 \ud800"}, r"payload\.a: is not valid Unicode"),
+        ({"a": {"\udcff": 1}}, r"payload\.a: the name '\\udcff' is not valid"),
+    ],
+)
+def test_what_json_does_not_have_is_named_and_nothing_is_sent(
+    payload: dict[str, Any], message: str, facade: Facade
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RetireClusterAPI(facade.url).submit_task("echo", payload)
+    batches = Batches([payload])
+    assert batches.take(1) == []
+    with pytest.raises(ValidationError, match=message):
+        raise batches.error or AssertionError("nothing was refused")
+    assert facade.asked == []
+
+
+def test_what_has_no_end_is_refused_and_whole_characters_are_not(facade: Facade) -> None:
+    endless: dict[str, Any] = {}
+    endless["again"] = [endless]
+    with pytest.raises(ValidationError, match="cannot be sent as JSON"):
+        RetireClusterAPI(facade.url).submit_task("echo", endless)
+    assert facade.asked == []
+    facade.answers = [ok({"task_id": "t1"})]
+    payload = {"a": "\U0001f600", "b": "\\ud800", "c": (1, None)}
+    RetireClusterAPI(facade.url).submit_task("echo", payload)
+    assert facade.asked[0]["body"]["payload"] == {**payload, "c": [1, None]}
 
 
 NOT_YET: Answer = (404, {}, {"status": "error", "error_code": "NO_TASK_RESULT"})
