@@ -66,6 +66,7 @@ class Device:
         "metrics",
         "metrics_history",
         "not_accepting_reason",
+        "noted_mono",
         "notes",
         "online",
         "platform",
@@ -131,6 +132,8 @@ class Device:
         self.attempts: dict[int, Task] = {}
         #: What it is passed over for, or lately was.
         self.notes: dict[Kind, Note] = {}
+        #: When they were last stored because of a new one.
+        self.noted_mono = float("-inf")
         #: Kinds of task that it failed and did not do well since.
         self.records: dict[Kind, Record] = {}
         #: Tasks that it said it cannot run (`Task.excluded`); some may have ended.

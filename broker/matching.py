@@ -6,7 +6,7 @@ it, what its payload needs). Eligibility is judged once per class and device, no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retire_cluster.broker.backlog import Lanes
@@ -201,3 +201,32 @@ class TaskClass:
             device = ring[(start + offset) % count]
             if device.device_id in free:
                 yield device
+
+
+class Classes(dict[ClassKey, TaskClass]):
+    """Requirement classes by their keys, and by the kinds of task they are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[Kind, list[TaskClass]] = {}
+
+    def add(self, key: ClassKey) -> TaskClass:
+        """A new class."""
+        cls = self[key] = TaskClass(key)
+        for kind in key.kinds:
+            self._of.setdefault(kind, []).append(cls)
+        return cls
+
+    def of(self, kind: Kind) -> Sequence[TaskClass]:
+        """The classes whose devices a note on a kind is about."""
+        return self._of.get(kind, ())
+
+    def drop_idle(self) -> None:
+        """Forget the classes that nothing waits in."""
+        busy = [cls for cls in self.values() if cls.lanes.size]
+        self.clear()
+        self._of.clear()
+        for cls in busy:
+            self[cls.key] = cls
+            for kind in cls.key.kinds:
+                self._of.setdefault(kind, []).append(cls)

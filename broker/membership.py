@@ -402,7 +402,7 @@ def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
         attempts.lose(state, task, "its device was removed", now, free=True)
     state.connections.pop(device.routing, None)
     state.challenges.pop(device.device_id, None)
-    passing_over.unsay(state, device, now)
+    passing_over.leave(state, device, now)
     del state.devices[event.device_id]
     state.restricting.discard(event.device_id)
     state.tombstones[event.device_id] = now.wall_ms

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import heapq
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
 
 from retire_cluster.schemas import needs
 
@@ -46,6 +48,74 @@ class Note:
     def words(self) -> str:
         """Why it is passed over, for people."""
         return self.message
+
+
+#: Ends of notes that were taken back may be kept beside as many that hold, and so many more.
+_STALE: Final = 64
+
+
+class Noted:
+    """Which devices have notes on which kinds of task, and which of those end next."""
+
+    __slots__ = ("_due", "_until", "size", "unstored")
+
+    def __init__(self) -> None:
+        self._until: dict[Kind, dict[str, float]] = {}
+        #: `(until_mono, device id, kind)`; entries that `_until` does not have are stale.
+        self._due: list[tuple[float, str, Kind]] = []
+        #: Notes there are.
+        self.size = 0
+        #: Devices with notes that are not stored yet.
+        self.unstored: dict[str, None] = {}
+
+    @property
+    def kinds(self) -> Collection[Kind]:
+        """Kinds that some device has a note on."""
+        return self._until.keys()
+
+    def devices(self, kind: Kind) -> list[str]:
+        """Who has a note on a kind."""
+        return list(self._until.get(kind, ()))
+
+    def add(self, device_id: str, kind: Kind, until_mono: float) -> None:
+        """A device has a note, or has it until another time."""
+        known = self._until.setdefault(kind, {})
+        self.size += device_id not in known
+        known[device_id] = until_mono
+        heapq.heappush(self._due, (until_mono, device_id, kind))
+        if len(self._due) > 2 * self.size + _STALE:
+            self._due = [
+                (until, name, noted)
+                for noted, devices in self._until.items()
+                for name, until in devices.items()
+            ]
+            heapq.heapify(self._due)
+
+    def drop(self, device_id: str, kind: Kind) -> None:
+        """A device has a note no more."""
+        known = self._until.get(kind, {})
+        if known.pop(device_id, None) is not None:
+            self.size -= 1
+            if not known:
+                del self._until[kind]
+
+    def ended(self, now_mono: float, at_most: int) -> Iterator[tuple[str, Kind]]:
+        """Notes whose time is over; the caller drops each or gives it more time."""
+        for _ in range(at_most):
+            while self._due and not self._holds(self._due[0]):
+                heapq.heappop(self._due)
+            if not self._due or self._due[0][0] > now_mono:
+                return
+            _, device_id, kind = heapq.heappop(self._due)
+            yield device_id, kind
+
+    def _holds(self, entry: tuple[float, str, Kind]) -> bool:
+        until_mono, device_id, kind = entry
+        return self._until.get(kind, {}).get(device_id) == until_mono
+
+    def entries(self) -> int:
+        """Ends that are kept, stale ones too."""
+        return len(self._due)
 
 
 class Record:

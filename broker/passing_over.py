@@ -13,8 +13,8 @@ type is not passed over for the whole of it: `trust_the_last`.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from retire_cluster.broker.device import Device
@@ -37,6 +37,11 @@ MAX_NOTES: Final = 64
 REJOIN_SECONDS: Final = 600.0
 #: Tasks that ended are swept from what a device refused when there are so many of them.
 REFUSED_KEPT: Final = 1_000
+#: The notes of one device are stored no more often, and of so many devices in one turn.
+_STORE_SECONDS: Final = 1.0
+_STORED: Final = 64
+#: Notes that one sweep ends at most.
+_ENDED: Final = 1_000
 _MAX_MESSAGE: Final = 300
 #: Devices whose words are told when nobody is left.
 _TOLD: Final = 20
@@ -60,12 +65,10 @@ def note(
     times = before.times + 1 if before is not None and before.cause == cause else 1
     seconds = min(longest_seconds, first_seconds * 2.0 ** min(times - 1, 16))
     if kind not in device.notes and len(device.notes) >= MAX_NOTES:
-        soonest = min(device.notes, key=lambda one: device.notes[one].until_mono)
-        _end(state, device, soonest, now)
-        del device.notes[soonest]
+        _drop(state, device, min(device.notes, key=lambda one: device.notes[one].until_mono), now)
     found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times)
     device.notes[kind] = found
-    heapq.heappush(state.notes_due, (found.until_mono, device.device_id, kind))
+    state.noted.add(device.device_id, kind, found.until_mono)
     if kind.needs:
         state.tell_apart(kind)
     _judge_again(state, device, kind)
@@ -75,31 +78,48 @@ def note(
         "message": found.message, "seconds": seconds,
     }  # fmt: skip
     state.log.add("device.passed_over", now.wall_ms, device_id=device.device_id, data=data)
-    state.emit(StoreDevices((device.row(),)))
+    # A device that lacks many things says so many times a second; all its notes are one row.
+    state.noted.unstored[device.device_id] = None
+    if now.mono - device.noted_mono >= _STORE_SECONDS:
+        _store(state, (device.device_id,), now)
+
+
+def store_some(state: ClusterState, now: Now) -> None:
+    """Store notes that are not yet; a crash before it only has a device asked once more."""
+    _store(state, list(islice(state.noted.unstored, _STORED)), now)
+
+
+def _store(state: ClusterState, device_ids: Sequence[str], now: Now) -> None:
+    rows = []
+    for device_id in device_ids:
+        del state.noted.unstored[device_id]
+        device = state.devices.get(device_id)
+        if device is not None:
+            device.noted_mono = now.mono
+            rows.append(device.row())
+    if rows:
+        state.emit(StoreDevices(tuple(rows)))
 
 
 def lift(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
     """The device did a task of the kind well: whatever is noted against it is wrong."""
     if kind in device.notes:
-        _end(state, device, kind, now)
-        del device.notes[kind]
+        _drop(state, device, kind, now)
         device.dirty = True
 
 
 def give_a_chance(state: ClusterState, kind: Kind, now: Now) -> None:
     """Somebody wants a task run again that no device could run: he may have changed that."""
-    for device_id in {name for _, name, noted in state.notes_due if noted == kind}:
-        device = state.devices.get(device_id)
-        found = device.notes.get(kind) if device is not None else None
-        if device is not None and found is not None and found.cause in ELSEWHERE:
+    for device_id in state.noted.devices(kind):
+        device = state.devices[device_id]
+        if device.notes[kind].cause in ELSEWHERE:
             lift(state, device, kind, now)
 
 
 def forget(state: ClusterState, device: Device, now: Now) -> None:
     """A new process of the device: everything may be different, for single tasks too."""
     for kind in list(device.notes):
-        _end(state, device, kind, now)
-    device.notes.clear()
+        _drop(state, device, kind, now)
     device.records.clear()
     unsay(state, device, now)
 
@@ -130,26 +150,35 @@ def exclude(state: ClusterState, device: Device, task: Task) -> None:
 def remember(state: ClusterState, device: Device) -> None:
     """Notes that a device has from an earlier main node count here too."""
     for kind, found in device.notes.items():
-        heapq.heappush(state.notes_due, (found.until_mono, device.device_id, kind))
+        state.noted.add(device.device_id, kind, found.until_mono)
         if kind.needs:
             state.tell_apart(kind)
 
 
+def leave(state: ClusterState, device: Device, now: Now) -> None:
+    """The device is no part of the cluster any more."""
+    unsay(state, device, now)
+    for kind in device.notes:
+        state.noted.drop(device.device_id, kind)
+
+
 def expire(state: ClusterState, now: Now) -> None:
     """Notes whose time is over; one is kept as long again, so that a next time lasts longer."""
-    due = state.notes_due
-    while due and due[0][0] <= now.mono:
-        _, device_id, kind = heapq.heappop(due)
-        device = state.devices.get(device_id)
-        found = device.notes.get(kind) if device is not None else None
-        if device is None or found is None or found.until_mono > now.mono:
-            continue
+    for device_id, kind in state.noted.ended(now.mono, _ENDED):
+        device = state.devices[device_id]
+        found = device.notes[kind]
         if not found.active:
-            del device.notes[kind]
+            _drop(state, device, kind, now)
             continue
         _end(state, device, kind, now)
         found.until_mono = now.mono + 2 * found.seconds
-        heapq.heappush(due, (found.until_mono, device_id, kind))
+        state.noted.add(device_id, kind, found.until_mono)
+
+
+def _drop(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+    _end(state, device, kind, now)
+    del device.notes[kind]
+    state.noted.drop(device.device_id, kind)
 
 
 def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
@@ -166,9 +195,8 @@ def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
 def _judge_again(state: ClusterState, device: Device, kind: Kind) -> None:
     if not device.online:
         return
-    for cls in state.classes.values():
-        if kind in cls.key.kinds:
-            cls.judge(device)
+    for cls in state.classes.of(kind):
+        cls.judge(device)
 
 
 def nobody_left(

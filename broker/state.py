@@ -30,8 +30,8 @@ from retire_cluster.broker.device import Device
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
-from retire_cluster.broker.matching import ClassKey, Requirements, TaskClass
-from retire_cluster.broker.notes import Kind, Tally
+from retire_cluster.broker.matching import Classes, ClassKey, Requirements, TaskClass
+from retire_cluster.broker.notes import Kind, Noted, Tally
 from retire_cluster.broker.overtaking import Share
 from retire_cluster.broker.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.stats import Stats
@@ -116,7 +116,7 @@ class ClusterState:
         self.tombstones: dict[str, int] = {}
         #: Connection → the device that is registered on it.
         self.connections: dict[bytes, Device] = {}
-        self.classes: dict[ClassKey, TaskClass] = {}
+        self.classes = Classes()
         #: Classes with queued tasks.
         self.waiting: dict[ClassKey, TaskClass] = {}
         #: How near the next placement is that may go before better-ranked work.
@@ -125,8 +125,8 @@ class ClusterState:
         self.apart: set[Kind] = set()
         #: Devices that told which programs their owner allows.
         self.restricting: set[str] = set()
-        #: `(until_mono, device id, kind)` of what devices are passed over for; may be stale.
-        self.notes_due: list[tuple[float, str, Kind]] = []
+        #: What devices are passed over for, or lately were.
+        self.noted = Noted()
         #: Where the sweep of stranded tasks goes on.
         self.stranded_turn = 0
         #: Kinds of task that failed somewhere: what the cluster has done of them since.
@@ -266,8 +266,10 @@ class ClusterState:
         if kind.needs in needs.ALWAYS_APART or kind in self.apart:
             return True
         if len(self.apart) >= MAX_APART:
-            self.apart &= {kind for key in self.waiting for kind in key.kinds} | {
-                kind for device in self.devices.values() for kind in device.notes
+            self.apart = {
+                kind
+                for kind in self.apart
+                if kind in self.noted.kinds or any(cls.lanes.size for cls in self.classes.of(kind))
             }
         if len(self.apart) >= MAX_APART:
             return False
@@ -287,15 +289,12 @@ class ClusterState:
         cls = self.classes.get(key)
         if cls is None:
             if len(self.classes) > CLASSES_KEPT:
-                self._drop_idle_classes()
-            cls = self.classes[key] = TaskClass(key)
+                self.classes.drop_idle()
+            cls = self.classes.add(key)
             for device in self.devices.values():
                 if device.online:
                     cls.judge(device)
         return cls
-
-    def _drop_idle_classes(self) -> None:
-        self.classes = {key: cls for key, cls in self.classes.items() if cls.lanes.size}
 
     def note_room(self, device: Device) -> None:
         """A device may have got room (or lost it): keep `free` and the blocked classes right."""
@@ -423,6 +422,8 @@ class ClusterState:
         for device in self.devices.values():
             self._check_device(device)
             online += device.online
+        noted = sum(len(device.notes) for device in self.devices.values())
+        assert noted == self.noted.size, f"{noted} notes, counted {self.noted.size}"
         assert online == self.online_count, f"{online} are online, counted {self.online_count}"
         lives = self.ledger.total - self.ledger.ended()
         assert lives == len(self.tasks), f"the ledger has {lives} live tasks, not all are here"

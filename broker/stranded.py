@@ -25,13 +25,14 @@ _TASKS: Final = 2_000
 def sweep(state: ClusterState, now: Now) -> None:
     """Let notes end whose time is over; fail who waits for nobody."""
     passing_over.expire(state, now)
-    if not state.notes_due:
+    passing_over.store_some(state, now)
+    noted = state.noted.kinds
+    if not noted:
         return
-    noted = {kind for _, _, kind in state.notes_due}
     lost = [
         cls
         for cls in state.waiting.values()
-        if not cls.eligible and not noted.isdisjoint(cls.key.kinds)
+        if not cls.eligible and any(kind in noted for kind in cls.key.kinds)
     ]
     if not lost:
         return

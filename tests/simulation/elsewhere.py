@@ -20,6 +20,8 @@ _SECONDS = 300.0
 _ROW = 3
 #: A device silent for no longer than this counts as one that can.
 _GONE_SECONDS = 600.0
+#: What was noted so lately may be lost with the main node.
+_UNSTORED_SECONDS = 5.0
 CAUSES = frozenset({"not_here", "policy_denied"})
 
 
@@ -47,11 +49,14 @@ class Elsewhere:
         """The turn is durable."""
         self._before = None
 
-    def roll_back(self) -> None:
+    def roll_back(self, now: float) -> None:
         """The turn never happened, and what was in memory only is gone."""
         self._rows.clear()
         if self._before is not None:
             self._said, self._before = self._before, None
+        # A device's notes are stored once a second.
+        for key in [key for key, said in self._said.items() if now - said <= _UNSTORED_SECONDS]:
+            del self._said[key]
 
     def said(self, state: ClusterState, fact: Fact, refused: bool, now: float) -> None:
         """The device of a task's attempt says that it cannot run it."""

@@ -110,7 +110,7 @@ class Judge:
 
     def _check_restored(self, state: ClusterState, now: ev.Now) -> None:
         self.book.roll_back()
-        self.elsewhere.roll_back()
+        self.elsewhere.roll_back(self.engine.now)
         if state.epoch <= self.epoch and not self._just_restored:
             self.fail(f"the epoch {state.epoch} was used before")
         self._just_restored = False
@@ -191,12 +191,12 @@ class Judge:
     def rolled_back(self) -> None:
         """Memory is thrown away; the store is read anew."""
         self.book.roll_back()
-        self.elsewhere.roll_back()
+        self.elsewhere.roll_back(self.engine.now)
 
     def main_died(self) -> None:
         """No main node runs."""
         self.book.roll_back()
-        self.elsewhere.roll_back()
+        self.elsewhere.roll_back(self.engine.now)
         self.state = None
 
     # --- which tasks an event may change ---------------------------------------------------------

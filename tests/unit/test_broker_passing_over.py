@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.broker.instructions import StoreDevices
 from retire_cluster.broker.passing_over import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
@@ -372,15 +373,67 @@ def test_the_memory_of_what_a_device_lacks_is_bounded(cluster: Cluster) -> None:
     member = cluster.device("member")
     cluster.device("other")
     cluster.call("device.drain", {"device_id": "other"})
-    for index in range(3 * MAX_NOTES):
+    for index in range(4 * MAX_NOTES):
         program(cluster, f"tool{index}")
         cluster.place()
         assert member.keys, index
         lacks(member)
     assert len(member.record.notes) == MAX_NOTES
-    assert len(cluster.state.notes_due) <= 3 * MAX_NOTES
+    assert cluster.state.noted.entries() <= 3 * MAX_NOTES, "the ends of those that went, too"
+    cluster.tick("stranded")
     cluster.restart()
     assert len(member.record.notes) == MAX_NOTES
+
+
+def test_a_device_that_lacks_many_things_in_a_second_is_stored_once(cluster: Cluster) -> None:
+    member = cluster.device("member")
+    cluster.device("other")
+    cluster.call("device.drain", {"device_id": "other"})
+    seen = len(cluster.past)
+    for index in range(30):
+        program(cluster, f"tool{index}")
+        cluster.place()
+        lacks(member)
+    cluster.pass_time(1)
+    cluster.tick("stranded")
+    cluster.tick("stranded")
+    rows = [one for one in cluster.past[seen:] if isinstance(one, StoreDevices)]
+    assert len(rows) == 2, "the first at once, all others together"
+    cluster.restart()
+    assert len(notes(member)) == 30
+
+
+def test_all_notes_of_many_devices_are_stored_a_few_devices_a_turn(cluster: Cluster) -> None:
+    cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+    members = [cluster.device(f"d{index:03}") for index in range(100)]
+    for name in ("ffmpeg", "sox"):
+        (task,) = program(cluster, name, requirements={"max_retries": 0})
+        for _ in range(len(members)):
+            cluster.place()
+            (busy,) = [member for member in members if member.keys]
+            lacks(busy)
+        assert cluster.outcome(task).cause == "not_here"
+    seen = len(cluster.past)
+    for _ in range(3):
+        cluster.tick("stranded")
+    rows = [len(one.rows) for one in cluster.past[seen:] if isinstance(one, StoreDevices)]
+    assert rows == [64, 36]
+    cluster.restart()
+    assert {len(notes(member)) for member in members} == {2}
+
+
+def test_a_device_that_was_removed_leaves_no_notes(cluster: Cluster) -> None:
+    member = cluster.device("member")
+    cluster.device("other")
+    cluster.call("device.drain", {"device_id": "other"})
+    program(cluster, "ffmpeg")
+    cluster.place()
+    lacks(member)
+    assert cluster.state.noted.kinds
+    cluster.call("device.remove", {"device_id": "member"})
+    assert not cluster.state.noted.kinds
+    cluster.pass_time(FIRST_SECONDS)
+    cluster.tick("stranded")
 
 
 def test_a_program_for_every_task_makes_no_class_for_every_task(cluster: Cluster) -> None:
