@@ -12,8 +12,8 @@ import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from retire_cluster.schemas import weburl
 from retire_cluster.schemas.cleantext import clean
 
 SHELL: Final = "a shell"
@@ -52,7 +52,8 @@ def of(task_type: str, payload: Mapping[str, Any]) -> str:
 
 def _of_url(url: object) -> str:
     try:
-        host = urlsplit(url).hostname if isinstance(url, str) else None
+        # Where no request can go, nothing is needed for it.
+        host = weburl.split(url).hostname if isinstance(url, str) else None
     except ValueError:
         return ""
     if not host:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any, Final
 
+from retire_cluster.schemas import weburl
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.jsontext import JSONError, is_deeper, loads
 from retire_cluster.schemas.strict import MAX_INT, MIN_INT
@@ -92,3 +93,8 @@ def check_builtin_payload(
     info = BUILTIN.get(task_type)
     if info is not None and info.payload_schema is not None:
         validate(info.payload_schema, payload, where=where)
+    if task_type == "http_request":
+        try:
+            weburl.split(payload["url"])
+        except ValueError as error:
+            raise ValidationError(f"{where}.url", str(error)) from None

@@ -26,6 +26,7 @@ from retire_cluster.node.tasks.base import (
     as_text_map,
     no_strangers,
 )
+from retire_cluster.schemas import weburl
 from retire_cluster.schemas.task_types import BUILTIN, HTTP_METHODS
 from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
@@ -57,7 +58,7 @@ def check(payload: Mapping[str, Any]) -> None:
     if not url:
         raise BadPayload("url", "is required")
     try:
-        _split(url)
+        weburl.split(url)
     except ValueError as error:
         raise BadPayload("url", str(error)) from None
     method = payload.get("method", "GET")
@@ -115,10 +116,10 @@ def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -
             return answer
         target = urljoin(url.partition("#")[0], location.replace(" ", "%20"))
         try:
-            after = _split(target)
+            after = weburl.split(target)
         except ValueError as error:
             raise Hopeless(f"a redirect leads to {_place(target)!r:.200}, which {error}") from None
-        if _origin(_split(url)) != _origin(after):
+        if _origin(weburl.split(url)) != _origin(after):
             headers = {k: v for k, v in headers.items() if k.lower() not in _CREDENTIALS}
         if status == 303 or (status in (301, 302) and method == "POST"):
             method = method if method == "HEAD" else "GET"
@@ -138,8 +139,8 @@ def _once(
 ) -> Answer:
     import urllib3
 
-    parts = _split(url)
-    host, port = _host(parts), _origin(parts)[2]
+    parts = weburl.split(url)
+    host, port = weburl.host_of(parts), _origin(parts)[2]
     sent = _headers_to_send(parts, headers)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # The caller's deadline comes first, so that it decides what the task is told.
@@ -251,7 +252,7 @@ def _headers_and_body(payload: Mapping[str, Any]) -> tuple[dict[str, str], bytes
 def _headers_to_send(parts: SplitResult, headers: Mapping[str, str]) -> dict[str, str]:
     import urllib3
 
-    host = _host(parts)
+    host = weburl.host_of(parts)
     name = f"[{host}]" if ":" in host else host
     sent = {"Host": f"{name}:{parts.port}" if parts.port else name, **headers}
     if not _header(sent, "user-agent"):
@@ -264,31 +265,6 @@ def _headers_to_send(parts: SplitResult, headers: Mapping[str, str]) -> dict[str
 
 def _header(headers: Mapping[str, str], wanted: str) -> str:
     return next((value for name, value in headers.items() if name.lower() == wanted), "")
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of an address; raises `ValueError` saying what is wrong with it."""
-    if any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url:
-        raise ValueError("has a space, control character or backslash; percent-encode it")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("must start with http:// or https://")
-    if not parts.hostname:
-        raise ValueError("names no host")
-    if parts.port == 0:
-        raise ValueError("has port 0, which cannot be reached")
-    _host(parts)
-    return parts
-
-
-def _host(parts: SplitResult) -> str:
-    host = parts.hostname or ""
-    if host.isascii():
-        return host
-    try:
-        return host.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise ValueError(f"has {host!r:.80}, which is no host name") from None
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int]:

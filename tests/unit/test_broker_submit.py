@@ -97,6 +97,7 @@ def test_a_wrong_submission_names_the_field(
         ("sleep", b'{"duration":-1}', "payload.duration"),
         ("sleep", b'{"length":1}', "payload.length"),
         ("command", b"{}", "payload.command"),
+        ("http_request", b'{"url":"http://127.0.0.1:99999/"}', "payload.url"),
         ("resize", b'{"width":"wide"}', "payload.width"),
     ],
 )

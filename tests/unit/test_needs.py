@@ -24,6 +24,7 @@ from retire_cluster.schemas import needs
         ("http_request", {"url": "http://192.168.1.4/"}, needs.PRIVATE),
         ("http_request", {"url": "http://[fe80::1%25eth0]/"}, needs.PRIVATE),
         ("http_request", {"url": "http://[::1"}, ""),
+        ("http_request", {"url": "http://127.0.0.1:99999/"}, ""),
         ("http_request", {"url": 3}, ""),
         ("http_request", {"url": "http:///x"}, ""),
         ("http_request", {"url": "http://a.localhost/"}, needs.PRIVATE),

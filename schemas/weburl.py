@@ -1,0 +1,40 @@
+"""The address of an `http_request`: read alike at submission, for placing, on a device. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+#: One search at C speed: a request may bring a thousand addresses of 8 KiB.
+_ODD: Final = re.compile(r"[\x00-\x20\x7f\\]")
+
+
+def split(url: str) -> SplitResult:
+    """The parts of an address; raises `ValueError` saying what is wrong with it."""
+    if _ODD.search(url):
+        raise ValueError("has a space, control character or backslash; percent-encode it")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("must start with http:// or https://")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number from 1 to 65535") from None
+    if port == 0:
+        raise ValueError("has port 0, which cannot be reached")
+    host_of(parts)
+    return parts
+
+
+def host_of(parts: SplitResult) -> str:
+    """The host as it is looked up, in ASCII; raises `ValueError` for what is no host name."""
+    host = parts.hostname or ""
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"has {host!r:.80}, which is no host name") from None
