@@ -199,8 +199,8 @@ const scenarios = {
     const page = await open(context, "#/log");
     await live(page);
     await page.locator("table.log tbody tr").first().waitFor();
-    const { task_id: failing } = await post({ task_type: "python_eval", payload: { expression: "1 / 0" }, requirements: { max_retries: 0 } });
-    await page.locator("table.log tr", { hasText: failing.slice(-6) }).filter({ hasText: "failed" }).waitFor();
+    const { task_id: failing } = await post({ task_type: "sleep", payload: { duration: 60 }, requirements: { max_retries: 0, timeout_seconds: 1 } });
+    await page.locator("table.log tr", { hasText: failing.slice(-6) }).filter({ hasText: "timeout" }).waitFor();
     await page.getByRole("button", { name: "Hold" }).click();
     const rows = await page.locator("table.log tbody tr").count();
     await post({ task_type: "echo", payload: {} });
