@@ -53,6 +53,9 @@ def remove(folder: str | Path) -> bool:
         shutil.rmtree(path, ignore_errors=True)
         return not os.path.lexists(path)
     with contextlib.suppress(OSError):
+        # Opened first: a task may have closed the folder that its own is in.
+        os.close(_open_folder(os.path.dirname(path) or ".", None))
+    with contextlib.suppress(OSError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             _empty(path)
             os.rmdir(path)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -196,9 +197,13 @@ def test_an_own_type_of_another_user_reaches_nothing_of_the_process_that_started
             assert ended.data["user"] == pwd.getpwnam(user).pw_uid
             assert ended.data["reached"] == []
             assert ended.data["own"]
-            assert not os.path.exists(ended.data["folder"])
+            bus.until(partial(_is_gone, ended.data["folder"]), "its folder is gone")
     finally:
         shutil.rmtree(site)
+
+
+def _is_gone(path: str) -> bool:
+    return not os.path.lexists(path)
 
 
 SPY = """

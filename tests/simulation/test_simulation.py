@@ -21,6 +21,8 @@ from tests.simulation.world import World  # noqa: E402
 SEEDS, SECONDS = 2_000, 50
 #: Within so many seeds each planted bug must be noticed.
 SEEDS_TO_NOTICE = 2_000
+#: Seeds that notice bugs which few do.
+NOTICED = {"condemns-all": 1_494, "no-fence": 534, "counts-epochs": 243}
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +59,9 @@ def test_seeds_on_sqlite_files_keep_every_promise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_noticed(bug: str) -> None:
-    batch = run.play_some(range(SEEDS_TO_NOTICE), bug)
+    # First where it was noticed when this was written: the search takes a minute for some.
+    first = NOTICED.get(bug, 0)
+    batch = run.play_some([*range(first, SEEDS_TO_NOTICE), *range(first)], bug)
     assert batch.failures, f"{bug} stayed hidden for {batch.seeds} seeds"
 
 
