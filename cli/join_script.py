@@ -18,7 +18,6 @@ SHA256 = ""
 
 LEAST = (3, 10)
 LIBRARIES = ("pyzmq", "simpleeval", "urllib3")
-INDEX = "https://pypi.org/simple/"
 INDEX_SECONDS = 8
 
 
@@ -99,12 +98,17 @@ def run(command: List[str], what: str) -> None:
         raise Stop("{} failed: {}".format(what, "\n".join(lines[-8:])))
 
 
+def has_pip(python: str) -> bool:
+    """Whether a Python can install packages."""
+    return not subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL)
+
+
 def make_environment(folder: str) -> str:
     """The Python of a virtual environment in this folder."""
     venv = os.path.join(folder, "venv")
     python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
     python += ".exe" if os.name == "nt" else ""
-    if os.path.exists(python) and not subprocess.call([python, "-c", "import pip"]):
+    if os.path.exists(python) and has_pip(python):
         return python
     os.makedirs(folder, exist_ok=True)
     say(f"making {venv}")
@@ -124,39 +128,26 @@ def libraries() -> List[str]:
 
 
 def kept_wheels() -> bool:
-    """Whether the main node keeps the libraries. Stops at once where nothing else has them."""
+    """Whether the main node keeps the libraries."""
     kept = fetch("/wheels/").decode("utf-8", "replace")
-    if all(name + "-" in kept for name in libraries()):
-        return True
-    if not index_answers():
+    return all(name + "-" in kept for name in libraries())
+
+
+def need_index(python: str) -> None:
+    """Stops where this Python's pip has nowhere to get the libraries from."""
+    if not index_answers(python):
         raise Stop("no package index answers here (no internet?), and the main node keeps no"
                    " wheels: " + cure())  # fmt: skip
-    return False
 
 
-def index_answers() -> bool:
-    """Whether something answers where pip would look, within seconds; pip itself tries for long."""
-    import urllib.error
-    import urllib.request
-
-    asked = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
-    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    chosen = {}
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
-        name, _, value = line.partition("=")
-        chosen[name.rpartition(".")[2]] = value.strip("'\"")
-    if "no-index" in chosen or "find-links" in chosen or "extra-index-url" in chosen:
-        return True  # pip knows better than this does
-    try:
-        urllib.request.urlopen(chosen.get("index-url", INDEX), timeout=INDEX_SECONDS)
-    except urllib.error.HTTPError:
-        return True  # it answers
-    except ValueError:
-        return True  # an address for pip alone
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        return type(reason).__name__.startswith("SSL")
-    return True
+def index_answers(python: str) -> bool:
+    """Whether this Python's pip finds a library, within seconds; for an install it tries for a
+    minute. True as well where its complaint is another one.
+    """
+    asked = [python, "-m", "pip", "index", "versions", "--disable-pip-version-check", "--no-input"]
+    asked += ["--retries", "0", "--timeout", str(INDEX_SECONDS), LIBRARIES[1]]
+    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return not done.returncode or b"SSL" in done.stdout
 
 
 def cure() -> str:
@@ -193,7 +184,7 @@ def install(python: str, folder: str, has_all: bool) -> None:
         if not has_all:
             raise
         # What the main node keeps may be for another kind of device.
-        if not index_answers():
+        if not index_answers(python):
             raise Stop("the wheels that the main node keeps do not fit this device (Python {}.{}),"
                        " and no package index answers here: ".format(*sys.version_info[:2])
                        + cure()) from None  # fmt: skip
@@ -222,7 +213,12 @@ def main(words: Sequence[str]) -> int:
             raise Stop("give the join line of the main node, then flags of retire-cluster-worker")
         folder = home()
         has_all = kept_wheels()
+        asked_early = has_pip(sys.executable)
+        if not has_all and asked_early:
+            need_index(sys.executable)  # before anything is made
         python = make_environment(folder)
+        if not has_all and not asked_early:
+            need_index(python)
         install(python, folder, has_all)
     except Stop as stop:
         say(str(stop))
