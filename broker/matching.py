@@ -117,7 +117,7 @@ def why_not(key: ClassKey, device: Device) -> list[str]:
     """Why this device gets no tasks of this class; empty when it may."""
     reasons = unfit(key, device)
     if device.notes:
-        reasons += [note.words for note in notes_on(key, device)]
+        reasons += [note.message for note in notes_on(key, device)]
     return reasons
 
 

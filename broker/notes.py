@@ -8,8 +8,6 @@ import heapq
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
-from retire_cluster.schemas import needs
-
 
 class Kind(NamedTuple):
     """Tasks that a device may be passed over for."""
@@ -17,11 +15,6 @@ class Kind(NamedTuple):
     task_type: str
     #: What their payload needs (`schemas.needs`); empty: all tasks of the type.
     needs: str
-
-    @property
-    def words(self) -> str:
-        """For people."""
-        return f"{self.task_type} ({needs.in_words(self.needs)})" if self.needs else self.task_type
 
 
 class Note:
@@ -43,11 +36,6 @@ class Note:
         self.times = times
         #: Over: kept only so that a next time lasts longer.
         self.active = True
-
-    @property
-    def words(self) -> str:
-        """Why it is passed over, for people."""
-        return self.message
 
 
 #: Ends of notes that were taken back may be kept beside as many that hold, and so many more.

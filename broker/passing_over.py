@@ -284,4 +284,4 @@ def cause_of(state: ClusterState, cls: TaskClass) -> Cause:
 
 def seen(found: Note, now: Now) -> str:
     """A note with its age, for people."""
-    return f"{found.words}, seen {ago(now.mono - found.since_mono)}"
+    return f"{found.message}, seen {ago(now.mono - found.since_mono)}"
