@@ -126,9 +126,10 @@ def _cancel(client: Caller, task_ids: Sequence[str], done: Counter[str]) -> None
 
 
 def _retry(client: Caller, task_ids: Sequence[str], done: Counter[str]) -> None:
+    settling = Settling(client)
     for task_id in task_ids:
         try:
-            Settling(client).call("task.retry", {"task_id": task_id})
+            settling.call("task.retry", {"task_id": task_id})
         except (CannotRetryTask, TaskJustEnded, TaskNotFound):
             continue
         done["done"] += 1

@@ -6,12 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from retire_cluster.sdk import Cluster
+
+S = TypeVar("S", bound=ThreadingHTTPServer)
 
 
 class Facade(ThreadingHTTPServer):
@@ -160,15 +163,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def facade() -> Iterator[Facade]:
-    server = Facade()
+@contextmanager
+def serving(server: S) -> Iterator[S]:
+    """The server, answering in a thread of its own."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def facade() -> Iterator[Facade]:
+    with serving(Facade()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -17,6 +16,7 @@ from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 from retire_cluster.sdk import RetireClusterAPI
 from retire_cluster.sdk.pipeline import Batches
 from retire_cluster.sdk.transport import Transport
+from tests.integration.sdk_kit import serving
 
 #: Status, headers, body (a text is sent as it is).
 Answer = tuple[int, dict[str, str], Any]
@@ -70,13 +70,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def facade() -> Iterator[Facade]:
-    server = Facade()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Facade()) as server:
+        yield server
 
 
 def ok(data: Any) -> Answer:
