@@ -108,7 +108,7 @@ def test_the_task_of_a_killed_worker_finishes_on_another(cluster: Cluster) -> No
     assert {victim, result["worker_device_id"]} == {"one", "two"}
     all_gone(below)
     attempts = rest.get(f"/tasks/{task_id}")["attempts"]
-    assert [a["device_id"] for a in attempts] == [victim, result["worker_device_id"]], attempts
+    assert [a["device_id"] for a in attempts] == [victim, result["worker_device_id"]], str(attempts)
     until(lambda: victim not in rest.online(), "the killed one to be offline")
 
 
