@@ -1,0 +1,489 @@
+"""A real `retire-cluster up` to attack, and what an attacker has in hand: sockets, keys, names."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import psutil
+
+from retire_cluster.broker.client import AdminClient
+from retire_cluster.conf import curve, joining
+from retire_cluster.conf.curve import ClientKeys
+from retire_cluster.node import proctree
+from tests.chaos.red.attack import Went
+from tests.integration.main_kit import RawDevice
+
+COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
+ANY_PORTS = ("--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0")
+API = "/api/v1"
+TERMINAL = frozenset({"success", "failed", "timeout", "cancelled"})
+#: Not given: as `key=OWN`, the key that the cluster was started with.
+OWN = "\0"
+#: What a witness may take on a machine that is busy with an attack.
+WITNESS_SECONDS = 15.0
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+    """The condition's first true value. Raises `TimeoutError` when it stays false."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
+    return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def data(self) -> Any:
+        """`data` of a success envelope. Raises `AssertionError` for anything else."""
+        assert self.status < 300, f"{self.status}: {self.body[:300]!r}"
+        return self.json["data"]
+
+    @property
+    def code(self) -> str:
+        """`error_code` of an error envelope; empty when it is none."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            return str(self.json.get("error_code", ""))
+        return ""
+
+
+class Target:
+    """One running `up`: main node, REST facade and local workers, with keys, on its own ports.
+
+    The usual one is as the quick start makes it, with `--allow command` for its worker.
+
+    :param folder: for its data and for whatever attacks leave behind
+    :param flags: of `up`, beside data folder and ports
+    :param api_key: key that the facade is started with; with it `up` gets `--auth`
+    :param settings: TOML for `--config`
+    :param environ: more for its environment
+    """
+
+    #: Process numbers of every `up` that runs now.
+    roots: ClassVar[set[int]] = set()
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        api_key: str = "",
+        settings: str = "",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.api_key = api_key
+        self.environ = _environment(folder, environ or {})
+        self._devices: list[RawDevice] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._client: AdminClient | None = None
+        self._others: dict[str, Target] = {}
+        words = ["up", "--data-dir", str(self.data_dir), *ANY_PORTS, *flags]
+        if settings:
+            (folder / "settings.toml").write_text(settings, "utf-8")
+            words += ["--config", str(folder / "settings.toml")]
+        up_environ = dict(self.environ)
+        if api_key:
+            words.append("--auth")
+            up_environ["RETIRE_CLUSTER_API_KEY"] = api_key
+        with (folder / "up.log").open("wb") as log:
+            self.up = subprocess.Popen(
+                [*COMMAND, *words],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=up_environ,
+            )  # fmt: skip
+        self.roots.add(self.up.pid)
+        assert self.up.stdout is not None
+        line = self.up.stdout.readline().decode()
+        if not line.startswith("ready http://"):
+            self.up.kill()
+            self.up.wait()
+            self.roots.discard(self.up.pid)
+            raise RuntimeError(f"`up` does not start: {self.log()[-2000:]}")
+        self.url = line.split()[1]
+
+    # --- where things are ------------------------------------------------------------------------
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        """What endpoints.json says: `main`, `api`, `workers` with pids and ports."""
+        found: dict[str, Any] = json.loads((self.data_dir / "endpoints.json").read_text())
+        return found
+
+    @property
+    def api_port(self) -> int:
+        """The REST facade's port on 127.0.0.1."""
+        return int(self.endpoints["api"]["port"])
+
+    @property
+    def admin_port(self) -> int:
+        """The admin socket's port."""
+        return int(self.endpoints["main"]["admin_port"])
+
+    @property
+    def bus_port(self) -> int:
+        """The worker bus's port."""
+        return int(self.endpoints["main"]["worker_port"])
+
+    @property
+    def event_port(self) -> int:
+        """The event feed's port."""
+        return int(self.endpoints["main"]["event_port"])
+
+    @property
+    def main_pid(self) -> int:
+        """The main node's process."""
+        return int(self.endpoints["main"]["pid"])
+
+    @property
+    def api_pid(self) -> int:
+        """The REST facade's process."""
+        return int(self.endpoints["api"]["pid"])
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The local workers' processes."""
+        return [int(worker["pid"]) for worker in self.endpoints["workers"]]
+
+    @property
+    def local(self) -> str:
+        """Device id of the first local worker."""
+        return str(self.endpoints["workers"][0]["device_id"])
+
+    def log(self) -> str:
+        """Everything that `up` and its children wrote to standard error."""
+        return (self.folder / "up.log").read_text("utf-8", "replace")
+
+    @staticmethod
+    def rss_mb(pid: int) -> float:
+        """Resident memory of one process."""
+        return float(psutil.Process(pid).memory_info().rss) / 2**20
+
+    def new_folder(self, name: str = "work") -> Path:
+        """An empty folder that nobody else uses."""
+        made = self.folder / f"{name}-{next(_numbers)}"
+        made.mkdir(mode=0o700)
+        return made
+
+    # --- as an administrator ---------------------------------------------------------------------
+
+    @property
+    def admin(self) -> AdminClient:
+        """A client of the admin socket with the keys of this machine's tooling."""
+        if self._client is None:
+            self._client = self.admin_client(self.tooling_keys())
+        return self._client
+
+    def admin_client(self, keys: ClientKeys | None, timeout_seconds: float = 20.0) -> AdminClient:
+        """A client of the admin socket with any keys; close it yourself."""
+        return AdminClient(port=self.admin_port, timeout_seconds=timeout_seconds, keys=lambda: keys)
+
+    def tooling_keys(self) -> ClientKeys | None:
+        """The keys in `keys/admin.key`."""
+        return curve.client_keys(self.data_dir / curve.ADMIN_KEY)
+
+    def call(self, op: str, blobs: Sequence[bytes] = (), /, **args: Any) -> dict[str, Any]:
+        """An admin operation's data. Raises `ClusterError`."""
+        return self.admin.call(op, args, blobs)
+
+    def dropped(self, reason: str) -> int:
+        """The main node's counter of what it did not take."""
+        return int(self.call("metrics")["dropped_messages"].get(reason, 0))
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """Every event that is still kept, of one type or of all."""
+        found: list[dict[str, Any]] = []
+        since = 0
+        while True:
+            data = self.call("events.poll", since=since, wait_seconds=0, limit=1000)
+            if not data["events"]:
+                return [event for event in found if kind in ("", event["type"])]
+            found += data["events"]
+            since = data["next"]
+
+    def cli(self, *words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """A verb of the command line on this cluster, run to its end."""
+        return subprocess.run(
+            [*COMMAND, *words, "--data-dir", str(self.data_dir)],
+            capture_output=True, text=True, timeout=seconds, env=self.environ, check=False,
+        )  # fmt: skip
+
+    def new_api_key(self, *scopes: str) -> tuple[str, str]:
+        """A key for REST and its id."""
+        flags = [word for scope in scopes for word in ("--scope", scope)]
+        done = self.cli("keys", "create", *flags, "--json")
+        assert done.returncode == 0, done.stderr
+        data = json.loads(done.stdout)["data"]
+        return data["key"], data["key_id"]
+
+    # --- as somebody who submits -----------------------------------------------------------------
+
+    def submit(self, task_type: str, payload: Any = None, **fields: Any) -> str:
+        """A new task's id; `max_retries` is 0 unless `requirements` say otherwise."""
+        requirements = {"max_retries": 0, **fields.pop("requirements", {})}
+        task = {"task_type": task_type, "requirements": requirements, **fields}
+        blob = payload if isinstance(payload, bytes) else json.dumps(payload or {}).encode()
+        made = self.call("task.submit", [blob], tasks=[task], brief=True)
+        return str(made["task_ids"][0])
+
+    def command(self, *words: str, seconds: float = 30.0, **fields: Any) -> dict[str, Any]:
+        """How a `command` task ended (see `outcome`)."""
+        return self.outcome(self.submit("command", {"command": list(words)}, **fields), seconds)
+
+    def outcome(self, task_id: str, seconds: float = 30.0) -> dict[str, Any]:
+        """A task's row once it has ended: `status`, `result_data`, `error_message` and so on.
+
+        Raises `TimeoutError` when it does not end.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            wait = max(0.0, min(5.0, deadline - time.monotonic()))
+            data = self.call("task.wait", task_ids=[task_id], timeout_seconds=wait)
+            if not data["unfinished"]:
+                row: dict[str, Any] = data["results"][0]
+                return row
+        raise TimeoutError(f"task {task_id} did not end within {seconds:g} s")
+
+    def status(self, task_id: str) -> str:
+        """A task's status."""
+        return str(self.call("task.status", task_id=task_id)["status"])
+
+    # --- over REST -------------------------------------------------------------------------------
+
+    def http(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = OWN,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 40.0,
+    ) -> Answer:
+        """One request on a connection of its own; a body that is no bytes is sent as JSON.
+
+        :param key: API key; None for none; not given: the cluster's own, if it has one
+        """
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        mine = self.api_key if key == OWN else key
+        if mine:
+            sent.setdefault("X-API-Key", mine)
+        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=seconds)
+        try:
+            connection.request(method, path, body, sent)
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, found, answer.read())
+        finally:
+            connection.close()
+
+    # --- as a device or a stranger ---------------------------------------------------------------
+
+    def tcp(self, port: int, seconds: float = 10.0) -> socket.socket:
+        """A bare connection to one of the ports."""
+        return socket.create_connection(("127.0.0.1", port), seconds)
+
+    @property
+    def server_key(self) -> str:
+        """The main node's public key."""
+        keys = self.tooling_keys()
+        assert keys is not None
+        return keys.server
+
+    def stranger(self) -> ClientKeys:
+        """New keys that this cluster does not know."""
+        return ClientKeys(curve.new_pair(), self.server_key)
+
+    def known(self, device_id: str) -> ClientKeys:
+        """The keys of a device that may join."""
+        pair = curve.new_pair()
+        self.call("device.authorise", device_id=device_id, public_key=pair.public)
+        return ClientKeys(pair, self.server_key)
+
+    def token(self, **args: Any) -> ClientKeys:
+        """The keys of a new join token's holder; `uses` and `age_seconds` as `token.create`."""
+        made = self.call("token.create", **args)
+        return ClientKeys(curve.pair_of_token(bytes.fromhex(made["token"])), self.server_key)
+
+    def join_string(self, **args: Any) -> str:
+        """A new join string for this machine."""
+        return joining.join_string(self.call("token.create", **args), "127.0.0.1")
+
+    def device(self, device_id: str, keys: ClientKeys | None = None) -> RawDevice:
+        """A bare socket on the worker bus that speaks frames by hand; closed with the target.
+
+        `join()` says HELLO and takes WELCOME, `next_task()`, `started()`, `finished()` work; `send`
+        takes any message of `schemas.messages`, `socket.send_multipart` any bytes.
+
+        :param keys: of the connection; None for a plain one. See `known`, `token`, `stranger`
+        """
+        made = RawDevice(self.bus_port, device_id, keys=keys)
+        self._devices.append(made)
+        return made
+
+    def worker(
+        self,
+        device_id: str,
+        *flags: str,
+        settings: str = "",
+        command: Sequence[str] = COMMAND,
+        environ: Mapping[str, str] | None = None,
+        online: bool = True,
+    ) -> subprocess.Popen[bytes]:
+        """A real worker that joins by a token, in `folder/DEVICE_ID`; stopped with the target.
+
+        :param settings: TOML for its `--config`
+        :param command: what it is started with, such as `setpriv` before `COMMAND`
+        :param online: wait until it is
+        """
+        folder = self.folder / device_id
+        words = ["worker", "--join", self.join_string(), "--data-dir", str(folder),
+                 "--device-id", device_id, "--drain-seconds", "0", *flags]  # fmt: skip
+        if settings:
+            path = self.folder / f"{device_id}.toml"
+            path.write_text(settings, "utf-8")
+            words += ["--config", str(path)]
+        with (self.folder / f"{device_id}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, *words],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**self.environ, **(environ or {})},
+            )  # fmt: skip
+        self._processes.append(process)
+        if online:
+            until(lambda: self.is_online(device_id), f"{device_id} online: see {log.name}")
+        return process
+
+    def is_online(self, device_id: str) -> bool:
+        """Whether a device is online."""
+        rows = self.call("device.list", page_size=100, status="online")["items"]
+        return device_id in {row["device_id"] for row in rows}
+
+    # --- others, witnesses, the end --------------------------------------------------------------
+
+    @property
+    def guarded(self) -> Target:
+        """The same with `--auth` and a key for everything; started when first asked for."""
+        if "guarded" not in self._others:
+            self._others["guarded"] = Target(
+                self.folder / "guarded", "--allow", "command", "--allow-root",
+                api_key="key-of-the-red-team-0123456789",
+            )  # fmt: skip
+        return self._others["guarded"]
+
+    @contextmanager
+    def another(self, *flags: str, **options: Any) -> Iterator[Target]:
+        """One more cluster with other flags (see `Target`) for as long as the block lasts."""
+        made = Target(self.new_folder("cluster"), *flags, **options)
+        try:
+            yield made
+        finally:
+            made.close()
+
+    def witness(self, seconds: float = WITNESS_SECONDS) -> float:
+        """A well-behaved caller's task by REST runs to its end; how long it took, in seconds.
+
+        Raises `Went` when the cluster does not serve any more.
+        """
+        began = time.monotonic()
+        body = {"task_type": "echo", "payload": {"n": next(_numbers)}}
+        try:
+            answer = self.http("POST", f"{API}/tasks", body, seconds=seconds)
+            task_id = answer.data["task_id"]
+            path = f"{API}/tasks/{task_id}/status"
+            until(
+                lambda: self.http("GET", path, seconds=seconds).data["status"] == "success",
+                "the witness's task",
+                seconds,
+            )
+        except (OSError, AssertionError, http.client.HTTPException, ValueError) as error:
+            raise Went(f"the cluster no longer serves others: {error!r}") from None
+        return time.monotonic() - began
+
+    def release(self) -> None:
+        """Close the bare devices and end the workers that attacks made."""
+        for device in self._devices:
+            device.close()
+        self._devices.clear()
+        _end(self._processes)
+        self._processes.clear()
+        for other in self._others.values():
+            other.release()
+
+    def close(self) -> None:
+        """End everything; nothing that was started here lives on."""
+        self.release()
+        for other in self._others.values():
+            other.close()
+        if self._client is not None:
+            self._client.close()
+        below = [process.pid for process in proctree.descendants(self.up.pid)]
+        _end([self.up], seconds=15.0)
+        self.roots.discard(self.up.pid)
+        if self.up.stdout is not None:
+            self.up.stdout.close()
+        proctree.kill_all(pid for pid in below if _is_below(pid, self.up.pid))
+
+
+def _is_below(pid: int, root: int) -> bool:
+    """Whether a process is still one of those that descended from `root`: it was adopted by us."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).ppid() in (root, os.getpid())
+    return False
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], seconds: float = 10.0) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """This environment without the caller's settings; everything listens on this machine only."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    return {
+        **kept,
+        "HOME": str(home),
+        "NO_PROXY": "*",
+        "RETIRE_CLUSTER_SERVER_WORKER_HOST": "127.0.0.1",
+        **more,
+    }
