@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -187,6 +187,9 @@ class Rest:
 class Process:
     """A command of ours that runs; what it writes to stderr goes to a file."""
 
+    #: All of this run, for what a failed test leaves to be ended (see conftest).
+    started: ClassVar[list[Process]] = []
+
     def __init__(
         self,
         log: Path,
@@ -204,6 +207,7 @@ class Process:
                 env=plain_environment(**(environ or {})),
                 text=True,
             )
+        self.started.append(self)
 
     @property
     def pid(self) -> int:

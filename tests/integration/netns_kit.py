@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,14 @@ class Place:
         done = self.run(*words)
         assert done.returncode == 0, f"{words}: {done.stderr}"
 
+    def await_route(self, interface: str) -> None:
+        """An interface has its link-local address and the route of it some time after it is up."""
+        end = time.monotonic() + 10
+        show = ("ip", "-6", "route", "show", "table", "all", "dev", interface)
+        while not re.search(r"^local fe80::", found := self.run(*show).stdout, re.MULTILINE):
+            assert time.monotonic() < end, f"{interface} has no link-local route:\n{found}"
+            time.sleep(0.02)
+
     def close(self) -> None:
         self.holder.kill()
         self.holder.wait()
@@ -82,6 +91,8 @@ def cable(addresses: Sequence[str]) -> Iterator[tuple[Place, Place]]:
                 address = prefix.removesuffix("0") + last
                 nodad = ["nodad"] if ":" in network else []
                 place.must("ip", "address", "add", f"{address}/{bits}", "dev", interface, *nodad)
+        for place, interface, _ in ends:
+            place.await_route(interface)
         yield main, device
     finally:
         device.close()
