@@ -23,6 +23,7 @@ from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf import curve, joining
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.node import proctree
+from retire_cluster.schemas.errors import ClusterError
 from tests.chaos.red.attack import Went
 from tests.integration.main_kit import RawDevice
 
@@ -36,6 +37,8 @@ OWN = "\0"
 WITNESS_SECONDS = 15.0
 T = TypeVar("T")
 _numbers = itertools.count(1)
+_WITNESS_TAG = "witness"
+_WITNESS_ADDRESS = "127.0.2.1" if proctree.IS_LINUX else "127.0.0.1"
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
@@ -104,14 +107,17 @@ class Target:
         self.api_key = api_key
         self.environ = _environment(folder, environ or {})
         self._devices: list[RawDevice] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._client: AdminClient | None = None
         self._others: dict[str, Target] = {}
+        #: Where requests come from: each attack has an address, and so its own limits.
+        self.address = _next_address()
         words = ["up", "--data-dir", str(self.data_dir), *ANY_PORTS, *flags]
         if settings:
             (folder / "settings.toml").write_text(settings, "utf-8")
             words += ["--config", str(folder / "settings.toml")]
-        up_environ = dict(self.environ)
+        # By it the witness's tasks go to a worker of this cluster's own, not to an attacker's.
+        up_environ = {"RETIRE_CLUSTER_WORKER_TAGS": _WITNESS_TAG, **self.environ}
         if api_key:
             words.append("--auth")
             up_environ["RETIRE_CLUSTER_API_KEY"] = api_key
@@ -286,11 +292,13 @@ class Target:
         *,
         key: str | None = OWN,
         headers: Mapping[str, str] | None = None,
+        source: str = "",
         seconds: float = 40.0,
     ) -> Answer:
         """One request on a connection of its own; a body that is no bytes is sent as JSON.
 
         :param key: API key; None for none; not given: the cluster's own, if it has one
+        :param source: the address that it comes from, such as 127.0.0.5; not given: the attack's
         """
         sent = dict(headers or {})
         if body is not None and not isinstance(body, bytes):
@@ -299,7 +307,9 @@ class Target:
         mine = self.api_key if key == OWN else key
         if mine:
             sent.setdefault("X-API-Key", mine)
-        connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=seconds)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.api_port, timeout=seconds, source_address=(source or self.address, 0)
+        )
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
@@ -328,6 +338,8 @@ class Target:
     def known(self, device_id: str) -> ClientKeys:
         """The keys of a device that may join."""
         pair = curve.new_pair()
+        with contextlib.suppress(ClusterError):  # only one that an attack before this removed
+            self.call("device.readmit", device_id=device_id)
         self.call("device.authorise", device_id=device_id, public_key=pair.public)
         return ClientKeys(pair, self.server_key)
 
@@ -340,15 +352,16 @@ class Target:
         """A new join string for this machine."""
         return joining.join_string(self.call("token.create", **args), "127.0.0.1")
 
-    def device(self, device_id: str, keys: ClientKeys | None = None) -> RawDevice:
+    def device(self, device_id: str, keys: ClientKeys | None = None, *, port: int = 0) -> RawDevice:
         """A bare socket on the worker bus that speaks frames by hand; closed with the target.
 
         `join()` says HELLO and takes WELCOME, `next_task()`, `started()`, `finished()` work; `send`
         takes any message of `schemas.messages`, `socket.send_multipart` any bytes.
 
         :param keys: of the connection; None for a plain one. See `known`, `token`, `stranger`
+        :param port: another than the bus's, such as that of something between
         """
-        made = RawDevice(self.bus_port, device_id, keys=keys)
+        made = RawDevice(port or self.bus_port, device_id, keys=keys)
         self._devices.append(made)
         return made
 
@@ -380,7 +393,7 @@ class Target:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**self.environ, **(environ or {})},
             )  # fmt: skip
-        self._processes.append(process)
+        self._processes[device_id] = process
         if online:
             until(lambda: self.is_online(device_id), f"{device_id} online: see {log.name}")
         return process
@@ -417,27 +430,35 @@ class Target:
         Raises `Went` when the cluster does not serve any more.
         """
         began = time.monotonic()
-        body = {"task_type": "echo", "payload": {"n": next(_numbers)}}
+        body = {
+            "task_type": "echo",
+            "payload": {"n": next(_numbers)},
+            "requirements": {"required_tags": [_WITNESS_TAG]},
+        }
         try:
-            answer = self.http("POST", f"{API}/tasks", body, seconds=seconds)
-            task_id = answer.data["task_id"]
-            path = f"{API}/tasks/{task_id}/status"
-            until(
-                lambda: self.http("GET", path, seconds=seconds).data["status"] == "success",
-                "the witness's task",
-                seconds,
-            )
+            answer = self._as_witness("POST", f"{API}/tasks", body, seconds)
+            path = f"{API}/tasks/{answer.data['task_id']}/result?wait={min(seconds, 30):g}"
+            found = self._as_witness("GET", path, None, seconds + 5).data["status"]
+            assert found == "success", found
         except (OSError, AssertionError, http.client.HTTPException, ValueError) as error:
             raise Went(f"the cluster no longer serves others: {error!r}") from None
         return time.monotonic() - began
 
+    def _as_witness(self, method: str, path: str, body: Any, seconds: float) -> Answer:
+        return self.http(method, path, body, source=_WITNESS_ADDRESS, seconds=seconds)
+
     def release(self) -> None:
-        """Close the bare devices and end the workers that attacks made."""
+        """Close the bare devices and end the workers that an attack made: the next one begins."""
+        self.address = _next_address()
+        gone = {device.device_id for device in self._devices} | self._processes.keys()
         for device in self._devices:
             device.close()
         self._devices.clear()
-        _end(self._processes)
+        _end([*self._processes.values()])
         self._processes.clear()
+        for device_id in gone:  # else tasks of others wait until it is missed
+            with contextlib.suppress(ClusterError):
+                self.call("device.remove", device_id=device_id)
         for other in self._others.values():
             other.release()
 
@@ -454,6 +475,12 @@ class Target:
         if self.up.stdout is not None:
             self.up.stdout.close()
         proctree.kill_all(pid for pid in below if _is_below(pid, self.up.pid))
+
+
+def _next_address() -> str:
+    """An address of this machine; only Linux has more than one without being told."""
+    number = next(_numbers)
+    return f"127.0.1.{number % 250 + 1}" if proctree.IS_LINUX else "127.0.0.1"
 
 
 def _is_below(pid: int, root: int) -> bool:
