@@ -9,14 +9,12 @@ import os
 import random
 import re
 import secrets
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from retire_cluster.conf import logs
@@ -46,6 +44,7 @@ from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess
 from retire_cluster.node.tasks.base import Limits
+from retire_cluster.node.workplace import Workplace
 from retire_cluster.schemas.messages import first_left_out
 from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
@@ -124,13 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")
-    temporary: list[Path] = []
+    workplaces: list[Workplace] = []
     try:
         try:
             address, keys = _main_node(settings, plain=arguments.plain)
             settings, keys = _identity(settings, address, keys, plain=arguments.plain)
             pace = Pace(grace_seconds=arguments.drain_seconds)
-            worker = build(settings, policy, address, pace, keys, temporary)
+            worker = build(settings, policy, address, pace, keys, workplaces)
             if arguments.test:
                 return _test(worker)
             spool = Spool(settings.data_dir / "results.spool")
@@ -147,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.exception("the worker met an error of its own and ends")
         return EXIT_BROKEN
     finally:
-        for folder in temporary:
-            shutil.rmtree(folder, ignore_errors=True)
+        for workplace in workplaces:
+            workplace.close()
         lock.release()
 
 
@@ -174,13 +173,13 @@ def build(
     address: Address,
     pace: Pace,
     keys: Credentials | None = None,
-    temporary: list[Path] | None = None,
+    workplaces: list[Workplace] | None = None,
 ) -> Worker:
     """Finds out what this device is and has. Raises `Unusable` and `OSError`.
 
-    :param temporary: takes folders that go when the worker does
+    :param workplaces: takes what is to be closed when the worker goes
     """
-    temporary = temporary if temporary is not None else []
+    workplaces = workplaces if workplaces is not None else []
     folder = settings.data_dir
     for tag in settings.worker.tags:
         if not _TAG.match(tag):
@@ -200,20 +199,18 @@ def build(
     if ended:
         log.warning("ended %d process(es) that an earlier worker had left", ended)
     rules = settings.policy
-    theirs: dict[str, str] = {}
     environment = policy.process_environment(os.environ, android=android)
     try:
         confinement = confine.find(rules.user, rules.sandbox, folder)
+        # Another user may not enter the worker's own folder.
+        root = None if confinement.user is not None else folder / "task-work"
+        workplace = Workplace(root, confinement.user, leftovers.note_roots)
+        workplaces.append(workplace)
         if confinement.user is not None:
-            # Its user may not enter the worker's own folder.
-            start, scratch = confinement.folder("start"), confinement.folder("work")
-            theirs = {"HOME": str(scratch), "TMPDIR": str(scratch)}
-            environment.update(theirs)
-            temporary.extend((start, scratch))
-        else:
-            start, scratch = _fresh(folder / "task-start"), _fresh(folder / "task-work")
+            # The user's own is the worker's; a task gets its folder for one.
+            environment.update(HOME=str(workplace.root), TMPDIR=str(workplace.root))
         if confinement != Confinement():
-            confinement.try_out(sys.executable, start, environment)
+            confinement.try_out(sys.executable, workplace.root, environment)
     except Unconfined as error:
         raise Unusable(str(error)) from None
     bounds = Bounds(
@@ -223,8 +220,7 @@ def build(
         new_processes=rules.process_limit,
     )
     plan = Plan(
-        folder=start,
-        scratch=scratch,
+        workplace=workplace,
         environment=environment,
         leftovers=leftovers,
         bounds=bounds,
@@ -250,7 +246,8 @@ def build(
         private_addresses=policy.private_addresses,
         memory_bytes=bounds.memory_bytes,
         output_bytes=rules.output_limit_kb * 1024,
-        environment={**policy.task_environment(os.environ, android=android), **theirs},
+        environment=policy.task_environment(os.environ, android=android),
+        own_home=confinement.user is not None,
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
     return Worker(
@@ -297,6 +294,7 @@ def _run(worker: Worker, spool: Spool) -> int:
         clock=monotonic,
         wake=waker,
     )
+    worker.plan.workplace.tell = runner.note_trouble
     session = Session(
         me,
         now=monotonic(),
@@ -432,13 +430,6 @@ def _memory_bytes(settings: Settings, facts: dict[str, Any]) -> int:
         return settings.policy.memory_limit_mb * _MIB
     total_gb = facts.get("memory_total_gb")
     return int(total_gb * probe.GIB * 3 / 4) if total_gb else 0
-
-
-def _fresh(folder: Path) -> Path:
-    """An empty folder: what tasks of an earlier worker left there is nobody's."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def _version() -> str:

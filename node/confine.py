@@ -11,10 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from retire_cluster.node.folders import START
 
 SANDBOX = "bwrap"
 _TRIAL_SECONDS = 30.0
@@ -58,19 +59,12 @@ class Confinement:
             return {}
         return {"user": self.user[0], "group": self.user[1], "extra_groups": []}
 
-    def folder(self, name: str) -> Path:
-        """A folder for task processes that their user can reach: outside the worker's own."""
-        made = Path(tempfile.mkdtemp(prefix=f"retire-cluster-{name}-"))
-        if self.user is not None and sys.platform != "win32":
-            os.chown(made, *self.user)
-        return made
-
     def try_out(self, python: str, folder: Path, environment: dict[str, str]) -> None:
         """Start a task process's Python once. Raises `Unconfined` when it cannot be."""
-        arguments = self.command([python, "-c", "import retire_cluster.node"], (folder,))
+        arguments = self.command([python, "-s", "-c", "import retire_cluster.node"], (folder,))
         try:
             done = subprocess.run(
-                arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                arguments, cwd=START, env=environment, stdin=subprocess.DEVNULL,
                 capture_output=True, timeout=_TRIAL_SECONDS, check=False, **self.options(),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:

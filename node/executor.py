@@ -116,8 +116,8 @@ class _Server:
             message = f"this device has no folder or no process for the task: {error}"
             reply, data = attempt.reply(Outcome.FAILED, Cause.ERROR, message, {}), b""
             last = True
-        if folder:
-            folders.remove(folder)
+        if folder and not folders.remove(folder):
+            last = True  # the worker may be able to
         reply["last"] = last
         self._write(reply, data)
         return not last
@@ -133,7 +133,7 @@ class _Server:
             if proctree.has_others():
                 proctree.kill_descendants(os.getpid(), reap=True)
                 last = True
-            os.chdir("/")
+            os.chdir(folders.START)
         self._tasks += 1
         last = last or self._tasks >= MAX_TASKS
         if self._cpu_seconds:

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from retire_cluster.node import limits, proctree, sharedmem, streams
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
 from retire_cluster.node.frames import write_frame
 from retire_cluster.node.tasks import custom
+from retire_cluster.node.tasks.base import Limits
 
 #: A write of so much to a pipe is never mixed with another's (POSIX has at least 512; Linux 4096).
 _ATOMIC_BYTES = min(getattr(select, "PIPE_BUF", 512), 4096)
@@ -94,6 +96,11 @@ def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
     sharedmem.name_segments()
     os.environ["RC_TASK_ID"] = str(header["task_id"])
     os.environ["RC_ATTEMPT"] = str(header["attempt"])
+    if header["limits"].get("own_home"):
+        os.environ.update(Limits(**header["limits"]).home(folder))
+        tempfile = sys.modules.get("tempfile")
+        if tempfile is not None:
+            vars(tempfile)["tempdir"] = None  # an import may have looked it up
     os.chdir(folder)
 
 

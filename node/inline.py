@@ -92,8 +92,8 @@ class _Inline:
         self._tasks += 1
         last = last or threading.active_count() > baseline_threads or self._tasks >= MAX_TASKS
         if folder:
-            os.chdir(self._scratch)
-            folders.remove(folder)
+            os.chdir(folders.START)
+            last = not folders.remove(folder) or last
         add_logs(reply["details"], logs)
         reply["last"] = last
         self._write(reply, data)

@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from retire_cluster.node import proctree, sharedmem
+from retire_cluster.node import proctree, sharedmem, workplace
 
 
 class Leftovers:
@@ -26,6 +26,7 @@ class Leftovers:
         self._path = path
         self._lock = threading.Lock()
         self._started: dict[int, str] = {}
+        self._roots: list[str] = []
         #: Random text in the environment of every task process of this worker.
         self.mark = secrets.token_hex(16)
 
@@ -49,6 +50,7 @@ class Leftovers:
                 if process is not None and process.started == started:
                     proctree.kill_tree(pid)
                     ended += 1
+        workplace.remove_earlier(record.get("roots"))
         if isinstance(mark, str) and len(mark) == len(self.mark):
             strays = proctree.marked(f"RC_WORKER={mark}")
             proctree.kill_all(strays)
@@ -63,6 +65,12 @@ class Leftovers:
         process = None if sys.platform == "win32" else proctree.find(pid)
         with self._lock:
             self._started[pid] = "" if process is None else process.started
+            self._write()
+
+    def note_roots(self, roots: list[str]) -> None:
+        """Tasks have their folders in these, among temporary files."""
+        with self._lock:
+            self._roots = roots
             self._write()
 
     def remove(self, pid: int) -> None:
@@ -92,6 +100,7 @@ class Leftovers:
             "boot": proctree.boot_mark(),
             "mark": self.mark,
             "processes": list(self._started.items()),
+            "roots": self._roots,
         }
         temporary = self._path.with_suffix(".new")
         # Without it a worker still ends its tasks; only the second line of defence is gone.

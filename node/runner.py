@@ -191,6 +191,10 @@ class Runner:
         """Slots in use."""
         return len(self._active)
 
+    def note_trouble(self, text: str) -> None:
+        """Something that the device's owner should know; told with the next heartbeat."""
+        self.last_error = text
+
     def close(self, patience_seconds: float = 5.0) -> None:
         """Ends everything that runs and waits until it is gone."""
         self._waiting.clear()

@@ -19,11 +19,14 @@ from retire_cluster.node.confine import Confinement
 from retire_cluster.node.frames import ANSWERS, read_raw, write_frame
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
+from retire_cluster.node.workplace import Workplace
 
-#: The folder it starts in is no place to look for modules: a task may have put some there.
+#: Modules come from where the worker's come from and what is installed: never from the folder a
+#: process is in, nor from one for the user's own packages, where a task may have left some.
 _CODE = (
-    "import sys\n"
-    "if not sys.path[0]: del sys.path[0]\n"
+    "import os, sys\n"
+    "told = os.environ.pop('RC_MODULES').split(chr(10))\n"
+    "sys.path[:] = [*told, *(p for p in sys.path if p and p not in told)]\n"
     "from retire_cluster.node.child import main\n"
     "sys.exit(main(*map(int, sys.argv[1:])))"
 )
@@ -32,19 +35,28 @@ KEEPER_PATIENCE_SECONDS = proctree.PATIENCE_SECONDS + 1.0
 _MAX_STDERR = 2_000
 
 
+def modules() -> tuple[str, ...]:
+    """The folders and archives that this process finds modules in, but for the one it is in."""
+    found = sys.path
+    if not (getattr(sys.flags, "safe_path", False) or sys.flags.isolated):
+        # The folder of the script, or with -m and -c the one that the process was started in.
+        found = found[1:]
+    return tuple(path for path in found if os.path.isabs(path) and "\n" not in path)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How task processes of this worker are started."""
 
-    #: Folder to start in.
-    folder: Path
-    #: Folder in which tasks get their own.
-    scratch: Path
+    #: Where each of them gets its folder.
+    workplace: Workplace
     environment: Mapping[str, str]
     leftovers: Leftovers
     bounds: Bounds = field(default_factory=Bounds)
     confinement: Confinement = field(default_factory=Confinement)
     python: str = sys.executable
+    #: Where they find modules.
+    modules: tuple[str, ...] = field(default_factory=modules)
 
 
 class TaskProcess:
@@ -54,19 +66,17 @@ class TaskProcess:
         """Starts it. Raises `OSError` when the system has no room for another process."""
         environment = dict(plan.environment)
         environment["RC_WORKER"] = plan.leftovers.mark
-        environment["RC_SCRATCH"] = str(plan.scratch)
+        environment["RC_MODULES"] = "\n".join(plan.modules)
         self._shared = f"{plan.leftovers.shared}{secrets.token_hex(4)}"
         environment["RC_BOUNDS"] = json.dumps(asdict(plan.bounds))
         self._leftovers = plan.leftovers
         self._lock = threading.Lock()
         self._life_fd: int | None = None
         self._job: Any = None
-        self._scratch = plan.scratch
-        #: Of the task it has been given.
-        self._folder = ""
+        self._workplace = plan.workplace
         self._force: threading.Timer | None = None
         flags: dict[str, Any] = {}
-        arguments = [plan.python, "-c", _CODE]
+        arguments = [plan.python, "-s", "-c", _CODE]
         read_fd = -1
         if sys.platform == "win32":
             flags["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -76,11 +86,13 @@ class TaskProcess:
             arguments.append(str(read_fd))
             flags.update(pass_fds=(read_fd,), start_new_session=True)
             flags.update(plan.confinement.options())
-        arguments = plan.confinement.command(arguments, (plan.folder, plan.scratch))
+        self._folder = ""
         try:
+            self._folder = environment["RC_SCRATCH"] = plan.workplace.take()
+            arguments = plan.confinement.command(arguments, (Path(self._folder),))
             self._process = subprocess.Popen(
                 arguments,
-                cwd=plan.folder,
+                cwd=folders.START,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -90,6 +102,8 @@ class TaskProcess:
             )
         except BaseException:
             self._close_life()
+            if self._folder:
+                plan.workplace.give_back(self._folder)
             raise
         finally:
             if read_fd >= 0:
@@ -113,8 +127,7 @@ class TaskProcess:
 
     def run(self, header: dict[str, Any], payload: bytes) -> None:
         """Hands it a task. Raises as `send` does."""
-        self._folder = folders.new_name()
-        self.send({**header, "folder": self._folder}, payload)
+        self.send({**header, "folder": folders.new_name()}, payload)
 
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
         """Hands it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
@@ -188,7 +201,8 @@ class TaskProcess:
         self._leftovers.remove(self.pid)
         sharedmem.remove_marked(self._shared)
         if self._folder:
-            folders.remove(self._scratch / self._folder)
+            self._workplace.give_back(self._folder)
+            self._folder = ""
         return code, words[-_MAX_STDERR:].decode("utf-8", "replace").strip()
 
     def _close_life(self) -> None:

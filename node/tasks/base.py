@@ -99,6 +99,12 @@ class Limits:
     memory_bytes: int = 0
     #: Environment of what the task starts.
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: The task's folder is its home and its place for temporary files.
+    own_home: bool = False
+
+    def home(self, folder: str) -> dict[str, str]:
+        """What the environment has on top for a task in this folder."""
+        return {"HOME": folder, "TMPDIR": folder} if self.own_home else {}
 
 
 class Context:

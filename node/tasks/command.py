@@ -80,7 +80,12 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     if folder is not None and not os.path.isdir(folder):
         # Another device may have it: a retry goes there first.
         raise TaskFailed(f"payload.cwd: there is no folder {folder!r:.200} on this device")
-    environment = {**context.limits.environment, **(payload.get("env") or {})}
+    limits = context.limits
+    environment = {
+        **limits.environment,
+        **limits.home(os.getcwd()),
+        **(payload.get("env") or {}),
+    }
     environment["RC_TASK_ID"] = context.task_id
     environment["RC_ATTEMPT"] = str(context.attempt)
     if "RC_WORKER" in os.environ:  # by which leftovers.py finds what escaped

@@ -56,10 +56,10 @@ def test_a_relative_data_folder_and_package_path_serve_tasks_too(
     ran = bus.run("command", {"command": python("import os; print(os.getcwd())")})
     assert ran.item.outcome == "success", ran.item.error_message
     scratch = tmp_path / "rel-w" / "task-work"
-    assert Path(ran.data["stdout"].strip()).parent == scratch
+    assert Path(ran.data["stdout"].strip()).parent.parent == scratch
     own = bus.run("where", {})
     assert own.item.outcome == "success", own.item.error_message
-    assert Path(own.data["cwd"]).parent == scratch
+    assert Path(own.data["cwd"]).parent.parent == scratch
 
 
 def test_test_runs_one_task_of_each_kind_and_names_what_fails(

@@ -12,6 +12,7 @@ from retire_cluster.node.describing import own_types
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.taskprocess import Plan
+from retire_cluster.node.workplace import Workplace
 from tests.integration.node_kit import Bus, Start, posix_only
 from tests.integration.test_node_cuts import NO_FORK
 
@@ -94,10 +95,8 @@ def test_each_plugin_that_cannot_be_described_is_left_out_alone_and_by_name(
 
 
 def plan(tmp_path: Path, environ: dict[str, str]) -> Plan:
-    for name in ("start", "work"):
-        (tmp_path / name).mkdir()
     leftovers = Leftovers(tmp_path / "leftovers.json")
-    return Plan(tmp_path / "start", tmp_path / "work", environ, leftovers)
+    return Plan(Workplace(tmp_path / "work"), environ, leftovers)
 
 
 def test_an_endless_import_costs_its_own_time_and_type(
