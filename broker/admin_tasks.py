@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from retire_cluster.broker import callers, views
 from retire_cluster.broker import events as ev
-from retire_cluster.broker import views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.admin_waits import task_ids
 from retire_cluster.broker.instructions import StoreOutcomes
@@ -35,6 +35,8 @@ from retire_cluster.schemas.vocabulary import (
 )
 
 TASK: Final = {"task_id": {"type": "string", "required": True, "maxlength": 200}}
+_CHANGE: Final = {**TASK, **callers.CALLER}
+
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -190,10 +192,11 @@ def explain(admin: Admin, call: Call) -> Reply:
 # --- changing ------------------------------------------------------------------------------------
 
 
-@operation("task.cancel", TASK, changes=True)
+@operation("task.cancel", _CHANGE, changes=True)
 def cancel(admin: Admin, call: Call) -> Reply:
     """Cancel a task that has not ended."""
     number = admin.number(call.args["task_id"])
+    callers.check(admin, call.args, "cancelTask", (number,))
     if number not in admin.state.tasks:
         current = admin.state.ledger.status(number).value
         raise CannotCancelTask(f"The task has already ended: it is {current}.")
@@ -210,19 +213,24 @@ def cancel(admin: Admin, call: Call) -> Reply:
 @operation("task.cancel_many", changes=True)
 def cancel_many(admin: Admin, call: Call) -> Reply:
     """Cancel those of up to 1000 tasks that have not ended."""
-    unknown = sorted(set(call.args) - {"task_ids"})
+    unknown = sorted(set(call.args) - {"task_ids", "caller"})
     if unknown:
         raise ValidationError(unknown[0], "unknown field")
-    cancelled: list[str] = []
+    callers.read(call.args)
+    found: dict[int, str] = {}
     not_cancelled: list[str] = []
     for task_id in dict.fromkeys(task_ids(call.args.get("task_ids"))):
         number, created_ms = admin.state.ids.read(task_id) or (0, 0)
         task = admin.state.tasks.get(number)
         if task is None or task.created_ms != created_ms:
             not_cancelled.append(task_id.lower())
-            continue
+        else:
+            found[number] = task_id.lower()
+    # All or none: whoever may not cancel one of them has not cancelled the others.
+    callers.check(admin, call.args, "cancelTasks", found)
+    for number in found:
         admin.apply(ev.CancelAsked(number), call.now)
-        cancelled.append(task_id.lower())
+    cancelled = list(found.values())
     at = stamp(call.now.wall_ms)
     return Reply({"cancelled": cancelled, "not_cancelled": not_cancelled, "cancelled_at": at})
 
@@ -236,10 +244,11 @@ def _ended_just_now(admin: Admin, number: int) -> bool:
     )
 
 
-@operation("task.retry", TASK, changes=True)
+@operation("task.retry", _CHANGE, changes=True)
 def retry(admin: Admin, call: Call) -> Reply:
     """Run an ended task again."""
     number = admin.number(call.args["task_id"])
+    callers.check(admin, call.args, "retryTask", (number,))
     current = admin.state.ledger.status(number)
     if current not in RETRYABLE:
         raise CannotRetryTask(

@@ -214,6 +214,10 @@ class Ledger:
         """A present task's status."""
         return STATUSES[self._status[task - self._base] - 1]
 
+    def task_type(self, task: int) -> str:
+        """A present task's type."""
+        return self._types.texts[self._type[task - self._base]]
+
     def ended_s(self, task: int) -> int:
         """Second of the cluster's age when a present task ended; 0 while it lives."""
         return self._ended[task - self._base]

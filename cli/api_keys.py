@@ -14,7 +14,7 @@ from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import running_api
 from retire_cluster.cli.output import table
 from retire_cluster.schemas.errors import ClusterError, NotFound, ValidationError
-from retire_cluster.schemas.operations import SCOPES
+from retire_cluster.schemas.rights import SCOPES
 
 HEADERS = ("KEY", "SCOPES", "CREATED", "LAST USED", "NOTE")
 

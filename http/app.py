@@ -161,7 +161,7 @@ def create_app(
     parking = Parking(drain, threads=api.threads, monotonic=monotonic)
     toll = Toll(limiter)
     tasks = Tasks(guarded, access, SubmissionReader(), parking, toll)
-    task = Task(guarded, parking, toll)
+    task = Task(guarded, access, parking, toll)
     config = Config(guarded, public_view(api))
 
     route = app.add_route

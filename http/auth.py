@@ -13,6 +13,7 @@ from typing import Any
 from retire_cluster.api.keys import Key, KeyRing
 from retire_cluster.api.peers import Peer
 from retire_cluster.api.sessions import Sessions
+from retire_cluster.schemas import rights
 from retire_cluster.schemas.errors import (
     ClusterError,
     Forbidden,
@@ -20,7 +21,7 @@ from retire_cluster.schemas.errors import (
     Unauthorized,
 )
 from retire_cluster.schemas.operations import Operation
-from retire_cluster.schemas.vocabulary import HARMLESS_TASK_TYPES
+from retire_cluster.schemas.rights import Door
 
 WRONG_KEYS_PER_MINUTE = 10
 _REMEMBERED_ADDRESSES = 10_000
@@ -154,16 +155,21 @@ class Access:
         return taken
 
     def check(self, identity: Identity, operation: Operation) -> None:
-        """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`."""
-        if operation.scope:
-            self._need(identity, operation.scope)
-        elif self.reads and not operation.always_open:
-            self._need(identity, "read" if operation.method == "GET" else "submit")
+        """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`.
+
+        What tasks of their type need is asked where the type is known: `check_submission`, and the
+        main node by what `caller` tells it.
+        """
+        right = operation.right
+        if right.door is Door.CLOSED or (
+            self.reads and right.door is Door.READS and not right.late
+        ):
+            self._need(identity, right.scope)
 
     def check_reading(self, identity: Identity) -> None:
         """Raises like `check` unless this client may read."""
         if self.reads:
-            self._need(identity, "read")
+            self._need(identity, rights.READ)
 
     def check_submission(self, identity: Identity, task_types: set[str]) -> None:
         """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
@@ -171,9 +177,18 @@ class Access:
         Types beside the harmless ones run code or reach out, so they need what the document's
         protected endpoints need (contract.md, Authentication).
         """
-        dangerous = sorted(task_types - HARMLESS_TASK_TYPES)
+        dangerous = sorted(t for t in task_types if rights.of_type(t) == rights.DANGEROUS)
         if dangerous:
-            self._need(identity, "submit:dangerous", f"Submitting {', '.join(dangerous[:5])}")
+            self._need(identity, rights.DANGEROUS, f"Submitting {', '.join(dangerous[:5])}")
+
+    def caller(self, identity: Identity) -> dict[str, Any]:
+        """Arguments by which the main node judges what this client does to tasks of any type.
+
+        Nothing for one that may do everything to all of them.
+        """
+        if identity.key is None or identity.key.may(rights.DANGEROUS):
+            return {}
+        return {"caller": {"scopes": list(identity.key.scopes)}}
 
     def _need(self, identity: Identity, scope: str, what: str = "This") -> None:
         if not self.required:

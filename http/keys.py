@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.schemas.operations import SCOPES
+from retire_cluster.schemas.rights import SCOPES, may
 
 FILE_NAME = "api-keys.json"
 _log = logging.getLogger("api")
@@ -38,7 +38,7 @@ class Key:
     key_id: str
     #: SHA-256 of the key, hexadecimal.
     digest: str
-    #: What it may do: some of `schemas.operations.SCOPES`.
+    #: What it may do: some of `SCOPES`.
     scopes: tuple[str, ...] = ALL_SCOPES
     #: The owner's words.
     note: str = ""
@@ -47,7 +47,7 @@ class Key:
 
     def may(self, scope: str) -> bool:
         """Whether it may do what needs `scope`."""
-        return not scope or "admin" in self.scopes or scope in self.scopes
+        return not scope or may(self.scopes, scope)
 
 
 def digest_of(key: str) -> str:

@@ -9,8 +9,9 @@ from retire_cluster.schemas.errors import BY_CODE
 from retire_cluster.schemas.operations import OPERATIONS, Operation
 from retire_cluster.schemas.requests import TASK_ID_PATTERN
 from retire_cluster.schemas.responses import SCHEMAS, TEXT, TIME
+from retire_cluster.schemas.rights import DANGEROUS, Door, of_type
 from retire_cluster.schemas.validation import field_json_schema, json_schema
-from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, DEVICE_ID_PATTERN
 
 _REQUEST_ID: Final = {
     "type": "string",
@@ -23,6 +24,10 @@ Manages and watches a Retire-Cluster.
 Every JSON answer is an envelope with `status`, `data`, `message`, `timestamp` and `request_id`
 (`pagination` beside `data` for lists); errors carry `error_code` and `error_details`. HEAD works
 wherever GET does. Unknown query parameters and unknown body fields are errors.
+
+`x-scope` is the scope that a key needs, `x-scope-needed` when a key is asked for while
+authentication is on. `x-scope-of-types` is what the type of a task needs beside it (`*`: any other
+type, a device's own among them). `submit:dangerous` holds `submit`, `admin` holds everything.
 """
 _PATH_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "device_id": {"type": "string", "pattern": f"^(?:{DEVICE_ID_PATTERN})$"},
@@ -92,8 +97,14 @@ def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
     }
     if operation.description:
         found["description"] = operation.description
-    if operation.scope:
-        found["x-scope"] = operation.scope
+    right = operation.right
+    if right.scope:
+        found["x-scope"] = right.scope
+        found["x-scope-needed"] = "always" if right.door is Door.CLOSED else "with auth_reads"
+        if right.by_type:
+            found["x-scope-of-types"] = {
+                **{name: of_type(name) for name in BUILTIN_TASK_TYPES}, "*": DANGEROUS,
+            }  # fmt: skip
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]}
         for name in re.findall(r"{(\w+)}", operation.path)
@@ -198,7 +209,7 @@ def _codes(operation: Operation) -> list[str]:
     codes = ["VALIDATION_ERROR", *operation.errors]
     if not operation.always_open:
         codes += ["UNAUTHORIZED"]
-    if operation.scope or operation.method != "GET":
+    if operation.right.scope or operation.method != "GET":
         codes += ["FORBIDDEN"]
     if operation.body is not None:
         codes += ["PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"]

@@ -1,8 +1,8 @@
-"""The REST API as a table: one row an endpoint, with its query, body, answer, access and errors.
+"""The REST API as a table: one row an endpoint, with its query, body, answer and errors.
 
-The facade enforces these very rows (queries, bodies, keys, limits) and `schemas/openapi.py` prints
-them, so the two cannot differ. To add an endpoint: a row here, a responder in `http/resources`, a
-line in `http/app.py`.
+The facade enforces these very rows (queries, bodies, limits) and those of `schemas/rights.py`
+(who may), and `schemas/openapi.py` prints them, so they cannot differ. To add an endpoint: a row
+here, one in `schemas/rights.py`, a responder in `http/resources`, a line in `http/app.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from retire_cluster.schemas import requests
+from retire_cluster.schemas.rights import RIGHTS, Door, Right, table
 from retire_cluster.schemas.strict import Schema
 from retire_cluster.schemas.vocabulary import API as API
-
-#: What a key may do; each of these includes nothing of the others but `admin`, which has all.
-SCOPES: Final = ("read", "submit", "submit:dangerous", "admin")
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,6 @@ class Operation:
     summary: str
     #: Name of the schema of `data` in `schemas/responses.py`; empty: not JSON.
     answer: str
-    #: Scope of the key that is needed (none needed: empty).
-    scope: str = ""
     #: Cerberus schema of the query.
     query: Schema = field(default_factory=lambda: requests.NO_QUERY)
     #: Cerberus schema of the body, or None where the method takes none.
@@ -45,8 +41,6 @@ class Operation:
     errors: tuple[str, ...] = ()
     #: Costs no rate limit.
     unlimited: bool = False
-    #: Open even with `auth_reads`.
-    always_open: bool = False
     #: Needs the main node to be answered.
     needs_cluster: bool = True
     #: The answer is in no envelope.
@@ -59,6 +53,21 @@ class Operation:
     #: An example of `data` (or of the bare answer), and of the body.
     example: Any = None
     body_example: Any = None
+
+    @property
+    def right(self) -> Right:
+        """What a client needs for it."""
+        return RIGHTS[self.operation_id]
+
+    @property
+    def scope(self) -> str:
+        """Scope of the key that is always needed (none needed: empty)."""
+        return self.right.scope if self.right.door is Door.CLOSED else ""
+
+    @property
+    def always_open(self) -> bool:
+        """Open at the door even with `auth_reads`."""
+        return self.right.door is Door.OPEN or self.right.late
 
 
 _DEVICE: Final = ("DEVICE_NOT_FOUND",)
@@ -89,11 +98,11 @@ _ROWS: Final = (
     # --- the API itself ---
     Operation(
         "GET", "/health", "getHealth", "Cluster", "Simple health check for monitoring",
-        "Health", unlimited=True, always_open=True, bare=True, example=_HEALTH_EXAMPLE,
+        "Health", unlimited=True, bare=True, example=_HEALTH_EXAMPLE,
     ),
     Operation(
         "GET", "/api/health", "getHealthAlias", "Cluster", "The same as /health",
-        "Health", unlimited=True, always_open=True, bare=True, example=_HEALTH_EXAMPLE,
+        "Health", unlimited=True, bare=True, example=_HEALTH_EXAMPLE,
     ),
     Operation(
         "GET", "/metrics", "getPrometheusMetrics", "Cluster", "Metrics for Prometheus",
@@ -102,7 +111,7 @@ _ROWS: Final = (
     Operation(
         "GET", "/", "getRoot", "API",
         "The API's index for a program; a browser is sent to the dashboard",
-        "ApiInfo", always_open=True,
+        "ApiInfo",
     ),
     Operation("GET", API, "getApi", "API", "What this API offers", "ApiInfo"),
     Operation(
@@ -142,7 +151,7 @@ _ROWS: Final = (
     ),
     Operation(
         "GET", f"{API}/cluster/config", "getClusterConfig", "Cluster",
-        "Cluster configuration settings", "ClusterConfig", scope="read",
+        "Cluster configuration settings", "ClusterConfig",
     ),
     # --- devices ---
     Operation(
@@ -177,27 +186,27 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/devices/{{device_id}}/ping", "pingDevice", "Devices",
         "A real round trip to the device; 200 even when it does not answer", "Ping",
-        scope="read", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+        body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
     Operation(
         "POST", f"{API}/devices/{{device_id}}/drain", "drainDevice", "Devices",
         "Give a device nothing new; what it has it finishes", "DeviceState",
-        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+        body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
     Operation(
         "POST", f"{API}/devices/{{device_id}}/resume", "resumeDevice", "Devices",
         "End a drain", "DeviceState",
-        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+        body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
     Operation(
         "DELETE", f"{API}/devices/{{device_id}}", "removeDevice", "Devices",
         "Remove a device; its running tasks go back to the queue", "DeviceRemoval",
-        scope="admin", body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
+        body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
     Operation(
         "POST", f"{API}/join-tokens", "makeJoinToken", "Devices",
         "The line that lets a new device join, with a token made for it", "JoinToken",
-        scope="admin", body=requests.JOIN_TOKEN, body_optional=True, status=201,
+        body=requests.JOIN_TOKEN, body_optional=True, status=201,
         description="It is told this once. 403 when the worker bus is not encrypted: devices then"
         " join with `HOST:PORT`. Tokens are listed and revoked by `retire-cluster token`.",
     ),
@@ -240,7 +249,7 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/tasks/cancel", "cancelTasks", "Tasks",
         "Cancel up to 1000 tasks; running ones are killed", "TasksCancelled",
-        scope="submit", body=requests.TASKS_CANCEL, body_example={"task_ids": [_TASK_UUID]},
+        body=requests.TASKS_CANCEL, body_example={"task_ids": [_TASK_UUID]},
         description="Tasks that have ended, or are not known, are listed under `not_cancelled`.",
         example={"cancelled": [_TASK_UUID], "not_cancelled": [], "cancelled_at": _TIME},
     ),
@@ -296,13 +305,13 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/tasks/{{task_id}}/cancel", "cancelTask", "Tasks",
         "Cancel a waiting or running task; a running one is killed", "TaskCancelled",
-        scope="submit", body=requests.NO_BODY, body_optional=True,
+        body=requests.NO_BODY, body_optional=True,
         errors=(*_TASK, "CANNOT_CANCEL_TASK"),
     ),
     Operation(
         "POST", f"{API}/tasks/{{task_id}}/retry", "retryTask", "Tasks",
         "Run a failed, timed-out or cancelled task again", "TaskRetried",
-        scope="submit", body=requests.NO_BODY, body_optional=True,
+        body=requests.NO_BODY, body_optional=True,
         errors=(*_TASK, "CANNOT_RETRY_TASK", "TASK_JUST_ENDED"),
         leads_to=("getTaskStatus", "getTaskResult"),
     ),
@@ -316,12 +325,12 @@ _ROWS: Final = (
     Operation(
         "POST", f"{API}/events/ticket", "makeEventTicket", "Events",
         "A short-lived ticket for /ws?ticket=, for pages that cannot send headers",
-        "EventTicket", scope="read", body=requests.NO_BODY, body_optional=True,
+        "EventTicket", body=requests.NO_BODY, body_optional=True,
         needs_cluster=False, leads_to=("streamEvents",),
     ),
     Operation(
         "GET", "/ws", "streamEvents", "Events", "Events as a WebSocket, one JSON event a message",
-        "", query=requests.STREAM_QUERY, status=101, unlimited=True, always_open=True, bare=True,
+        "", query=requests.STREAM_QUERY, status=101, unlimited=True, bare=True,
         needs_cluster=False,
         description="Begins after `since`, else with the next event. With `auth_reads` a key or"
         " a `ticket` is needed. A client that falls behind is disconnected and resumes with the"
@@ -330,33 +339,38 @@ _ROWS: Final = (
     # --- configuration ---
     Operation(
         "GET", f"{API}/config", "getConfig", "Configuration", "The complete configuration",
-        "Configuration", scope="read",
+        "Configuration",
     ),
     Operation(
         "GET", f"{API}/config/server", "getServerConfig", "Configuration",
-        "Server configuration", "ServerConfig", scope="read",
+        "Server configuration", "ServerConfig",
     ),
     Operation(
         "PUT", f"{API}/config/server", "updateServerConfig", "Configuration",
-        "Change some of it; applied at once", "ConfigUpdated", scope="admin",
+        "Change some of it; applied at once", "ConfigUpdated",
         body=requests.SERVER_CONFIG, body_example={"max_connections": 100},
     ),
     Operation(
         "GET", f"{API}/config/heartbeat", "getHeartbeatConfig", "Configuration",
-        "Heartbeat configuration", "HeartbeatConfig", scope="read",
+        "Heartbeat configuration", "HeartbeatConfig",
     ),
     Operation(
         "PUT", f"{API}/config/heartbeat", "updateHeartbeatConfig", "Configuration",
-        "Change some of it; pushed to the devices at once", "ConfigUpdated", scope="admin",
+        "Change some of it; pushed to the devices at once", "ConfigUpdated",
         body=requests.HEARTBEAT_CONFIG,
         body_example={"interval": 60, "timeout": 300, "max_missed": 3},
     ),
     Operation(
         "POST", f"{API}/config/reset", "resetConfig", "Configuration",
-        "Reset all configuration to defaults", "ConfigReset", scope="admin",
+        "Reset all configuration to defaults", "ConfigReset",
         body=requests.NO_BODY, body_optional=True,
     ),
 )  # fmt: skip
 
 #: `(method, path template)` → its row; HEAD is not listed, it works wherever GET does.
 OPERATIONS: Final[dict[tuple[str, str], Operation]] = {(row.method, row.path): row for row in _ROWS}
+
+
+def rights_table() -> str:
+    """Who may do what, as docs/security.md shows it."""
+    return table((row.method, row.path.removeprefix(API) or API, row.operation_id) for row in _ROWS)

@@ -93,6 +93,7 @@ class Tasks(Resource):
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Cancel many tasks."""
         args = {"task_ids": validation.checked_body(req)["task_ids"]}
+        args |= self._access.caller(req.context.identity)
         data = self._cluster.call("task.cancel_many", args, patient=True).data
         answer(req, resp, data, message=f"{len(data['cancelled'])} tasks cancelled")
 
@@ -146,8 +147,11 @@ def await_ends(cluster: GuardedCluster, task_ids: list[str], patience: Patience)
 class Task(Resource):
     """One task."""
 
-    def __init__(self, cluster: GuardedCluster, parking: Parking, toll: Toll) -> None:
+    def __init__(
+        self, cluster: GuardedCluster, access: Access, parking: Parking, toll: Toll
+    ) -> None:
         self._cluster = cluster
+        self._access = access
         self._parking = parking
         self._toll = toll
 
@@ -179,17 +183,19 @@ class Task(Resource):
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Cancel it."""
-        task_id = validation.task_id(task_id)
-        validation.checked_body(req)
-        data = self._cluster.data("task.cancel", {"task_id": task_id})
+        data = self._change("task.cancel", req, task_id)
         answer(req, resp, data, message="Task cancelled")
 
     def on_post_retry(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Run it again."""
+        data = self._change("task.retry", req, task_id)
+        answer(req, resp, data, message="Task queued again")
+
+    def _change(self, op: str, req: falcon.Request, task_id: str) -> dict[str, Any]:
         task_id = validation.task_id(task_id)
         validation.checked_body(req)
-        data = self._cluster.data("task.retry", {"task_id": task_id})
-        answer(req, resp, data, message="Task queued again")
+        caller = self._access.caller(req.context.identity)
+        return self._cluster.data(op, {"task_id": task_id, **caller})
 
     def _show(self, req: falcon.Request, resp: falcon.Response, op: str, task_id: str) -> None:
         found = self._cluster.call(op, {"task_id": validation.task_id(task_id)})

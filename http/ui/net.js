@@ -9,7 +9,10 @@ const RESERVE = 0.25;         // of a minute's requests: background work leaves 
 const BACKGROUND_A_MINUTE = 12;
 
 export const session = { version: "", auth_required: false, auth_reads: false, signed_in: false, scopes: [] };
-export const may = (scope) => session.scopes.includes("admin") || session.scopes.includes(scope);
+const holds = (held, scope) => held === "admin" || held === scope || (held === "submit:dangerous" && scope === "submit");
+export const may = (scope) => session.scopes.some((held) => holds(held, scope));
+export const HARMLESS = ["echo", "sleep", "system_info"];
+export const mayOf = (type) => may(HARMLESS.includes(type) ? "submit" : "submit:dangerous");
 export const limit = { remaining: null, perMinute: 60, resetMs: 0, blockedUntil: 0 };
 export const bus = new EventTarget();
 const tell = (name, detail) => bus.dispatchEvent(new CustomEvent(name, { detail }));

@@ -85,7 +85,7 @@ export function config(render) {
   };
 }
 
-const SCOPES = { read: "look at the configuration, ping devices", submit: "cancel and retry tasks", "submit:dangerous": "submit tasks of every type", admin: "drain and remove devices, change the configuration" };
+const SCOPES = { read: "look at the configuration, ping devices", submit: "submit, cancel and retry harmless tasks", "submit:dangerous": "the same with tasks of every type", admin: "drain and remove devices, change the configuration" };
 
 function access() {
   const rights = Object.entries(SCOPES).map(([scope, text]) => h("li", { "data-on": may(scope) ? true : null }, glyph(may(scope) ? "success" : "offline"), h("span", null, h("b", null, scope), " ", text)));

@@ -1,11 +1,10 @@
 // Submitting a task: the form is made from the type's payload schema.
 import { copyable, h, keep, link, plural, toast } from "./dom.js";
 import { numberOf, parse as exact, stringify } from "./exact.js";
-import { get, may, send } from "./net.js";
+import { get, HARMLESS, may, send } from "./net.js";
 import { PRIORITIES } from "./model.js";
 import { card, loadTypes } from "./parts.js";
 
-const HARMLESS = ["echo", "sleep", "system_info"];
 const EXAMPLES = {
   echo: { message: "Hello" }, python_eval: { expression: "sum(n * n for n in range(10))" }, http_request: { url: "https://example.org/" }, sleep: { duration: 5 }, command: { command: ["uname", "-a"] },
 };

@@ -1,6 +1,6 @@
 // All tasks, and one.
 import { h, ago, chip, clock, glyph, link, now, percent, plural, s, say, shortId, span } from "./dom.js";
-import { get, may, refresher } from "./net.js";
+import { get, may, mayOf, refresher } from "./net.js";
 import { learn, model, PRIORITIES, STATUSES, TERMINAL } from "./model.js";
 import { act, actOnMany, card, deviceLink, facts, filterBar, guarded, loadTypes, noTasks, pager, patch, pretty, taskTable, trouble, whyBox } from "./parts.js";
 
@@ -123,8 +123,8 @@ export function task(render, params, id) {
       const result = found.result;
       return [
         h("div.head", null, h("h1", null, h("a.up", { href: link("tasks") }, "Tasks"), " ", found.task_type), chip(found.status),
-          !done && may("submit") && h("button.danger", { type: "button", onclick: cancel }, "Cancel"),
-          ["failed", "timeout", "cancelled"].includes(found.status) && may("submit") && h("button", { type: "button", onclick: () => guarded(() => act(id, "retry"), "It is queued again") }, "Retry"),
+          !done && mayOf(found.task_type) && h("button.danger", { type: "button", onclick: cancel }, "Cancel"),
+          ["failed", "timeout", "cancelled"].includes(found.status) && mayOf(found.task_type) && h("button", { type: "button", onclick: () => guarded(() => act(id, "retry"), "It is queued again") }, "Retry"),
           h("a.button", { href: link("submit", { like: id }) }, "Submit one like it")),
         typeof found.metadata?.name === "string" && h("p.lead", null, found.metadata.name),
         h("p.id.full", null, id, " ", h("a", { href: link("log", { task_id: id }) }, "its log")),

@@ -5,45 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from retire_cluster.api.app import create_app
-from retire_cluster.api.keys import KeyRing, key_of
-from retire_cluster.api.websocket import StreamServer
 from retire_cluster.broker.admin_facade import facade_identity
-from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf import curve
 from tests.integration.main_kit import PATIENCE_SECONDS, MainNode, eventually, settings_for
+from tests.integration.site_kit import Site
 
 API = "/api/v1"
-
-
-class Site:
-    """One facade process's worth of REST, on a socket, over a main node."""
-
-    def __init__(self, node: MainNode, *keys: str, **options: Any) -> None:
-        settings = node.settings
-        options = {"rate_limit": False, "threads": 8, **options}
-        settings = settings.with_sections({"api": replace(settings.api, **options)})
-        client = AdminClient(port=node.facts.admin_port, timeout_seconds=PATIENCE_SECONDS)
-        ring = KeyRing(map(key_of, keys)) if keys else None
-        self.facade = create_app(client, settings, keys=ring)
-        self.server = StreamServer(
-            self.facade.app, "127.0.0.1", 0, drain=self.facade.drain, threads=8
-        )
-        self.url = f"http://127.0.0.1:{self.server.port}"
-        self._thread = threading.Thread(target=self.server.serve)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.stop()
-        self._thread.join(PATIENCE_SECONDS)
-        self.facade.close()
 
 
 Start = Callable[..., Site]

@@ -11,6 +11,7 @@ from retire_cluster.broker.admin import operations
 from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
 from retire_cluster.schemas import messages
+from retire_cluster.schemas.operations import rights_table
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,11 @@ def test_every_test_that_the_security_page_names_is_there(root: Path) -> None:
         there.update(re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE))
     assert len(named) > 20
     assert sorted(named - there) == []
+
+
+def test_the_table_of_scopes_on_the_security_page_is_the_one_that_is_enforced(root: Path) -> None:
+    text = (root / "docs" / "security.md").read_text("utf-8")
+    assert rights_table() in text, "print schemas.operations.rights_table() anew"
 
 
 def test_every_verb_of_the_bus_is_documented() -> None:
