@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker import enrolment, oversize, passing_over, standing
+from retire_cluster.broker import enrolment, given_back, oversize, passing_over, standing
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -153,6 +153,7 @@ def _succeeded(
     fresh = [(state.tasks[n], seconds[i]) for n, i in found.items()]
     start_all(state, [pair for pair in fresh if pair[0].status is TaskStatus.ASSIGNED], now)
     device.succeeded += len(tasks)
+    device.given_back = 0
     if state.tallies or device.notes:
         standing.succeeded(state, device, tasks, now)
     deviating += [task.number for task in tasks if task.deviates]
@@ -190,6 +191,7 @@ def _settle(
     elsewhere = item.cause in ELSEWHERE
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
+        given_back.in_a_row(state, device, task, now)
         give_back(state, task, Decision(None), "released", None, "given back by its device", now)
         return None
     if task.status is TaskStatus.ASSIGNED and not elsewhere:
@@ -333,16 +335,31 @@ def give_back(
         result,
         details,
     )
-    state.emit(StoreAttempts((row,)))
-    state.leave_device((task,))
-    task.device = None
-    task.assigned_ms = task.started_ms = task.started_mono = None
+    wait_seconds = decision.delay_seconds
     if decision.costs_retry:
         task.retries += 1
         state.stats.retries[str(cause)] += 1
+        state.emit(StoreAttempts((row,)))
+    else:
+        state.returned.add(task.number)
+        counted = given_back.count(
+            task,
+            row.device_id,
+            task.attempt,
+            state.settings.scheduler,
+            elsewhere=cause in ELSEWHERE,
+        )
+        wait_seconds = max(wait_seconds, counted.wait_seconds)
+        replaced = () if counted.replaces is None else ((task.number, counted.replaces),)
+        state.emit(StoreAttempts((given_back.row_of(row, counted),), replaced))
+        if device is not None and device.device_id in given_back.last_choices(task):
+            note_tried(task, device)
+    state.leave_device((task,))
+    task.device = None
+    task.assigned_ms = task.started_ms = task.started_mono = None
     state.move(task, "wait", now, cause=cause, message=message)
-    if decision.delay_seconds > 0:
-        state.wait_until(task, now.mono + decision.delay_seconds)
+    if wait_seconds > 0:
+        state.wait_until(task, now.mono + wait_seconds)
     else:
         become_due(state, task, now)
     state.store_deviation(task, now)

@@ -56,6 +56,7 @@ class Device:
         "dirty",
         "drained",
         "failed",
+        "given_back",
         "hostname",
         "instance",
         "ip_address",
@@ -127,6 +128,8 @@ class Device:
         self.last_error = ""
         self.succeeded = 0
         self.failed = 0
+        #: Attempts in a row that it gave back while it takes work.
+        self.given_back = 0
         self.used_units = 0
         #: Tasks placed here that have not ended, by number.
         self.attempts: dict[int, Task] = {}

@@ -48,6 +48,8 @@ class StoreAttempts:
     """Record attempts that ended without ending their task."""
 
     rows: Sequence[AttemptRow]
+    #: `(task, number)` of those that they stand for from now on.
+    replaced: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import itertools
 
 from retire_cluster.broker.device import SLOT_UNITS, Device
 from retire_cluster.broker.events import Now, Place
+from retire_cluster.broker.given_back import last_choices
 from retire_cluster.broker.instructions import SendAssign, StoreDispatch
 from retire_cluster.broker.matching import ClassKey, TaskClass
 from retire_cluster.broker.overtaking import Waiting
@@ -152,9 +153,24 @@ class _Pass:
                     self._go_on(cls, order)
                 return
             device = better
-        self._give(device, tasks)
-        self.state.share.placed(len(tasks))
-        self._go_on(cls, order)
+        elif self.state.returned:
+            tasks = self._elsewhere(cls, tasks, device)
+        if tasks:
+            self._give(device, tasks)
+            self.state.share.placed(len(tasks))
+        if not self.held or len(self.held.get(cls.key, ())) < _PASSED_BY:
+            self._go_on(cls, order)
+
+    def _elsewhere(self, cls: TaskClass, tasks: list[Task], device: Device) -> list[Task]:
+        """Of small tasks for a device, those that nobody gave back; the others go one by one."""
+        returned = self.state.returned
+        for task in tasks:
+            if task.number in returned:
+                better = self._device_for(cls, task, device)
+                if better is not None:
+                    self._give(better, [task])
+                    self.state.share.placed(1)
+        return [task for task in tasks if task.number not in returned]
 
     def _device_for(self, cls: TaskClass, task: Task, device: Device) -> Device | None:
         """Where a task that was taken out goes: this device, a better one, or elsewhere later."""
@@ -175,12 +191,13 @@ class _Pass:
             return other
         waited = self.now.mono - task.queued_mono
         patient = waited < PATIENCE_SECONDS
-        if device.device_id in task.excluded:
+        last = task.excluded | last_choices(task) if task.given_back else task.excluded
+        if device.device_id in last:
             # It would only say so again: where the task failed otherwise comes before it.
-            second = cls.pick(state.free, avoid=task.excluded)
+            second = cls.pick(state.free, avoid=last)
             if second is None:
                 patient = True
-                avoid = task.excluded
+                avoid = last
             else:
                 device = second
         wanted = patient and any(one.ready and one.device_id not in avoid for one in cls.ring)

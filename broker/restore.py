@@ -10,6 +10,7 @@ from retire_cluster.broker import passing_over
 from retire_cluster.broker.age import resumed
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
+from retire_cluster.broker.given_back import LEAST_SECONDS, Times
 from retire_cluster.broker.rows import IndexRow, LiveRow, Snapshot, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task, TaskSpec
@@ -189,6 +190,8 @@ def _live(
     kept = snapshot.deviations.get(row.number)
     if kept is not None:
         _deviate(task, kept)
+        if task.given_back:
+            state.returned.add(row.number)
         for device_id in task.excluded & state.devices.keys():
             state.devices[device_id].refused.add(row.number)
     state.tasks[row.number] = task
@@ -222,6 +225,8 @@ def _deviate(task: Task, kept: LiveRow) -> None:
     )
     task.excluded, task.killers = frozenset(kept.excluded), frozenset(kept.killers)
     task.tried = frozenset(kept.tried)
+    if kept.given_back:
+        task.given_back = {name: Times(*times) for name, *times in kept.given_back}
     task.deviates = True
 
 
@@ -229,5 +234,5 @@ def _longest_wait(state: ClusterState, row: TaskRow, kept: LiveRow) -> float:
     # A clock that jumped back while the broker was down must not keep a task waiting for days: a
     # retry never waits longer than its cap, a delayed start never longer than was asked for.
     if kept.attempt:
-        return state.settings.scheduler.retry_cap_seconds
+        return max(LEAST_SECONDS, state.settings.scheduler.retry_cap_seconds)
     return (kept.not_before_ms - row.created_ms) / 1000

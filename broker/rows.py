@@ -22,6 +22,8 @@ class AttemptRow(NamedTuple):
     execution_seconds: float | None
     result: bytes = b""
     details: bytes = b""
+    #: How many endings it stands for (given_back.py): itself, and those before it that were alike.
+    times: int = 1
 
 
 class OutcomeRow(NamedTuple):
@@ -69,6 +71,8 @@ class LiveRow(NamedTuple):
     excluded: tuple[str, ...]
     killers: tuple[str, ...]
     tried: tuple[str, ...] = ()
+    #: `(device, times, attempt)` of `Task.given_back`.
+    given_back: tuple[tuple[str, int, int], ...] = ()
 
 
 class DispatchRow(NamedTuple):

@@ -80,12 +80,19 @@ def _whole_numbers(values: Iterable[object]) -> None:
         raise ValueError("a whole number is something else")
 
 
+def _counts(values: Sequence[object]) -> tuple[int, int]:
+    _whole_numbers(values)
+    times, attempt = values
+    return times, attempt  # type: ignore[return-value]
+
+
 def live_row(row: Sequence[Any]) -> LiveRow:
     """A row of `live`."""
     _whole_numbers(row[:5])
     excluded, killers = tuple(json.loads(row[5])), tuple(json.loads(row[6]))
     tried = tuple(json.loads(row[7]))
-    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers, tried)
+    given_back = tuple((str(name), *_counts(times)) for name, *times in json.loads(row[8]))
+    return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers, tried, given_back)
 
 
 def dispatch_row(row: Sequence[Any]) -> DispatchRow:

@@ -136,6 +136,8 @@ class ClusterState:
         #: `(not_before_mono, task)` of pending tasks; entries may be stale.
         self.pending: list[tuple[float, int]] = []
         self.running: dict[int, Task] = {}
+        #: Tasks that a device gave back (given_back.py).
+        self.returned: set[int] = set()
         self.submissions: dict[tuple[str, str], SubmissionRow] = {}
         #: Dispatch batches whose attempts have all ended, to be forgotten by the next sweep.
         self.ended_dispatches: list[int] = []
@@ -325,6 +327,8 @@ class ClusterState:
         for task in tasks:
             number = task.number
             del self.tasks[number]
+            if task.given_back:
+                self.returned.discard(number)
             if task.payload is not None:
                 self.inline_bytes -= len(task.payload)
             if number not in self.waits:
@@ -388,6 +392,7 @@ class ClusterState:
             tuple(sorted(task.excluded)[:DEVICES_KEPT]),
             tuple(sorted(task.killers)),
             tuple(sorted(task.tried)),
+            tuple((name, *times) for name, times in sorted(task.given_back.items())),
         )
         self.emit(StoreLive((row,)))
 
@@ -411,6 +416,7 @@ class ClusterState:
                     f"{_name(task)} is on a stranger"
                 )
             assert running == (number in self.running), f"{_name(task)} and `running` disagree"
+            assert bool(task.given_back) == (number in self.returned), f"{_name(task)} came back"
             queued += status is TaskStatus.QUEUED
         sizes = 0
         for cls in self.classes.values():

@@ -206,7 +206,11 @@ class MemoryStore:
                     self._outcomes[outcome.task] = outcome
                 for number in deviating:
                     self._live.pop(number, None)
-            case ins.StoreAttempts(attempts):
+            case ins.StoreAttempts(attempts, replaced):
+                for task, attempt_number in replaced:
+                    self._attempts[task] = [
+                        row for row in self._attempts[task] if row.number != attempt_number
+                    ]
                 for attempt in attempts:
                     self._attempts.setdefault(attempt.task, []).append(attempt)
             case ins.StoreLive(live):

@@ -211,11 +211,13 @@ class SQLiteStore:
         self._delete("live", "task", write.deviating)
 
     def _attempts(self, write: ins.StoreAttempts) -> None:
-        self._insert("insert or replace into attempts values", 12, write.rows)
+        for gone in write.replaced:
+            self._db.execute("delete from attempts where task = ? and number = ?", gone)
+        self._insert("insert or replace into attempts values", 13, write.rows)
 
     def _live(self, write: ins.StoreLive) -> None:
         rows = [(*row[:5], *map(json.dumps, row[5:])) for row in write.rows]
-        self._insert("insert or replace into live values", 8, rows)
+        self._insert("insert or replace into live values", 9, rows)
 
     def _revive(self, write: ins.ReviveTasks) -> None:
         self._delete("outcomes", "task", write.tasks)

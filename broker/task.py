@@ -7,7 +7,9 @@ store, with one line each in the ledger.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from retire_cluster.schemas.messages import Key
@@ -15,6 +17,7 @@ from retire_cluster.schemas.vocabulary import TaskStatus
 
 if TYPE_CHECKING:
     from retire_cluster.broker.device import Device
+    from retire_cluster.broker.given_back import Times
     from retire_cluster.broker.matching import TaskClass
 
 _S = TaskStatus
@@ -118,6 +121,8 @@ class Task:
     tried: frozenset[str] = frozenset()
     #: Devices that were lost while running it (poison guard).
     killers: frozenset[str] = frozenset()
+    #: Device → how often it gave the task back, free of charge (given_back.py).
+    given_back: Mapping[str, Times] = MappingProxyType({})
     #: Whether the store has a `live` row for it.
     deviates = False
     #: How often it was placed and could not be sent.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retire_cluster.broker import given_back
 from retire_cluster.broker.device import METRICS, SLOT_UNITS, Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.feed import Entry
@@ -131,6 +132,7 @@ def _past_attempt(row: AttemptRow) -> View:
         "started_at": optional_stamp(row.started_ms),
         "ended_at": stamp(row.ended_ms),
         "execution_time_seconds": _seconds(row.execution_seconds),
+        "times": row.times,
     }
 
 
@@ -152,6 +154,7 @@ def attempts(
                     "started_at": optional_stamp(outcome.started_ms),
                     "ended_at": stamp(outcome.completed_ms),
                     "execution_time_seconds": _seconds(outcome.execution_seconds),
+                    "times": 1,
                 }
             )
     elif task is not None and task.dispatch is not None and task.device is not None:
@@ -166,6 +169,7 @@ def attempts(
                 "started_at": optional_stamp(task.started_ms),
                 "ended_at": None,
                 "execution_time_seconds": None,
+                "times": 1,
             }
         )
     return found
@@ -242,7 +246,10 @@ def queued_reason(state: ClusterState, task: Task) -> View:
             busy += device.free_units < device.units_of(task.spec.task_type)
     if task.unsent and task.status is TaskStatus.PENDING:
         rejected["the main node could not read or send its payload: tried again"] = eligible
-    return {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
+    view = {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
+    if returned := given_back.told(task):
+        view["given_back"] = returned
+    return view
 
 
 # --- devices -------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> s
         rows.append(("of these busy", reason.get("busy_devices")))
         rejected = reason.get("rejected") or {}
         rows += [(f"{count} rejected", why) for why, count in rejected.items()]
+        returned = reason.get("given_back") or {}
+        rows += [("given back", f"{times} times by {name}") for name, times in returned.items()]
     text = facts(rows, style)
     devices = data.get("devices") or []
     if TaskStatus(data["status"]) in TERMINAL:

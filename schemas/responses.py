@@ -96,6 +96,12 @@ _DUE: Final[Json] = {
 }
 _QUEUED_REASON: Final = _object(
     {"eligible_devices": COUNT, "busy_devices": COUNT, "rejected": COUNTS},
+    {
+        "given_back": {
+            **COUNTS,
+            "description": "How often devices gave it back; absent when none did twice",
+        }
+    },
     description="Why it waits: how many devices could run it, are busy, or cannot and why",
 )
 _RESULT: Final[Json] = {

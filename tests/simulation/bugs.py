@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import attempts, passing_over, placing, restore, retry, server, standing
+from retire_cluster.broker import (
+    attempts,
+    given_back,
+    passing_over,
+    placing,
+    restore,
+    retry,
+    server,
+    standing,
+)
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.age import Age
@@ -153,6 +162,22 @@ def _gives_up_early() -> AbstractContextManager[None]:
     return swapped(passing_over, "nobody_left", lambda *given: "nobody can run it")
 
 
+def _comes_back_at_once() -> AbstractContextManager[None]:
+    """However often a task was given back, it goes again at once."""
+    count = given_back.count
+    return swapped(
+        given_back, "count", lambda *given, **how: count(*given, **how)._replace(wait_seconds=0.0)
+    )
+
+
+def _keeps_every_row() -> AbstractContextManager[None]:
+    """Each attempt that was given back is a row for ever."""
+    count = given_back.count
+    return swapped(
+        given_back, "count", lambda *given, **how: count(*given, **how)._replace(replaces=None)
+    )
+
+
 def _condemns_all() -> AbstractContextManager[None]:
     """What the last device said of some tasks of a type ends all that wait."""
     return swapped(passing_over, "trust_the_last", lambda *given: False)
@@ -236,6 +261,8 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "goes-back": _goes_back,
     "asks-again": _asks_again,
     "gives-up-early": _gives_up_early,
+    "comes-back-at-once": _comes_back_at_once,
+    "keeps-every-row": _keeps_every_row,
     "condemns-all": _condemns_all,
     "no-fence": _no_fence,
     "forgets-results": _forgets_results,

@@ -63,6 +63,8 @@ class Profile:
     kill_on_lease_loss: bool = True
     #: Whatever it runs fails at once.
     is_black_hole: bool = False
+    #: It gives back whatever it is given.
+    is_boomerang: bool = False
 
 
 class Disk:
@@ -335,6 +337,9 @@ class Worker:
         elif isinstance(instruction, records.Run):
             self.world.judge.received(self, instruction.attempts)
             self.runner.run(instruction.attempts, self.clock())
+            if self.machine.profile.is_boomerang:
+                keys = [attempt.key for attempt in instruction.attempts]
+                self.runner.kill(keys, records.RELEASED, self.clock())
         elif isinstance(instruction, records.Kill):
             self.runner.kill(instruction.keys, instruction.reason, self.clock())
         elif isinstance(instruction, records.Keep):

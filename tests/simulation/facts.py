@@ -57,6 +57,12 @@ class Fact:
     killers: frozenset[str] = frozenset()
     excluded: frozenset[str] = frozenset()
     tried: frozenset[str] = frozenset()
+    #: Device → how often it gave the task back free of charge, and its attempt of the newest row.
+    given_back: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: Attempts of these that the store has a row of.
+    free_rows: frozenset[int] = frozenset()
+    #: Monotonic time before which it may not be placed again, while the main node lives.
+    not_before_mono: float = 0.0
     #: The last attempt's device had said before that it cannot run this task.
     said_before: bool = False
     outcome: OutcomeRow | None = None

@@ -144,7 +144,7 @@ class Judge:
                 self.fail(f"task {number} is {status} after a restart", number)
             kept: tuple[object, ...] = (
                 task.attempt, task.retries, task.stored_retries, task.killers, task.excluded,
-                task.tried,
+                task.tried, {name: tuple(times) for name, times in task.given_back.items()},
             )  # fmt: skip
             known: tuple[object, ...] = (
                 fact.attempt,
@@ -153,10 +153,12 @@ class Judge:
                 fact.killers,
                 fact.excluded,
                 fact.tried,
+                fact.given_back,
             )
             if kept != known:
                 self.fail(f"task {number} is {kept} after a restart, it was {known}", number)
             fact.status = status
+            fact.not_before_mono = 0.0  # it is on a wall clock now, which may be set
         if state.ledger.total != len(self.book.facts):
             self.fail(f"{state.ledger.total} tasks after a restart, {len(self.book.facts)} known")
         state.check_invariants()
@@ -338,9 +340,11 @@ class Judge:
                     fact.status = state.ledger.status(row.number).value
                     self.engine.tell("state", f"task {row.number}: new, {fact}", [row.number])
             elif isinstance(instruction, ins.StoreDispatch):
-                self._dispatched(state, instruction)
+                self._dispatched(state, instruction, now)
                 placed.add(instruction.row.device_id)
             elif isinstance(instruction, ins.StoreAttempts):
+                for task, gone in instruction.replaced:
+                    self.book.touch(task).free_rows -= {gone}
                 for attempt in instruction.rows:
                     lost[attempt.task] = attempt
                     if not isinstance(event, ev.RetryAsked):
@@ -377,7 +381,7 @@ class Judge:
             self.fail(f"attempt {key} of task {event.task} was sent after all", event.task)
         fact.key = None
 
-    def _dispatched(self, state: ClusterState, write: ins.StoreDispatch) -> None:
+    def _dispatched(self, state: ClusterState, write: ins.StoreDispatch, now: ev.Now) -> None:
         row = write.row
         device = state.devices[row.device_id]
         for number, attempt in row.attempts:
@@ -386,6 +390,8 @@ class Judge:
                 self.fail(f"task {number} is placed while {fact.key} is on {fact.device}", number)
             if attempt != fact.attempt + 1:
                 self.fail(f"attempt {attempt} of task {number} follows {fact.attempt}", number)
+            if now.mono < fact.not_before_mono - 1e-6:
+                self.fail(f"task {number} was given back so often, and goes at once", number)
             check_device(fact, device)
             fact.attempt = attempt
             fact.key = (number, attempt, row.token, row.epoch)
@@ -417,6 +423,28 @@ class Judge:
             fact.tried |= {fact.device}
         if row.cause == "worker_lost" and fact.killers:
             self._check_poison(state, fact)
+        if not self._charge(event, row, fact):
+            self._given_back(state, now, row, fact)
+
+    def _given_back(self, state: ClusterState, now: ev.Now, row: AttemptRow, fact: Fact) -> None:
+        """It cost nothing: it is counted, waits, goes elsewhere, and is few rows."""
+        times = fact.given_back.get(fact.device, (0, 0))[0] + 1
+        fact.given_back = {**fact.given_back, fact.device: (times, row.number)}
+        fact.free_rows |= {row.number}
+        if times > 1:
+            fact.tried |= {fact.device}
+        further = times - 1
+        if row.cause not in CAUSES:
+            further = max(further, sum(one for one, _ in fact.given_back.values()) - 3)
+        if further > 0:
+            scheduler = state.settings.scheduler
+            base = max(0.5, scheduler.retry_base_seconds)
+            wait = min(scheduler.retry_cap_seconds, base * 2 ** (further - 1))
+            fact.not_before_mono = now.mono + wait
+        if row.times != max(1, times - 3):
+            self.fail(f"the row of attempt {row.number} stands for {row.times}", row.task)
+        if len(fact.free_rows) > 4 * len(fact.given_back):
+            self.fail(f"task {row.task} has {len(fact.free_rows)} rows of no charge", row.task)
 
     def _note(self, state: ClusterState, fact: Fact, outcome: str, cause: str | None) -> None:
         """What an attempt says of its device."""
@@ -462,7 +490,8 @@ class Judge:
         if attempt is None and all(self.elsewhere.is_new(state, device) for device in gone):
             fact.excluded -= gone
         visited = (frozenset(row.killers), frozenset(row.excluded), frozenset(row.tried))
-        if visited != (fact.killers, fact.excluded, fact.tried):
+        returned = {name: tuple(times) for name, *times in row.given_back}
+        if (*visited, returned) != (fact.killers, fact.excluded, fact.tried, fact.given_back):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
 
     @staticmethod
@@ -533,6 +562,8 @@ class Judge:
             fact.stored += fact.retries
             fact.retries = 0
             fact.killers = fact.excluded = fact.tried = frozenset()
+            fact.given_back, fact.free_rows = {}, frozenset()
+            fact.not_before_mono = 0.0
 
     # --- messages --------------------------------------------------------------------------------
 

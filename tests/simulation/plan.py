@@ -192,6 +192,15 @@ class Plan:
         scheduler = replace(self.settings.scheduler, backlog_limit=1_000_000)
         self.settings = replace(self.settings, scheduler=scheduler)
 
+    def be_about_a_boomerang(self) -> None:
+        """Good weather, few tasks, one device that gives back all it gets."""
+        self.weather, self.faults, self.deeds = Weather(high=0.005), {}, []
+        self.excuses = self.weather.harsh
+        self.profiles = [
+            replace(profile, denies=frozenset(), is_boomerang=number == 0)
+            for number, profile in enumerate(self.profiles)
+        ]
+
     def _settings(self) -> Settings:
         rng = self.rng
         base = rng.choice((0.0, 0.5, 2.0))

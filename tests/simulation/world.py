@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from tests.simulation.storage import Disk, MemoryDisk, SQLiteDisk
 
 #: Virtual seconds after the last fault within which everything must have ended.
 CALM_SECONDS = 600.0
+#: Seeds that are about a device which gives everything back; by a generator of their own, so that
+#: all others stay as they are.
+_BOOMERANGS = 0.04
 _LOG = logging.getLogger("broker")
 
 
@@ -76,6 +80,8 @@ class World:
     ) -> None:
         self.engine = Engine(seed, story)
         self.plan = Plan(self.engine.rng)
+        if not self.plan.black_hole and random.Random(seed).random() < _BOOMERANGS:
+            self.plan.be_about_a_boomerang()
         self.judge = Judge(self)
         self.network = Network(self.engine, self.plan.weather)
         if disk is None:

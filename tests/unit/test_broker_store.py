@@ -90,7 +90,7 @@ def test_each_load_is_a_new_epoch_of_the_same_cluster(reopen: Reopen) -> None:
 def test_everything_written_is_read_again(reopen: Reopen) -> None:
     store = reopen()
     load(store)
-    live = LiveRow(1, 2, 1, 3, 99, ("refused",), ("died", "died too"))
+    live = LiveRow(1, 2, 1, 3, 99, ("refused",), ("died", "died too"), (), (("liar", 7, 9),))
     dispatch = DispatchRow(4, 1, 2**53 - 1, "box", 77, ((1, 2), (3, 1)))
     device = DeviceRow("box", 5, None, b'{"tags":[]}')
     gone = DeviceRow("gone", 6, 7, b"{}")
@@ -323,6 +323,8 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access:
     flip(path, "alter table outcomes drop column ended_s")
     flip(path, "alter table submissions drop column at_s")
     flip(path, "alter table live drop column tried")
+    flip(path, "alter table live drop column given_back")
+    flip(path, "alter table attempts drop column times")
     flip(path, "pragma user_version = 1")
     store = SQLiteStore(path)
     found = load(store)
