@@ -156,7 +156,10 @@ def _succeeded(
     device.given_back = 0
     if state.tallies or device.notes:
         standing.succeeded(state, device, tasks, now)
-    deviating += [task.number for task in tasks if task.deviates]
+    changed = [task for task in tasks if task.deviates]
+    if changed:
+        standing.proves(state, device, changed, now)
+        deviating += [task.number for task in changed]
     return _conclude_all(
         state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
         [results[index] for index in chosen], [details[index] for index in chosen],
@@ -203,7 +206,7 @@ def _settle(
     said_before = device.device_id in task.excluded
     note_tried(task, device)
     if elsewhere:
-        passing_over.exclude(state, device, task)
+        passing_over.exclude(state, device, task, message)
         of_all = standing.lacks(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
@@ -211,8 +214,7 @@ def _settle(
         standing.failed(state, device, task, now)
     decision = _decide(state, task, cause, started=True, said_before=said_before)
     if elsewhere:
-        asked = {} if of_all else dict.fromkeys(task.excluded, "it could not run this task")
-        asked[device.device_id] = message
+        asked = {device.device_id: message} if of_all else task.excluded
         nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, asked)
         if nobody is not None:
             decision, message = Decision(TaskStatus.FAILED), nobody[:MAX_ERROR_CHARACTERS]

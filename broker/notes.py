@@ -109,13 +109,17 @@ class Noted:
 class Record:
     """How a device does with a kind of task since it last did one well (standing.py)."""
 
-    __slots__ = ("bad", "others_bad", "others_ok", "tasks")
+    __slots__ = ("bad", "firm", "others_bad", "others_ok", "said", "tasks")
 
     def __init__(self, others_ok: int, others_bad: int) -> None:
         #: Attempts that failed here.
         self.bad = 0
         #: Different tasks among them, the last few.
         self.tasks: list[int] = []
+        #: Of these, tasks that it said it cannot run and another device did well.
+        self.firm: list[int] = []
+        #: For what it would be passed over then: the cause, and its last word.
+        self.said = ("", "")
         #: What the whole cluster had done of the kind when this began.
         self.others_ok = others_ok
         self.others_bad = others_bad

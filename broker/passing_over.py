@@ -43,6 +43,8 @@ _STORED: Final = 64
 #: Notes that one sweep ends at most.
 _ENDED: Final = 1_000
 _MAX_MESSAGE: Final = 300
+#: Of what a device says of one task: kept with the task, once a device.
+_MAX_WORD: Final = 200
 #: Devices whose words are told when nobody is left.
 _TOLD: Final = 20
 
@@ -60,9 +62,11 @@ def note(
 ) -> None:
     """Pass a device over for a kind of task from now on, for a while."""
     before = device.notes.get(kind)
-    if before is not None and before.active and before.cause == cause:
+    # A pause neither stands for a verdict nor makes one longer.
+    same = before is not None and before.cause == cause and before.seconds >= first_seconds
+    if before is not None and before.active and (same or before.seconds > longest_seconds):
         return  # an attempt that was on its way says it again
-    times = before.times + 1 if before is not None and before.cause == cause else 1
+    times = before.times + 1 if before is not None and same else 1
     seconds = min(longest_seconds, first_seconds * 2.0 ** min(times - 1, 16))
     if kind not in device.notes and len(device.notes) >= MAX_NOTES:
         _drop(state, device, min(device.notes, key=lambda one: device.notes[one].until_mono), now)
@@ -134,14 +138,16 @@ def unsay(state: ClusterState, device: Device, now: Now) -> None:
         if task.dispatch is not None:
             busy.add(number)  # a row of it that is stored now would stand for an attempt that ended
             continue
-        task.excluded -= {device.device_id}
+        task.excluded = {
+            name: word for name, word in task.excluded.items() if name != device.device_id
+        }
         state.store_deviation(task, now)
     device.refused = busy
 
 
-def exclude(state: ClusterState, device: Device, task: Task) -> None:
+def exclude(state: ClusterState, device: Device, task: Task, message: str) -> None:
     """A device said that it cannot run a task: it is asked last, until it has a new process."""
-    task.excluded |= {device.device_id}
+    task.excluded = {**task.excluded, device.device_id: message[:_MAX_WORD]}
     device.refused.add(task.number)
     if len(device.refused) > REFUSED_KEPT + len(state.tasks):
         device.refused &= state.tasks.keys()

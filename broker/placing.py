@@ -183,7 +183,7 @@ class _Pass:
         if not task.tried:
             return device
         # More may have said that they cannot run it than are remembered as tried.
-        avoid = task.tried | task.excluded
+        avoid = task.tried.union(task.excluded)
         if device.device_id not in avoid:
             return device
         other = cls.pick(state.free, avoid=avoid)
@@ -191,7 +191,9 @@ class _Pass:
             return other
         waited = self.now.mono - task.queued_mono
         patient = waited < PATIENCE_SECONDS
-        last = task.excluded | last_choices(task) if task.given_back else task.excluded
+        last = frozenset(task.excluded)
+        if task.given_back:
+            last |= last_choices(task)
         if device.device_id in last:
             # It would only say so again: where the task failed otherwise comes before it.
             second = cls.pick(state.free, avoid=last)
@@ -204,7 +206,7 @@ class _Pass:
         if not wanted and device.device_id in task.excluded and waited < REJOIN_SECONDS:
             if cls.key not in self.coming:
                 self.coming[cls.key] = may_come(state, cls, self.now)
-            wanted = not self.coming[cls.key] <= task.excluded
+            wanted = not self.coming[cls.key] <= task.excluded.keys()
         if wanted:
             self.held.setdefault(cls.key, []).append(task)
             return None

@@ -192,7 +192,7 @@ def _live(
         _deviate(task, kept)
         if task.given_back:
             state.returned.add(row.number)
-        for device_id in task.excluded & state.devices.keys():
+        for device_id in task.excluded.keys() & state.devices.keys():
             state.devices[device_id].refused.add(row.number)
     state.tasks[row.number] = task
     device = state.devices.get(out[0].device_id) if out is not None else None
@@ -223,7 +223,7 @@ def _deviate(task: Task, kept: LiveRow) -> None:
         kept.retries,
         kept.stored_retries,
     )
-    task.excluded, task.killers = frozenset(kept.excluded), frozenset(kept.killers)
+    task.excluded, task.killers = dict(kept.excluded), frozenset(kept.killers)
     task.tried = frozenset(kept.tried)
     if kept.given_back:
         task.given_back = {name: Times(*times) for name, *times in kept.given_back}

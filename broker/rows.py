@@ -68,7 +68,8 @@ class LiveRow(NamedTuple):
     stored_retries: int
     #: Epoch ms before which it must not run; 0: none.
     not_before_ms: int
-    excluded: tuple[str, ...]
+    #: Devices that said it cannot run there, each with its word.
+    excluded: tuple[tuple[str, str], ...]
     killers: tuple[str, ...]
     tried: tuple[str, ...] = ()
     #: `(device, times, attempt)` of `Task.given_back`.

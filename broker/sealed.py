@@ -89,7 +89,8 @@ def _counts(values: Sequence[object]) -> tuple[int, int]:
 def live_row(row: Sequence[Any]) -> LiveRow:
     """A row of `live`."""
     _whole_numbers(row[:5])
-    excluded, killers = tuple(json.loads(row[5])), tuple(json.loads(row[6]))
+    excluded = tuple((str(name), str(word)) for name, word in json.loads(row[5]))
+    killers = tuple(json.loads(row[6]))
     tried = tuple(json.loads(row[7]))
     given_back = tuple((str(name), *_counts(times)) for name, *times in json.loads(row[8]))
     return LiveRow(row[0], row[1], row[2], row[3], row[4], excluded, killers, tried, given_back)

@@ -12,7 +12,9 @@ device could run the kind. The last device that can is never passed over.
 
 What a device says of itself ("not here", "not allowed") needs no comparison where it is about
 all tasks of a kind (`lacks`). Otherwise it may be one task's own want, an import of a name that is
-nowhere: it counts when several tasks in a row end so.
+nowhere. Only another device can tell: each task that did well elsewhere after a device had refused
+it counts, and three different ones say that the device lacks what the kind needs (`proves`). Until
+then a refusal is a short pause, so that no queue is asked task by task.
 
 Nothing is counted of a kind before it fails somewhere: while all is well this costs nothing.
 """
@@ -83,13 +85,40 @@ def lacks(
     ):
         note(state, device, kind, cause, message, now)
         return True
-    row = _row(state, device, kind, task)
-    if row < IN_A_ROW and (kind.needs or cause != Cause.POLICY_DENIED):
+    _row(state, device, kind, task)
+    record = device.records[kind]
+    # With a need this is about words that follow the program: no word on all of its tasks.
+    record.said = (FAILING if kind.needs else cause, message)
+    if not _others_can(state, device, task):
         return False
-    if _others_can(state, device, task):
-        # With a need this is about words that follow the program: no word on all of its tasks.
-        note(state, device, kind, FAILING if kind.needs else cause, message, now)
+    # What an owner refuses of an own type is the worker's word, and about all of its tasks.
+    if len(record.firm) >= IN_A_ROW or (cause == Cause.POLICY_DENIED and not kind.needs):
+        note(state, device, kind, *record.said, now)
+    else:
+        note(
+            state, device, kind, FAILING, message, now,
+            first_seconds=PAUSE_SECONDS, longest_seconds=PAUSE_SECONDS,
+        )  # fmt: skip
     return False
+
+
+def proves(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:
+    """Tasks that differ from fresh ones did well here: who had refused them lacks something."""
+    for task in tasks:
+        if not task.excluded:
+            continue
+        kind = state.kind_of(task.spec)
+        for device_id in task.excluded:
+            other = state.devices.get(device_id)
+            record = None if other is None or other is device else other.records.get(kind)
+            if other is None or record is None or task.number in record.firm:
+                continue
+            # One that was refused before the device did another well is not in its row any more.
+            if task.number not in record.tasks:
+                continue
+            record.firm = [*record.firm[1 - _TASKS_KEPT :], task.number]
+            if len(record.firm) >= IN_A_ROW and _others_can(state, other, task):
+                note(state, other, kind, *record.said, now)
 
 
 def succeeded(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:

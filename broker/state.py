@@ -389,7 +389,7 @@ class ClusterState:
             task.stored_retries,
             now.wall_ms + int(wait * 1000) if due else 0,
             # What is left out after a restart is only asked once more.
-            tuple(sorted(task.excluded)[:DEVICES_KEPT]),
+            tuple(sorted(task.excluded.items())[:DEVICES_KEPT]),
             tuple(sorted(task.killers)),
             tuple(sorted(task.tried)),
             tuple((name, *times) for name, times in sorted(task.given_back.items())),

@@ -115,8 +115,8 @@ class Task:
     confirmed_mono = 0.0
     #: `(percent or None, message)` as the device last told.
     progress: tuple[float | None, str] | None = None
-    #: Devices that said it cannot run there, free of charge once each.
-    excluded: frozenset[str] = frozenset()
+    #: Devices that said it cannot run there, free of charge once each, and what they said.
+    excluded: Mapping[str, str] = MappingProxyType({})
     #: Devices where an attempt did not end well, the first few: others are tried before them.
     tried: frozenset[str] = frozenset()
     #: Devices that were lost while running it (poison guard).

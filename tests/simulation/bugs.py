@@ -157,6 +157,16 @@ def _asks_again() -> AbstractContextManager[None]:
     return swapped(standing, "lacks", lambda *given: False)
 
 
+def _believes_each() -> AbstractContextManager[None]:
+    """What a device says of single tasks counts for their type, whoever else can run them."""
+
+    def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> bool:
+        passing_over.note(state, device, state.kind_of(task.spec), cause, message, now)
+        return False
+
+    return swapped(standing, "lacks", lacks)
+
+
 def _gives_up_early() -> AbstractContextManager[None]:
     """One device that cannot run a task is enough to give it up."""
     return swapped(passing_over, "nobody_left", lambda *given: "nobody can run it")
@@ -260,6 +270,7 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "eats-the-queue": _eats_the_queue,
     "goes-back": _goes_back,
     "asks-again": _asks_again,
+    "believes-each": _believes_each,
     "gives-up-early": _gives_up_early,
     "comes-back-at-once": _comes_back_at_once,
     "keeps-every-row": _keeps_every_row,

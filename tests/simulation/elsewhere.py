@@ -2,7 +2,9 @@
 
 Kept beside the main node: from what attempts ended with, from new processes of devices, from tasks
 that went well. Devices of the simulation differ by task type only, so one task's word counts for it
-alone: several in a row, or an owner's refusal, count for the type, where another device can run it.
+alone. An owner's refusal counts for the type, where another device can run it; else only a short
+pause follows, and what counts is that others do well what the device had refused: so several times
+before it is left out for longer, and then for long.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from tests.simulation.facts import Fact, misfits
 
 #: As long at least a device is not asked again.
 _SECONDS = 300.0
-#: So many tasks in a row say something of their type.
-_ROW = 3
+#: How long one task's word counts for others of its type, in the main node's time.
+_PAUSE_SECONDS = 5.0
+#: So many tasks that another device did well say something of their type.
+_PROOF = 3
 #: A device silent for no longer than this counts as one that can.
 _GONE_SECONDS = 600.0
 #: What was noted so lately may be lost with the main node.
@@ -32,8 +36,16 @@ class Elsewhere:
         #: `(device, type)` → virtual second in which it was said.
         self._said: dict[tuple[str, str], float] = {}
         self._before: dict[tuple[str, str], float] | None = None
+        #: `(device, type)` → virtual second of a pause for it.
+        self._pauses: dict[tuple[str, str], float] = {}
         #: `(device, type)` → tasks that it could not run since it did one well, or the start.
         self._rows: dict[tuple[str, str], set[int]] = {}
+        #: `(device, type)` → of these, what others did well.
+        self._proofs: dict[tuple[str, str], set[int]] = {}
+        #: The same, whatever came after: enough for a note that a restart brings back.
+        self._proved: dict[tuple[str, str], set[int]] = {}
+        #: `(device, type)` that an owner refused.
+        self._refused: set[tuple[str, str]] = set()
         #: Whoever ever said so of a type: enough for a row that other failures began.
         self._ever: set[tuple[str, str]] = set()
         self._instances: dict[str, str] = {}
@@ -52,6 +64,8 @@ class Elsewhere:
     def roll_back(self, now: float) -> None:
         """The turn never happened, and what was in memory only is gone."""
         self._rows.clear()
+        self._proofs.clear()
+        self._pauses.clear()
         if self._before is not None:
             self._said, self._before = self._before, None
         # A device's notes are stored once a second.
@@ -63,22 +77,36 @@ class Elsewhere:
         key = (fact.device, fact.task_type)
         self._ever.add(key)
         row = self._rows.setdefault(key, set())
-        if fact.number in row and not refused:
-            return
         row.add(fact.number)
-        others = [device for device in state.devices.values() if device.device_id != fact.device]
-        if (refused or len(row) >= _ROW) and any(
-            device.ready
-            and not misfits(fact, device)
-            and not any(note.active for note in device.notes.values())
-            for device in others
-        ):
+        if refused:
+            self._refused.add(key)
+        if not _others_can(state, fact, fact.device):
+            return
+        if refused or len(self._proofs.get(key, ())) >= _PROOF:
             self._change().setdefault(key, now)
+        else:
+            self._pauses.setdefault(key, now)
 
-    def did_well(self, fact: Fact) -> None:
+    def did_well(self, state: ClusterState, fact: Fact, now: float) -> None:
         """An attempt succeeded."""
-        self._rows.pop((fact.device, fact.task_type), None)
-        self._change().pop((fact.device, fact.task_type), None)
+        own = (fact.device, fact.task_type)
+        for record in (self._rows, self._proofs):
+            record.pop(own, None)
+        self._pauses.pop(own, None)
+        self._change().pop(own, None)
+        for name in fact.excluded - {fact.device}:
+            key = (name, fact.task_type)
+            self._proved.setdefault(key, set()).add(fact.number)
+            if fact.number in self._rows.get(key, ()):
+                proofs = self._proofs.setdefault(key, set())
+                before = len(proofs)
+                proofs.add(fact.number)
+                if (
+                    len(proofs) > before
+                    and len(proofs) >= _PROOF
+                    and _others_can(state, fact, name)
+                ):
+                    self._change().setdefault(key, now)
 
     def asked_again(self, fact: Fact) -> None:
         """A client wants a task run again that no device could run."""
@@ -88,8 +116,9 @@ class Elsewhere:
 
     def removed(self, device_id: str) -> None:
         """A device is a stranger from now on."""
-        for key in [key for key in self._rows if key[0] == device_id]:
-            del self._rows[key]
+        for record in (self._rows, self._proofs, self._pauses):
+            for key in [key for key in record if key[0] == device_id]:
+                del record[key]
         said = self._change()
         for key in [key for key in said if key[0] == device_id]:
             del said[key]
@@ -106,7 +135,7 @@ class Elsewhere:
                 self._new.add(device.device_id)
                 self._instances[device.device_id] = device.instance
                 self.removed(device.device_id)
-        for name, task_type in list(self._said):
+        for name, task_type in [*self._said, *self._pauses]:
             here = [
                 device
                 for device in state.devices.values()
@@ -119,7 +148,22 @@ class Elsewhere:
                 and all(misfits(fact, device) for device in here)
                 for fact in facts
             ):
-                del self._change()[name, task_type]
+                self._change().pop((name, task_type), None)
+                self._pauses.pop((name, task_type), None)
+
+    def check_notes(self, state: ClusterState) -> None:
+        """No device is left out for long because of what single tasks want."""
+        for device in state.devices.values():
+            for kind, note in device.notes.items():
+                key = (device.device_id, kind.task_type)
+                if not note.active or note.cause not in CAUSES or key in self._refused:
+                    continue
+                proofs = self._proved.get(key, set())
+                if len(proofs) < _PROOF:
+                    raise Violation(
+                        f"{key[0]} gets no {key[1]} for {note.seconds:.0f} s; others did only"
+                        f" {sorted(proofs)} of what it refused"
+                    )
 
     def check_given(self, state: ClusterState, fact: Fact, now: float) -> None:
         """A task was given to a device; raises `Violation` where another was to be first."""
@@ -130,6 +174,13 @@ class Elsewhere:
                 f"task {fact.number} was given to {name}, which had said that it cannot run"
                 f" {fact.task_type} {now - said:.1f} s ago", fact.number,
             )  # fmt: skip
+        paused = self._pauses.get((name, fact.task_type))
+        if paused is not None and now - paused < _PAUSE_SECONDS:
+            raise Violation(
+                f"task {fact.number} was given to {name} {now - paused:.1f} s after another of its"
+                " type was refused there", fact.number,
+            )  # fmt: skip
+        self._pauses.pop((name, fact.task_type), None)
         if name not in fact.tried:
             return
         for device in state.devices.values():
@@ -153,3 +204,14 @@ class Elsewhere:
             told = (name, fact.task_type) in self._ever or name in fact.excluded | {fact.device}
             if device.online and not told and not misfits(fact, device):
                 raise Violation(f"task {fact.number} was given up, {name} may run it", fact.number)
+
+
+def _others_can(state: ClusterState, fact: Fact, name: str) -> bool:
+    """Whether another device surely takes such a task now."""
+    return any(
+        device.device_id != name
+        and device.ready
+        and not misfits(fact, device)
+        and not any(note.active for note in device.notes.values())
+        for device in state.devices.values()
+    )

@@ -143,8 +143,9 @@ class Judge:
             elif status not in ("queued", "pending"):
                 self.fail(f"task {number} is {status} after a restart", number)
             kept: tuple[object, ...] = (
-                task.attempt, task.retries, task.stored_retries, task.killers, task.excluded,
-                task.tried, {name: tuple(times) for name, times in task.given_back.items()},
+                task.attempt, task.retries, task.stored_retries, task.killers,
+                frozenset(task.excluded), task.tried,
+                {name: tuple(times) for name, times in task.given_back.items()},
             )  # fmt: skip
             known: tuple[object, ...] = (
                 fact.attempt,
@@ -278,6 +279,7 @@ class Judge:
             self._not_sent(event, moved[event.task])
         if out or moved:
             self._writes(state, event, now, out, moved)
+        self.elsewhere.check_notes(state)
         try:
             state.check_invariants()
         except AssertionError as error:
@@ -486,10 +488,11 @@ class Judge:
         kept = (row.attempt, row.retries, row.stored_retries)
         if kept != (fact.attempt, fact.retries, fact.stored):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
-        gone = fact.excluded - set(row.excluded)
+        said = frozenset(name for name, _ in row.excluded)
+        gone = fact.excluded - said
         if attempt is None and all(self.elsewhere.is_new(state, device) for device in gone):
             fact.excluded -= gone
-        visited = (frozenset(row.killers), frozenset(row.excluded), frozenset(row.tried))
+        visited = (frozenset(row.killers), said, frozenset(row.tried))
         returned = {name: tuple(times) for name, *times in row.given_back}
         if (*visited, returned) != (fact.killers, fact.excluded, fact.tried, fact.given_back):
             self.fail(f"task {row.task} is stored as {row}, it is {fact}", row.task)
@@ -524,7 +527,7 @@ class Judge:
             if not isinstance(event, ev.ResultsArrived) or fact.key is None:
                 wrong = "succeeded without a result"
             else:
-                self.elsewhere.did_well(fact)
+                self.elsewhere.did_well(state, fact, self.engine.now)
             if wrong or fact.task_type == "echo":
                 pass
             elif tuple(loads(row.result)["key"]) != fact.key:

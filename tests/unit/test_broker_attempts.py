@@ -346,10 +346,10 @@ def test_a_refusal_by_policy_is_tried_elsewhere_free_of_charge(cluster: Cluster)
     second = cluster.device("other")
     found = first.fail(cause="policy_denied")
     assert cluster.status(key[0]) == "queued"
-    assert (
-        LiveRow(key[0], 1, 0, 0, 0, ("box",), (), ("box",), (("box", 1, 1),))
-        in only(ins.StoreLive, found)[0].rows
-    )
+    row = LiveRow(
+        key[0], 1, 0, 0, 0, (("box", "it broke"),), (), ("box",), (("box", 1, 1),)
+    )  # fmt: skip
+    assert row in only(ins.StoreLive, found)[0].rows
     cluster.place()
     assert second.keys[0][:2] == (key[0], 2)
     second.fail(cause="policy_denied")

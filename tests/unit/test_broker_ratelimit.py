@@ -76,7 +76,8 @@ def test_the_client_away_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPa
 
 
 @given(
-    st.lists(st.floats(0, 500), max_size=80),
+    # Exact in binary: at the edge of a window, sums and differences round differently.
+    st.lists(st.integers(0, 32_000).map(lambda one: one / 64), max_size=80),
     st.integers(1, 6),
     st.integers(1, 12),
     st.integers(0, 3),

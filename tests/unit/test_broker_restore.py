@@ -39,7 +39,7 @@ def picture(cluster: Cluster) -> dict[str, Any]:
             "created_ms": task.created_ms,
             "attempt": task.attempt,
             "retries": (task.retries, task.stored_retries),
-            "excluded": task.excluded,
+            "excluded": dict(task.excluded),
             "killers": task.killers,
             "key": task.key if held else None,
             "device": task.device.device_id if task.device else None,

@@ -90,7 +90,9 @@ def test_each_load_is_a_new_epoch_of_the_same_cluster(reopen: Reopen) -> None:
 def test_everything_written_is_read_again(reopen: Reopen) -> None:
     store = reopen()
     load(store)
-    live = LiveRow(1, 2, 1, 3, 99, ("refused",), ("died", "died too"), (), (("liar", 7, 9),))
+    live = LiveRow(
+        1, 2, 1, 3, 99, (("refused", "no ffmpeg"),), ("died", "died too"), (), (("liar", 7, 9),)
+    )
     dispatch = DispatchRow(4, 1, 2**53 - 1, "box", 77, ((1, 2), (3, 1)))
     device = DeviceRow("box", 5, None, b'{"tags":[]}')
     gone = DeviceRow("gone", 6, 7, b"{}")
