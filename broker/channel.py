@@ -34,6 +34,8 @@ log = logging.getLogger("broker")
 
 _PEERS_LOGGED = 1_000
 _PEERS_KNOWN = 50_000
+#: Characters of a call's id: every answer to it repeats it.
+_MAX_CALL_ID = 200
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -234,10 +236,17 @@ class Bus(_Channel):
         self.put(routing, wire.encode(wire.ADMIN, b"ERROR", header))
 
 
-def _call_id(frames: list[bytes]) -> Any:
+def _call_id(frames: list[bytes]) -> int | str | None:
     with contextlib.suppress(WireError):
-        return wire.decode(wire.ADMIN, frames).header.get("id")
+        return _said_again(wire.decode(wire.ADMIN, frames).header.get("id"))
     return None
+
+
+def _said_again(call_id: object) -> int | str | None:
+    """A call's id as an answer repeats it; None for one that nobody can be asked to repeat."""
+    if isinstance(call_id, str) and len(call_id) <= _MAX_CALL_ID:
+        return call_id
+    return call_id if type(call_id) is int else None
 
 
 class Clients(_Channel):
@@ -279,13 +288,14 @@ class Clients(_Channel):
 
     def _call(self, routing: bytes, message: wire.Message, now: Now) -> Call | None:
         header = message.header
-        call_id, op, args = header.get("id"), header.get("op"), header.get("args", {})
+        call_id, op, args = _said_again(header.get("id")), header.get("op"), header.get("args", {})
         ticket = (routing, call_id)
         problem = None
         if message.verb != b"CALL":
             problem = ValidationError("", f"unknown verb {message.verb[:32]!r}: say CALL")
-        elif isinstance(call_id, bool) or not isinstance(call_id, (int, str)):
-            problem = ValidationError("id", "must be a whole number or a text")
+        elif call_id is None:
+            text = f"must be a whole number or a text of at most {_MAX_CALL_ID} characters"
+            problem = ValidationError("id", text)
         elif not isinstance(op, str):
             problem = ValidationError("op", "must be the name of an operation")
         elif not isinstance(args, dict):

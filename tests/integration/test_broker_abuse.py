@@ -72,6 +72,32 @@ def test_a_malformed_call_to_the_wrong_port_is_answered_too(main_node: MainNode)
     lost.close()
 
 
+@pytest.mark.parametrize("port", ["worker_port", "admin_port"])
+@pytest.mark.parametrize(
+    "call_id",
+    [
+        "[" * 300 + "]" * 300,
+        '{"a":' * 300 + "1" + "}" * 300,
+        '"' + "x" * 5_000 + '"',
+        "1.5",
+        "true",
+    ],
+    ids=["deep list", "deep object", "long text", "fraction", "flag"],
+)
+def test_an_id_that_no_answer_can_repeat_costs_its_call_and_nothing_else(
+    main_node: MainNode, port: str, call_id: str
+) -> None:
+    before = epoch(main_node.client)
+    lost = RawDevice(getattr(main_node.facts, port), tag=wire.ADMIN)
+    header = f'{{"id":{call_id},"op":"health","args":{{}}}}'
+    lost.socket.send_multipart([wire.ADMIN, b"CALL", header.encode()])
+    answer = lost.read(10)
+    assert answer is not None
+    assert (answer.verb, answer.header["id"]) == (b"ERROR", None)
+    assert epoch(main_node.client) == before, "the main node met an error and read its state anew"
+    lost.close()
+
+
 # --- calls that are not of the protocol ----------------------------------------------------------
 
 

@@ -361,9 +361,12 @@ class Target:
         :param keys: of the connection; None for a plain one. See `known`, `token`, `stranger`
         :param port: another than the bus's, such as that of something between
         """
-        made = RawDevice(port or self.bus_port, device_id, keys=keys)
-        self._devices.append(made)
-        return made
+        return self.keep(RawDevice(port or self.bus_port, device_id, keys=keys))
+
+    def keep(self, device: RawDevice) -> RawDevice:
+        """One that was made elsewhere, to be closed with the others."""
+        self._devices.append(device)
+        return device
 
     def worker(
         self,
