@@ -76,6 +76,13 @@ class Poll:
     args: dict[str, Any]
     since: int
     deadline_mono: float
+    #: When what has happened since is looked at; None while nothing has.
+    look_mono: float | None = None
+
+    @property
+    def wake_mono(self) -> float:
+        """When it is to be looked at, whatever happens."""
+        return self.deadline_mono if self.look_mono is None else self.look_mono
 
 
 @dataclass

@@ -29,6 +29,7 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words
+from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.hosts import EVERYWHERE
@@ -233,9 +234,12 @@ def _start(settings: Settings, program: str, set_aside_damaged: bool, stack: Exi
 def _folder(path: Path) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(path)
         (path / "run").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StartError(_unusable(path, error)) from None
+    except Foreign as error:
+        raise StartError(str(error)) from None
     return path
 
 

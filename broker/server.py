@@ -15,7 +15,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from retire_cluster.broker import events as ev
 from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.access import ADMIN, BUS, FEED
 from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, Run, find
-from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.admin_facade import facade_identity
 from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin_waits import unread, waited
@@ -35,6 +33,7 @@ from retire_cluster.broker.damage import face, quarantine
 from retire_cluster.broker.feed import fresh_epoch
 from retire_cluster.broker.gate import Gate
 from retire_cluster.broker.handing_out import hand_out
+from retire_cluster.broker.polls import answer_polls
 from retire_cluster.broker.restore import restore
 from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.store import RowDamaged, Store, StoreError, StoreTrouble
@@ -221,7 +220,7 @@ class Broker:
             return max(0, int(left * 1000) + 1)
         if self._later:
             return 0
-        times = [poll.deadline_mono for poll in self._admin.polls]
+        times = [poll.wake_mono for poll in self._admin.polls]
         deadline = self.state.next_deadline()
         if deadline is not None:
             times.append(deadline)
@@ -459,31 +458,11 @@ class Broker:
 
     def _publish(self, now: ev.Now) -> None:
         if self._admin.polls:
-            self._answer_polls(now)
+            answer_polls(self._admin, now.mono, self._answer)
         try:
             self._feed.publish(self.state.log, self.state.ids)
         except Exception:
             log.exception("events could not be published; /events still has them")
-
-    def _answer_polls(self, now: ev.Now) -> None:
-        kept = []
-        for poll in self._admin.polls:
-            over = poll.deadline_mono <= now.mono
-            if not over and self.state.log.last <= poll.since:
-                kept.append(poll)
-                continue
-            try:
-                reply = polled(self._admin, poll)
-            except Exception:
-                log.exception("a poll for events failed")
-                self._clients.refuse(poll.ticket, InternalError())
-                continue
-            if over or reply.data["events"] or reply.data["gap"]:
-                self._answer(poll.ticket, reply)
-            else:
-                # Nothing of it was wanted: go on from here.
-                kept.append(replace(poll, since=reply.data["next"]))
-        self._admin.polls = kept
 
     # --- the store's trouble ---------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
+from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.processes import is_same, started
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.policy import running_as_root
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = Plan(args, settings, socket.gethostname())
         _check_loopback(plan.admin_host)
         return Up(plan, sys.stdout, sys.stderr).run()
-    except (SettingsError, FolderLocked) as error:
+    except (SettingsError, Foreign, FolderLocked) as error:
         last_words(f"retire-cluster up: {error}")
         return exits.USAGE
     except OSError as error:
@@ -125,9 +126,14 @@ class Up:
         self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
 
     def run(self) -> int:
-        """Start, watch, stop. Raises `FolderLocked` when the data folder is taken, `OSError`."""
+        """Start, watch, stop.
+
+        Raises `FolderLocked` when the data folder is taken, `Foreign` when it is another user's,
+        `OSError`.
+        """
         self._listen_to_signals()
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(self._data_dir)
         (self._data_dir / "run").mkdir(mode=0o700, exist_ok=True)
         with FolderLock(self._data_dir / "run" / "up.lock", "retire-cluster up"):
             self._await_earlier()

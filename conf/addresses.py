@@ -76,6 +76,33 @@ def own_name() -> str:
     return name
 
 
+#: Endings of local networks, which nobody can register in the public DNS.
+_LOCAL_ENDINGS = ("local", "lan", "home", "home.arpa", "internal", "localdomain")
+
+
+@functools.lru_cache(maxsize=16)
+def local_names(host_name: str, public: str = "") -> frozenset[str]:
+    """By what a machine is called on its own network, in lower case.
+
+    That is its name, the first part of it, and that with the endings of local networks: `nas`,
+    `nas.local`, `nas.lan` and the like.
+
+    :param host_name: what the system calls it; empty where that is not known
+    :param public: how devices reach it, where that was set; a name of the public DNS stands for
+        itself only
+    """
+    found = set()
+    for name in (host_name, public):
+        plain = name.strip().lower().rstrip(".")
+        first, dot, rest = plain.partition(".")
+        if not first or plain_address(plain):
+            continue
+        found.add(plain)
+        if name is host_name or not dot or rest in _LOCAL_ENDINGS:
+            found |= {first, *(f"{first}.{ending}" for ending in _LOCAL_ENDINGS)}
+    return frozenset(found)
+
+
 def own_addresses() -> list[OwnAddress]:
     """Every address of this machine but loopback's, in no particular order."""
     finders: tuple[Callable[[], Iterable[OwnAddress]], ...] = (

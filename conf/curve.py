@@ -1,7 +1,7 @@
 """CURVE keys: pairs, the files that hold them, and the join string that carries them.
 
 A *pair* is two Z85 texts of 40 characters. Key files are JSON, 0600; one that others may read is
-refused. The main node's folder holds
+refused, and so is one of another user. The main node's folder holds
 
     keys/main.key    its own pair; devices and tooling know its public half
     keys/admin.key   the pair of this machine's tooling, with the main node's public key
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import zmq
 from zmq.utils import z85
 
+from retire_cluster.conf import ownership
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.hosts import HostError, read_host
 
@@ -107,17 +108,21 @@ def fingerprint(key: str) -> str:
 def read_key_file(path: Path) -> dict[str, Any] | None:
     """The content of a key file, None when there is none.
 
-    Raises `KeyFileError` when others may read it or it is no key file.
+    Raises `KeyFileError` when others may read it, somebody else made it or it is no key file.
     """
     try:
         with path.open("rb") as file:
-            if os.name == "posix" and stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+            found = os.fstat(file.fileno())
+            ownership.check_owner(path, found)
+            if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
                 raise KeyFileError(f"{path}: others may read this key; run: chmod 600 {path}")
             document = json.loads(file.read(65_536))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ownership.Foreign as error:
+        raise KeyFileError(str(error)) from None
     except ValueError:
         raise KeyFileError(f"{path} is no key file; {_cure(path)}") from None
     if (

@@ -40,7 +40,7 @@ from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
 from retire_cluster.api.toll import Toll
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.conf.addresses import own_name
+from retire_cluster.conf.addresses import local_names, own_name
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings, SettingsError, public_view
@@ -127,7 +127,7 @@ def create_app(
         origins=origins,
         # With keys a stranger's page gains nothing by being taken for ours: it has none.
         hosts=(
-            Hosts((*api.allowed_hosts, own_name(), settings.server.public_host))
+            Hosts(api.allowed_hosts, lambda: local_names(own_name(), settings.server.public_host))
             if api.allowed_hosts or not access.required
             else None
         ),
@@ -158,7 +158,13 @@ def create_app(
     index = Index(guarded, features)
     whole = ClusterResource(guarded, auth_required=access.required)
     devices, device = Devices(guarded), Device(guarded)
-    parking = Parking(drain, threads=api.threads, monotonic=monotonic)
+    parking = Parking(
+        drain,
+        threads=api.threads,
+        still_valid=access.still_valid,
+        reserved=access.required,
+        monotonic=monotonic,
+    )
     toll = Toll(limiter)
     tasks = Tasks(guarded, access, SubmissionReader(), parking, toll)
     task = Task(guarded, access, parking, toll)

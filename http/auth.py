@@ -171,6 +171,14 @@ class Access:
         if self.reads:
             self._need(identity, rights.READ)
 
+    def of_ticket(self, peer: Peer, key_id: str) -> Identity:
+        """The client that a ticket was made for; `key_id` is none of ours where it had no key."""
+        return Identity(peer, self.keys.by_id(key_id))
+
+    def still_valid(self, identity: Identity) -> bool:
+        """Whether the key of a client that was let in has not been revoked since."""
+        return identity.key is None or self.keys.by_id(identity.key.key_id) is not None
+
     def check_submission(self, identity: Identity, task_types: set[str]) -> None:
         """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
 

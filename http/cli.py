@@ -27,6 +27,7 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
+from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
@@ -98,11 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_of(args)
         redaction = configure(settings.logging, settings.api.keys, queued=True)
+        check_folder(settings.data_dir)
         new_key = _make_key(settings)
         if new_key:
             redaction.add(new_key)
         facade = assemble(settings)
-    except (SettingsError, api_keys.KeyFileError) as error:
+    except (SettingsError, Foreign, api_keys.KeyFileError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(naming(error, settings.data_dir))

@@ -37,6 +37,9 @@ class Sink(Protocol):
     def send(self, texts: Sequence[str]) -> None:
         """Send messages; callable from any thread."""
 
+    def end(self) -> None:
+        """Say that it may not listen any more, and close; callable from any thread."""
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -56,12 +59,22 @@ class Filter:
         )
 
 
-class Listener:
-    """One client of the stream."""
+def _always() -> bool:
+    return True
 
-    def __init__(self, sink: Sink, wanted: Filter, since: int) -> None:
+
+class Listener:
+    """One client of the stream.
+
+    :param may_listen: whether it still may; asked before each event and each turn of the feed
+    """
+
+    def __init__(
+        self, sink: Sink, wanted: Filter, since: int, may_listen: Callable[[], bool] = _always
+    ) -> None:
         self.sink = sink
         self.wanted = wanted
+        self.may_listen = may_listen
         #: The last event it was considered for.
         self.cursor = since
 
@@ -137,6 +150,7 @@ class EventFeed:
             self._changed.wait_for(lambda: self._stopped, timeout=seconds)
 
     def _turn(self, listeners: list[Listener]) -> None:
+        listeners = self._those_who_may(listeners)
         if self._cursor is None:
             self._cursor = self.now()
         behind = [each for each in listeners if each.cursor < self._cursor]
@@ -147,7 +161,19 @@ class EventFeed:
         data = self._poll({"since": self._cursor, "wait_seconds": wait}, extra_seconds=wait)
         before, self._cursor = self._cursor, int(data["next"])
         level = [each for each in listeners if each.cursor >= before]
-        self._hand_out(level, data)
+        # A key may have been revoked while this waited: what came since is not for its holder.
+        self._hand_out(self._those_who_may(level), data)
+
+    def _those_who_may(self, listeners: list[Listener]) -> list[Listener]:
+        """Ends the streams of those whose key has been revoked."""
+        found = []
+        for listener in listeners:
+            if listener.may_listen():
+                found.append(listener)
+            else:
+                self.remove(listener)
+                listener.sink.end()
+        return found
 
     def _bring_up(self, listener: Listener) -> None:
         data = self._poll({"since": listener.cursor, "limit": _PAGE})

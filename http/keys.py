@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.conf.ownership import Foreign, check_owner
 from retire_cluster.schemas.rights import SCOPES, may
 
 FILE_NAME = "api-keys.json"
@@ -125,9 +126,13 @@ class KeyRing:
 def read_keys(path: Path) -> list[Key]:
     """The keys kept in a file; none when there is no file. Raises `KeyFileError`."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            check_owner(path, os.fstat(file.fileno()))
+            raw = file.read()
     except FileNotFoundError:
         return []
+    except Foreign as error:
+        raise KeyFileError(str(error)) from None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
     try:

@@ -3,7 +3,7 @@
 A same-host proxy passes strangers off as loopback, and any client can write `X-Forwarded-For`. So
 forwarded addresses count only from configured proxies, and a request that shows signs of having
 been forwarded by anything else is never taken for one of this machine (contract.md,
-Authentication, origin, limits).
+Authentication, origin, limits). Nor is one of a configured proxy that does not say whose it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Peers:
         # One text is searched faster than the names one by one; this is done for every request.
         names = " ".join(environ)
         if not any(name in names for name in _FORWARDED):
-            return self._peer(remote)
+            return self._peer(remote)  # a proxy that adds no header speaks for nobody
         direct = _address(remote)
         if direct is None or not self._is_trusted(direct):
             return Peer(self._peer(remote).address, loopback=False)
@@ -73,19 +73,24 @@ class Peers:
         known = self._direct.get(remote)
         if known is None:
             found = _address(remote)
-            known = Peer(str(found or ""), bool(found and found.is_loopback))
+            own = found is not None and found.is_loopback and not self._is_trusted(found)
+            known = Peer(str(found or ""), own)
             if len(self._direct) > 10_000:
                 self._direct.clear()
             self._direct[remote] = known
         return known
 
     def _through_proxies(self, environ: Mapping[str, Any], direct: _Address) -> Peer:
-        """From right to left, as each proxy wrote whom it saw: the first not ours is the client."""
+        """From right to left, as each proxy wrote whom it saw: the first not ours is the client.
+
+        Where that is no address (`unknown`, nothing at all) nobody knows who it is: the limits
+        count the last proxy that is known, and the rights are a stranger's.
+        """
         seen = direct
         for text in reversed(str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")):
             hop = _address(_without_port(text.strip()))
             if hop is None:
-                break
+                return Peer(str(seen), loopback=False, through_proxy=True)
             seen = hop
             if not self._is_trusted(hop):
                 break
@@ -116,33 +121,36 @@ def _without_port(text: str) -> str:
     return host if colon and port.isdigit() and ":" not in host else text
 
 
-#: Endings that nobody can register in the public DNS.
-_PRIVATE_ENDINGS = (
-    *(".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal", ".localdomain"),
-)
-
-
 class Hosts:
-    """By which names this API may be called.
+    """By which names this API may be called: this machine's own, and addresses.
 
     A page of `evil.example` can have its name resolve to this machine and then counts as ours: its
-    Origin and the Host it sends are equal. What it cannot do is send an address, a name without a
-    dot or a name of a private network as Host, for it has to own its name in the public DNS.
+    Origin and the Host it sends are equal. On a local network anyone may also answer for
+    `evil.local` or plain `evil`. So a name has to be one of this machine's. An address cannot be
+    made to lead elsewhere, and so is always good.
 
     :param allowed: further names
+    :param own: gives this machine's names; asked about a name that is not known yet, because a
+        machine may be renamed
     """
 
-    def __init__(self, allowed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, allowed: Iterable[str] = (), own: Callable[[], Collection[str]] = tuple
+    ) -> None:
         self._allowed = frozenset(name.strip().lower().rstrip(".") for name in allowed)
+        self._own = own
 
     def is_known(self, host: str) -> bool:
         """Whether the value of a Host header is one of them."""
         name = _without_port(host.strip().lower()).rstrip(".")
         return (
-            "." not in name
-            or name.endswith(_PRIVATE_ENDINGS)
-            or name in self._allowed
+            # HTTP/1.0 needs no Host, and no browser leaves it out.
+            name in ("", "localhost")
             or _address(name) is not None
+            or name in self._allowed
+            # Names that never leave this machine (RFC 6761).
+            or name.endswith(".localhost")
+            or name in self._own()
         )
 
 

@@ -38,9 +38,11 @@ MAX_STREAMS = 500
 MAX_INCOMING_BYTES = 64 * 1024
 #: A client that has not taken this much is too slow for the stream and dropped; it can resume.
 MAX_PENDING_BYTES = 1024 * 1024
+#: After a 429 its connection is not read from for so long.
+REST_SECONDS = 0.5
 PING_SECONDS = 15.0
 DEAD_SECONDS = 40.0
-_NORMAL, _GOING_AWAY, _PROTOCOL, _TOO_BIG = 1000, 1001, 1002, 1009
+_NORMAL, _GOING_AWAY, _PROTOCOL, _NOT_ALLOWED, _TOO_BIG = 1000, 1001, 1002, 1008, 1009
 
 
 class UpgradeTask(WSGITask):  # type: ignore[misc]
@@ -63,6 +65,8 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
         self.request.headers["CONNECTION"] = next(
             (word for word in ("close", "keep-alive") if word in words), ""
         )
+        if self.status.startswith("429"):
+            self.channel.rest()
         if self.status.startswith("426"):
             self.response_headers.append(("Upgrade", "websocket"))
             self.response_headers.append(("Connection", "Upgrade"))
@@ -109,8 +113,13 @@ class StreamChannel(Channel):
     _heard_at = 0.0
     _pinged_at = 0.0
     _incoming_bytes = 0
+    _rests_until = 0.0
 
     # --- request thread ---
+
+    def rest(self) -> None:
+        """Read nothing for a moment: whoever was told to slow down and does not is slowed down."""
+        self._rests_until = time.monotonic() + REST_SECONDS
 
     def upgrade(self, on_open: OnOpen, environ: dict[str, Any]) -> None:
         """Make this a stream once the request is answered with 101.
@@ -154,12 +163,18 @@ class StreamChannel(Channel):
         """Send text messages."""
         self.server.pull_trigger(lambda: self._send_texts(texts))
 
+    def revoke(self) -> None:
+        """End the stream: its client may not listen any more."""
+        self.server.pull_trigger(lambda: self.end_stream(_NOT_ALLOWED))
+
     # --- loop thread ---
 
     def readable(self) -> bool:
         """A stream always listens; between request and stream nothing is read."""
         if self.stream is not None:
             return not (self.will_close or self.close_when_flushed)
+        if self._rests_until and time.monotonic() < self._rests_until:
+            return False
         return self.upgrading is None and bool(super().readable())
 
     def received(self, data: bytes) -> bool:
@@ -272,6 +287,9 @@ class _ChannelSink:
 
     def send(self, texts: Sequence[str]) -> None:
         self._channel.send_texts(texts)
+
+    def end(self) -> None:
+        self._channel.revoke()
 
 
 class StreamServer(FacadeServer):

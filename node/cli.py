@@ -22,6 +22,7 @@ from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.outlet import last_words
+from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.node import confine, credentials, probe, proctree
@@ -118,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = _policy(arguments, settings)
         logs.configure(settings.logging, queued=True)
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(settings.data_dir)
         lock = FolderLock(settings.data_dir)
-    except (SettingsError, Unusable, FolderTaken) as error:
+    except (SettingsError, Unusable, Foreign, FolderTaken) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"the data folder cannot be used: {error}; name another by --data-dir")

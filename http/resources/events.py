@@ -6,9 +6,9 @@ import falcon
 
 from retire_cluster.api import envelope, validation
 from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.parking import Parking
+from retire_cluster.api.parking import GATHER_SECONDS, Parking
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.tickets import Tickets
+from retire_cluster.api.tickets import NO_KEY, Tickets
 
 
 class Events(Resource):
@@ -25,13 +25,15 @@ class Events(Resource):
             gap = False
             while True:
                 left = patience.slice()
-                data = self._cluster.data(
-                    "events.poll", {**args, "wait_seconds": left}, extra_seconds=left
-                )
+                gather = min(left, GATHER_SECONDS)
+                waiting = {"wait_seconds": left, "gather_seconds": gather}
+                data = self._cluster.data("events.poll", {**args, **waiting}, extra_seconds=left)
                 gap = gap or bool(data.get("gap"))
                 if data["events"] or not left:
                     break
                 args["since"] = data["next"]
+            if patience.at_once:
+                self._parking.count(req)
         answer(req, resp, {**data, "gap": gap})
 
 
@@ -44,5 +46,6 @@ class EventTicket(Resource):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A ticket that is good for a minute."""
         validation.checked_body(req)
-        ticket, expires_at = self._tickets.issue()
+        key = req.context.identity.key
+        ticket, expires_at = self._tickets.issue(NO_KEY if key is None else key.key_id)
         answer(req, resp, {"ticket": ticket, "expires_at": envelope.utc(expires_at)})

@@ -32,8 +32,11 @@ class Stream(Resource):
         # Browsers ask nobody before they open a WebSocket across sites.
         if self._origins.is_foreign(req.env, through_proxy=req.context.identity.peer.through_proxy):
             raise Forbidden("Pages of other sites may not listen here; allow them by --cors-origin")
-        if not self._tickets.is_good(query.pop("ticket", "")):
-            self._access.check_reading(req.context.identity)
+        identity = req.context.identity
+        key_id = self._tickets.key_of(query.pop("ticket", ""))
+        if key_id is not None:
+            identity = self._access.of_ticket(identity.peer, key_id)
+        self._access.check_reading(identity)
         # Told to whoever is refused: it says which version would have been taken.
         resp.set_header("Sec-WebSocket-Version", VERSION)
         if not is_asked_for(req.env):
@@ -49,7 +52,7 @@ class Stream(Resource):
         wanted = Filter(**{**query, "task_id": query.get("task_id", "").lower()})
 
         def opened(sink: Sink) -> Callable[[], None]:
-            listener = Listener(sink, wanted, begin)
+            listener = Listener(sink, wanted, begin, lambda: self._access.still_valid(identity))
             self._feed.add(listener)
             return lambda: self._feed.remove(listener)
 

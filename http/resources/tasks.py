@@ -87,6 +87,8 @@ class Tasks(Resource):
                 if await_ends(self._cluster, found.data["unfinished"], patience):
                     found = self._cluster.call("task.wait", args, patient=True)
                 waited = patience.used
+            if found.data["unfinished"] and not patience.parked:
+                self._parking.count(req)
         self._toll.take(req, found.data["results"], waited=waited)
         answer(req, resp, spliced(found))
 
@@ -171,8 +173,10 @@ class Task(Resource):
         with self._toll.of_nothing(req):
             if wait:
                 with self._parking.park(req, wait) as patience:
-                    await_ends(self._cluster, [task_id], patience)
+                    ended = await_ends(self._cluster, [task_id], patience)
                     waited = patience.used
+                if not ended and not patience.parked:
+                    self._parking.count(req)
             found = self._cluster.call("task.result", {"task_id": task_id})
         self._toll.take(req, [found.data], waited=waited)
         answer(req, resp, spliced(found))

@@ -25,7 +25,8 @@ from wsproto.events import (
 
 from retire_cluster.api import websocket
 from retire_cluster.api.app import Facade, create_app
-from retire_cluster.api.keys import KeyRing, key_of
+from retire_cluster.api.keys import KeyRing, key_of, write_keys
+from retire_cluster.api.parking import AT_ONCE
 from retire_cluster.api.waitress_server import Patience
 from retire_cluster.api.websocket import StreamServer
 from retire_cluster.broker.client import Answer
@@ -88,16 +89,29 @@ class EventLog:
 class Bench:
     """A server in a thread."""
 
-    def __init__(self, *keys: str, patience: Patience | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *keys: str,
+        patience: Patience | None = None,
+        key_file: Path | None = None,
+        **options: Any,
+    ) -> None:
         self.log = EventLog()
-        settings = Settings(
-            data_dir=Path("data"), api=Api(**{"rate_limit": False, "threads": 4, **options})
-        )
+        chosen = {"rate_limit": False, "threads": 4, "allowed_hosts": ("a", "xn--a"), **options}
+        settings = Settings(data_dir=Path("data"), api=Api(**chosen))
         self.facade: Facade = create_app(
-            self.log, settings, keys=KeyRing(map(key_of, keys)) if keys else None
+            self.log,
+            settings,
+            keys=KeyRing(map(key_of, keys)) if keys else None,
+            key_file=key_file,
         )
         self.server = StreamServer(
-            self.facade.app, "127.0.0.1", 0, drain=self.facade.drain, threads=4, patience=patience
+            self.facade.app,
+            "127.0.0.1",
+            0,
+            drain=self.facade.drain,
+            threads=settings.api.threads,
+            patience=patience,
         )
         self.thread = threading.Thread(target=self.server.serve, daemon=True)
         self.thread.start()
@@ -579,6 +593,49 @@ def test_with_auth_reads_a_key_or_a_ticket_opens_the_stream() -> None:
         bench.close()
 
 
+@pytest.mark.parametrize("auth_reads", [True, False])
+def test_a_revoked_key_ends_its_open_stream_its_ticket_and_its_wait_at_once(
+    tmp_path: Path, auth_reads: bool
+) -> None:
+    path = tmp_path / "api-keys.json"
+    kept = key_of("kept", scopes=["read"])
+    write_keys(path, [kept, key_of("gone", scopes=["read"])])
+    bench = Bench("first", key_file=path, auth_reads=auth_reads)
+    try:
+        status, _, body = bench.raw(
+            b"POST /api/v1/events/ticket HTTP/1.1\r\nHost: a\r\nX-API-Key: gone\r\n"
+            b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+        )
+        assert status == 200
+        ticket = json.loads(body)["data"]["ticket"]
+        streams = [
+            Stream(bench, **{"X-API-Key": "gone"}).opened(),
+            Stream(bench, f"/ws?ticket={ticket}").opened(),
+        ]
+        stays = Stream(bench, **{"X-API-Key": "kept"}).opened()
+        parked = bench.connect()
+        parked.sendall(
+            b"GET /api/v1/events?wait=60&since=0 HTTP/1.1\r\nHost: a\r\nX-API-Key: gone\r\n"
+            b"Connection: close\r\n\r\n"
+        )
+        assert bench.log.somebody_waits.wait(5)
+        write_keys(path, [kept])
+        began = time.monotonic()
+        bench.log.happen("task.queued", task_id="secret")
+        for stream in streams:
+            closed = stream.next()
+            assert isinstance(closed, CloseConnection), "it heard an event more"
+            assert closed.code == 1008
+            stream.close()
+        assert parse(read_all(parked))[0] == 401
+        assert time.monotonic() - began < 3
+        assert stays.texts(1)[0]["task_id"] == "secret"
+        if auth_reads:
+            assert Stream(bench, f"/ws?ticket={ticket}").refused() == 401
+    finally:
+        bench.close()
+
+
 def test_a_stream_answers_pings_and_closes_politely(bench: Bench) -> None:
     stream = Stream(bench).opened()
     stream.send(Ping(payload=b"hello"))
@@ -702,6 +759,51 @@ def test_parked_polls_leave_three_quarters_of_the_threads_to_others(bench: Bench
         bench.log.happen("task.queued", task_id="a")
         status, _, body = parse(read_all(parked))
         assert [event["id"] for event in json.loads(body)["data"]["events"]] == [1]
+
+
+def test_whoever_asks_to_wait_without_end_and_never_waits_is_told_to_slow_down(
+    bench: Bench,
+) -> None:
+    for number in range(5):
+        bench.log.happen("task.queued", task_id=str(number))
+    ask = b"GET /api/v1/events?wait=60&since=0 HTTP/1.1\r\nHost: a\r\n\r\n"
+    statuses = []
+    with bench.connect() as client:
+        for _ in range(2 * AT_ONCE):
+            client.sendall(ask)
+            status, headers, _ = parse(read_all(client))
+            statuses.append(status)
+            if status == 429:
+                break
+        assert statuses[:AT_ONCE] == [200] * AT_ONCE
+        assert (status, headers["retry-after"]) == (429, "1")
+        began = time.monotonic()
+        client.sendall(ask)
+        assert parse(read_all(client))[0] == 200
+        assert time.monotonic() - began > 0.9 * websocket.REST_SECONDS, "its next one waits"
+    assert bench.health() == 200
+
+
+def test_clients_without_a_key_leave_places_to_wait_to_those_with_one() -> None:
+    bench = Bench("secret", threads=16)
+    ask = b"GET /api/v1/events?wait=60&since=0 HTTP/1.1\r\nHost: a\r\n%sConnection: close\r\n\r\n"
+    try:
+        parked = [bench.connect() for _ in range(2)]
+        for connection in parked:
+            bench.log.somebody_waits.clear()
+            connection.sendall(ask % b"")
+            assert bench.log.somebody_waits.wait(5)
+        status, _, body = bench.raw(ask % b"")
+        assert (status, json.loads(body)["data"]["events"]) == (200, []), "no third place"
+        bench.log.somebody_waits.clear()
+        keyed = bench.connect()
+        keyed.sendall(ask % b"X-API-Key: secret\r\n")
+        assert bench.log.somebody_waits.wait(5)
+        bench.log.happen("task.queued", task_id="a")
+        for connection in (*parked, keyed):
+            assert json.loads(parse(read_all(connection))[2])["data"]["events"]
+    finally:
+        bench.close()
 
 
 def test_streams_are_told_when_the_server_stops() -> None:

@@ -23,7 +23,8 @@ from retire_cluster.api.keys import (
     write_keys,
 )
 from retire_cluster.api.peers import Hosts, Origins, Peer, Peers
-from retire_cluster.api.tickets import LIFETIME_SECONDS, Tickets
+from retire_cluster.api.tickets import LIFETIME_SECONDS, NO_KEY, Tickets
+from retire_cluster.conf.addresses import local_names
 from retire_cluster.schemas.errors import Forbidden, RateLimitExceeded, Unauthorized
 from retire_cluster.schemas.operations import OPERATIONS
 
@@ -229,17 +230,18 @@ def test_a_ticket_is_good_for_a_minute_and_only_as_issued() -> None:
     tickets = Tickets(clock, b"secret")
     ticket, expires_at = tickets.issue()
     assert expires_at == 1000 + LIFETIME_SECONDS
-    assert tickets.is_good(ticket)
-    assert not tickets.is_good(ticket + "x")
-    assert not tickets.is_good("9" + ticket)
-    assert not Tickets(clock, b"other").is_good(ticket)
+    assert tickets.key_of(ticket) == NO_KEY
+    assert tickets.key_of(tickets.issue("0123abcd")[0]) == "0123abcd"
+    assert tickets.key_of(ticket + "x") is None
+    assert tickets.key_of("9" + ticket) is None
+    assert Tickets(clock, b"other").key_of(ticket) is None
     clock.now += LIFETIME_SECONDS
-    assert not tickets.is_good(ticket)
+    assert tickets.key_of(ticket) is None
 
 
 @given(st.text())
 def test_any_text_can_be_tried_as_a_ticket(text: str) -> None:
-    assert not Tickets(Clock(), b"secret").is_good(text)
+    assert Tickets(Clock(), b"secret").key_of(text) is None
 
 
 # --- whose address -------------------------------------------------------------------------------
@@ -302,13 +304,37 @@ def test_any_forwarded_header_gives_some_peer(text: str) -> None:
     ("host", "known"),
     [
         ("localhost:8081", True), ("127.0.0.1:8081", True), ("192.168.1.5", True), ("", True),
-        ("[::1]:8081", True), ("pi", True), ("PI.local:80", True), ("a.home.arpa.", True),
+        ("[::1]:8081", True), ("pi", True), ("PI.local:80", True), ("pi.home.arpa.", True),
+        ("cluster.localhost", True), ("evil", False), ("evil.local", False), ("evil.lan:80", False),
+        ("evil.pi.local", False), ("pi.evil", False), ("local", False), (".local", False),
         ("evil.example:8081", False), ("127.0.0.1.evil.example", False), ("local.evil.com", False),
         ("panel.example", True), ("Panel.Example:443", True), ("x.panel.example", False),
     ],
 )  # fmt: skip
 def test_names_that_a_stranger_may_own_are_not_ours(host: str, known: bool) -> None:
-    assert Hosts(["panel.example"]).is_known(host) is known
+    hosts = Hosts(["panel.example"], lambda: local_names("pi"))
+    assert hosts.is_known(host) is known
+
+
+def test_a_machine_is_called_by_its_name_and_that_on_local_networks_only() -> None:
+    assert {"nas", "nas.local", "nas.lan", "nas.home.arpa"} < local_names("NAS.local.")
+    assert {"pi.example.com", "pi", "pi.local"} < local_names("pi.example.com")
+    public = local_names("", "cluster.example")
+    assert public == {"cluster.example"}
+    assert "nas" in local_names("box", "nas.lan")
+    assert local_names("", "192.0.2.1") == frozenset()
+
+
+@pytest.mark.parametrize("forwarded", [None, "unknown", "", "_hidden", "evil, ", "127.0.0.1.evil"])
+def test_whoever_a_proxy_does_not_name_is_a_stranger(forwarded: str | None) -> None:
+    environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_PROTO": "https"}
+    if forwarded is not None:
+        environ["HTTP_X_FORWARDED_FOR"] = forwarded
+    found = Peers(["127.0.0.1"]).of(environ)
+    assert (found.address, found.loopback, found.through_proxy) == ("127.0.0.1", False, True)
+    assert not Peers(["127.0.0.1"]).of({"REMOTE_ADDR": "127.0.0.1"}).loopback
+    told = Peers(["127.0.0.1"]).of({**environ, "HTTP_X_FORWARDED_FOR": "127.0.0.2"})
+    assert told.loopback, "a proxy that names this machine is believed"
 
 
 # --- origins -------------------------------------------------------------------------------------

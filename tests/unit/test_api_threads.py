@@ -53,6 +53,9 @@ class Sink:
         self.error = error
         self.texts: list[str] = []
 
+    def end(self) -> None:
+        self.ended = True
+
     def send(self, texts: Sequence[str]) -> None:
         if self.error is not None:
             raise self.error

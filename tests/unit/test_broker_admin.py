@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker import admin as admin_module
-from retire_cluster.broker import admin_tasks, admin_waits
+from retire_cluster.broker import admin_tasks, admin_waits, polls
 from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.admin import Call, Reply, operations
+from retire_cluster.broker.admin import Admin, Call, Poll, Reply, operations
 from retire_cluster.broker.admin_cluster import polled
 from retire_cluster.broker.store_sqlite import SQLiteStore
 from retire_cluster.conf.fields import Spec
@@ -781,6 +781,41 @@ def test_a_poll_with_time_left_is_parked_until_something_comes(cluster: Cluster)
     assert polled(cluster.admin, parked).data["events"] == []
     cluster.submit()
     assert len(polled(cluster.admin, parked).data["events"]) == 1
+
+
+def test_parked_polls_gather_what_comes_and_share_the_look(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def counted(admin: Admin, poll: Poll) -> Reply:
+        looks.append(poll)
+        return polled(admin, poll)
+
+    monkeypatch.setattr(polls, "polled", counted)
+    args = {"since": cluster.state.log.last, "wait_seconds": 20, "gather_seconds": 0.1}
+    for _ in range(8):
+        assert cluster.park("events.poll", args) is None
+    other = {**args, "type": "device"}
+    assert cluster.park("events.poll", other) is None
+    answers: list[Reply | errors.ClusterError] = []
+
+    def look(later_seconds: float) -> int:
+        now = cluster.now.mono + later_seconds
+        polls.answer_polls(cluster.admin, now, lambda _, reply: answers.append(reply))
+        return len(answers)
+
+    assert look(0) == 0
+    for number in range(3):
+        submit(cluster, {"task_type": "echo", "metadata": {"n": number}})
+        assert look(0.01 * number) == 0, "the first event wakes nobody by itself"
+    assert {poll.wake_mono for poll in cluster.admin.polls} == {cluster.now.mono + 0.1}
+    assert look(0.11) == 8
+    assert len(looks) == 2, "one look for the eight that ask for the same, one for the other"
+    assert all(isinstance(each, Reply) and len(each.data["events"]) == 3 for each in answers)
+    (left,) = cluster.admin.polls
+    assert (left.args["type"], left.since) == ("device", cluster.state.log.last)
+    assert look(30) == 9, "and at its end it gets nothing"
 
 
 def test_a_poll_that_missed_events_is_told_at_once(cluster: Cluster) -> None:

@@ -13,12 +13,16 @@ from retire_cluster.broker.access import Access, AdminKey, Token
 from retire_cluster.broker.rows import AccessRow
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import Invitation, KeyFileError
+from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.node import credentials
 
 #: Always the same: names of tests are made of it.
 SERVER = curve.pair_of_token(b"a main node")
 TOKEN = bytes(range(16))
 WORD = curve.write_join(Invitation("192.0.2.7", 8082, SERVER.public, TOKEN))
+root = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can give files away"
+)
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
 
@@ -94,6 +98,32 @@ def test_a_key_that_others_may_read_is_refused_with_the_cure(tmp_path: Path) -> 
     path.chmod(0o640)
     with pytest.raises(KeyFileError, match="chmod 600"):
         curve.server_pair(tmp_path)
+
+
+@root
+def test_a_key_that_somebody_else_put_there_is_refused_with_the_cure(tmp_path: Path) -> None:
+    pair = curve.server_pair(tmp_path)
+    for name in (curve.MAIN_KEY, curve.ADMIN_KEY):
+        os.chown(tmp_path / name, 65_534, -1)
+        with pytest.raises(KeyFileError, match=f"{name.name} belongs to .*chown"):
+            curve.server_pair(tmp_path)
+        os.chown(tmp_path / name, 0, -1)
+    assert curve.server_pair(tmp_path) == pair
+
+
+@root
+def test_a_data_folder_that_somebody_else_made_or_may_fill_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    check_folder(folder)
+    folder.mkdir(0o700)
+    check_folder(folder)
+    os.chown(folder, 65_534, -1)
+    with pytest.raises(Foreign, match=r"data belongs to .*chown"):
+        check_folder(folder)
+    os.chown(folder, 0, -1)
+    folder.chmod(0o1777)
+    with pytest.raises(Foreign, match="chmod o-w"):
+        check_folder(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"public": "x", "secret": "y"}', "\x00"])

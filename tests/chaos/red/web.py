@@ -1,0 +1,138 @@
+"""S33 to S38: strangers at the doors: memory, floods of polls, revoked keys, planted folders."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+
+from tests.chaos.red import Attack, NotHere, Target, Went
+from tests.chaos.red.target import API, COMMAND
+
+#: `submit` may take so many times as long as alone, or so many milliseconds, whichever is more.
+_TIMES, _LEAST_MS = 6.0, 60.0
+
+
+def _polls_without_end(target: Target) -> str:
+    def submit_ms() -> float:
+        took = []
+        for number in range(15):
+            began = time.perf_counter()
+            target.http("POST", f"{API}/tasks", {"task_type": "echo", "payload": {"n": number}})
+            took.append(1000 * (time.perf_counter() - began))
+        return statistics.median(took)
+
+    def poll() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while not stop.is_set():
+            try:
+                connection.request("GET", f"{API}/events?since=0&wait=25")
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()  # the next request makes another
+            else:
+                statuses.append(answer.status)
+        connection.close()
+
+    with target.another("--workers", "1", "--no-rate-limit") as quiet:
+        target = quiet
+        port, stop, statuses = quiet.api_port, threading.Event(), list[int]()
+        submit_ms()
+        alone = submit_ms()
+        pollers = [threading.Thread(target=poll, daemon=True) for _ in range(8)]
+        for each in pollers:
+            each.start()
+        try:
+            loaded = submit_ms()
+        finally:
+            stop.set()
+    if loaded > max(_TIMES * alone, _LEAST_MS):
+        raise Went(f"submit {alone:.0f} ms alone, {loaded:.0f} ms beside eight polls")
+    told = f"{statuses.count(200)} answers, {statuses.count(429)} times 429"
+    return f"submit {alone:.0f} ms alone, {loaded:.0f} ms beside them; {told}"
+
+
+def _revoked_key(target: Target) -> str:
+    guarded = target.guarded
+    key, key_id = guarded.new_api_key("read")
+    ticket = guarded.http("POST", f"{API}/events/ticket", key=key).data["ticket"]
+    streams = []
+    for path, header in (("/ws", f"X-API-Key: {key}\r\n"), (f"/ws?ticket={ticket}", "")):
+        stream = guarded.tcp(guarded.api_port, 5)
+        stream.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n{header}"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+        )
+        if b" 101 " not in stream.recv(4096):
+            raise Went("a valid key opens no stream: nothing was tried")
+        streams.append(stream)
+    if guarded.cli("keys", "revoke", key_id).returncode != 0:
+        raise AssertionError("the key was not revoked: nothing was tried")
+    for stream in streams:
+        try:
+            while stream.recv(4096):
+                continue
+        except TimeoutError:
+            raise Went("a revoked key's stream stays open") from None
+        finally:
+            stream.close()
+    return "streams of the key and of its ticket end within a second"
+
+
+def _planted_folder(target: Target) -> str:
+    if os.name != "posix" or os.geteuid() != 0:
+        raise NotHere("only root can give a folder to another user")
+    told = []
+    for owner, mode in ((65_534, 0o700), (0, 0o777)):
+        folder = target.new_folder("planted")
+        os.chown(folder, owner, -1)
+        folder.chmod(mode)
+        for words in (["up"], ["worker", "--join", "127.0.0.1:9", "--plain"]):
+            try:
+                done = subprocess.run(
+                    [*COMMAND, *words, "--data-dir", str(folder)],
+                    capture_output=True, text=True, timeout=20, env=target.environ, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise Went(f"{words[0]} starts in a folder of user {owner}, {mode:o}") from None
+            if done.returncode != 2 or "ch" not in done.stderr:
+                raise Went(f"{words[0]}: exit {done.returncode}, {done.stderr[-200:]}")
+            told.append(done.stderr)
+        shutil.rmtree(folder)
+    return f"refused {len(told)} times with the cure"
+
+
+def _nameless_behind_a_proxy(target: Target) -> str:
+    with target.another("--workers", "0", settings='[api]\ntrusted_proxies = ["127.0.0.1"]') as odd:
+        for forwarded in (None, "unknown", "", "_x"):
+            sent = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+            status = odd.http("POST", f"{API}/config/reset", {}, headers=sent).status
+            if status != 401:
+                raise Went(f"X-Forwarded-For {forwarded!r} may reset the configuration: {status}")
+    return "401"
+
+
+def _names_of_others(target: Target) -> str:
+    for host in ("evil.local", "evil", "evil.lan:80", "evil.example"):
+        status = target.http("GET", f"{API}/cluster/status", headers={"Host": host}).status
+        if status != 400:
+            raise Went(f"Host {host}: {status}")
+    for host in ("localhost", "127.0.0.1", "[::1]:8081", "192.0.2.1"):
+        if target.http("GET", f"{API}/cluster/status", headers={"Host": host}).status != 200:
+            raise Went(f"refused by its own name {host}: that is no answer either")
+    return "400"
+
+
+ATTACKS = [
+    Attack("S35", "eight anonymous polls for events without end", _polls_without_end),
+    Attack("S36", "a revoked key's open stream and ticket", _revoked_key),
+    Attack("S37", "a data folder of another user, or of everybody", _planted_folder),
+    Attack("S38", "a proxy that does not say who asks", _nameless_behind_a_proxy),
+    Attack("S38", "names that others may own, as Host", _names_of_others),
+]
