@@ -19,6 +19,7 @@ from retire_cluster.broker.ratelimit import RateLimiter
 from retire_cluster.broker.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.store import Store
+from retire_cluster.broker.strangers import Strangers
 from retire_cluster.broker.task import Task
 from retire_cluster.broker.trouble import ReadTrouble
 from retire_cluster.conf.settings import Settings
@@ -98,6 +99,7 @@ class Admin:
     polls: list[Poll] = field(default_factory=list)
     #: Submissions of the turn under way that are still to be made.
     gathering: Gathering = field(default_factory=Gathering)
+    strangers: Strangers = field(default_factory=Strangers)
     #: Instructions of the turn under way.
     turn: list[Instruction] = field(default_factory=list)
     #: Monotonic time of the last tick: the scheduler lives while this moves.

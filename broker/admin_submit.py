@@ -11,7 +11,7 @@ import functools
 from typing import Any, Final
 
 from retire_cluster.broker import events as ev
-from retire_cluster.broker import views
+from retire_cluster.broker import strangers, views
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.admin_waits import park, wait_seconds
 from retire_cluster.broker.events import Ticket
@@ -89,6 +89,7 @@ _SUBMIT_EXTRA: Final = frozenset(
         "fingerprint",
         "brief",
         "first_only",
+        "stranger",
         "wait_seconds",
     }
 )
@@ -139,13 +140,21 @@ def gather(admin: Admin, call: Call) -> Reply | None:
         raise QueueFull(
             f"{present} tasks are waiting or running; the limit is {limit}.", retry_after=5
         )
+    stranger = strangers.read(args)
+    if stranger is not None:
+        admin.strangers.make_room(admin.state.tasks, stranger, len(forms))
+        forms = strangers.all_marked(forms, stranger)
     specs, delays = zip(*forms, strict=True)
     admin.gathering.add(Gathered(call, specs, delays, idempotency, seconds))
     return None
 
 
 def must_be_made_first(admin: Admin, call: Call) -> bool:
-    """Whether what is gathered has to be made before this can be judged: it may be part of it."""
+    """Whether what is gathered has to be made before this can be judged: it may be part of it, or
+    count against it.
+    """
+    if "stranger" in call.args:
+        return admin.gathering.size > 0
     owner, key = call.args.get("owner"), call.args.get("idempotency_key")
     if not isinstance(owner, str) or not isinstance(key, str):
         return False
@@ -175,6 +184,8 @@ def make(admin: Admin) -> list[tuple[Ticket, Reply]]:
     for one in submissions:
         numbers = range(first, first + len(one.specs))
         first = numbers.stop
+        if "stranger" in one.call.args:
+            admin.strangers.add(numbers, one.call.args["stranger"]["address"])
         reply = _told(admin, one.call, numbers, now.wall_ms, one.wait_seconds, replayed=False)
         if reply is not None:
             answers.append((one.call.ticket, reply))

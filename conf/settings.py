@@ -256,6 +256,16 @@ class Api(Section):
     )
     auth: bool = setting(False, "Asks for an API key; a key given turns this on.")
     auth_reads: bool = setting(False, "Asks for a key for everything but /health.")
+    stranger_tasks: int = setting(
+        100,
+        "Tasks that callers without a right to submit may have waiting or running, all together;"
+        " one address a quarter of it.",
+        low=0,
+        high=1_000_000,
+    )
+    stranger_seconds: int = setting(
+        300, "What such a task may take at most, and wait before it is queued.", low=1, high=86_400
+    )
     keys: tuple[str, ...] = setting(
         (),
         "API keys; several in the environment go one a line.",

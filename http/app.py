@@ -36,6 +36,7 @@ from retire_cluster.api.resources.tasks import Task, Tasks
 from retire_cluster.api.resources.ui import Pages, Session
 from retire_cluster.api.sessions import Sessions
 from retire_cluster.api.stats import HttpStats, Reporter
+from retire_cluster.api.strangers import Bounds
 from retire_cluster.api.submission import SubmissionReader
 from retire_cluster.api.tickets import Tickets
 from retire_cluster.api.toll import Toll
@@ -166,7 +167,8 @@ def create_app(
         monotonic=monotonic,
     )
     toll = Toll(limiter)
-    tasks = Tasks(guarded, access, SubmissionReader(), parking, toll)
+    bounds = Bounds(api.stranger_tasks, api.stranger_seconds)
+    tasks = Tasks(guarded, access, SubmissionReader(), parking, toll, bounds)
     task = Task(guarded, access, parking, toll)
     config = Config(guarded, public_view(api))
 

@@ -189,6 +189,12 @@ class Access:
         if dangerous:
             self._need(identity, rights.DANGEROUS, f"Submitting {', '.join(dangerous[:5])}")
 
+    def is_stranger(self, identity: Identity) -> bool:
+        """Whether this client submits as anybody may, and not by a right of its own."""
+        if not self.required:
+            return not identity.peer.loopback
+        return identity.key is None or not identity.key.may(rights.SUBMIT)
+
     def caller(self, identity: Identity) -> dict[str, Any]:
         """Arguments by which the main node judges what this client does to tasks of any type.
 

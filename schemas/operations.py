@@ -216,8 +216,10 @@ _ROWS: Final = (
         body=requests.TASK_SUBMISSION, status=201, errors=_SUBMIT,
         leads_to=("getTaskStatus", "getTaskResult", "getTask", "explainTask", "cancelTask"),
         description="Types other than `echo`, `sleep` and `system_info` need a key (or, while"
-        " authentication is off, a client on this machine). With an `Idempotency-Key` header the"
-        " same body gives the first answer again for 24 hours; another body is 409.",
+        " authentication is off, a client on this machine). Whoever submits others without one has"
+        " tasks of priority `normal` at most, short ones (403), and few at a time (429). With an"
+        " `Idempotency-Key` header the same body gives the first answer again for 24 hours; another"
+        " body is 409.",
         body_example=_SUBMISSION_EXAMPLE,
         example={
             "task_id": _TASK_UUID,

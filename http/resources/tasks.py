@@ -7,11 +7,12 @@ from typing import Any
 import falcon
 
 from retire_cluster.api import validation
-from retire_cluster.api.auth import Access
+from retire_cluster.api.auth import Access, network_of
 from retire_cluster.api.cluster import GuardedCluster
 from retire_cluster.api.envelope import spliced
 from retire_cluster.api.parking import Parking, Patience
 from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.api.strangers import Bounds
 from retire_cluster.api.submission import (
     Submission,
     SubmissionReader,
@@ -32,8 +33,10 @@ class Tasks(Resource):
         reader: SubmissionReader,
         parking: Parking,
         toll: Toll,
+        bounds: Bounds,
     ) -> None:
         self._cluster = cluster
+        self._bounds = bounds
         self._parking = parking
         self._toll = toll
         self._access = access
@@ -117,6 +120,13 @@ class Tasks(Resource):
     ) -> dict[str, Any]:
         identity = req.context.identity
         self._access.check_submission(identity, {each.fields["task_type"] for each in submissions})
+        if self._access.is_stranger(identity):
+            self._bounds.check(
+                (each.fields for each in submissions),
+                auth=self._access.required,
+                many="tasks" in document,
+            )
+            args |= self._bounds.told(network_of(identity.peer.address))
         key = validation.idempotency_key(req)
         if key is not None:
             args["owner"] = identity.owner
