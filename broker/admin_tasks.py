@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retire_cluster.broker import callers, views
+from retire_cluster.broker import callers, views, why_waiting
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.admin_waits import task_ids
@@ -146,7 +146,7 @@ def status(admin: Admin, call: Call) -> Reply:
     attempt = task.attempt if task is not None else (outcome.attempt if outcome else 0)
     reason = None
     if task is not None and task.status in (TaskStatus.QUEUED, TaskStatus.PENDING):
-        reason = views.queued_reason(admin.state, task)
+        reason = why_waiting.queued_reason(admin.state, task, call.now)
     at = stamp(call.now.wall_ms)
     return Reply(views.task_status(brief, task, attempt, reason, at))
 
@@ -177,11 +177,12 @@ def explain(admin: Admin, call: Call) -> Reply:
     if task is None:
         return Reply(data)
     data.update(views.due(task, call.now))
-    data["queued_reason"] = views.queued_reason(admin.state, task)
-    key = views.class_key(task)
+    data["queued_reason"] = why_waiting.queued_reason(admin.state, task, call.now)
+    key = why_waiting.class_key(task)
     for device_id in sorted(admin.state.devices):
         device = admin.state.devices[device_id]
-        reasons = views.obstacles(key, device, call.now)
+        reasons = why_waiting.obstacles(key, device, call.now)
+        reasons = reasons or why_waiting.others_first(admin.state, task, device, call.now)
         eligible = not reasons
         if eligible and device.free_units < device.units_of(task.spec.task_type):
             reasons = ["all its slots are busy"]

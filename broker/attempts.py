@@ -207,15 +207,14 @@ def _settle(
     note_tried(task, device)
     if elsewhere:
         passing_over.exclude(state, device, task, message)
-        of_all = standing.lacks(state, device, task, Cause(cause), message, now)
+        standing.lacks(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
     elif standing.counts(task, cause):
         standing.failed(state, device, task, now)
     decision = _decide(state, task, cause, started=True, said_before=said_before)
     if elsewhere:
-        asked = {device.device_id: message} if of_all else task.excluded
-        nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, asked)
+        nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
         if nobody is not None:
             decision, message = Decision(TaskStatus.FAILED), nobody[:MAX_ERROR_CHARACTERS]
     if decision.final is None:

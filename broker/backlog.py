@@ -122,10 +122,14 @@ class _Lane:
 class Lanes:
     """The backlog of one requirement class."""
 
-    __slots__ = ("_lanes", "_stale", "size")
+    __slots__ = ("_held", "_lanes", "_stale", "held", "size")
 
     def __init__(self) -> None:
         self._lanes = tuple(_Lane() for _ in Priority)
+        #: By priority, those that step aside for a while; who did so longest is first.
+        self._held: tuple[deque[Task], ...] = tuple(deque() for _ in Priority)
+        #: How many are there.
+        self.held = 0
         #: Tasks queued in it.
         self.size = 0
         #: Entries (at most) of tasks that left and are still in a lane.
@@ -145,6 +149,29 @@ class Lanes:
             self._stale = 0
             for lane in self._lanes:
                 lane.sweep()
+            for held in self._held:
+                kept = [task for task in held if task.status is _QUEUED]
+                self.held -= len(held) - len(kept)
+                held.clear()
+                held.extend(kept)
+
+    def hold(self, task: Task) -> None:
+        """Let a task that was taken step aside until its turn to come back."""
+        self._held[task.spec.priority].append(task)
+        self.held += 1
+        self.size += 1
+
+    def release(self, limit: int) -> int:
+        """Take back up to `limit` of each priority, in turn; how many came back."""
+        back = 0
+        for lane, held in zip(self._lanes, self._held, strict=True):
+            for _ in range(min(limit, len(held))):
+                task = held.popleft()
+                self.held -= 1
+                if task.status is _QUEUED:
+                    lane.push((task,))
+                    back += 1
+        return back
 
     def head(self) -> Head | None:
         """Who is next, or None when nothing is queued."""

@@ -130,7 +130,7 @@ def notes_on(key: ClassKey, device: Device) -> list[Note]:
 class TaskClass:
     """One requirement class: its backlog and the reachable devices that may run it."""
 
-    __slots__ = ("_cursor", "blocked", "eligible", "key", "lanes", "ring")
+    __slots__ = ("_cursor", "blocked", "coming", "eligible", "key", "lanes", "ring")
 
     def __init__(self, key: ClassKey) -> None:
         self.key = key
@@ -142,6 +142,8 @@ class TaskClass:
         self._cursor = 0
         #: No eligible device had room when last looked; set free by a device that gets room.
         self.blocked = False
+        #: Devices that may come to run it, and when that was looked up (passing_over.py).
+        self.coming: tuple[frozenset[str], float, int] = (frozenset(), float("-inf"), 0)
 
     def judge(self, device: Device) -> None:
         """Note whether a reachable device is eligible."""

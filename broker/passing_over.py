@@ -33,8 +33,10 @@ FIRST_SECONDS: Final = 300.0
 LONGEST_SECONDS: Final = 3_600.0
 #: Notes of one device; the one that ends first goes for another.
 MAX_NOTES: Final = 64
-#: A device silent for no longer than this may come back with what is needed.
+#: A device silent for longer than this does not keep others from being asked again.
 REJOIN_SECONDS: Final = 600.0
+#: Who may come to run a class is looked up no more often: it takes a look at every device.
+_COMING_SECONDS: Final = 1.0
 #: Tasks that ended are swept from what a device refused when there are so many of them.
 REFUSED_KEPT: Final = 1_000
 #: The notes of one device are stored no more often, and of so many devices in one turn.
@@ -210,14 +212,15 @@ def nobody_left(
 ) -> str | None:
     """What all devices say that could run a class but for what they lack; None: one may run it.
 
-    A device that was here a short while ago counts as one that may. Where no device was ever able
-    to, the class waits for one, as always. `asked`: devices that said so of the very task.
+    A device that is drained or away counts as one that may, however long: it is part of the
+    cluster until it is removed. Where no device was ever able to, the class waits for one, as
+    always. `asked`: devices that said so of the very task.
     """
     asked = asked or {}
     if not cls.eligible.keys() <= asked.keys():
         return None
     said = []
-    for device in _able(state, cls, now):
+    for device in _able(state, cls):
         notes = _words_on(cls, device)
         if not notes and device.device_id not in asked:
             return None
@@ -240,7 +243,9 @@ def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
     """
     failing, lacking = [], []
     whole = Kind(cls.key.task_type, "")
-    for device in _able(state, cls, now):
+    for device in _able(state, cls):
+        if not device.online and device.silent_for(now.mono) > REJOIN_SECONDS:
+            continue
         notes = notes_on(cls.key, device)
         if not notes:
             return False
@@ -259,9 +264,13 @@ def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
 
 
 def may_come(state: ClusterState, cls: TaskClass, now: Now) -> frozenset[str]:
-    """Devices that may run a class now or soon: busy, drained or away for a short while."""
-    able = _able(state, cls, now)
-    return frozenset(device.device_id for device in able if not _words_on(cls, device))
+    """Devices that may run a class now or later: busy, drained or away."""
+    found, looked_mono, known = cls.coming
+    if now.mono - looked_mono >= _COMING_SECONDS or known != len(state.devices):
+        able = _able(state, cls)
+        found = frozenset(one.device_id for one in able if not _words_on(cls, one))
+        cls.coming = (found, now.mono, len(state.devices))
+    return found
 
 
 def _words_on(cls: TaskClass, device: Device) -> list[Note]:
@@ -269,12 +278,9 @@ def _words_on(cls: TaskClass, device: Device) -> list[Note]:
     return [one for one in notes_on(cls.key, device) if one.cause in ELSEWHERE]
 
 
-def _able(state: ClusterState, cls: TaskClass, now: Now) -> Iterator[Device]:
-    """Devices that could run a class by what they are, here or here a short while ago."""
-    for device in state.devices.values():
-        here = device.online or device.silent_for(now.mono) <= REJOIN_SECONDS
-        if here and not unfit(cls.key, device):
-            yield device
+def _able(state: ClusterState, cls: TaskClass) -> Iterator[Device]:
+    """Devices that could run a class by what they are, here or not."""
+    return (one for one in state.devices.values() if not unfit(cls.key, one))
 
 
 def cause_of(state: ClusterState, cls: TaskClass) -> Cause:

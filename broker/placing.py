@@ -17,7 +17,7 @@ from retire_cluster.broker.given_back import last_choices
 from retire_cluster.broker.instructions import SendAssign, StoreDispatch
 from retire_cluster.broker.matching import ClassKey, TaskClass
 from retire_cluster.broker.overtaking import Waiting
-from retire_cluster.broker.passing_over import REJOIN_SECONDS, may_come
+from retire_cluster.broker.passing_over import may_come
 from retire_cluster.broker.rows import DispatchRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task
@@ -28,7 +28,8 @@ _TOKEN_BITS = 53
 _BATCH = 512
 #: How long a retry waits for another device than those where it failed.
 PATIENCE_SECONDS = 30.0
-#: Tasks of a class passed by in one pass at most, because they wait for another device …
+#: Tasks of a class passed by in one pass at most, because they wait for another device: as many of
+#: those that were passed by before are looked at again in turn, and as many more …
 _PASSED_BY = 16
 #: … and those put where they belong, because devices differ in what they need.
 _SORTED = 512
@@ -52,6 +53,8 @@ class _Pass:
         self.chosen: dict[str, tuple[Device, list[Task]]] = {}
         #: Devices that get nothing more in this pass.
         self.aside: dict[str, Device] = {}
+        #: Of those, how many are back in their queues from earlier passes.
+        self.back: dict[ClassKey, int] = {}
         self.heads = self._heads()
         self.waiting = Waiting(
             [entry[4] for entry in self.heads],
@@ -60,10 +63,8 @@ class _Pass:
         )
         #: Heads noted for classes may be gone: somebody overtook, or was put into another class.
         self.overtaken = False
-        #: Tasks that wait for another device, by class: back in their queues at the end.
+        #: Tasks that wait for another device, by class: they step aside at the end.
         self.held: dict[ClassKey, list[Task]] = {}
-        #: Devices that may come to run tasks of a class, where that was asked.
-        self.coming: dict[ClassKey, frozenset[str]] = {}
         self.sorted = 0
         #: Classes that joined in this pass.
         self.joined: set[ClassKey] = set()
@@ -75,9 +76,11 @@ class _Pass:
         for order, cls in enumerate(list(self.state.waiting.values())):
             if cls.blocked:
                 continue
+            if cls.lanes.held:
+                self.back[cls.key] = cls.lanes.release(_PASSED_BY)
             head = cls.lanes.head()
             if head is None:
-                del self.state.waiting[cls.key]
+                self._end_of(cls)
             else:
                 heads.append((head.rank, head.number, order, head.since_mono, cls))
         heapq.heapify(heads)
@@ -105,7 +108,9 @@ class _Pass:
         state.free.update(self.aside)
         for tasks in self.held.values():
             for task in tasks:
-                state.enqueue_all((task,), state.class_of(task.spec))
+                own = task.backlog = state.class_of(task.spec)
+                own.lanes.hold(task)
+                state.waiting[own.key] = own
         for device, tasks in self.chosen.values():
             for start in range(0, len(tasks), _BATCH):
                 _dispatch(state, device, tasks[start : start + _BATCH], self.now)
@@ -123,10 +128,20 @@ class _Pass:
         """The next of a class competes."""
         head = cls.lanes.head()
         if head is None:
-            self.state.waiting.pop(cls.key, None)
+            self._end_of(cls)
         else:
             entry = (head.rank, head.number, order, head.since_mono, cls)
             heapq.heappush(self.heads, entry)
+
+    def _end_of(self, cls: TaskClass) -> None:
+        """Nobody of a class competes; some may have stepped aside."""
+        if not cls.lanes.size:
+            self.state.waiting.pop(cls.key, None)
+
+    def _may_pass_by(self, cls: TaskClass) -> bool:
+        """Whether one more of a class may be passed by in this pass."""
+        most = _PASSED_BY + self.back.get(cls.key, 0)
+        return not self.held or len(self.held.get(cls.key, ())) < most
 
     def _step_aside(self, cls: TaskClass) -> bool:
         """No device has room for the class; whether one is kept for it.
@@ -149,7 +164,7 @@ class _Pass:
         if device.units_of(cls.key.task_type) == SLOT_UNITS:
             better = self._device_for(cls, tasks[0], device)
             if better is None:
-                if self.sorted < _SORTED and len(self.held.get(cls.key, ())) < _PASSED_BY:
+                if self.sorted < _SORTED and self._may_pass_by(cls):
                     self._go_on(cls, order)
                 return
             device = better
@@ -158,7 +173,7 @@ class _Pass:
         if tasks:
             self._give(device, tasks)
             self.state.share.placed(len(tasks))
-        if not self.held or len(self.held.get(cls.key, ())) < _PASSED_BY:
+        if self._may_pass_by(cls):
             self._go_on(cls, order)
 
     def _elsewhere(self, cls: TaskClass, tasks: list[Task], device: Device) -> list[Task]:
@@ -203,10 +218,8 @@ class _Pass:
             else:
                 device = second
         wanted = patient and any(one.ready and one.device_id not in avoid for one in cls.ring)
-        if not wanted and device.device_id in task.excluded and waited < REJOIN_SECONDS:
-            if cls.key not in self.coming:
-                self.coming[cls.key] = may_come(state, cls, self.now)
-            wanted = not self.coming[cls.key] <= task.excluded.keys()
+        if not wanted and device.device_id in task.excluded:
+            wanted = not may_come(state, cls, self.now) <= task.excluded.keys()
         if wanted:
             self.held.setdefault(cls.key, []).append(task)
             return None
@@ -236,7 +249,7 @@ class _Pass:
                     return True
                 self.waiting.drop()
                 continue
-            if len(self.held.get(cls.key, ())) >= _PASSED_BY or self.sorted >= _SORTED:
+            if not self._may_pass_by(cls) or self.sorted >= _SORTED:
                 self.waiting.drop()
                 continue
             task = cls.lanes.take_oldest(own)

@@ -76,21 +76,21 @@ def failed(state: ClusterState, device: Device, task: Task, now: Now) -> None:
 
 def lacks(
     state: ClusterState, device: Device, task: Task, cause: Cause, message: str, now: Now
-) -> bool:
-    """A device says that it cannot run a task; whether that holds for all tasks of the kind."""
+) -> None:
+    """A device says that it cannot run a task, which may hold for all tasks of the kind."""
     kind = state.kind_of(task.spec)
     info = device.types.get(kind.task_type)
     if kind.needs and not (
         cause == Cause.POLICY_DENIED and info is not None and needs.permits(kind.needs, info.allows)
     ):
         note(state, device, kind, cause, message, now)
-        return True
+        return
     _row(state, device, kind, task)
     record = device.records[kind]
     # With a need this is about words that follow the program: no word on all of its tasks.
     record.said = (FAILING if kind.needs else cause, message)
     if not _others_can(state, device, task):
-        return False
+        return
     # What an owner refuses of an own type is the worker's word, and about all of its tasks.
     if len(record.firm) >= IN_A_ROW or (cause == Cause.POLICY_DENIED and not kind.needs):
         note(state, device, kind, *record.said, now)
@@ -99,7 +99,6 @@ def lacks(
             state, device, kind, FAILING, message, now,
             first_seconds=PAUSE_SECONDS, longest_seconds=PAUSE_SECONDS,
         )  # fmt: skip
-    return False
 
 
 def proves(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:

@@ -50,6 +50,7 @@ def _fail(state: ClusterState, cls: TaskClass, message: str, now: Now) -> None:
     cause = passing_over.cause_of(state, cls).value
     rows: list[OutcomeRow] = []
     deviating = []
+    cls.lanes.release(_TASKS)
     for lane in reversed(range(len(Priority))):
         for task in cls.lanes.take(lane, _TASKS - len(rows)):
             task.backlog = None

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retire_cluster.broker import given_back
 from retire_cluster.broker.device import METRICS, SLOT_UNITS, Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.feed import Entry
-from retire_cluster.broker.matching import ClassKey, Requirements, notes_on, unfit, why_not
-from retire_cluster.broker.passing_over import seen
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
@@ -209,47 +205,6 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
         "queued_reason": reason,
         "timestamp": at,
     }
-
-
-def class_key(task: Task) -> ClassKey:
-    """The requirement class of a live task."""
-    return ClassKey(task.spec.task_type, Requirements.of(task.spec.document))
-
-
-def obstacles(key: ClassKey, device: Device, now: Now | None = None) -> list[str]:
-    """Why a device does not take tasks of a class now; empty when it could if it had room.
-
-    With `now`, what is noted of the device is told with its age.
-    """
-    found = why_not(key, device)
-    if found and now is not None:
-        found = unfit(key, device) + [seen(one, now) for one in notes_on(key, device)]
-    if found:
-        return found
-    if not device.online:
-        return ["offline"]
-    if not device.ready:
-        return ["draining"]
-    return []
-
-
-def queued_reason(state: ClusterState, task: Task) -> View:
-    """Why a task waits: who could run it, who is busy, why the others cannot."""
-    key = class_key(task)
-    eligible = busy = 0
-    rejected: Counter[str] = Counter()
-    for device in state.devices.values():
-        found = obstacles(key, device)
-        rejected.update(found)
-        if not found:
-            eligible += 1
-            busy += device.free_units < device.units_of(task.spec.task_type)
-    if task.unsent and task.status is TaskStatus.PENDING:
-        rejected["the main node could not read or send its payload: tried again"] = eligible
-    view = {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
-    if returned := given_back.told(task):
-        view["given_back"] = returned
-    return view
 
 
 # --- devices -------------------------------------------------------------------------------------

@@ -154,15 +154,14 @@ def _goes_back() -> AbstractContextManager[None]:
 
 def _asks_again() -> AbstractContextManager[None]:
     """That a device cannot run a kind of task is not noted."""
-    return swapped(standing, "lacks", lambda *given: False)
+    return swapped(standing, "lacks", lambda *given: None)
 
 
 def _believes_each() -> AbstractContextManager[None]:
     """What a device says of single tasks counts for their type, whoever else can run them."""
 
-    def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> bool:
+    def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> None:
         passing_over.note(state, device, state.kind_of(task.spec), cause, message, now)
-        return False
 
     return swapped(standing, "lacks", lacks)
 

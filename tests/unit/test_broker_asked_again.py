@@ -32,6 +32,62 @@ def test_a_device_where_it_failed_comes_before_one_that_said_it_cannot(cluster: 
     assert task in [key[0] for key in flaky.keys]
 
 
+def explained(cluster: Cluster, task: int) -> dict[str, list[str]]:
+    """Why each device does not run a task, as `explain` says it."""
+    public = cluster.public(task, cluster.task(task).created_ms)
+    data = cluster.call("task.explain", {"task_id": public}).data
+    rejected = data["queued_reason"]["rejected"]
+    left_out = [row for row in data["devices"] if not row["eligible"]]
+    assert all(reason in rejected for row in left_out for reason in row["reasons"])
+    return {row["device_id"]: row["reasons"] for row in left_out}
+
+
+def test_a_retry_that_waits_for_another_device_says_so(cluster: Cluster) -> None:
+    flaky, busy = cluster.device("flaky"), cluster.device("busy")
+    task, _ = owns(cluster, 2, max_retries=2)
+    cluster.place()
+    if flaky.keys[0][0] != task:
+        flaky, busy = busy, flaky
+    flaky.start()
+    flaky.fail()
+    cluster.pass_time(2)
+    cluster.tick("deadlines")
+    cluster.place()
+    assert cluster.status(task) == "queued"
+    reasons = explained(cluster, task)[flaky.device_id]
+    assert reasons == ["it failed there: another device is waited for, for up to 30 s"]
+    busy.finish()
+    cluster.place()
+    assert [key[0] for key in busy.keys] == [task]
+
+
+def test_many_that_wait_for_another_device_keep_nobody_behind_them_waiting(
+    cluster: Cluster,
+) -> None:
+    """Sixteen of a class that were passed by once kept all others of it from a free device."""
+    poor, rich = cluster.device("poor", slots=4), cluster.device("rich", slots=4)
+    cluster.call("device.drain", {"device_id": "rich"})
+    refused = owns(cluster, 100, max_retries=0)
+    while any(cluster.task(task).attempt == 0 for task in refused):
+        cluster.place()
+        lacks(poor)
+    urgent = owns(cluster, 50, max_retries=0, priority="urgent")
+    plain = owns(cluster, 20, max_retries=0)
+    done: list[int] = []
+    for _ in range(200):
+        cluster.place()
+        done += [key[0] for key in poor.keys]
+        poor.finish()
+    assert done == urgent + plain
+    assert {cluster.status(task) for task in refused} == {"queued"}
+    cluster.call("task.cancel", {"task_id": cluster.public(refused[0], cluster.wall_ms)})
+    cluster.call("device.resume", {"device_id": "rich"})
+    for _ in range(40):
+        cluster.place()
+        rich.finish()
+    assert {cluster.status(task) for task in refused[1:]} == {"success"}
+
+
 def away(cluster: Cluster, how: str) -> Member:
     """A device that is drained or silent."""
     rich = cluster.device("rich")
@@ -68,16 +124,29 @@ def test_a_task_waits_for_who_is_away_for_a_moment(cluster: Cluster, how: str) -
     assert [key[0] for key in rich.keys] == [task]
 
 
-def test_it_fails_when_who_was_away_does_not_come(cluster: Cluster) -> None:
-    away(cluster, "silent")
+@pytest.mark.parametrize("how", ["silent", "drained"])
+def test_it_waits_for_who_is_away_until_that_one_is_removed_and_says_so(
+    cluster: Cluster, how: str
+) -> None:
+    away(cluster, how)
     poor = cluster.device("poor")
     (task,) = owns(cluster, max_retries=0)
     cluster.place()
     lacks(poor)
-    cluster.place()
-    assert not poor.keys
-    cluster.pass_time(REJOIN_SECONDS)
-    poor.beat()
+    for _ in range(5):
+        cluster.place()
+        assert not poor.keys
+        cluster.pass_time(REJOIN_SECONDS)
+        poor.beat()
+        cluster.tick("stranded", "deadlines")
+    assert cluster.status(task) == "queued"
+    reasons = explained(cluster, task)
+    word = "there is no program 'ffmpeg' on this device"
+    assert reasons == {
+        "poor": [f"it said that it cannot run this task: {word}"],
+        "rich": ["offline" if how == "silent" else "draining"],
+    }
+    cluster.call("device.remove", {"device_id": "rich"})
     cluster.place()
     lacks(poor)
     message = str(cluster.outcome(task).error_message)

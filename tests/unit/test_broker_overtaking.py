@@ -16,7 +16,7 @@ from retire_cluster.broker.matching import why_not
 from retire_cluster.broker.overtaking import BETWEEN
 from retire_cluster.broker.placing import _Pass
 from retire_cluster.broker.task import Task
-from retire_cluster.broker.views import class_key
+from retire_cluster.broker.why_waiting import class_key
 from retire_cluster.schemas.vocabulary import TaskStatus
 from tests.unit.broker_kit import Cluster, MakeCluster, Member, only, settings_with
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.broker import state
 from retire_cluster.broker.instructions import StoreDevices
 from retire_cluster.broker.passing_over import (
     FIRST_SECONDS,
     LONGEST_SECONDS,
     MAX_NOTES,
-    REJOIN_SECONDS,
 )
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.task_types import BUILTIN
@@ -152,9 +152,7 @@ def test_a_newcomer_gets_what_the_others_lack(cluster: Cluster) -> None:
     assert [key[0] for key in newcomer.keys] == [task]
 
 
-def test_a_device_that_was_here_a_moment_ago_is_waited_for_but_not_for_ever(
-    cluster: Cluster,
-) -> None:
+def test_a_device_that_is_away_is_waited_for_until_it_is_removed(cluster: Cluster) -> None:
     cluster.device("gone")
     cluster.pass_time(60)
     member = cluster.device("member")
@@ -166,13 +164,16 @@ def test_a_device_that_was_here_a_moment_ago_is_waited_for_but_not_for_ever(
     lacks(member)
     cluster.tick("stranded")
     assert cluster.status(task) == "queued"
-    for _ in range(4):
+    for _ in range(400):
         cluster.pass_time(270)
         member.beat()
         cluster.tick("stranded", "deadlines")
         cluster.place()
-        if member.keys:
-            lacks(member)
+        assert not member.keys, "it would only say so again"
+    assert cluster.status(task) == "queued"
+    cluster.call("device.remove", {"device_id": "gone"})
+    cluster.place()
+    lacks(member)
     assert cluster.status(task) == "failed"
 
 
@@ -229,19 +230,57 @@ def test_no_task_goes_round_for_ever(cluster: Cluster) -> None:
     cluster.device("other")
     cluster.call("device.drain", {"device_id": "other"})
     (task,) = program(cluster, "ffmpeg", requirements={"max_retries": 1})
-    for turn in range(3):
-        if turn == 2:
-            cluster.place()
-            assert not member.keys, "the other one may come back"
-            cluster.pass_time(REJOIN_SECONDS)
-            member.beat()
-        cluster.place()
-        assert member.keys
-        lacks(member)
+    cluster.place()
+    lacks(member)
+    for _ in range(10):
         cluster.pass_time(LONGEST_SECONDS)
         member.beat()
         cluster.tick("stranded", "deadlines")
-    assert cluster.outcome(task).cause == "not_here"
+        cluster.place()
+        assert not member.keys, "the other one may come back"
+    assert cluster.task(task).attempt == 1
+    cluster.call("device.remove", {"device_id": "other"})
+    cluster.place()
+    lacks(member)
+    outcome = cluster.outcome(task)
+    assert (outcome.cause, outcome.attempt) == ("not_here", 2)
+
+
+def test_more_programs_than_are_told_apart_keep_nobody_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All places taken, the 17th program more that a device lacked stopped it for good."""
+    places = 20
+    monkeypatch.setattr(state, "MAX_APART", places)
+    members = [cluster.device(f"d{index}") for index in range(6)]
+    cluster.device("other")
+    cluster.call("device.drain", {"device_id": "other"})
+    count = places + 60
+    for index in range(count):
+        program(cluster, f"tool{index}")
+        for _ in range(8):
+            cluster.place()
+            for member in members:
+                lacks(member) if member.keys else None
+    assert len(cluster.state.apart) == places
+    (fine,) = program(cluster, "convert")
+    for _ in range(count // 16 + 1):
+        cluster.place()
+    assert cluster.status(fine) == "assigned"
+    cluster.call("device.remove", {"device_id": "other"})
+    last = fine - 1
+    for _ in range(40):
+        for member in members:
+            member.beat()
+            for key in member.keys:
+                member.finish(key) if key[0] == fine else lacks(member)
+        cluster.pass_time(1)
+        cluster.tick("stranded", "deadlines")
+        cluster.place()
+    assert cluster.outcome(last).cause == "not_here"
+    assert all(
+        f"d{index}: there is no" in str(cluster.outcome(last).error_message) for index in range(6)
+    )
 
 
 @pytest.mark.parametrize("new_process", [True, False])

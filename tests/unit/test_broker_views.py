@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retire_cluster.broker import views
+from retire_cluster.broker import views, why_waiting
 from retire_cluster.broker.rows import AttemptRow, OutcomeRow
 from retire_cluster.broker.timestamps import duration, optional_stamp, stamp
 from retire_cluster.schemas import messages as msg
@@ -170,7 +170,7 @@ def test_a_waiting_task_says_who_could_run_it_and_why_the_others_cannot(
 ) -> None:
     (number,) = cluster.submit(required_tags=["x"])
     task = cluster.task(number)
-    assert views.queued_reason(cluster.state, task) == {
+    assert why_waiting.queued_reason(cluster.state, task, cluster.now) == {
         "eligible_devices": 0, "busy_devices": 0, "rejected": {},
     }  # fmt: skip
     (number,) = cluster.submit(required_tags=["x"])
@@ -183,7 +183,7 @@ def test_a_waiting_task_says_who_could_run_it_and_why_the_others_cannot(
     away.say(msg.Goodbye(away.session))
     cluster.device("drains", tags=("x",), accepting=False)
     cluster.device("fine", tags=("x",))
-    assert views.queued_reason(cluster.state, task) == {
+    assert why_waiting.queued_reason(cluster.state, task, cluster.now) == {
         "eligible_devices": 2,
         "busy_devices": 1,
         "rejected": {"missing tag x": 2, "offline": 1, "draining": 1},
