@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     second signal.
     """
     arguments = make_parser().parse_args(argv)
+    # Before anything of a stranger's runs, and that is when own types are described.
+    proctree.hide_memory()
     try:
         settings = _settings(arguments)
         policy = _policy(arguments, settings)
@@ -141,7 +143,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _refuse(
                 f"{settings.data_dir} cannot be used: {error}; name another by --data-dir"
             )
-        proctree.hide_memory()
         return _run(worker, spool)
     except Exception:
         # Not a refusal: whoever watches this process starts it again.
@@ -196,7 +197,7 @@ def build(
     role = settings.worker.role
     if settings.source_of("worker.role") == "default":
         role = probe.detect_role(platform).value
-    leftovers = Leftovers(folder / "task-processes.json")
+    leftovers = Leftovers(folder / "task-processes.json", adopting=proctree.become_subreaper())
     ended = leftovers.end_earlier()
     if ended:
         log.warning("ended %d process(es) that an earlier worker had left", ended)

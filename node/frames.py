@@ -68,14 +68,22 @@ def write_frame(fd: int, header: dict[str, Any], blob: bytes = b"") -> None:
 
     Raises `OSError` when the reader is gone, `FrameError` for more than the kind may have.
     """
+    data = memoryview(pack(header, blob))
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def pack(header: dict[str, Any], blob: bytes = b"") -> bytes:
+    """The bytes of one frame, of the kind that its header names.
+
+    Raises `FrameError` for more than the kind may have.
+    """
     kind = header["kind"]
     rest = {name: value for name, value in header.items() if name != "kind"}
     text = clean(json.dumps(rest, ensure_ascii=False, separators=(",", ":"))).encode()
     letter = _FORMS[kind].letter
     _check(kind, len(text), len(blob))
-    data = memoryview(_HEAD.pack(letter, len(text), len(blob)) + text + blob)
-    while data:
-        data = data[os.write(fd, data) :]
+    return _HEAD.pack(letter, len(text), len(blob)) + text + blob
 
 
 def read_frame(fd: int) -> Frame | None:

@@ -1,8 +1,9 @@
-"""What an earlier worker may have left running, and how a new one ends it.
+"""What a task process or an earlier worker may have left running, and how it is ended.
 
-Task processes end with their worker; this is for the case that both were killed at the same
-moment. A file names the processes by number and start time, so that a number that now belongs to
-someone else is left alone, and a mark in their environment finds what had left the tree.
+While the worker lives it inherits what a task process that was killed had below it (Linux), and
+ends that. Task processes end with their worker; the record is for the case that both were killed at
+the same moment. A file names the processes by number and start time, so that a number that now
+belongs to someone else is left alone, and a mark in their environment finds what had left the tree.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from retire_cluster.node import proctree, sharedmem, workplace
@@ -22,8 +24,16 @@ from retire_cluster.node import proctree, sharedmem, workplace
 class Leftovers:
     """The record of this worker's task processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, adopting: bool = False) -> None:
+        """A record for this worker.
+
+        :param adopting: this process inherits its children's orphans (`become_subreaper`), and
+            starts in a session of their own only task processes
+        """
         self._path = path
+        self._adopting = adopting
+        #: Held while a task process begins: until it is in the record it could be a stray.
+        self._starting = threading.Lock()
         self._lock = threading.Lock()
         self._started: dict[int, str] = {}
         self._roots: list[str] = []
@@ -60,8 +70,13 @@ class Leftovers:
             self._path.unlink()
         return ended
 
-    def add(self, pid: int) -> None:
-        """A task process began."""
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[Callable[[int], None]]:
+        """Within this a task process is started, and its number told."""
+        with self._starting:
+            yield self._add
+
+    def _add(self, pid: int) -> None:
         process = None if sys.platform == "win32" else proctree.find(pid)
         with self._lock:
             self._started[pid] = "" if process is None else process.started
@@ -79,21 +94,30 @@ class Leftovers:
             self._started.pop(pid, None)
             self._write()
 
-    def sweep_group(self, pid: int) -> None:
-        """Ends what is left of a task process whose keeper was killed."""
+    def sweep(self, pid: int, *, killed: bool) -> None:
+        """Ends what is left of a task process that has ended.
+
+        :param killed: it came to its end before it could see to that itself
+        """
         if sys.platform == "win32":
             return
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
+        if killed:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        if self._adopting:
+            with self._starting:
+                proctree.kill_strays(self._others(pid))
+        elif killed:
+            processes = proctree.table()
+            spared = set(self._others(pid))
+            for other in tuple(spared):
+                spared.update(p.pid for p in proctree.descendants(other, processes))
+            strays = proctree.marked(f"RC_WORKER={self.mark}")
+            proctree.kill_all(stray for stray in strays if stray not in spared)
+
+    def _others(self, pid: int) -> list[int]:
         with self._lock:
-            others = [other for other in self._started if other != pid]
-        processes = proctree.table()
-        spared = set(others)
-        for other in others:
-            spared.update(p.pid for p in proctree.descendants(other, processes))
-        proctree.kill_all(
-            stray for stray in proctree.marked(f"RC_WORKER={self.mark}") if stray not in spared
-        )
+            return [other for other in self._started if other != pid]
 
     def _write(self) -> None:
         record = {

@@ -123,11 +123,16 @@ def _from_ps() -> dict[int, Process]:
 
 
 def descendants(
-    pid: int, processes: dict[int, Process] | None = None, spare: Iterable[int] = ()
+    pid: int,
+    processes: dict[int, Process] | None = None,
+    spare: Iterable[int] = (),
+    *,
+    ended: bool = False,
 ) -> list[Process]:
     """Every living process below `pid`, children before grandchildren.
 
     :param spare: processes that are left out, with all below them
+    :param ended: also those that have ended and wait to be collected
     """
     processes = table() if processes is None else processes
     left_out = set(spare)
@@ -140,7 +145,7 @@ def descendants(
     while row:
         found += row
         row = [child for process in row for child in children.get(process.pid, [])]
-    return [process for process in found if process.state not in ("Z", "X")]
+    return [process for process in found if ended or process.state not in ("Z", "X")]
 
 
 def marked(mark: str) -> list[int]:
@@ -200,6 +205,40 @@ def _group_of(pid: int) -> int:
         return os.getpgid(pid)
     except OSError:
         return 0
+
+
+def kill_strays(known: Iterable[int], patience_seconds: float = PATIENCE_SECONDS) -> int:
+    """Kills what this process inherited from children that are gone; how many processes.
+
+    For a subreaper that starts each of its `known` children in a session of its own: nothing below
+    those can ever come into this process's session, and what is in it was started by its own hand.
+    """
+    if not IS_LINUX:
+        return 0
+    me = os.getpid()
+    ended: set[tuple[int, str]] = set()
+    session = os.getsid(0)
+    spare = {*known, *spared}
+    end = time.monotonic() + patience_seconds
+    while True:
+        found = []
+        for process in descendants(me, spare=spare, ended=True):
+            with contextlib.suppress(OSError):
+                if os.getsid(process.pid) != session:
+                    found.append(process)
+        if not found:
+            return len(ended)
+        ended.update((process.pid, process.started) for process in found)
+        for group in {process.group for process in found} - {os.getpgrp(), 0, 1}:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
+        kill_all(process.pid for process in found)
+        for process in found:
+            with contextlib.suppress(OSError):  # those that are children by now
+                os.waitpid(process.pid, os.WNOHANG)
+        if time.monotonic() > end:
+            return len(ended)
+        time.sleep(0.005)
 
 
 def kill_all(pids: Iterable[int]) -> None:

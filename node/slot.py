@@ -101,8 +101,7 @@ class Slot(threading.Thread):
         with self._lock:
             process = self._process if self._current == key else None
         if process is not None:
-            with contextlib.suppress(OSError, ValueError):
-                process.send({"kind": "cancel"})
+            process.ask_to_stop()
 
     def close(self) -> None:
         """Ends the process, whatever it does, and then the thread."""

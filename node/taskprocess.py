@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -16,9 +17,10 @@ from typing import Any
 
 from retire_cluster.node import answers, folders, proctree, sharedmem
 from retire_cluster.node.confine import Confinement
-from retire_cluster.node.frames import ANSWERS, read_raw, write_frame
+from retire_cluster.node.frames import pack
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
+from retire_cluster.node.line import Line
 from retire_cluster.node.workplace import Workplace
 
 #: Modules come from where the worker's come from and what is installed: never from the folder a
@@ -90,16 +92,18 @@ class TaskProcess:
         try:
             self._folder = environment["RC_SCRATCH"] = plan.workplace.take()
             arguments = plan.confinement.command(arguments, (Path(self._folder),))
-            self._process = subprocess.Popen(
-                arguments,
-                cwd=folders.START,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                **flags,
-            )
+            with plan.leftovers.starting() as started:
+                self._process = subprocess.Popen(
+                    arguments,
+                    cwd=folders.START,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    **flags,
+                )
+                started(self._process.pid)
         except BaseException:
             self._close_life()
             if self._folder:
@@ -114,7 +118,7 @@ class TaskProcess:
             with contextlib.suppress(OSError):
                 self._job = Job()
                 self._job.add(int(self._process._handle))  # type: ignore[attr-defined,unused-ignore]
-        plan.leftovers.add(self._process.pid)
+        self._line = Line(self._process)
 
     @property
     def pid(self) -> int:
@@ -131,15 +135,15 @@ class TaskProcess:
 
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
         """Hands it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
-        stdin = self._process.stdin
-        if stdin is None or stdin.closed:
-            raise BrokenPipeError("the task process was told to end")
-        write_frame(stdin.fileno(), header, blob)
+        self._line.write(pack(header, blob))
+
+    def ask_to_stop(self) -> None:
+        """Tells it that its task is cancelled; does not wait until it is heard."""
+        self._line.try_write(pack({"kind": "cancel"}))
 
     def receive(self) -> answers.Answer | None:
         """Its next answer, or None when it is gone. Raises `FrameError` and `BadAnswer`."""
-        assert self._process.stdout is not None
-        raw = read_raw(self._process.stdout.fileno(), ANSWERS)
+        raw = self._line.receive()
         return None if raw is None else answers.read(raw)
 
     def kill(self) -> None:
@@ -147,6 +151,9 @@ class TaskProcess:
         with self._lock:
             running = self._life_fd is not None
             self._close_life()
+            if running and self._process.returncode is None and sys.platform != "win32":
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, signal.SIGCONT)  # a task may have stopped the keeper
             if running and self._force is None:
                 self._force = threading.Timer(KEEPER_PATIENCE_SECONDS, self._end_by_force)
                 self._force.daemon = True
@@ -164,9 +171,7 @@ class TaskProcess:
 
     def retire(self) -> None:
         """Lets it end by itself: there is no further request."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        self._line.retire()
 
     def wait(self) -> tuple[int, str]:
         """Waits until the tree is gone, and sees to it; exit code and the last words.
@@ -181,9 +186,7 @@ class TaskProcess:
             with contextlib.suppress(OSError):
                 self._process.kill()
             code = self._process.wait()
-        if code < 0:
-            # The keeper itself was killed, so nobody looked after what is below it.
-            self._leftovers.sweep_group(self.pid)
+        self._leftovers.sweep(self.pid, killed=code < 0)
         with self._lock:
             if self._force is not None:
                 self._force.cancel()
@@ -191,13 +194,7 @@ class TaskProcess:
             if self._job is not None:
                 self._job.close()
                 self._job = None
-        words = b""
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    if stream is self._process.stderr:
-                        words = stream.read(65_536) or b""
-                    stream.close()
+        words = self._line.close()
         self._leftovers.remove(self.pid)
         sharedmem.remove_marked(self._shared)
         if self._folder:
