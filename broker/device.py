@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from retire_cluster.broker import notes
 from retire_cluster.broker.notes import Kind, Note, Record
 from retire_cluster.broker.rows import DeviceRow
 from retire_cluster.broker.task import Task
@@ -229,20 +230,17 @@ class Device:
         document["tags"] = sorted(self.tags)
         document["types"] = [dict(vars(info)) for info in self.types.values()]
         if self.notes:
-            heard = self.last_seen_mono
-            document["notes"] = [
-                [*kind, note.cause, note.message, max(0.0, note.until_mono - heard), note.times]
-                for kind, note in self.notes.items()
-                if note.active
-            ]
+            document["notes"] = notes.rows(self.notes)
         return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
 
     @classmethod
-    def restored(cls, row: DeviceRow, config: HeartbeatConfig, now_mono: float) -> Device:
+    def restored(
+        cls, row: DeviceRow, config: HeartbeatConfig, now_mono: float, age_s: int = 0
+    ) -> Device:
         """From the store: offline, its lease counted from now.
 
         `config`: the settings in force; the device may still go by those it acknowledged last, and
-        the longer lease of the two is safe.
+        the longer lease of the two is safe. `age_s`: the cluster's age.
         """
         device = cls(row.device_id, row.registered_ms, config)
         document = loads(row.document)
@@ -255,9 +253,7 @@ class Device:
                 setattr(device, name, document[name])
         device.tags = frozenset(document["tags"])
         device.types = {info["name"]: TypeInfo(**info) for info in document["types"]}
-        for task_type, need, cause, message, seconds, times in document.get("notes", ()):
-            note = Note(cause, message, now_mono, seconds, times)
-            device.notes[Kind(task_type, need)] = note
+        device.notes = notes.restored(document.get("notes"), age_s, now_mono)
         device.last_seen_mono = now_mono
         return device
 

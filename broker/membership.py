@@ -196,6 +196,11 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         hello = replace(hello, task_types=kept)
     if hello.instance != device.instance:
         passing_over.forget(state, device, now)
+    elif device.notes or device.records or device.refused:
+        known = device.types
+        changed = {info.name for info in hello.task_types if known.get(info.name) != info}
+        if changed:
+            passing_over.forget_types(state, device, changed, now)
     device.register(hello, routing, now.mono)
     reasons = [*faults.values(), *(reason[:500] for reason in hello.left_out)]
     device.left_out = msg.first_left_out(reasons)

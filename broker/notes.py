@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 
 class Kind(NamedTuple):
@@ -17,25 +17,67 @@ class Kind(NamedTuple):
     needs: str
 
 
+#: The longest that a device is passed over at a time.
+LONGEST_SECONDS: Final = 3_600.0
+_FORMS: Final = ([str, str, str, str, int, float, int], [str, str, str, str, int, int, int])
+
+
 class Note:
     """A device is passed over for a kind of task until a time (passing_over.py)."""
 
-    __slots__ = ("active", "cause", "message", "seconds", "since_mono", "times", "until_mono")
+    __slots__ = (
+        "active", "cause", "message", "seconds", "since_mono", "since_s", "times", "until_mono",
+    )  # fmt: skip
 
     def __init__(
-        self, cause: str, message: str, since_mono: float, seconds: float, times: int
+        self,
+        cause: str,
+        message: str,
+        since_mono: float,
+        seconds: float,
+        times: int,
+        since_s: int = 0,
     ) -> None:
         #: `not_here`, `policy_denied`, or `failing`.
         self.cause = cause
         #: As the device said it, or what was seen of it.
         self.message = message
         self.since_mono = since_mono
+        #: The cluster's age then (age.py), which a restart does not begin anew.
+        self.since_s = since_s
         self.seconds = seconds
         self.until_mono = since_mono + seconds
         #: How often in a row; each time lasts longer.
         self.times = times
         #: Over: kept only so that a next time lasts longer.
         self.active = True
+
+
+def rows(notes: Mapping[Kind, Note]) -> list[list[Any]]:
+    """Notes that hold, as the store keeps them."""
+    return [
+        [*kind, note.cause, note.message, note.since_s, note.seconds, note.times]
+        for kind, note in notes.items()
+        if note.active
+    ]
+
+
+def restored(found: object, age_s: int, now_mono: float) -> dict[Kind, Note]:
+    """Notes from the store, as old and as long as they were.
+
+    One that is damaged is left out: it only has a device asked once more.
+    """
+    notes: dict[Kind, Note] = {}
+    for entry in found if isinstance(found, list) else ():
+        if not isinstance(entry, list) or list(map(type, entry)) not in _FORMS:
+            continue
+        task_type, need, cause, message, since_s, seconds, times = entry
+        # Age and length are bounded: whatever a file says, no device is left out for ever.
+        passed = float(max(0, age_s - since_s))
+        if 0.0 < seconds <= LONGEST_SECONDS and times > 0:
+            since_mono = now_mono - passed
+            notes[Kind(task_type, need)] = Note(cause, message, since_mono, seconds, times, since_s)
+    return notes
 
 
 #: Ends of notes that were taken back may be kept beside as many that hold, and so many more.
@@ -109,9 +151,11 @@ class Noted:
 class Record:
     """How a device does with a kind of task since it last did one well (standing.py)."""
 
-    __slots__ = ("bad", "firm", "others_bad", "others_ok", "said", "tasks")
+    __slots__ = ("at_mono", "bad", "firm", "others_bad", "others_ok", "said", "tasks")
 
     def __init__(self, others_ok: int, others_bad: int) -> None:
+        #: When one failed last.
+        self.at_mono = 0.0
         #: Attempts that failed here.
         self.bad = 0
         #: Different tasks among them, the last few.

@@ -13,7 +13,7 @@ type is not passed over for the whole of it: `trust_the_last`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
@@ -21,16 +21,15 @@ from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
 from retire_cluster.broker.instructions import StoreDevices
 from retire_cluster.broker.matching import TaskClass, notes_on, unfit
-from retire_cluster.broker.notes import Kind, Note
+from retire_cluster.broker.notes import LONGEST_SECONDS, Kind, Note
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.broker.timestamps import ago
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.vocabulary import ELSEWHERE, FAILING, Cause
 
-#: How long the first time lasts, and the longest; each time lasts twice as long.
+#: How long the first time lasts; each time lasts twice as long, up to the longest.
 FIRST_SECONDS: Final = 300.0
-LONGEST_SECONDS: Final = 3_600.0
 #: Notes of one device; the one that ends first goes for another.
 MAX_NOTES: Final = 64
 #: A device silent for longer than this does not keep others from being asked again.
@@ -72,7 +71,8 @@ def note(
     seconds = min(longest_seconds, first_seconds * 2.0 ** min(times - 1, 16))
     if kind not in device.notes and len(device.notes) >= MAX_NOTES:
         _drop(state, device, min(device.notes, key=lambda one: device.notes[one].until_mono), now)
-    found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times)
+    since_s = state.age.seconds(now)
+    found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times, since_s)
     device.notes[kind] = found
     state.noted.add(device.device_id, kind, found.until_mono)
     if kind.needs:
@@ -130,12 +130,24 @@ def forget(state: ClusterState, device: Device, now: Now) -> None:
     unsay(state, device, now)
 
 
-def unsay(state: ClusterState, device: Device, now: Now) -> None:
-    """What a device said of single tasks holds no longer: those that wait may go there again."""
+def forget_types(state: ClusterState, device: Device, names: Set[str], now: Now) -> None:
+    """The device has these types in another form, or another version of their package."""
+    for kind in [kind for kind in device.notes if kind.task_type in names]:
+        _drop(state, device, kind, now)
+    for kind in [kind for kind in device.records if kind.task_type in names]:
+        del device.records[kind]
+    unsay(state, device, now, names)
+
+
+def unsay(state: ClusterState, device: Device, now: Now, only: Set[str] | None = None) -> None:
+    """What a device said of single tasks (`only` of these types) holds no longer."""
     busy = set()
     for number in device.refused:
         task = state.tasks.get(number)
         if task is None or device.device_id not in task.excluded:
+            continue
+        if only is not None and task.spec.task_type not in only:
+            busy.add(number)
             continue
         if task.dispatch is not None:
             busy.add(number)  # a row of it that is stored now would stand for an attempt that ended

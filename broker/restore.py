@@ -16,7 +16,6 @@ from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Dispatch, Task, TaskSpec
 from retire_cluster.conf.settings import Settings, merge_section
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.jsontext import JSONError
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 
@@ -77,13 +76,13 @@ def _with_persisted(settings: Settings, snapshot: Snapshot) -> tuple[Settings, l
 
 
 def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
-    warnings = []
+    warnings, age_s = [], state.age.seconds(now)
     for row in snapshot.devices:
         if row.removed_ms is not None:
             state.tombstones[row.device_id] = row.removed_ms
         try:
-            device = Device.restored(row, state.heartbeat_config(), now.mono)
-        except (JSONError, KeyError, TypeError) as error:
+            device = Device.restored(row, state.heartbeat_config(), now.mono, age_s)
+        except (KeyError, TypeError, ValueError) as error:
             warnings.append(f"the stored device {row.device_id} is damaged ({error}): forgotten")
             continue
         state.advertised.update(device.types)

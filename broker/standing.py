@@ -26,7 +26,7 @@ from typing import Final
 
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
-from retire_cluster.broker.notes import Kind, Record, Tally
+from retire_cluster.broker.notes import LONGEST_SECONDS, Kind, Record, Tally
 from retire_cluster.broker.passing_over import lift, note
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
@@ -42,6 +42,8 @@ PAUSE_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 40.0
 #: Tasks remembered of a row, so that one that is tried again counts once.
 _TASKS_KEPT: Final = 16
+#: What a device failed longer ago says nothing of it.
+RECORD_SECONDS: Final = 2 * LONGEST_SECONDS
 #: Kinds counted at a time, and records of one device.
 MAX_KINDS: Final = 1_000
 MAX_RECORDS: Final = 64
@@ -57,7 +59,7 @@ def counts(task: Task, cause: str) -> bool:
 def failed(state: ClusterState, device: Device, task: Task, now: Now) -> None:
     """An attempt on a device failed for a cause that `counts`."""
     kind = state.kind_of(task.spec)
-    row = _row(state, device, kind, task)
+    row = _row(state, device, kind, task, now)
     if row < IN_A_ROW or not _others_can(state, device, task):
         return
     tally, record = state.tallies[kind], device.records[kind]
@@ -85,7 +87,7 @@ def lacks(
     ):
         note(state, device, kind, cause, message, now)
         return
-    _row(state, device, kind, task)
+    _row(state, device, kind, task, now)
     record = device.records[kind]
     # With a need this is about words that follow the program: no word on all of its tasks.
     record.said = (FAILING if kind.needs else cause, message)
@@ -134,7 +136,25 @@ def succeeded(state: ClusterState, device: Device, tasks: Sequence[Task], now: N
             tally.ok += 1
 
 
-def _row(state: ClusterState, device: Device, kind: Kind, task: Task) -> int:
+def expire(state: ClusterState, now: Now) -> None:
+    """Forget what is old: of kinds that fail nowhere any more nothing is counted."""
+    if not state.tallies:
+        return
+    counted: set[Kind] = set()
+    for device in state.devices.values():
+        records = device.records
+        for kind in [
+            kind
+            for kind, record in records.items()
+            if now.mono - record.at_mono > RECORD_SECONDS and kind not in device.notes
+        ]:
+            del records[kind]
+        counted.update(records)
+    for kind in state.tallies.keys() - counted:
+        del state.tallies[kind]
+
+
+def _row(state: ClusterState, device: Device, kind: Kind, task: Task, now: Now) -> int:
     """Count an attempt that ended badly: how many tasks in a row did; 0 for one counted before."""
     tally = _tally(state, kind)
     record = device.records.get(kind)
@@ -144,6 +164,7 @@ def _row(state: ClusterState, device: Device, kind: Kind, task: Task) -> int:
         record = device.records[kind] = Record(tally.ok, tally.bad)
     tally.bad += 1
     record.bad += 1
+    record.at_mono = now.mono
     if task.number in record.tasks:
         return 0
     record.tasks = [*record.tasks[1 - _TASKS_KEPT :], task.number]

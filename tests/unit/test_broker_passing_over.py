@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from retire_cluster.broker import state
 from retire_cluster.broker.instructions import StoreDevices
+from retire_cluster.broker.notes import LONGEST_SECONDS
 from retire_cluster.broker.passing_over import (
     FIRST_SECONDS,
-    LONGEST_SECONDS,
     MAX_NOTES,
 )
-from retire_cluster.schemas.jsontext import dumps
+from retire_cluster.schemas.jsontext import dumps, loads
+from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.vocabulary import Cause
 from tests.unit.broker_kit import WALL_MS, Cluster, Member, submit
 
+OWN = TypeInfo("resize", repeatable=True, distribution="pictures")
 WEB = (BUILTIN["command"], BUILTIN["http_request"], BUILTIN["sleep"])
 
 
@@ -319,6 +322,83 @@ def test_a_restart_keeps_who_lacks_what_and_whom_a_task_has_visited(cluster: Clu
     ]
 
 
+@pytest.mark.parametrize("rebooted", [True, False])
+def test_a_restart_changes_neither_age_nor_length_of_a_note(
+    cluster: Cluster, rebooted: bool
+) -> None:
+    member = cluster.device("member")
+    cluster.device("other")
+    cluster.call("device.drain", {"device_id": "other"})
+    program(cluster, "ffmpeg")
+    cluster.place()
+    lacks(member)
+    cluster.tick("stranded")
+    cluster.pass_time(200)
+    (before,) = cluster.call("device.get", {"device_id": "member"}).data["passed_over"]
+    if rebooted:
+        cluster.reboot(60)
+    else:
+        cluster.pass_time(60)
+        cluster.restart()
+    (after,) = cluster.call("device.get", {"device_id": "member"}).data["passed_over"]
+    assert after == before
+    (note,) = member.record.notes.values()
+    assert note.seconds == FIRST_SECONDS
+    cluster.pass_time(39)
+    cluster.tick("stranded")
+    assert notes(member)
+    cluster.pass_time(2)
+    cluster.tick("stranded")
+    assert not notes(member)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "no list",
+        [["command", "program ffmpeg", "not_here"]],
+        [["command", "program ffmpeg", "not_here", "no", 1, 300.0, 1, "more"]],
+        [["command", "program ffmpeg", "not_here", "no", 1, float(10**300), 1]],
+        [["command", None, "not_here", "no", 1, 300.0, 1], 7],
+    ],
+)
+def test_a_damaged_note_costs_itself_and_neither_its_device_nor_the_start(
+    cluster: Cluster, stored: Any
+) -> None:
+    member = cluster.device("member")
+    row = member.record.row()
+    document = {**loads(row.document), "notes": stored}
+    cluster.store.commit([StoreDevices((row._replace(document=dumps(document)),))])
+    cluster.restart()
+    assert member.record.slots == 1
+    assert not member.record.notes
+    assert not cluster.warnings
+
+
+def test_another_version_of_a_types_package_is_a_new_chance_for_that_type(
+    cluster: Cluster,
+) -> None:
+    types = (replace(OWN, distribution_version="1.0"), BUILTIN["command"])
+    poor = cluster.device("poor", task_types=types)
+    cluster.device("other", task_types=types)
+    cluster.call("device.drain", {"device_id": "other"})
+    (task,) = owns(cluster, max_retries=0)
+    cluster.place()
+    lacks(poor)
+    program(cluster, "ffmpeg")
+    cluster.place()
+    lacks(poor)
+    assert notes(poor) == [("command", "program ffmpeg", "not_here")]
+    poor.join()
+    cluster.place()
+    assert not poor.keys
+    poor.join(task_types=(replace(OWN, distribution_version="1.1"), BUILTIN["command"]))
+    assert not cluster.task(task).excluded
+    assert notes(poor) == [("command", "program ffmpeg", "not_here")]
+    cluster.place()
+    assert [key[0] for key in poor.keys] == [task]
+
+
 def test_a_retry_by_hand_asks_again(cluster: Cluster) -> None:
     member = cluster.device("member")
     (task,) = program(cluster, "ffmpeg")
@@ -384,8 +464,6 @@ def test_what_an_owner_told_is_matched_and_nothing_bounces(cluster: Cluster) -> 
 
 
 def _allowing(task_type: str, **allows: Any) -> Any:
-    from dataclasses import replace
-
     return replace(BUILTIN[task_type], allows=allows)
 
 

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retire_cluster.broker.standing import LONGEST_PAUSE_SECONDS, MAX_KINDS, MAX_RECORDS
+from retire_cluster.broker.standing import (
+    LONGEST_PAUSE_SECONDS,
+    MAX_KINDS,
+    MAX_RECORDS,
+    RECORD_SECONDS,
+)
 from retire_cluster.schemas.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import FAILING
 from tests.unit.broker_kit import Cluster, Member, settings_with
@@ -275,6 +280,22 @@ def test_nothing_is_counted_while_nothing_fails_and_what_is_counted_is_bounded(
         fail_all(many)
     assert len(cluster.state.tallies) == MAX_KINDS
     assert len(many.record.records) <= MAX_RECORDS
+
+
+def test_what_failed_long_ago_is_counted_no_more(cluster: Cluster) -> None:
+    member, other = cluster.device("member"), cluster.device("other")
+    cluster.submit(1, task_type="resize", max_retries=0)
+    cluster.place()
+    fail_all(member)
+    fail_all(other)
+    assert cluster.state.tallies
+    cluster.pass_time(RECORD_SECONDS)
+    cluster.tick("devices")
+    assert cluster.state.tallies
+    cluster.pass_time(1)
+    cluster.tick("devices")
+    assert not cluster.state.tallies
+    assert not member.record.records
 
 
 @settings(max_examples=25, deadline=None)
