@@ -15,6 +15,8 @@ from tests.chaos.red.target import API, COMMAND
 
 #: `submit` may take so many times as long as alone, or so many milliseconds, whichever is more.
 _TIMES, _LEAST_MS = 6.0, 60.0
+#: What one hostile body may take.
+_LONGEST_SECONDS, _MOST_MB = 5.0, 250.0
 
 
 def _polls_without_end(target: Target) -> str:
@@ -129,7 +131,33 @@ def _names_of_others(target: Target) -> str:
     return "400"
 
 
+def _costly_bodies(target: Target) -> str:
+    number = b"1" * 25
+    many = b",".join([b'{"task_type":"echo","payload":{},"x":1}'] * 1000)
+    bodies = {
+        "numbers": b'{"tasks":[' + b"1," * (8 * 2**20 - 30) + number + b"]}",
+        "lists": b'{"tasks":[' + b"[]," * (5 * 2**20) + number + b"]}",
+        "objects": b'{"tasks":[' + b'{"a":1},' * (2 * 2**20 - 10) + number + b"]}",
+        "unknown fields": b'{"tasks":[%b]}' % many,
+        "names": b'{"x":{},%b}' % b",".join(b'"%d":1' % n for n in range(400_000)),
+    }
+    headers = {"Content-Type": "application/json"}
+    target.http("GET", "/health")
+    before, slowest, most = target.rss_mb(target.api_pid), 0.0, 0.0
+    for name, body in bodies.items():
+        began = time.perf_counter()
+        answer = target.http("POST", f"{API}/tasks/batch", body, headers=headers)
+        slowest = max(slowest, time.perf_counter() - began)
+        most = max(most, target.rss_mb(target.api_pid) - before)
+        if answer.status != 400:
+            raise Went(f"{name}: {answer.status}")
+    if slowest > _LONGEST_SECONDS or most > _MOST_MB:
+        raise Went(f"{slowest:.1f} s, {most:.0f} MB more")
+    return f"400 each, {slowest:.1f} s at most, {most:.0f} MB more"
+
+
 ATTACKS = [
+    Attack("S34", "bodies of 16 MB whose parts are millions", _costly_bodies),
     Attack("S35", "eight anonymous polls for events without end", _polls_without_end),
     Attack("S36", "a revoked key's open stream and ticket", _revoked_key),
     Attack("S37", "a data folder of another user, or of everybody", _planted_folder),
