@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker import enrolment, given_back, oversize, passing_over, standing
+from retire_cluster.broker import enrolment, given_back, oversize, passing_over, standing, telling
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -91,14 +91,7 @@ def progressed(state: ClusterState, device: Device, message: Progress, now: Now)
         if task is None:
             continue
         task.progress = (item.percent, item.message)
-        state.log.add(
-            "task.progress",
-            now.wall_ms,
-            task.number,
-            task.created_ms,
-            device.device_id,
-            {"percent": item.percent, "message": item.message, "attempt": task.attempt},
-        )
+        telling.progress(state, device, task, now)
 
 
 def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:

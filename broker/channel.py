@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from retire_cluster.broker.admin import Call, Facts, Reply
+from retire_cluster.broker.budgets import Budgets
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.versions import GREETINGS, Misfits, fits, refusal
@@ -36,6 +37,13 @@ _PEERS_LOGGED = 1_000
 _PEERS_KNOWN = 50_000
 #: Characters of a call's id: every answer to it repeats it.
 _MAX_CALL_ID = 200
+#: Bytes of messages beyond their budgets that one turn reads, and what each counts for beside them.
+_WASTE_A_TURN = 2 * 1024 * 1024
+_WASTE_A_MESSAGE = 16 * 1024
+#: Messages that wait here for each connection: what more comes waits where it was sent.
+WAITING = 10_000
+#: The same on the worker bus, whose messages may be large.
+WAITING_OF_DEVICE = 32
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -47,11 +55,11 @@ class BindError(RuntimeError):
     """A socket cannot listen where it should; the text names the address and the cure."""
 
 
-def bind(socket: Socket, host: str, port: int) -> None:
+def bind(socket: Socket, host: str, port: int, waiting: int = WAITING) -> None:
     """Listen on `tcp://host:port` (0: any free port). Raises `BindError`."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 10_000)
-    socket.setsockopt(zmq.RCVHWM, 10_000)
+    socket.setsockopt(zmq.RCVHWM, waiting)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
     socket.setsockopt(zmq.BACKLOG, 1_024)
     if socket.type == zmq.ROUTER:
@@ -167,9 +175,16 @@ class Bus(_Channel):
     def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
         super().__init__(socket, facts, keyed=keyed)
         self._misfits = Misfits()
+        self.budgets = Budgets()
 
-    def read(self, limit: int, dropped: Counter[str]) -> Iterator[FromDevice | ResultsArrived]:
-        """Events of at most `limit` messages; what is malformed is counted and skipped."""
+    def read(
+        self, limit: int, mono: float, dropped: Counter[str]
+    ) -> Iterator[FromDevice | ResultsArrived]:
+        """Events of at most `limit` messages.
+
+        What is malformed, or beyond a budget, is counted and skipped.
+        """
+        wasted = 0
         for _ in range(limit):
             got = self._receive()
             if got is None:
@@ -177,6 +192,13 @@ class Bus(_Channel):
             routing, (address, key, _), frames = got
             if frames and frames[0].startswith(wire.ADMIN):
                 self._wrong_port(routing, frames, dropped)
+                continue
+            size = sum(map(len, frames))
+            if not self.budgets.allows(key or routing, wire.verb_of(frames), size, mono):
+                dropped["over_budget"] += 1
+                wasted += size + _WASTE_A_MESSAGE
+                if wasted > _WASTE_A_TURN:
+                    return  # others have their turn
                 continue
             try:
                 found = wire.decode(wire.BUS, frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +56,7 @@ class Device:
         "device_id",
         "dirty",
         "drained",
+        "dropped",
         "failed",
         "given_back",
         "hostname",
@@ -84,6 +85,8 @@ class Device:
         "slots",
         "succeeded",
         "tags",
+        "told_left",
+        "told_mono",
         "total_heartbeats",
         "types",
         "used_units",
@@ -129,6 +132,10 @@ class Device:
         self.last_error = ""
         self.succeeded = 0
         self.failed = 0
+        #: Messages of it that were dropped because it says too much, by verb.
+        self.dropped: Counter[str] = Counter()
+        #: How many events it may still bring about at once (telling.py), and when that was so.
+        self.told_left, self.told_mono = float("inf"), 0.0
         #: Attempts in a row that it gave back while it takes work.
         self.given_back = 0
         self.used_units = 0

@@ -34,8 +34,19 @@ def is_strange(
 def note_stranger(state: ClusterState, key: str, device_id: str, now: Now) -> None:
     """Count and log who spoke for a device that is not his."""
     state.stats.dropped["wrong_key"] += 1
-    data = {"key": curve.fingerprint(key), "key_of": state.access.device_of(key)}
-    state.log.add("device.impersonated", now.wall_ms, device_id=device_id, data=data)
+    times = state.denials.times("device.impersonated", key, now.mono)
+    if times:
+        data = {
+            "key": curve.fingerprint(key), "key_of": state.access.device_of(key), "times": times
+        }  # fmt: skip
+        state.log.add(
+            "device.impersonated", now.wall_ms, device_id=cleaned_id(device_id), data=data
+        )
+
+
+def cleaned_id(device_id: str) -> str | None:
+    """A device id that somebody claims, where it is one."""
+    return device_id if re.fullmatch(DEVICE_ID_PATTERN, device_id) else None
 
 
 def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now) -> None:
@@ -44,6 +55,10 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
 
     def refuse(code: str, text: str) -> None:
         state.stats.dropped[f"rejected_{code}"] += 1
+        times = state.denials.times("device.refused", event.key or "", now.mono)
+        if times:
+            data = {"code": code, "address": event.address, "times": times}
+            state.log.add("device.refused", now.wall_ms, device_id=cleaned_id(device_id), data=data)
         state.emit(Send(event.routing, msg.Reject(enrol_.session, code, text)))
 
     if event.key is None:
@@ -132,6 +147,8 @@ def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> Non
         raise ValidationError("public_key", "is already another device's")
     if access.devices.get(event.device_id) != event.key:
         state.emit(StoreAccess((access.enrol(event.device_id, event.key, now.wall_ms),)))
+        data = {"key": curve.fingerprint(event.key)}
+        state.log.add("device.authorised", now.wall_ms, device_id=event.device_id, data=data)
 
 
 def keys_used(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:

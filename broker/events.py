@@ -49,6 +49,15 @@ class FromDevice:
 
 
 @dataclass(frozen=True)
+class Flooded:
+    """A connection said more than it may (budgets.py): so many messages, by verb, are dropped."""
+
+    #: The key that the connection proved, or its routing id on a bus without CURVE.
+    who: str | bytes
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class ResultsArrived:
     """A FINISHED batch with its blobs: two an item, `result_data` and `details`."""
 
@@ -242,7 +251,7 @@ class Place:
 
 
 Event = (
-    FromDevice | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | NotSent
+    FromDevice | Flooded | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | NotSent
     | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
     | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
     | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed

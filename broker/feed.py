@@ -8,12 +8,15 @@ at once is kept as one burst; events are made of it only when somebody reads the
 
 from __future__ import annotations
 
+import heapq
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from retire_cluster.broker.audit import ACTS, DENIALS, DENIALS_KEPT
 from retire_cluster.broker.events import Now
 
 #: An epoch lies at least so far beyond the newest event that is known of the one before …
@@ -24,6 +27,8 @@ _SINCE_S = 1_704_067_200
 _TIME_LIMIT = 1 << 52
 #: … and further by so many random bits.
 _RANDOM_BITS = 31
+#: Bytes of texts that devices and their tasks sent; of more, old events go earlier.
+MOST_TEXT_BYTES = 32 * 1024 * 1024
 
 
 def fresh_epoch(newest: int, now: Now, rng: random.Random) -> int:
@@ -72,14 +77,28 @@ class Burst(NamedTuple):
 
 
 class EventLog:
-    """The newest events of this broker process."""
+    """The newest events of this broker process, and more of those that are kept apart (audit.py).
 
-    def __init__(self, epoch: int, size: int = 100_000) -> None:
+    :param size: events kept
+    :param acts: of those that an administrator brought about, kept beyond that
+    :param text_bytes: of texts from outside, kept at most
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        size: int = 100_000,
+        acts: int = 10_000,
+        text_bytes: int = MOST_TEXT_BYTES,
+    ) -> None:
         self._first = self._next = epoch + 1
         #: Id of the oldest event that is kept; of a burst at the old end a part may be gone.
         self._oldest = self._next
         self._size = size
         self._kept: deque[Entry | Burst] = deque()
+        self._acts: deque[Entry] = deque(maxlen=acts)
+        self._denials: deque[Entry] = deque(maxlen=DENIALS_KEPT)
+        self._most_text, self._text = text_bytes, 0
 
     @property
     def last(self) -> int:
@@ -91,9 +110,11 @@ class EventLog:
         """How many events this process has recorded."""
         return self._next - self._first
 
-    def resize(self, size: int) -> None:
+    def resize(self, size: int, acts: int | None = None) -> None:
         """Keep this many events from now on; the oldest go first."""
         self._size = size
+        if acts is not None and acts != self._acts.maxlen:
+            self._acts = deque(self._acts, maxlen=acts)
         self._trim()
 
     def add(
@@ -109,6 +130,11 @@ class EventLog:
         entry = Entry(self._next, type_, at_ms, task, created_ms, device_id, data or {})
         self._kept.append(entry)
         self._next += 1
+        if type_ in ACTS:
+            self._acts.append(entry)
+        elif type_ in DENIALS:
+            self._denials.append(entry)
+        self._text += _text(entry.data)
         self._trim()
 
     def add_burst(
@@ -123,19 +149,28 @@ class EventLog:
         """Append the same event of several tasks (at least one); see `Burst`."""
         self._kept.append(Burst(self._next, type_, at_ms, tasks, created_ms, device_id, data))
         self._next += len(tasks)
+        self._text += _text(data)
         self._trim()
 
     def _trim(self) -> None:
         oldest = self._next - self._size
+        kept = self._kept
         if oldest > self._oldest:
             self._oldest = oldest
-            kept = self._kept
             while kept and _end(kept[0]) <= oldest:
-                kept.popleft()
+                self._text -= _text(kept.popleft().data)
+        while self._text > self._most_text and len(kept) > 1:
+            gone = kept.popleft()
+            self._text -= _text(gone.data)
+            self._oldest = max(self._oldest, _end(gone))
 
     def after(self, since: int) -> Iterator[Entry]:
         """The kept events newer than a cursor, oldest first."""
         first = max(since + 1, self._oldest)
+        if since + 1 < self._oldest:
+            # What is kept apart is older than all else that is.
+            apart = heapq.merge(self._acts, self._denials, key=_id)
+            yield from [entry for entry in apart if since < entry.id < self._oldest]
         if first >= self._next:
             return
         if first - self._oldest < self._next - first:
@@ -182,6 +217,17 @@ class EventLog:
         else:
             cursor = max(cursor, self.last)
         return found, cursor
+
+
+def _text(data: dict[str, Any] | Sequence[dict[str, Any]]) -> int:
+    """Bytes of an event's texts that somebody outside may choose."""
+    told = data if isinstance(data, dict) else data[0]
+    words = (told.get("message"), told.get("reason"))
+    return sum([sys.getsizeof(word) for word in words if word])
+
+
+def _id(entry: Entry) -> int:
+    return entry.id
 
 
 def _end(kept: Entry | Burst) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from retire_cluster.broker import attempts, enrolment, passing_over, versions
+from retire_cluster.broker import attempts, enrolment, passing_over, telling, versions
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -340,8 +340,7 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
 
 def _changed(state: ClusterState, device: Device, now: Now) -> None:
     state.note_room(device)
-    data = {"accepting": device.ready, "reason": device.not_accepting_reason}
-    state.log.add("device.changed", now.wall_ms, device_id=device.device_id, data=data)
+    telling.changed(state, device, now)
 
 
 def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> None:
@@ -419,6 +418,7 @@ def readmit(state: ClusterState, event: ev.DeviceReadmitted, now: Now) -> None:
     """Lift a tombstone: the device may register again, as a new one."""
     del state.tombstones[event.device_id]
     state.emit(ForgetDevices((event.device_id,)))
+    state.log.add("device.readmitted", now.wall_ms, device_id=event.device_id)
 
 
 def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
@@ -439,7 +439,8 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
 def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
     """Apply settings that were validated as a whole; devices are told their part."""
     state.settings = state.settings.with_sections(event.sections)
-    state.log.resize(state.settings.retention.event_rows)
+    retention = state.settings.retention
+    state.log.resize(retention.event_rows, retention.audit_rows)
     state.config_version += 1
     state.emit(StoreConfig(event.persisted, state.config_version))
     config = state.heartbeat_config()

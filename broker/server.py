@@ -28,7 +28,7 @@ from retire_cluster.broker.admin_facade import facade_identity
 from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin_waits import unread, waited
 from retire_cluster.broker.age import jump_text, jumped
-from retire_cluster.broker.channel import Bus, Clients, Feed, bind
+from retire_cluster.broker.channel import WAITING, WAITING_OF_DEVICE, Bus, Clients, Feed, bind
 from retire_cluster.broker.damage import face, quarantine
 from retire_cluster.broker.feed import fresh_epoch
 from retire_cluster.broker.gate import Gate
@@ -50,6 +50,10 @@ log = logging.getLogger("broker")
 MAX_POLL_SECONDS = 0.5
 #: Messages read from one socket in one turn.
 MESSAGES_PER_TURN = 500
+#: What devices say is read for no longer before clients have their turn.
+DEVICES_SECONDS = 0.02
+#: Who floods the worker bus is told of so often.
+FLOODS_SECONDS = 1.0
 _FREE_SPACE_SECONDS = 5.0
 _RELOAD_SECONDS = 1.0
 #: Tries of reading the whole store before it counts as unreadable, and the seconds between them.
@@ -111,7 +115,7 @@ class Broker:
         #: Whether the turn under way has been committed.
         self._counts = False
         self._reload_mono = 0.0
-        self._space_mono = 0.0
+        self._space_mono = self._floods_mono = 0.0
         self._later: list[ev.Event] = []
         #: Reads that met a damaged row: asked again when it has been dealt with.
         self._put_off: list[tuple[Operation, Call] | ins.WaitOver] = []
@@ -126,7 +130,10 @@ class Broker:
                 self._gate = Gate(self.context, keys.pair, keys.tooling, lambda: self.state.access)
             admin = self._bind(zmq.ROUTER, server.host, server.port, ADMIN)
             worker_host = server.worker_host or (EVERYWHERE if keys else "127.0.0.1")
-            bus = self._bind(zmq.ROUTER, worker_host, server.worker_port, BUS if bus_locked else "")
+            bus = self._bind(
+                zmq.ROUTER, worker_host, server.worker_port, BUS if bus_locked else "",
+                WAITING_OF_DEVICE,
+            )  # fmt: skip
             feed = self._bind(zmq.XPUB, server.event_host, server.event_port, FEED)
             self._ticks = self.context.socket(zmq.PULL)
             self._sockets.append(self._ticks)
@@ -199,6 +206,8 @@ class Broker:
         # Devices before deadlines: what waited in the socket while this loop was busy counts.
         if self._bus.socket in ready:
             self._hear_devices(now)
+            if now.mono >= self._floods_mono:
+                self._tell_floods(now)
         self._tick(self._ticks in ready, now)
         if self._clients.socket in ready:
             self._hear_clients(now)
@@ -295,8 +304,21 @@ class Broker:
         self._admin.refusing = reason
 
     def _hear_devices(self, now: ev.Now) -> None:
-        for event in self._bus.read(MESSAGES_PER_TURN, self.state.stats.dropped):
+        dropped, budgets = self.state.stats.dropped, self._bus.budgets
+        for event in self._bus.read(MESSAGES_PER_TURN, now.mono, dropped):
+            stale = dropped["stale_attempt"]
             self._admin.apply(event, now)
+            if dropped["stale_attempt"] != stale:
+                items = dropped["stale_attempt"] - stale
+                budgets.blame(event.key or event.routing, items, now.mono)
+            if self._now().mono - now.mono > DEVICES_SECONDS:
+                return  # clients have waited long enough
+
+    def _tell_floods(self, now: ev.Now) -> None:
+        """Who said more than it may, once a second."""
+        self._floods_mono = now.mono + FLOODS_SECONDS
+        for who, counts in self._bus.budgets.take_over().items():
+            self._admin.apply(ev.Flooded(who, counts), now)
 
     def _hear_clients(self, now: ev.Now) -> None:
         def later(ticket: ev.Ticket, reply: Reply | ClusterError) -> None:
@@ -555,12 +577,14 @@ class Broker:
             except StoreError as error:
                 log.error("%s; counters of devices are not kept", error)
 
-    def _bind(self, kind: int, host: str, port: int, lock: str) -> zmq.Socket[bytes]:
+    def _bind(
+        self, kind: int, host: str, port: int, lock: str, waiting: int = WAITING
+    ) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self.context.socket(kind)
         self._sockets.append(socket)
         if self._gate is not None and lock:
             self._gate.lock(socket, lock)
-        bind(socket, host, port)
+        bind(socket, host, port, waiting)
         return socket
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.access import Access
 from retire_cluster.broker.age import MARK_SECONDS, Age
+from retire_cluster.broker.audit import Denials
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.feed import EventLog
 from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
@@ -151,7 +152,11 @@ class ClusterState:
         self.online_count = 0
         self.inline_bytes = 0
         self.ledger = Ledger()
-        self.log = EventLog(epoch, settings.retention.event_rows)
+        self.log = EventLog(epoch, settings.retention.event_rows, settings.retention.audit_rows)
+        self.denials = Denials()
+        #: Tasks whose newest progress is not told yet, and devices whose newest change is not.
+        self.untold: dict[int, None] = {}
+        self.untold_devices: dict[str, None] = {}
         self.stats = Stats()
         #: When the sweep of device liveness last ran.
         self.last_sweep_mono: float | None = None
@@ -460,10 +465,19 @@ Handler = Callable[[ClusterState, Any, ev.Now], None]
 @functools.cache
 def _handlers() -> dict[type, Handler]:
     # Imported at first use: the rules import this module.
-    from retire_cluster.broker import asked, attempts, enrolment, membership, placing, sweeps
+    from retire_cluster.broker import (
+        asked,
+        attempts,
+        enrolment,
+        membership,
+        placing,
+        sweeps,
+        telling,
+    )
 
     return {
         ev.FromDevice: membership.heard,
+        ev.Flooded: telling.flooded,
         ev.ResultsArrived: attempts.finished,
         ev.TasksSubmitted: asked.submitted,
         ev.CancelAsked: asked.cancel,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from retire_cluster.broker import attempts, membership, standing, stranded
+from retire_cluster.broker import attempts, membership, standing, stranded, telling
 from retire_cluster.broker.age import LONE_MARK_SECONDS
 from retire_cluster.broker.device import SLOT_UNITS
 from retire_cluster.broker.events import Now, Tick
@@ -111,6 +111,7 @@ def upkeep(state: ClusterState, now: Now) -> None:
     """Forget ended dispatch batches, measure slot use, go on with a retention that had more."""
     if state.more_is_old:
         retention(state, now)
+    telling.rest(state, now)
     if state.ended_dispatches:
         state.emit(ForgetDispatches(tuple(state.ended_dispatches)))
         state.ended_dispatches.clear()

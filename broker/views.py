@@ -282,6 +282,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "tasks_succeeded": device.succeeded,
         "tasks_failed": device.failed,
         "last_error": device.last_error or None,
+        "messages_dropped": dict(device.dropped),
         "passed_over": passed_over(device, now),
         "metrics": metrics(device.metrics),
         "metrics_history": [

@@ -193,6 +193,13 @@ class Retention(Section):
     event_rows: int = setting(
         100_000, "Events kept for clients that resume.", low=100, high=10_000_000, mutable=True
     )
+    audit_rows: int = setting(
+        10_000,
+        "Events about keys, tokens, joins, removals and settings kept beyond those.",
+        low=100,
+        high=1_000_000,
+        mutable=True,
+    )
     idempotency_hours: float = setting(
         24, "Hours an Idempotency-Key is remembered.", low=0.01, high=720, mutable=True
     )

@@ -271,6 +271,10 @@ SCHEMAS: Final[dict[str, Json]] = {
                 )
             ),
             "last_error": _maybe(TEXT),
+            "messages_dropped": {
+                **COUNTS,
+                "description": "By kind: what it said beyond its budget, dropped unread",
+            },
             "passed_over": _list(
                 _object(
                     {

@@ -117,6 +117,18 @@ def unfold(frame: bytes) -> list[bytes]:
     return found
 
 
+def verb_of(frames: Sequence[bytes]) -> bytes:
+    """The verb of a message that is not read yet; empty when it is none of the protocol's form."""
+    if not is_folded(frames):
+        return bytes(frames[1]) if len(frames) > 1 else b""
+    frame = frames[0]
+    count = frame[4]
+    start = 5 + 4 * count
+    if count not in _SIZES or len(frame) < start:
+        return b""
+    return frame[start : start + int.from_bytes(frame[5:9], "little")]
+
+
 def encode(
     tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()
 ) -> list[bytes]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 
+import zmq
+
+from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas import wire
 from retire_cluster.schemas.task_types import BUILTIN
 from tests.chaos.red import Attack, Target, Went
+from tests.chaos.red.target import until
+from tests.integration.main_kit import RawDevice
 
 _SECONDS = 8.0
 #: Attempts that a task without retries may get in that time: the first waits are short.
@@ -34,6 +45,72 @@ def _gives_back_for_ever(target: Target) -> str:
     return f"{attempts} attempts, {rows} rows in {_SECONDS:g} s; it waits"
 
 
+@contextmanager
+def _saying(target: Target, name: str, frames: list[bytes], socket: RawDevice) -> Iterator[None]:
+    """One message again and again, from a thread of its own."""
+    over = Event()
+
+    def say() -> None:
+        while not over.is_set():
+            with contextlib.suppress(zmq.Again):
+                socket.socket.send_multipart(frames, zmq.NOBLOCK)
+            while socket.socket.poll(0):
+                socket.socket.recv_multipart()
+
+    thread = Thread(target=say, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _submit_ms(target: Target, count: int = 20) -> float:
+    took = []
+    for _ in range(count):
+        began = time.monotonic()
+        target.submit("sleep", requirements={"required_tags": ["nowhere"]})
+        took.append(time.monotonic() - began)
+    return 1000 * statistics.median(took)
+
+
+def _floods(kind: str) -> Callable[[Target], str]:
+    def run(target: Target) -> str:
+        name = f"floods-{kind.lower()}"
+        target.call("token.create", token_id=f"before-{kind.lower()}")
+        device = target.device(name, target.known(name))
+        device.join(tags=(name,), task_types=(BUILTIN["sleep"],))
+        if kind == "HELLO":
+            hello = msg.Hello(
+                wire.PROTOCOL, name, "x", device.session, "1", "worker", "linux", "host", (name,),
+                1, {"cpu_count": 4}, (BUILTIN["sleep"],),
+            )  # fmt: skip
+            frames = wire.encode(wire.BUS, *hello.write())
+        else:
+            target.submit("sleep", requirements={"required_tags": [name]})
+            key = device.next_task()[0]
+            device.started(key)
+            item = msg.ProgressItem(key, 1.0, "x" * 1_000)
+            frames = wire.encode(wire.BUS, *msg.Progress(device.session, (item,) * 20).write())
+        calm, memory = _submit_ms(target), target.rss_mb(target.main_pid)
+        with _saying(target, name, frames, device):
+            until(lambda: target.dropped("over_budget") > 200, "messages that are dropped")
+            flooded = _submit_ms(target)
+        grown = target.rss_mb(target.main_pid) - memory
+        kept = {event["data"].get("token") for event in target.events("token.created")}
+        seen = f"submit {calm:.1f} → {flooded:.1f} ms, memory +{grown:.0f} MB"
+        if flooded > 100 or grown > 50:
+            raise Went(seen)
+        if f"before-{kind.lower()}" not in kept:
+            raise Went("an audit event is gone")
+        return f"{seen}; audit events stay"
+
+    return run
+
+
 ATTACKS = [
     Attack("S28", "a task is given back without end", _gives_back_for_ever),
+    Attack("S30", "PROGRESS without end", _floods("PROGRESS")),
+    Attack("S31", "HELLO without end", _floods("HELLO")),
 ]
