@@ -26,8 +26,12 @@ DEFAULT_TIMEOUT_SECONDS = 2.0
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_HANDSHAKES = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+#: A connection that ends in the middle of its handshake may be a main node that goes away; the same
+#: again says that what listens there speaks otherwise.
+_ENDED_AT_MOST = 2
+_EVENTS = (
+    zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -71,6 +75,8 @@ class AdminClient:
     :param timeout_seconds: how long a call waits unless it says otherwise
     :param keys: gives the keys to dial with, or None for a main node without CURVE; asked for each
         new connection, so that keys that are made later are found
+    :param refused_seconds: a call gives up when nothing listens there for so long, before its time
+        is over; None: it waits for a main node that may be starting
     """
 
     def __init__(
@@ -80,11 +86,13 @@ class AdminClient:
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         keys: Callable[[], ClientKeys | None] | None = None,
+        refused_seconds: float | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.timeout_seconds = timeout_seconds
         self._keys = keys
+        self._refused_seconds = refused_seconds
         self._local = threading.local()
         self._lock = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -172,18 +180,21 @@ class AdminClient:
     def _await(self, socket: zmq.Socket[bytes], deadline: float, wait: float) -> None:
         """Until the connection is up and there is something to read; later the reading waits.
 
-        Raises `NoAnswer`, at once when refused.
+        Raises `NoAnswer`, at once when its key is refused.
         """
         local = self._local
         while not local.up:
-            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
+            until = min(deadline, local.refused_until)
+            left_ms = max(0, int((until - time.monotonic()) * 1000))
             ready = dict(local.poller.poll(left_ms))
             if local.monitor in ready:
                 self._watch_handshake()
             if socket in ready:
                 return
             if not ready:
-                raise NoAnswer(self._silence(wait), retry_after=1)
+                refused = local.refused_until < deadline
+                text = self._nobody() if refused else self._silence(wait)
+                raise NoAnswer(text, retry_after=1)
         # What reads next waits so long, and raises `zmq.Again` after it.
         socket.setsockopt(zmq.RCVTIMEO, max(0, int((deadline - time.monotonic()) * 1000)))
 
@@ -196,8 +207,13 @@ class AdminClient:
                 return
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 local.up = True
-            elif event == zmq.EVENT_DISCONNECTED and local.keyed:
-                continue
+            elif event == zmq.EVENT_CLOSED:  # nobody took the connection
+                if self._refused_seconds is not None:
+                    until = time.monotonic() + self._refused_seconds
+                    local.refused_until = min(local.refused_until, until)
+                local.ended = 0
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and local.ended + 1 < _ENDED_AT_MOST:
+                local.ended += 1
             else:
                 raise NoAnswer(self._refusal(event, local.keyed), retry_after=5)
 
@@ -214,6 +230,12 @@ class AdminClient:
         return (
             f"what answers at {where} is not the main node of this key: another one listens there,"
             " or its key is new (then use its new keys/admin.key)"
+        )
+
+    def _nobody(self) -> str:
+        return (
+            f"nothing listens at {self.host}:{self.port}: no main node runs there; start it with:"
+            " retire-cluster-main (or everything with: retire-cluster up)"
         )
 
     def _silence(self, wait: float) -> str:
@@ -284,7 +306,8 @@ class AdminClient:
             curve.lock(socket, keys)
         local = self._local
         local.keyed, local.up = keys is not None, False
-        local.monitor = socket.get_monitor_socket(_HANDSHAKES)
+        local.refused_until, local.ended = float("inf"), 0
+        local.monitor = socket.get_monitor_socket(_EVENTS)
         local.poller = zmq.Poller()
         local.poller.register(socket, zmq.POLLIN)
         local.poller.register(local.monitor, zmq.POLLIN)

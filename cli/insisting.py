@@ -105,6 +105,7 @@ class Insisting:
         if isinstance(error, QueueFull):
             return f"the cluster takes nothing more now: {error.message} Waiting (Ctrl-C ends this)"
         what = error.message
-        if "did not answer within" in what or what == error.sentence:
+        away = ("did not answer within", "nothing listens at")
+        if any(words in what for words in away) or what == error.sentence:
             what = f"the main node at {self._address} does not answer"
         return f"{what}; waiting for it, nothing is lost (Ctrl-C ends this)"

@@ -16,6 +16,8 @@ from retire_cluster.schemas.errors import ClusterUnavailable
 from retire_cluster.schemas.hosts import bracketed
 
 DEFAULT_PORT = 8080
+#: A main node that is started anew is away for less.
+_REFUSED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Target:
             self.port,
             timeout_seconds=timeout_seconds,
             keys=lambda: tooling_keys(self.data_dir, self.key_file, self.host, self.port),
+            refused_seconds=_REFUSED_SECONDS,
         )
 
     @property
@@ -58,8 +61,9 @@ class Target:
 
     def unreachable(self, error: ClusterUnavailable) -> ClusterUnavailable:
         """The error with what helps: the address, where it came from, the next command."""
-        silent = "did not answer within" in error.message
-        what = f"the main node at {self.address} does not answer" if silent else error.message
+        what = error.message.partition("; start it with")[0]
+        if "did not answer within" in what:
+            what = f"the main node at {self.address} does not answer"
         return ClusterUnavailable(
             f"{what} (address from {self.source}); try: {self.next_command}",
             details={

@@ -683,11 +683,12 @@ def test_a_main_node_that_was_met_is_waited_for_and_that_is_said_once() -> None:
 
 def test_a_main_node_that_comes_back_with_other_keys_says_so_to_who_waits() -> None:
     silent = ClusterUnavailable("the main node at host:1 did not answer within 5 s; start it")
+    gone = ClusterUnavailable("nothing listens at host:1: no main node runs there; start it")
     other = ClusterUnavailable("what answers at host:1 is not the main node of this key")
     told: list[str] = []
     pauses: list[float] = []
     client = Insisting(
-        Script({}, *[silent] * 9, *[other] * 9, {}), told.append, "host:1",
+        Script({}, *[silent, gone] * 5, *[other] * 9, {}), told.append, "host:1",
         clock=lambda: sum(pauses), pause=pauses.append,
     )  # fmt: skip
     client.call("broker.info")
