@@ -177,6 +177,11 @@ class StreamChannel(Channel):
             return False
         return self.upgrading is None and bool(super().readable())
 
+    def handle_write(self) -> None:
+        """Send what waits. A stream listens meanwhile: one that has just ended has no socket."""
+        if self.socket is not None:
+            super().handle_write()
+
     def received(self, data: bytes) -> bool:
         """Bytes of the client, HTTP or WebSocket."""
         if self.stream is None:

@@ -76,7 +76,13 @@ def row_key(row: object, size: int, name: str) -> Key:
     task, attempt, token, epoch = row[0], row[1], row[2], row[3]
     if not (type(task) is type(attempt) is type(token) is type(epoch) is int):
         raise WireError(f"{name}: an attempt's key is four whole numbers")
-    if task < 1 or attempt < 1 or token < 0 or epoch < 0 or max(task, token, epoch) > MAX_INT:
+    if (
+        task < 1
+        or attempt < 1
+        or token < 0
+        or epoch < 0
+        or max(task, attempt, token, epoch) > MAX_INT
+    ):
         raise WireError(f"{name}: an attempt's key is out of range")
     return (task, attempt, token, epoch)
 

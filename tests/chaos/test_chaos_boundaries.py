@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.chaos.boundaries import bus
+from tests.chaos.boundaries import bus, device, web
 from tests.chaos.boundaries.hammer import Boundary, generator, hammer
 from tests.chaos.red import Target
 
@@ -29,6 +30,30 @@ def test_odd_messages_to_the_main_node_change_nothing_for_others(
     boundary = make(target)
     assert not hammer(boundary, CASES, seed=7).problems
     target.release()
+
+
+@pytest.mark.parametrize("make", [web.Rest, web.Stream])
+def test_odd_requests_and_frames_to_the_facade_are_refused_and_nothing_else_happens(
+    target: Target, make: Callable[[Target], Boundary]
+) -> None:
+    boundary = make(target)
+    assert not hammer(boundary, range(200), seed=7).problems
+    boundary.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "cases"),
+    [(web.Installer, 200), (device.MainNode, 300), (device.TaskProcess, 100),
+     (device.DamagedSpool, 150)],
+)  # fmt: skip
+def test_odd_things_that_come_to_the_installer_and_to_a_worker_change_nothing(
+    tmp_path: Path, make: Callable[[Path], Boundary], cases: int
+) -> None:
+    boundary = make(tmp_path / "own")
+    try:
+        assert not hammer(boundary, range(cases), seed=7).problems
+    finally:
+        boundary.close()
 
 
 class _Planted(Boundary):

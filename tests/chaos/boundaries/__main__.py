@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from retire_cluster.node import proctree
-from tests.chaos.boundaries import bus
+from tests.chaos.boundaries import bus, device, web
 from tests.chaos.boundaries.hammer import Boundary, Found, hammer
 from tests.chaos.red.target import Target
 from tests.chaos.redteam import folder
@@ -22,15 +22,32 @@ from tests.chaos.redteam import folder
 def _of_cluster(place: Path, make: Callable[[Target], Boundary]) -> Iterator[Boundary]:
     target = Target(place / "up", *bus.FLAGS, settings=bus.SETTINGS)
     try:
-        yield make(target)
+        made = make(target)
+        yield made
+        made.close()
     finally:
         target.close()
 
 
-BOUNDARIES = {
+@contextmanager
+def _of_its_own(place: Path, make: Callable[[Path], Boundary]) -> Iterator[Boundary]:
+    made = make(place / "own")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+BOUNDARIES: dict[str, Callable[[Path], AbstractContextManager[Boundary]]] = {
     "bus": lambda place: _of_cluster(place, bus.Device),
     "join": lambda place: _of_cluster(place, bus.TokenHolder),
     "admin": lambda place: _of_cluster(place, bus.Administrator),
+    "rest": lambda place: _of_cluster(place, web.Rest),
+    "ws": lambda place: _of_cluster(place, web.Stream),
+    "installer": lambda place: _of_its_own(place, web.Installer),
+    "device": lambda place: _of_its_own(place, device.MainNode),
+    "child": lambda place: _of_its_own(place, device.TaskProcess),
+    "spool": lambda place: _of_its_own(place, device.DamagedSpool),
 }
 
 

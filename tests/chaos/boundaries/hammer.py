@@ -51,6 +51,9 @@ class Boundary(ABC):
         """What the logs say that no message from outside may lead to."""
         return []
 
+    def close(self) -> None:  # noqa: B027 - most start nothing themselves
+        """End what it started."""
+
 
 @dataclass
 class Found:

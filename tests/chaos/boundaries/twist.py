@@ -24,6 +24,7 @@ _RAW: Final[tuple[str, ...]] = (
     "[" * 100_000, '{"a":' * 5_000 + "1" + "}" * 5_000, '"\\ud800"', '"\\u0000"', '{"a":1,"a":2}',
     '"' + "x" * 200_000 + '"', "[" + "0," * 100_000 + "0]", "tru", '"', "/*x*/1", "\x00",
 )  # fmt: skip
+_MOST_COPIED_BYTES: Final = 100_000
 _MARK: Final = "\ue000mark\ue000"
 
 
@@ -57,7 +58,8 @@ def document(value: Any, rng: random.Random) -> bytes:
         elif draw < 0.6:
             holder[key], raw = _MARK, rng.choice(_RAW)
         elif draw < 0.7:
-            holder[key] = [holder[key]] * rng.choice((2, 50, 1_000))
+            most = 1 + _MOST_COPIED_BYTES // len(json.dumps(holder[key]))
+            holder[key] = [holder[key]] * min(most, rng.choice((2, 50, 1_000)))
         elif draw < 0.8 and isinstance(holder, dict):
             holder[rng.choice((f"{key}x", "", "\u0000", "__proto__", "x" * 300))] = holder.pop(key)
         elif draw < 0.9 and isinstance(holder, dict):
@@ -66,7 +68,7 @@ def document(value: Any, rng: random.Random) -> bytes:
             holder[key] = {"deep": [[[[holder[key]]]]]}
     text = json.dumps(found)
     if raw:
-        text = text.replace(json.dumps(_MARK), raw)
+        text = text.replace(json.dumps(_MARK), raw, 3).replace(json.dumps(_MARK), "0")
     data = text.encode("utf-8", "surrogatepass")
     return data if rng.random() > 0.05 else cut(data, rng)
 

@@ -114,7 +114,8 @@ def _nameless_behind_a_proxy(target: Target) -> str:
     with target.another("--workers", "0", settings='[api]\ntrusted_proxies = ["127.0.0.1"]') as odd:
         for forwarded in (None, "unknown", "", "_x"):
             sent = {} if forwarded is None else {"X-Forwarded-For": forwarded}
-            status = odd.http("POST", f"{API}/config/reset", {}, headers=sent).status
+            reset = f"{API}/config/reset"
+            status = odd.http("POST", reset, {}, headers=sent, source="127.0.0.1").status
             if status != 401:
                 raise Went(f"X-Forwarded-For {forwarded!r} may reset the configuration: {status}")
     return "401"
