@@ -150,3 +150,12 @@ def test_no_cut_and_no_addition_of_a_folded_message_is_taken_for_one() -> None:
         wire.decode(wire.ADMIN, [whole + b"x"])
     with pytest.raises(WireError, match="expected tag RCW1"):
         wire.decode(wire.BUS, [whole])
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_no_number_of_a_key_is_more_than_a_message_can_carry_on(place: int) -> None:
+    key = [1, 1, 1, 1]
+    key[place] = 2**63
+    verb, header = msg.Started("s", ((1, 1, 1, 1),)).write()
+    with pytest.raises(WireError, match="out of range"):
+        msg.read_from_device(verb, {**header, "items": [key]})
