@@ -65,7 +65,11 @@ def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[Age, str]:
         moved = wall_seconds - passed
         told = ""
         if abs(moved) > JUMP_SECONDS:
-            told = jump_text(moved)
+            far = f"{_span(abs(moved))} {'ahead of' if moved > 0 else 'behind'}"
+            told = (
+                f"the wall clock is {far} the one that the main node last ran by:"
+                " dates follow it; ages, leases, limits and retries do not"
+            )
     else:
         passed = min(max(0.0, wall_seconds), REBOOT_SECONDS)
         told = ""

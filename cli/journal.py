@@ -17,7 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO
 
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.schemas.errors import ValidationError
@@ -124,7 +124,9 @@ class Journal:
         """Remember what is submitted next."""
         whole = [what.key, what.task, [payload.decode() for payload in what.payloads]]
         partial = self._aside.with_suffix(".part")
-        partial.write_text(json.dumps(whole), "utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(whole))
+            _to_disk(file)
         os.replace(partial, self._aside)
 
     def sent(self, what: Submission, ids: Sequence[str]) -> None:
@@ -133,6 +135,9 @@ class Journal:
         with self._path.open("a", encoding="ascii") as file:
             # A half line of a process that was killed stays a line of its own.
             file.write(("" if self._size else json.dumps({"map": _VERSION}) + "\n") + row + "\n")
+            # What was put aside goes only when this is on the disk: a power cut between the two
+            # would leave neither, and the tasks would be submitted once more.
+            _to_disk(file)
         self._size += 1
         self._aside.unlink(missing_ok=True)
 
@@ -179,6 +184,11 @@ class Journal:
         for line, task_id in found:
             if task_id not in gone:
                 self._known[line].append(task_id)
+
+
+def _to_disk(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _tidy(folder: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 from retire_cluster.broker.client import AdminClient
@@ -56,7 +57,7 @@ from retire_cluster.conf.loading import default_data_dir, read_settings
 from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.oserrors import naming
-from retire_cluster.conf.outlet import last_words, tell
+from retire_cluster.conf.outlet import WHY_VARIABLE, last_words, take_why, tell
 from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.processes import is_same, started
 from retire_cluster.conf.settings import SettingsError
@@ -120,6 +121,8 @@ class Up:
         self._read_at_start: dict[str, int] = {}
         self._signals = 0
         self._complaint = ""
+        #: Which child cannot work as it is set up, and why.
+        self._hopeless = ""
         self._readiness: Readiness | None = None
         self._announced = False
         self._joins: JoinServer | None = None
@@ -147,7 +150,7 @@ class Up:
                 path.unlink(missing_ok=True)
             self._add_children()
             try:
-                return self._watch()
+                code = self._watch()
             finally:
                 if self._readiness is not None:
                     self._readiness.stop()
@@ -155,15 +158,26 @@ class Up:
                     self._joins.close()
                 joining.path_of(self._data_dir).unlink(missing_ok=True)
                 self._supervisor.stop(hurry=lambda: self._signals > 1)
+        if self._hopeless:
+            # Last, below what the others logged while they stopped.
+            self._say(self._hopeless)
+        return code
+
+    def _why_path(self, name: str) -> Path:
+        return run_path(self._data_dir, f"{name}.why")
 
     def _watch(self) -> int:
         self._supervisor.start("broker", time.monotonic())
         while not self._signals:
             now = time.monotonic()
             for ended in self._supervisor.step(now):
+                why = take_why(self._why_path(ended.name))
                 if self._is_hopeless(ended):
-                    self._say(f"{ended.name} could not start; stopping (its reason is above)")
+                    self._say(f"{ended.name} could not start; stopping")
+                    self._hopeless = f"{ended.name} could not start: {why or 'its reason is above'}"
                     return exits.USAGE
+                if why:
+                    tell(why, self._err)
                 self._tell_end(ended)
             try:
                 self._learn_endpoints(now)
@@ -180,14 +194,22 @@ class Up:
 
     def _add_children(self) -> None:
         plan, add = self._plan, self._supervisor.add
+
+        def environ(name: str, given: Mapping[str, str | None]) -> Mapping[str, str | None]:
+            path = self._why_path(name)
+            path.unlink(missing_ok=True)
+            return {**given, WHY_VARIABLE: str(path)}
+
         others = plan.other_environ
-        add(Child("broker", self._broker, others, stop_rank=2, stop_seconds=2.5))
-        add(Child("api", self._facade, plan.api_environ, stop_rank=1, stop_seconds=2.0))
+        add(Child("broker", self._broker, environ("broker", others), stop_rank=2, stop_seconds=2.5))
+        api = environ("api", plan.api_environ)
+        add(Child("api", self._facade, api, stop_rank=1, stop_seconds=2.0))
         final = frozenset({REMOVED_CODE})
         for number in plan.device_ids:
             command = partial(self._worker, number)
             name = _worker_name(number)
-            add(Child(name, command, others, stop_rank=0, stop_seconds=4.5, final_codes=final))
+            env = environ(name, others)
+            add(Child(name, command, env, stop_rank=0, stop_seconds=4.5, final_codes=final))
 
     def _broker(self) -> list[str]:
         return self._plan.broker(self._main)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Generic, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -198,8 +199,33 @@ def tell(text: str, stream: TextIO | None = None) -> None:
     outlet_of(found).put(text)
 
 
+#: Names a file for the last words of a process, for who started it.
+WHY_VARIABLE: Final = "_RETIRE_CLUSTER_WHY_FILE"
+_WHY_CHARACTERS: Final = 2_000
+#: Meant for this process, and for none that it starts.
+_WHY_FILE: Final = os.environ.pop(WHY_VARIABLE, "")
+
+
+def take_why(path: Path) -> str:
+    """The last words that a process left there, once; empty when it left none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            found = " ".join(file.read(_WHY_CHARACTERS).split())
+        path.unlink()
+    except OSError:
+        return ""
+    return found
+
+
 def last_words(text: str) -> None:
-    """Say a line on standard error before this process ends; waits a moment for it to be read."""
+    """Say a line on standard error before this process ends; waits a moment for it to be read.
+
+    Who started this process for a person, and says such lines itself, gets it in a file instead.
+    """
+    if _WHY_FILE:
+        with contextlib.suppress(OSError):
+            Path(_WHY_FILE).write_text(text, "utf-8", errors="replace")
+            return
     tell(text)
     found: Any = sys.stderr
     if found is not None and _descriptor(found) is not None:

@@ -13,8 +13,11 @@ import falcon
 from retire_cluster.api.ratelimit import RateLimiter
 from retire_cluster.schemas.errors import TaskNotFound
 
-#: Results that are remembered as given out; the oldest are forgotten, and free once more.
+#: Results that are remembered as given out; of a client whose oldest are forgotten, all that ended
+#: before the newest of those counts as given out.
 _REMEMBERED = 50_000
+#: Clients of whom that is known.
+_CLIENTS = 1_000
 
 
 class Toll:
@@ -30,7 +33,10 @@ class Toll:
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
         self._lock = Lock()
-        self._given: OrderedDict[int, None] = OrderedDict()
+        #: Client and when it ended, by client, task and when.
+        self._given: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        #: Client → when the newest result ended that was given to it and is forgotten.
+        self._forgotten: OrderedDict[str, str] = OrderedDict()
 
     def take(
         self, req: falcon.Request, results: Iterable[Mapping[str, Any]], *, waited: bool
@@ -43,8 +49,11 @@ class Toll:
             return
         client = req.context.identity.client
         # A task that was retried ends once more.
-        keys = [hash((client, each["task_id"], each["completed_at"])) for each in results]
-        if not self._are_new(keys) and keys and not waited:
+        keys = {
+            hash((client, each["task_id"], each["completed_at"])): str(each["completed_at"])
+            for each in results
+        }
+        if not self._are_new(client, keys) and keys and not waited:
             self._limiter.charge(req)
 
     @contextmanager
@@ -60,11 +69,16 @@ class Toll:
     def _is_uncounted(self, req: falcon.Request) -> bool:
         return self._limiter.enabled and req.context.standing is None
 
-    def _are_new(self, keys: list[int]) -> bool:
-        """Whether any of them is given out for the first time."""
+    def _are_new(self, client: str, keys: Mapping[int, str]) -> bool:
+        """Whether any of them is given out for the first time, as far as that is known."""
         with self._lock:
-            new = [key for key in keys if key not in self._given]
-            self._given.update((key, None) for key in new)
+            limit = self._forgotten.get(client, "")
+            new = [key for key, ended in keys.items() if key not in self._given and ended > limit]
+            self._given.update((key, (client, keys[key])) for key in new)
             while len(self._given) > _REMEMBERED:
-                self._given.popitem(last=False)
+                _, (owner, ended) = self._given.popitem(last=False)
+                self._forgotten[owner] = max(ended, self._forgotten.get(owner, ""))
+                self._forgotten.move_to_end(owner)
+            while len(self._forgotten) > _CLIENTS:
+                self._forgotten.popitem(last=False)
         return bool(new)

@@ -81,7 +81,9 @@ def test_up_on_a_port_that_is_taken_ends_with_2_and_leaves_nothing(tmp_path: Pat
     assert (done.returncode, done.stdout) == (2, "")
     about = [line for line in done.stderr.splitlines() if port in line]
     assert len(about) == 1
+    assert "api could not start: " in about[0]
     assert "cannot listen" in about[0]
+    assert done.stderr.splitlines()[-1] == about[0], "what the others logged is above it"
     assert naming(tmp_path) == []
 
 

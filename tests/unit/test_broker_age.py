@@ -174,8 +174,8 @@ MARK = Mark(1_000_000, 500.0, 1_700_000_000_000, "b", 7)
     ("mono", "wall_seconds", "boot", "passed", "told"),
     [
         (600.0, 100, "b", 100, ""),
-        (600.0, 30 * DAY, "b", 100, "set ahead by 30.0 days"),
-        (600.0, -30 * DAY, "b", 100, "set back by 30.0 days"),
+        (600.0, 30 * DAY, "b", 100, "30.0 days ahead of the one"),
+        (600.0, -30 * DAY, "b", 100, "30.0 days behind the one"),
         (5.0, 3_600, "c", 3_600, ""),
         (5.0, 30 * DAY, "c", REBOOT_SECONDS, "away for 30.0 days"),
         (5.0, -30 * DAY, "c", 0, "30.0 days behind"),
