@@ -235,11 +235,13 @@ def operations() -> Mapping[str, Operation]:
         admin_facade,
         admin_submit,
         admin_tasks,
+        admin_types,
         admin_waits,
     )
 
     modules = (
         admin_access, admin_cluster, admin_devices, admin_facade, admin_submit, admin_tasks,
+        admin_types,
         admin_waits,
     )  # fmt: skip
     assert all(modules)

@@ -261,22 +261,15 @@ def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> dict[str
                 " requirements.timeout_seconds instead (retire-cluster: --timeout-seconds)",
             )
         return document
-    if task_type not in admin.state.advertised:
+    judged = admin.state.offers.judged(task_type)
+    if judged is None:
         raise ValidationError(
-            f"{prefix}task_type", f"no device has ever offered the task type {task_type!r}"
+            f"{prefix}task_type", f"no device of this cluster offers the task type {task_type!r}"
         )
-    schema = _advertised_schema(admin, task_type)
+    schema = judged.info.payload_schema
     if schema is not None:
         validate(schema, document, where=f"{prefix}payload")
     return document
-
-
-def _advertised_schema(admin: Admin, task_type: str) -> dict[str, Any] | None:
-    for device in admin.state.devices.values():
-        info = device.types.get(task_type)
-        if info is not None:
-            return info.payload_schema
-    return None
 
 
 def _answer(admin: Admin, numbers: range, created_ms: int, call: Call, *, replayed: bool) -> Reply:

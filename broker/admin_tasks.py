@@ -24,10 +24,7 @@ from retire_cluster.schemas.errors import (
     ValidationError,
 )
 from retire_cluster.schemas.jsontext import loads
-from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.validation import json_schema
 from retire_cluster.schemas.vocabulary import (
-    BUILTIN_TASK_TYPES,
     PRIORITY_BY_WORD,
     RETRYABLE,
     TERMINAL,
@@ -309,36 +306,5 @@ def statistics(admin: Admin, call: Call) -> Reply:
                 "capacity_utilization": round(100.0 * used / slots, 2) if slots else 0.0,
             },
             "timestamp": stamp(call.now.wall_ms),
-        }
-    )
-
-
-@operation("task.types", {})
-def types(admin: Admin, call: Call) -> Reply:
-    """Every type that can be submitted, and who offers it now."""
-    online = [device for device in admin.state.devices.values() if device.online]
-    builtin = list(BUILTIN_TASK_TYPES)
-    custom = sorted(admin.state.advertised - set(builtin))
-    by_type = {}
-    for name in (*builtin, *custom):
-        info = BUILTIN.get(name)
-        if info is None:
-            offers = (device.types.get(name) for device in admin.state.devices.values())
-            info = next((offer for offer in offers if offer is not None), None)
-        schema = info.payload_schema if info is not None else None
-        by_type[name] = {
-            "devices": sum(name in device.types for device in online),
-            "payload_schema": {"type": "object"} if schema is None else json_schema(schema),
-            "description": info.description if info is not None else "",
-            "repeatable": info.repeatable if info is not None else False,
-        }
-    return Reply(
-        {
-            "supported_types": [*builtin, *custom],
-            "builtin_types": builtin,
-            "custom_types": custom,
-            "total_count": len(builtin) + len(custom),
-            "online_devices": len(online),
-            "by_type": by_type,
         }
     )

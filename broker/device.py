@@ -18,6 +18,7 @@ from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus
 _KEPT = (
     "capabilities",
     "drained",
+    "gone_s",
     "hostname",
     "instance",
     "ip_address",
@@ -59,6 +60,7 @@ class Device:
         "dropped",
         "failed",
         "given_back",
+        "gone_s",
         "hostname",
         "instance",
         "ip_address",
@@ -115,6 +117,8 @@ class Device:
         #: The connection it speaks from; empty while offline after a restart.
         self.routing = b""
         self.online = False
+        #: When it went away, on the cluster's age in seconds; None while it is here.
+        self.gone_s: int | None = None
         #: Whether the device itself takes work (it may be draining).
         self.accepting = True
         self.not_accepting_reason = ""
@@ -206,6 +210,7 @@ class Device:
         self.session_mono, self.session_base_seconds = now_mono, hello.uptime_seconds
         self.last_seen_mono = now_mono
         self.online = True
+        self.gone_s = None
         self.dirty = True
         # The types may have changed what an attempt weighs.
         self.used_units = sum(self.units_of(t.spec.task_type) for t in self.attempts.values())

@@ -16,13 +16,13 @@ from retire_cluster.broker.instructions import (
     StoreConfig,
     StoreDevices,
 )
+from retire_cluster.broker.offers import bounded, is_safe
 from retire_cluster.broker.state import Challenge, ClusterState, Ping
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.payload import check_depth
-from retire_cluster.schemas.validation import safe_schema
 from retire_cluster.schemas.vocabulary import (
     BUILTIN_TASK_TYPES,
     DEVICE_ID_PATTERN,
@@ -106,7 +106,7 @@ def _type_fault(info: msg.TypeInfo) -> str:
     """Why a type that a device offers is left out; empty when it is not."""
     if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
         return f"task type {info.name[:100]!r} is left out: its name is not a-z 0-9 _ . - (to 100)"
-    if info.payload_schema is not None and not safe_schema(info.payload_schema):
+    if info.payload_schema is not None and not is_safe(info.payload_schema):
         return (
             f"task type {info.name} is left out: its payload_schema uses rules that are not"
             " allowed (docs/protocol.md)"
@@ -189,10 +189,12 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     state.challenges.pop(device.device_id, None)
     if not was_online:
         state.online_count += 1
-    faults = {info.name: fault for info in hello.task_types if (fault := _type_fault(info))}
-    if faults:
+    kept, beyond = bounded(hello.task_types)
+    faults = {info.name: fault for info in kept if (fault := _type_fault(info))}
+    reasons = [*faults.values(), *beyond]
+    if reasons:
         # One type costs itself, never its device.
-        kept = tuple(info for info in hello.task_types if info.name not in faults)
+        kept = tuple(info for info in kept if info.name not in faults)
         hello = replace(hello, task_types=kept)
     if hello.instance != device.instance:
         passing_over.forget(state, device, now)
@@ -202,15 +204,15 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         if changed:
             passing_over.forget_types(state, device, changed, now)
     device.register(hello, routing, now.mono)
-    reasons = [*faults.values(), *(reason[:500] for reason in hello.left_out)]
-    device.left_out = msg.first_left_out(reasons)
+    its_own = [reason[:500] for reason in hello.left_out]
+    device.left_out = msg.first_left_out([*reasons, *its_own])
     if any("programs" in info.allows for info in hello.task_types):
         state.restricting.add(device.device_id)
     else:
         state.restricting.discard(device.device_id)
     device.ip_address = address
     state.connections[routing] = device
-    state.advertised.update(device.types)
+    state.offers.put(device)
     keep, abandon = _settle(state, device, hello, now)
     config = state.heartbeat_config()
     if not keep or config.timeout >= device.config.timeout:
@@ -228,7 +230,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
                 keep,
                 abandon,
                 state.heartbeat_config(),
-                msg.first_left_out(list(faults.values())),
+                msg.first_left_out(reasons),
             ),
         )
     )
@@ -318,6 +320,9 @@ def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], 
 def come_back(state: ClusterState, device: Device, now: Now) -> None:
     """A device that was silent is heard again in the same session."""
     device.online = True
+    device.gone_s = None
+    if device.device_id not in state.offers.devices:
+        state.offers.put(device)
     state.online_count += 1
     for cls in state.classes.values():
         cls.judge(device)
@@ -330,6 +335,7 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
     if not device.online:
         return
     device.online = False
+    device.gone_s = state.age.seconds(now)
     device.dirty = True
     state.online_count -= 1
     state.free.pop(device.device_id, None)
@@ -407,6 +413,7 @@ def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
     state.connections.pop(device.routing, None)
     state.challenges.pop(device.device_id, None)
     passing_over.leave(state, device, now)
+    state.offers.drop(event.device_id)
     del state.devices[event.device_id]
     state.restricting.discard(event.device_id)
     state.tombstones[event.device_id] = now.wall_ms

@@ -85,9 +85,12 @@ def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
         except (KeyError, TypeError, ValueError) as error:
             warnings.append(f"the stored device {row.device_id} is damaged ({error}): forgotten")
             continue
-        state.advertised.update(device.types)
         if row.removed_ms is None:
             state.devices[row.device_id] = device
+            state.offers.put(device)
+            if device.gone_s is None:
+                device.gone_s = state.age.seconds(now)
+                device.dirty = True
             passing_over.remember(state, device)
     return warnings
 

@@ -33,6 +33,7 @@ from retire_cluster.broker.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.ledger import Ledger
 from retire_cluster.broker.matching import Classes, ClassKey, Requirements, TaskClass
 from retire_cluster.broker.notes import Kind, Noted, Tally
+from retire_cluster.broker.offers import Offers
 from retire_cluster.broker.overtaking import Share
 from retire_cluster.broker.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.stats import Stats
@@ -162,8 +163,8 @@ class ClusterState:
         self.last_sweep_mono: float | None = None
         #: The last retention left some for the next sweep.
         self.more_is_old = False
-        #: Task types ever advertised by a device: they may be submitted while it is away.
-        self.advertised: set[str] = set()
+        #: Own types that devices offer: they may be submitted while these are away.
+        self.offers = Offers()
         self._requirements: dict[bytes, Requirements] = {}
         self._out: list[Instruction] = []
 
@@ -433,6 +434,8 @@ class ClusterState:
         for device in self.devices.values():
             self._check_device(device)
             online += device.online
+        for name in self.offers.devices:
+            assert name in self.devices, f"{name} offers types and is no member"
         noted = sum(len(device.notes) for device in self.devices.values())
         assert noted == self.noted.size, f"{noted} notes, counted {self.noted.size}"
         assert online == self.online_count, f"{online} are online, counted {self.online_count}"

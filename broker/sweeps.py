@@ -23,6 +23,7 @@ from retire_cluster.broker.instructions import (
     StoreMark,
     WaitOver,
 )
+from retire_cluster.broker.offers import GONE_SECONDS
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.schemas.vocabulary import TaskStatus
 
@@ -134,6 +135,10 @@ def devices(state: ClusterState, now: Now) -> None:
 def retention(state: ClusterState, now: Now) -> None:
     """Delete ended tasks that are too old or too many, and old idempotency records."""
     settings, age_s = state.settings.retention, state.age.seconds(now)
+    for device_id in list(state.offers.devices):
+        gone_s = state.devices[device_id].gone_s
+        if gone_s is not None and age_s - gone_s > GONE_SECONDS:
+            state.offers.drop(device_id)
     ended = state.ledger.total - len(state.tasks)
     surplus = ended - settings.finished_rows
     before_s = age_s - int(settings.finished_days * 86_400)

@@ -266,6 +266,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "total_heartbeats": device.total_heartbeats,
         "task_types": sorted(device.types),
         "task_types_left_out": list(device.left_out),
+        "task_types_disputed": state.offers.disputed(device),
         "own_task_types": [
             {
                 "name": name,

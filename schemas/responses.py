@@ -264,6 +264,10 @@ SCHEMAS: Final[dict[str, Json]] = {
                 **_list(TEXT),
                 "description": "Own types it has that cannot be offered, each with the reason",
             },
+            "task_types_disputed": {
+                **_list(TEXT),
+                "description": "Own types whose payload_schema it gives otherwise than most do",
+            },
             "own_task_types": _list(
                 _object(
                     {"name": TEXT, "distribution": TEXT, "version": _maybe(TEXT)},
@@ -460,9 +464,14 @@ SCHEMAS: Final[dict[str, Json]] = {
                         "devices": {"description": "Devices that advertise it"},
                         "payload_schema": _maybe(ANY_OBJECT),
                         "description": TEXT,
+                        "described_otherwise_by": {
+                            **_list(DEVICE_ID),
+                            "description": "Devices that give another payload_schema than most",
+                        },
                     }
                 )
             ),
+            "not_shown": {**COUNT, "description": "Own types beyond what one answer holds"},
         }
     ),
     "Configuration": _object(dict.fromkeys(_SECTIONS, ANY_OBJECT)),

@@ -630,11 +630,10 @@ def test_types_are_the_built_in_and_the_advertised_ones(cluster: Cluster) -> Non
     assert by_type["resize"]["payload_schema"]["properties"]["width"] == {"type": "integer"}
     assert by_type["mine"] == {
         "devices": 0, "payload_schema": {"type": "object"}, "description": "does it",
-        "repeatable": True,
+        "repeatable": True, "described_otherwise_by": [],
     }  # fmt: skip
     cluster.call("device.remove", {"device_id": "b"})
-    by_type = cluster.call("task.types").data["by_type"]
-    assert by_type["mine"]["description"] == ""
+    assert cluster.call("task.types").data["custom_types"] == ["resize"]
 
 
 # --- configuration -------------------------------------------------------------------------------

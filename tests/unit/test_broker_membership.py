@@ -239,7 +239,7 @@ def test_a_connection_may_change_its_device_id_without_harm_to_either(cluster: C
 def test_advertised_types_stay_known_while_their_device_is_away(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))
-    assert "resize" in cluster.state.advertised
+    assert "resize" in cluster.state.offers.names
 
 
 # --- duplicates ----------------------------------------------------------------------------------

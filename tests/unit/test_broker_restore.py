@@ -70,7 +70,7 @@ def picture(cluster: Cluster) -> dict[str, Any]:
         "by_type": state.ledger.by_type(),
         "by_priority": state.ledger.by_priority(),
         "inline_bytes": state.inline_bytes,
-        "advertised": state.advertised,
+        "advertised": sorted(state.offers.names),
     }
 
 

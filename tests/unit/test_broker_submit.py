@@ -140,9 +140,12 @@ def test_a_type_offered_once_may_be_submitted_while_its_device_is_away(cluster: 
     member = cluster.device(task_types=(msg.TypeInfo("mine", "", None),))
     member.say(msg.Goodbye(member.session))
     assert submit(cluster, {"task_type": "mine"}, payload=b'{"anything":1}')["task_ids"]
-    cluster.call("device.remove", {"device_id": "box"})
     cluster.restart()
     assert submit(cluster, {"task_type": "mine"})["task_ids"]
+    cluster.call("device.remove", {"device_id": "box"})
+    cluster.restart()
+    with pytest.raises(errors.ValidationError, match="no device of this cluster offers"):
+        submit(cluster, {"task_type": "mine"})
 
 
 def test_a_full_backlog_and_a_full_disk_refuse_new_tasks_with_a_time_to_come_back(

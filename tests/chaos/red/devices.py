@@ -109,8 +109,38 @@ def _floods(kind: str) -> Callable[[Target], str]:
     return run
 
 
+def _endless_types(target: Target) -> str:
+    """New own types with every HELLO; another's type described otherwise."""
+    honest = target.device("honest", target.known("honest"))
+    right = {"width": {"type": "strict_int", "required": True}}
+    honest.join(task_types=(msg.TypeInfo("resize", "", right),))
+    liar = target.device("liar", target.known("liar"))
+    false = {"width": {"type": "string", "required": True}}
+    for turn in range(8):
+        some = tuple(
+            msg.TypeInfo(f"t{turn}.{number}", "d" * 900, {"f" * 100: {"type": "string"}})
+            for number in range(400)
+        )
+        liar.join(task_types=(msg.TypeInfo("resize", "", false), *some))
+    answer = target.http("GET", "/api/v1/tasks/types")
+    if answer.status != 200:
+        raise Went(f"/tasks/types is {answer.status}")
+    own = len(answer.data["custom_types"])
+    if own > 150:
+        raise Went(f"{own} own types are left of one device")
+    target.submit("resize", {"width": 5})
+    if answer.data["by_type"]["resize"]["described_otherwise_by"] != ["liar"]:
+        raise Went("nobody says who describes the type otherwise")
+    target.call("device.remove", device_id="liar")
+    left = target.http("GET", "/api/v1/tasks/types").data["custom_types"]
+    if left != ["resize"]:
+        raise Went(f"{len(left)} types outlive their device")
+    return f"{own} types while it is here, none of them after; the honest schema judges"
+
+
 ATTACKS = [
     Attack("S28", "a task is given back without end", _gives_back_for_ever),
+    Attack("S29", "own types without end, and another's described otherwise", _endless_types),
     Attack("S30", "PROGRESS without end", _floods("PROGRESS")),
     Attack("S31", "HELLO without end", _floods("HELLO")),
 ]
