@@ -19,7 +19,7 @@ from retire_cluster.broker.admin import Call, Facts, Reply
 from retire_cluster.broker.budgets import Budgets
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
-from retire_cluster.broker.versions import GREETINGS, Misfits, fits, refusal
+from retire_cluster.broker.versions import GREETINGS, Misfits, admin_refusal, fits, refusal
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.conf.addresses import plain_address
 from retire_cluster.conf.binding import why_not_listening
@@ -312,6 +312,12 @@ class Clients(_Channel):
         header = message.header
         call_id, op, args = _said_again(header.get("id")), header.get("op"), header.get("args", {})
         ticket = (routing, call_id)
+        theirs = header.get("protocol", 1)
+        if theirs != wire.ADMIN_PROTOCOL:
+            error = {"id": call_id, "code": "WRONG_PROTOCOL", "status": 503, "details": {}}
+            error["message"] = admin_refusal(theirs, self.facts.version)
+            self.put(routing, wire.encode(wire.ADMIN, b"ERROR", error))
+            return None
         problem = None
         if message.verb != b"CALL":
             problem = ValidationError("", f"unknown verb {message.verb[:32]!r}: say CALL")

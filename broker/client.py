@@ -140,7 +140,9 @@ class AdminClient:
         deadline = time.monotonic() + wait
         socket = self._socket()
         call_id = next(self._ids)
-        header = {"id": call_id, "op": op, "args": dict(args or {})}
+        header = {
+            "id": call_id, "op": op, "args": dict(args or {}), "protocol": wire.ADMIN_PROTOCOL,
+        }  # fmt: skip
         try:
             *most, last = wire.fold(wire.encode(wire.ADMIN, b"CALL", header, blobs))
             for frame in most:
@@ -259,7 +261,8 @@ class AdminClient:
         header = message.header
         if message.verb == b"ERROR" and isinstance(header.get("code"), str):
             error = from_wire(header)
-            if header["code"] == "WRONG_PORT":  # somebody answers, but no admin socket
+            # Somebody answers, but no admin socket, or one of another version.
+            if header["code"] in ("WRONG_PORT", "WRONG_PROTOCOL"):
                 raise NoAnswer(error.message, retry_after=error.retry_after)
             raise error
         data, paths = header.get("data"), header.get("blobs") or []

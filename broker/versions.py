@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retire_cluster.schemas.messages import Reject
-from retire_cluster.schemas.wire import PROTOCOL
+from retire_cluster.schemas.wire import ADMIN_PROTOCOL, PROTOCOL
 
 log = logging.getLogger("broker")
 
@@ -45,6 +45,22 @@ def refusal(header: Mapping[str, Any], version: str = "") -> Reject:
         )
     text = f"{name} speaks {spoken}, this main node {ours}: {cure}"
     return Reject(_said(header, "session"), "protocol", text, None, PROTOCOL)
+
+
+def admin_refusal(theirs: object, version: str) -> str:
+    """What a tool or a facade is told whose calls are of another version (docs/protocol.md)."""
+    number = theirs if type(theirs) is int else 0
+    spoken = f"admin protocol {number}" if number else "no admin protocol that is known here"
+    if number > ADMIN_PROTOCOL:
+        cure = (
+            "update the main node's machine: pip install --upgrade retire-cluster, then restart it"
+        )
+    else:
+        cure = "update this program: pip install --upgrade retire-cluster"
+    return (
+        f"this program speaks {spoken}, the main node {ADMIN_PROTOCOL} (retire-cluster {version}):"
+        f" {cure}"
+    )
 
 
 def _said(header: Mapping[str, Any], name: str) -> str:

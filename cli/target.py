@@ -61,6 +61,8 @@ class Target:
 
     def unreachable(self, error: ClusterUnavailable) -> ClusterUnavailable:
         """The error with what helps: the address, where it came from, the next command."""
+        if "speaks admin protocol" in error.message:
+            return error
         what = error.message.partition("; start it with")[0]
         if "did not answer within" in what:
             what = f"the main node at {self.address} does not answer"

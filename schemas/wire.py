@@ -20,6 +20,9 @@ FEED = b"RCE1"
 #: The version of everything on the worker bus. It rises with every change that the other side of an
 #: older release would read otherwise (tests/wire says when; docs/protocol.md, Versions).
 PROTOCOL = 2
+#: The version of the admin socket. It rises with every change of a call or an answer that the other
+#: side of an older release would read otherwise; a call that names none is of the first.
+ADMIN_PROTOCOL = 1
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import zmq
 
-from retire_cluster.broker.client import AdminClient
+from retire_cluster.broker import channel
+from retire_cluster.broker.client import AdminClient, NoAnswer
+from retire_cluster.cli.target import Target
 from retire_cluster.schemas import errors, wire
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.messages import Held
@@ -405,3 +408,55 @@ def test_random_mutations_on_both_sockets_leave_the_broker_alive_and_small(
     (task_id,) = client.call("task.submit", {"task": {"task_type": "echo"}}, [b"{}"])["task_ids"]
     assert client.call("task.get", {"task_id": task_id})["payload"] == {}
     context.destroy(0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "spoken", "cure"),
+    [
+        (0, "no admin protocol that is known here", "update this program"),
+        (2, "admin protocol 2", "update the main node's machine"),
+        ("two", "no admin protocol that is known here", "update this program"),
+        ([2**60], "no admin protocol that is known here", "update this program"),
+    ],
+)
+def test_a_call_of_another_version_is_told_so_in_one_line(
+    main_node: MainNode, protocol: object, spoken: str, cure: str
+) -> None:
+    other = RawDevice(main_node.facts.admin_port, tag=wire.ADMIN)
+    for number, header in enumerate(
+        ({"protocol": protocol, "op": {}}, {"op": "health"}, {"op": "health", "protocol": 1})
+    ):
+        call = {"id": number, "args": {}, **header}
+        other.socket.send_multipart(wire.encode(wire.ADMIN, b"CALL", call))
+        answer = other.read(10)
+        assert answer is not None
+        assert answer.header["id"] == number
+        if number:
+            assert answer.verb == b"REPLY", "the first version may be left out"
+            continue
+        assert (answer.verb, answer.header["code"]) == (b"ERROR", "WRONG_PROTOCOL")
+        message = answer.header["message"]
+        assert message.startswith(f"this program speaks {spoken}, the main node 1 (retire-cluster ")
+        assert cure in message
+    other.close()
+
+
+def test_tooling_of_another_version_says_so_and_nothing_else(
+    main_node: MainNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown is what the main node says; a program that is up already helps nobody."""
+    text = "this program speaks admin protocol 1, the main node 2 (retire-cluster 9.9): update"
+    monkeypatch.setattr(channel, "admin_refusal", lambda *_: text)
+    encode = wire.encode
+
+    def other(tag: bytes, verb: bytes, header: dict[str, Any], *blobs: Any) -> list[bytes]:
+        found = {**header, "protocol": 2} if verb == b"CALL" else header
+        return encode(tag, verb, found, *blobs)
+
+    monkeypatch.setattr(wire, "encode", other)
+    target = Target("127.0.0.1", main_node.facts.admin_port, "--cluster-port", tmp_path)
+    client = AdminClient(port=target.port, timeout_seconds=10)
+    with pytest.raises(NoAnswer) as caught:
+        client.call("health")
+    client.close()
+    assert target.unreachable(caught.value).message == text
