@@ -314,9 +314,11 @@ class Clients(_Channel):
         ticket = (routing, call_id)
         theirs = header.get("protocol", 1)
         if theirs != wire.ADMIN_PROTOCOL:
-            error = {"id": call_id, "code": "WRONG_PROTOCOL", "status": 503, "details": {}}
-            error["message"] = admin_refusal(theirs, self.facts.version)
-            self.put(routing, wire.encode(wire.ADMIN, b"ERROR", error))
+            wrong: dict[str, Any] = {
+                "id": call_id, "code": "WRONG_PROTOCOL", "status": 503, "details": {},
+                "message": admin_refusal(theirs, self.facts.version),
+            }  # fmt: skip
+            self.put(routing, wire.encode(wire.ADMIN, b"ERROR", wrong))
             return None
         problem = None
         if message.verb != b"CALL":

@@ -423,9 +423,10 @@ def test_a_call_of_another_version_is_told_so_in_one_line(
     main_node: MainNode, protocol: object, spoken: str, cure: str
 ) -> None:
     other = RawDevice(main_node.facts.admin_port, tag=wire.ADMIN)
-    for number, header in enumerate(
-        ({"protocol": protocol, "op": {}}, {"op": "health"}, {"op": "health", "protocol": 1})
-    ):
+    calls: tuple[dict[str, Any], ...] = (
+        {"protocol": protocol, "op": {}}, {"op": "health"}, {"op": "health", "protocol": 1},
+    )  # fmt: skip
+    for number, header in enumerate(calls):
         call = {"id": number, "args": {}, **header}
         other.socket.send_multipart(wire.encode(wire.ADMIN, b"CALL", call))
         answer = other.read(10)
