@@ -74,6 +74,8 @@ class Catalog:
             for name, kind in self._kinds.items()
             if kind.repeatable_if is None
         }
+        #: Whether there is any own type to run.
+        self.has_own = any(kind.entry_point for kind in self._kinds.values())
 
     def advertised(self) -> tuple[TypeInfo, ...]:
         """The types to name in HELLO: those that may run here."""

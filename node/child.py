@@ -36,11 +36,11 @@ def _keep(life_fd: int) -> int:
     if pid == 0:
         os.close(life_fd)
         os._exit(_execute())
+    # A task must not hold the life pipe open, nor write to it, through /proc.
+    proctree.hide_memory()
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
-    # A task must not hold the life pipe open, nor write to it, through /proc.
-    proctree.hide_memory()
     shared = sharedmem.names()
     threading.Thread(target=_watch, args=(life_fd, shared), daemon=True).start()
     while True:

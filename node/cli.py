@@ -292,7 +292,7 @@ def _run(worker: Worker, spool: Spool) -> int:
         slots=me.slots,
         catalog=worker.catalog,
         limits=worker.limits,
-        start_process=lambda: TaskProcess(worker.plan),
+        start_process=lambda: TaskProcess(worker.plan, own_types=worker.catalog.has_own),
         facts=lambda: (worker.capabilities, sampler.sample()),
         clock=monotonic,
         wake=waker,

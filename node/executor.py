@@ -35,6 +35,9 @@ def serve() -> int:
     os.dup2(nothing, 0)
     bounds = limits.Bounds(**json.loads(os.environ.pop("RC_BOUNDS", "{}")))
     limits.apply(bounds)
+    if FORKS:
+        # Not to be looked into by tasks: it has the pipes.
+        proctree.hide_memory()
     scratch = os.environ.get("RC_SCRATCH") or tempfile.gettempdir()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if not FORKS:
@@ -49,8 +52,6 @@ def serve() -> int:
         stream.reconfigure(  # type: ignore[union-attr]
             encoding="utf-8", errors="replace", line_buffering=True
         )
-    # Not to be looked into by tasks: it has the pipes.
-    proctree.hide_memory()
     return _Server(requests_fd, answers_fd, scratch, bounds.cpu_seconds).serve()
 
 
@@ -103,13 +104,20 @@ class _Server:
         if processstate.look() != self._state:
             # An earlier task has changed it from outside: untold, so that another takes this one.
             return False
-        self._write({"kind": "started"})
         folder, last = "", False
+        own = bool(frame.header.get("entry_point"))
+        if not own:
+            self._write({"kind": "started"})
         try:
             if frame.header["task_type"] not in ("python_eval", "http_request"):
                 folder = folders.make(self._scratch, str(frame.header["folder"]))
-            if frame.header.get("entry_point"):
-                reply, data = self._nursery.run(frame, folder)
+            if own:
+                child = self._nursery.start(frame, folder)
+                if child is None:
+                    folders.remove(folder)
+                    return False
+                self._write({"kind": "started"})
+                reply, data = self._nursery.finish(frame, child)
             else:
                 reply, data, last = self._run_builtin(frame, folder)
         except OSError as error:

@@ -1,8 +1,8 @@
 """The process of one task of an own type: forked for it, and gone with it.
 
 Whatever the task changes in its process, from a timer to the umask, ends there. The process has
-nothing of the server's: only its own output, the pipe of its answer, and one that says when the
-task is cancelled.
+nothing of the server's, not even what was in its memory: only its own output, the pipe of its
+answer, and one that says when the task is cancelled. It reads its request by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from retire_cluster.node import limits, proctree, sharedmem, streams
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
-from retire_cluster.node.frames import write_frame
+from retire_cluster.node.frames import read_frame, write_frame
 from retire_cluster.node.tasks import custom
 from retire_cluster.node.tasks.base import Limits
 
@@ -38,13 +38,19 @@ class Ends(NamedTuple):
     output: int
     #: Readable once the task is cancelled.
     cancel: int
+    #: The request comes from here, before anything of the task runs.
+    request: int
 
 
-def run(header: Mapping[str, Any], payload: bytes, ends: Ends, folder: str) -> NoReturn:
+def run(ends: Ends) -> NoReturn:
     """Becomes the task's process, in a process just forked; never returns."""
     code = 1
     try:
-        _settle(ends, header, folder)
+        request = read_frame(ends.request)
+        if request is None:
+            raise EOFError("the request did not come")
+        header, payload = request
+        _settle(ends, header, str(header["folder"]))
         before = sharedmem.names()
         teller = _Teller(ends)
         reply, data = perform(

@@ -73,6 +73,9 @@ class _Inline:
     def _run(self, frame: Frame, baseline_threads: int) -> bool:
         """Runs one task; whether this process may run another."""
         header = frame.header
+        if header.get("entry_point") and self._tasks:
+            # Untold, so that one without other tasks' payloads in its memory takes it.
+            return False
         self._write({"kind": "started"})
         os.environ["RC_TASK_ID"] = str(header["task_id"])
         os.environ["RC_ATTEMPT"] = str(header["attempt"])

@@ -7,7 +7,6 @@ the attempt, whoever still holds its pipes; then everything it left running is e
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import select
@@ -16,10 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from retire_cluster.node import answers, forked, proctree, sharedmem
+from retire_cluster.node import answers, proctree, sharedmem
 from retire_cluster.node.answers import BadAnswer, Done, Progress
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, add_logs, reply
-from retire_cluster.node.forked import Ends
 from retire_cluster.node.frames import Frame, FrameError, RawFrame, read_frame, take_raw
 from retire_cluster.node.headtail import HeadTail
 from retire_cluster.node.template import Template
@@ -42,9 +40,14 @@ class Nursery:
     """Starts a child for each task and hears it out."""
 
     def __init__(self, requests_fd: int, tell: Callable[[Header], None]) -> None:
-        """For a process with one thread. `requests_fd` brings cancels while a task runs."""
+        """For a process with one thread. `requests_fd` brings cancels while a task runs.
+
+        Raises `OSError` when there is no room for a process.
+        """
         self._requests_fd = requests_fd
         self._tell = tell
+        # Before any request, and before there is anything else to inherit.
+        self._seed = Template.seed() if os.environ.pop("RC_OWN_TYPES", "") else None
         self._woken_fd, wake_fd = os.pipe()
         for fd in (self._woken_fd, wake_fd):
             os.set_blocking(fd, False)
@@ -54,17 +57,31 @@ class Nursery:
         self._unfit: set[str] = set()
 
     def close(self) -> None:
-        """Ends the templates."""
+        """Ends the templates and the seed."""
         for template in self._templates.values():
             template.close()
         self._templates.clear()
+        if self._seed is not None:
+            self._seed.close()
 
-    def run(self, request: Frame, folder: str) -> tuple[Header, bytes]:
-        """Runs the task of a request in a process of its own; the reply and the result's text.
+    def start(self, request: Frame, folder: str) -> Child | None:
+        """A process for the task of a request; None when this server cannot give one any more.
 
         Raises `OSError` when there is no room for a process.
         """
-        child = self._start(request, folder)
+        pairs = [os.pipe() for _ in range(3)]
+        (answers, answers_end), (output, output_end), (cancel_end, cancel) = pairs
+        ends = (answers_end, output_end, cancel_end)
+        pid = None
+        try:
+            pid = self._fork(request, ends, folder)
+        finally:
+            for fd in ends if pid else (*ends, answers, output, cancel):
+                os.close(fd)
+        return Child(pid, answers, output, cancel, self._tell) if pid else None
+
+    def finish(self, request: Frame, child: Child) -> tuple[Header, bytes]:
+        """Hears a task's process out and ends what it left; the reply and the result's text."""
         try:
             self._attend(child)
             self._end_leftovers(child)
@@ -77,44 +94,23 @@ class Nursery:
 
     # --- starting -----------------------------------------------------------------------------
 
-    def _start(self, request: Frame, folder: str) -> Child:
-        pairs = [os.pipe() for _ in range(3)]
-        (answers, answers_end), (output, output_end), (cancel_end, cancel) = pairs
-        ends = Ends(answers_end, output_end, cancel_end)
-        try:
-            pid = self._from_template(request, ends, folder) or self._fork(request, ends, folder)
-        except BaseException:
-            for fd in (answers, output, cancel):
-                os.close(fd)
-            raise
-        finally:
-            for fd in ends:
-                os.close(fd)
-        return Child(pid, answers, output, cancel, self._tell)
-
-    def _from_template(self, request: Frame, ends: Ends, folder: str) -> int | None:
+    def _fork(self, request: Frame, ends: tuple[int, int, int], folder: str) -> int | None:
         entry_point = str(request.header["entry_point"])
-        template = self._templates.get(entry_point)
-        if template is None or not template.is_ready():
-            return None
-        pid = template.fork(request, ends, folder)
-        if pid is None:
-            self._drop(entry_point)
-        return pid
-
-    def _fork(self, request: Frame, ends: Ends, folder: str) -> int:
         end = time.monotonic() + FORK_PATIENCE_SECONDS
-        while True:
+        while self._seed is not None:
+            template = self._templates.get(entry_point)
             try:
-                pid = os.fork()
-            except OSError as error:
-                if error.errno != errno.EAGAIN or time.monotonic() > end:
+                if template is not None and template.is_ready():
+                    pid = template.fork(request, ends, folder)
+                    if pid is not None:
+                        return pid
+                    self._drop(entry_point)
+                return self._seed.fork(request, ends, folder)
+            except BlockingIOError:
+                if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
-                continue
-            if pid == 0:
-                forked.run(request.header, request.blob, ends, folder)
-            return pid
+        return None
 
     def _prepare(self, entry_point: str, child: Child) -> None:
         """Has the import done once and for all, when it is slow and nothing speaks against it."""
@@ -126,8 +122,9 @@ class Nursery:
         elif child.import_seconds >= TEMPLATE_SECONDS and entry_point not in self._unfit:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._drop(next(iter(self._templates)))
-            with contextlib.suppress(OSError):
-                self._templates[entry_point] = Template(entry_point)
+            template = None if self._seed is None else self._seed.grow(entry_point)
+            if template is not None:
+                self._templates[entry_point] = template
 
     def _drop(self, entry_point: str) -> None:
         self._templates.pop(entry_point).close()

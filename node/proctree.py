@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -270,7 +271,14 @@ def has_others() -> bool:
         return False  # an orphan would be a child: this is a subreaper
     except OSError:
         pass
-    return not spared or bool(descendants(os.getpid(), spare=spared))
+    if not spared:
+        return True
+    try:
+        # What ended stays in the list until it is collected: it is whole.
+        with open(f"/proc/self/task/{threading.get_native_id()}/children", "rb") as file:
+            return not spared.issuperset(map(int, file.read().split()))
+    except (OSError, ValueError):
+        return bool(descendants(os.getpid(), spare=spared))
 
 
 def reap_all() -> None:

@@ -64,9 +64,14 @@ class Plan:
 class TaskProcess:
     """One running task process."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Starts it. Raises `OSError` when the system has no room for another process."""
+    def __init__(self, plan: Plan, *, own_types: bool = False) -> None:
+        """Starts it. Raises `OSError` when the system has no room for another process.
+
+        :param own_types: it is to run tasks of own types too
+        """
         environment = dict(plan.environment)
+        if own_types:
+            environment["RC_OWN_TYPES"] = "1"
         environment["RC_WORKER"] = plan.leftovers.mark
         environment["RC_MODULES"] = "\n".join(plan.modules)
         self._shared = f"{plan.leftovers.shared}{secrets.token_hex(4)}"

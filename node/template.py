@@ -1,14 +1,18 @@
-"""A process that has imported one entry point's module, from which its tasks are forked.
+"""Processes from which those of tasks are forked: they have never seen a task.
 
-It saves the import that each task's own process would repeat. Only an import that left nothing
-behind is kept so: one thread, no process, no new file descriptor, the same limits, signals, folder
-and locale, and no source of random numbers that every task would then repeat. It never runs a task:
-it forks twice, so that the server is the parent of the task's process.
+The server reads what all its tasks are given and answers, and a forked process has a copy of its
+parent's memory. So the *seed* is forked from the server before the first request, and everything
+else from that. A *template* is a seed that has imported one entry point's module, which saves the
+import that each task's own process would repeat. Only an import that left nothing behind is kept
+so: one thread, no process, no new file descriptor, the same limits, signals, folder and locale, and
+no source of random numbers that every task would then repeat. Neither runs a task, nor reads a
+request: they fork twice, so that the server is the parent of a process that reads it by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import locale
@@ -20,36 +24,62 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from retire_cluster.node import forked, processstate, proctree
 from retire_cluster.node.forked import Ends
-from retire_cluster.node.frames import Frame, read_frame, write_frame
+from retire_cluster.node.frames import Frame, pack
 
 #: For an import to end, and for a ready template to give a task's process.
 IMPORT_SECONDS = 60.0
 ANSWER_SECONDS = 5.0
-_READY, _UNFIT, _FORK = b"r", b"u", b"f"
+_READY, _UNFIT, _FORK, _GROW = b"r", b"u", b"f", b"g"
 _PID = struct.Struct("<i")
+_SIZE = struct.Struct("<I")
 
 
 class Template:
-    """The server's end of a template process."""
+    """The server's end of a seed or a template."""
 
-    def __init__(self, entry_point: str) -> None:
-        """Forks it from this process, which must have one thread. Raises `OSError`."""
-        self._socket, theirs = socket.socketpair()
+    def __init__(self, pid: int, end: socket.socket, *, ready: bool) -> None:
+        self.pid = pid
+        self._socket = end
         self._born = time.monotonic()
-        self._state: tuple[Any, ...] | None = None
-        self.ready = False
+        self._state: tuple[Any, ...] | None = processstate.look(pid) if ready else None
+        self.ready = ready
         #: It cannot serve: its import failed, or left something behind.
         self.unfit = False
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become(theirs, self._socket, entry_point)
+        proctree.spared.add(pid)
+
+    @classmethod
+    def seed(cls) -> Template:
+        """Forks one from this process, which must have one thread. Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            _become(theirs, "")
         theirs.close()
-        proctree.spared.add(self.pid)
+        return cls(pid, ours, ready=True)
+
+    def grow(self, entry_point: str) -> Template | None:
+        """A template from this seed; None when it gave none."""
+        ours, theirs = socket.socketpair()
+        text = entry_point.encode("utf-8", "replace")
+        with theirs:
+            pid = self._order(_GROW, [theirs.fileno()], _SIZE.pack(len(text)) + text)
+        if pid:
+            return Template(pid, ours, ready=False)
+        ours.close()
+        return None
+
+    def is_sound(self) -> bool:
+        """Whether no task has ended it or taken something away from it."""
+        try:
+            return _is_child(self.pid) and processstate.look(self.pid) == self._state
+        except OSError:
+            return False
 
     def is_ready(self) -> bool:
         """Whether it can give processes now; does not wait."""
@@ -64,26 +94,42 @@ class Template:
                 self.unfit = True
         return self.ready and not self.unfit
 
-    def fork(self, request: Frame, ends: Ends, folder: str) -> int | None:
-        """The number of a task's process, a child of this one; None when it gave none."""
+    def fork(self, request: Frame, ends: tuple[int, int, int], folder: str) -> int | None:
+        """The number of a task's process, a child of this one; None when it gave none.
+
+        Raises `BlockingIOError` when there is no room for a process now.
+
+        :param ends: those of its answers, its output and of what cancels it
+        """
+        if not self.is_sound():
+            return None
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                pid = self._order(_FORK, [*ends, theirs.fileno()])
+            if pid is None:
+                return None
+            if not pid:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            try:
+                ours.settimeout(ANSWER_SECONDS)
+                ours.sendall(pack({**request.header, "folder": folder}, request.blob))
+            except OSError:
+                proctree.kill_all([pid])  # it was stopped, or is gone already
+        return pid
+
+    def _order(self, what: bytes, fds: list[int], more: bytes = b"") -> int | None:
+        """The number of a new process, 0 for no room, None for no answer."""
         try:
-            # A task may have stopped it, or taken something away from it.
-            if not _is_child(self.pid):
-                return None
-            os.kill(self.pid, signal.SIGCONT)
-            if processstate.look(self.pid) != self._state:
-                return None
+            os.kill(self.pid, signal.SIGCONT)  # a task may have stopped it
             self._socket.settimeout(ANSWER_SECONDS)
-            socket.send_fds(self._socket, [_FORK], list(ends))
-            self._socket.setblocking(True)
-            header = {**request.header, "folder": folder}
-            write_frame(self._socket.fileno(), header, request.blob)
-            self._socket.settimeout(ANSWER_SECONDS)
+            socket.send_fds(self._socket, [what], fds)
+            self._socket.sendall(more)
             text = self._socket.recv(_PID.size, socket.MSG_WAITALL)
             pid = int(_PID.unpack(text)[0])
-            return pid if _is_child(pid) else None
         except (OSError, struct.error):
             return None
+        return pid if not pid or _is_child(pid) else None
 
     def close(self) -> None:
         """Ends it and collects it."""
@@ -104,14 +150,20 @@ def _is_child(pid: int) -> bool:
     return True
 
 
-def _become(ours: socket.socket, servers: socket.socket, entry_point: str) -> NoReturn:
+def _become(ours: socket.socket, entry_point: str) -> NoReturn:
     try:
-        servers.detach()
-        os.setsid()
+        if entry_point:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for fd in (1, 2):
+                os.dup2(nothing, fd)
         forked.restore_signals()
         forked.close_all_but((ours.fileno(),))
         proctree.die_with_parent()
-        if _import_cleanly(entry_point):
+        if not entry_point:
+            gc.freeze()
+            _serve(ours)
+        elif _import_cleanly(entry_point):
             ours.sendall(_READY)
             _serve(ours)
         else:
@@ -221,34 +273,51 @@ def _seed_anew() -> None:
 
 def _serve(ours: socket.socket) -> None:
     while True:
-        order, fds, _, _ = socket.recv_fds(ours, 1, 3)
-        if order != _FORK or len(fds) != 3:
+        order, fds, _, _ = socket.recv_fds(ours, 1, 4)
+        if order == _FORK and len(fds) == 4:
+            ends = Ends(*fds)
+            pid = _fork_twice(ours, partial(_run, ends))
+        elif order == _GROW and len(fds) == 1:
+            size = _SIZE.unpack(ours.recv(_SIZE.size, socket.MSG_WAITALL))[0]
+            entry_point = ours.recv(size, socket.MSG_WAITALL).decode()
+            pid = _fork_twice(ours, partial(_grow, fds[0], entry_point))
+        else:
             return
-        request = read_frame(ours.fileno())
-        if request is None:
-            return
-        ends = Ends(*fds)
-        ours.sendall(_PID.pack(_fork_twice(ours, request, ends)))
+        ours.sendall(_PID.pack(pid))
         for fd in fds:
             os.close(fd)
 
 
-def _fork_twice(ours: socket.socket, request: Frame, ends: Ends) -> int:
-    """The number of the task's process, once the server has inherited it."""
+def _run(ends: Ends) -> NoReturn:
+    with contextlib.suppress(Exception):
+        _seed_anew()
+    forked.run(ends)
+
+
+def _grow(end: int, entry_point: str) -> NoReturn:
+    _become(socket.socket(fileno=end), entry_point)
+
+
+def _fork_twice(ours: socket.socket, become: Callable[[], NoReturn]) -> int:
+    """The number of the new process, once the server has inherited it; 0 for no room."""
     reading, writing = os.pipe()
-    middle = os.fork()
+    try:
+        middle = os.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        return 0
     if middle == 0:
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            while os.getppid() == parent:  # until it is gone, and the server the parent
-                time.sleep(0.0001)
-            ours.detach()
-            header: Mapping[str, Any] = request.header
-            with contextlib.suppress(Exception):
-                _seed_anew()
-            forked.run(header, request.blob, ends, str(header["folder"]))
-        os.write(writing, _PID.pack(child))
+        pid = 0
+        with contextlib.suppress(OSError):
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                while os.getppid() == parent:  # until it is gone, and the server the parent
+                    time.sleep(0.0001)
+                ours.detach()
+                become()
+        os.write(writing, _PID.pack(pid))
         os._exit(0)
     os.close(writing)
     try:

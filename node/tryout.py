@@ -60,7 +60,7 @@ def try_all(
         slots=1,
         catalog=catalog,
         limits=replace(limits, private_addresses=True),
-        start_process=lambda: TaskProcess(plan),
+        start_process=lambda: TaskProcess(plan, own_types=catalog.has_own),
         facts=facts,
         clock=monotonic,
         wake=wake.set,
