@@ -23,6 +23,7 @@ from retire_cluster.broker.rows import AttemptRow, OutcomeRow
 from retire_cluster.broker.state import ClusterState
 from retire_cluster.broker.task import Task
 from retire_cluster.schemas.batches import FinishedGroup
+from retire_cluster.schemas.cleantext import plain, plain_lines
 from retire_cluster.schemas.messages import (
     Cancel,
     FinishedAck,
@@ -90,7 +91,7 @@ def progressed(state: ClusterState, device: Device, message: Progress, now: Now)
         task = current(state, item.key, device)
         if task is None:
             continue
-        task.progress = (item.percent, item.message)
+        task.progress = (item.percent, plain(item.message))
         telling.progress(state, device, task, now)
 
 
@@ -193,7 +194,7 @@ def _settle(
     if task.status is TaskStatus.ASSIGNED and not elsewhere:
         start(state, task, item.execution_seconds, now)
     cause = Cause.TIMEOUT if item.outcome == Outcome.TIMEOUT else (item.cause or Cause.ERROR)
-    message = (item.error_message or str(cause))[:MAX_ERROR_CHARACTERS]
+    message = plain_lines((item.error_message or str(cause))[:MAX_ERROR_CHARACTERS])
     device.failed += 1
     device.last_error = message[:500]
     said_before = device.device_id in task.excluded

@@ -10,6 +10,7 @@ from retire_cluster.broker import notes
 from retire_cluster.broker.notes import Kind, Note, Record
 from retire_cluster.broker.rows import DeviceRow
 from retire_cluster.broker.task import Task
+from retire_cluster.schemas.cleantext import plain, plain_lines
 from retire_cluster.schemas.jsontext import dumps, loads
 from retire_cluster.schemas.messages import Heartbeat, HeartbeatConfig, Hello, TypeInfo
 from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus
@@ -220,9 +221,9 @@ class Device:
         self.last_seen_mono, self.last_heartbeat_ms = now_mono, wall_ms
         self.total_heartbeats += 1
         self.accepting = heartbeat.accepting
-        self.not_accepting_reason = heartbeat.not_accepting_reason
+        self.not_accepting_reason = plain(heartbeat.not_accepting_reason)
         self.rtt_ms = heartbeat.rtt_ms if heartbeat.rtt_ms is not None else self.rtt_ms
-        self.last_error = heartbeat.last_error or self.last_error
+        self.last_error = plain_lines(heartbeat.last_error) or self.last_error
         metrics = {
             name: heartbeat.metrics[name]
             for name in METRICS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from retire_cluster.schemas.cleantext import plain
 from retire_cluster.schemas.jsontext import JSONError, loads
 
 #: Of a payload so much is looked at, so that a list costs the same whatever its tasks carry.
@@ -21,7 +22,7 @@ def label(document: bytes, payload: bytes) -> str:
     :param payload: JSON text, or its beginning
     """
     words = _name(document) or " ".join(_values(payload[:HEAD_BYTES].decode("utf-8", "ignore")))
-    words = " ".join(words.split())
+    words = plain(" ".join(words.split()))
     return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"
 
 

@@ -20,6 +20,7 @@ from retire_cluster.broker.offers import bounded, is_safe
 from retire_cluster.broker.state import Challenge, ClusterState, Ping
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.schemas import messages as msg
+from retire_cluster.schemas.cleantext import plain, plain_lines, plain_value
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.payload import check_depth
@@ -71,7 +72,7 @@ def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
     elif isinstance(message, msg.Pong):
         _pong(state, device, message, now)
     elif isinstance(message, msg.Drain):
-        device.accepting, device.not_accepting_reason = False, message.reason or "draining"
+        device.accepting, device.not_accepting_reason = False, plain(message.reason) or "draining"
         _changed(state, device, now)
     else:
         _goodbye(state, device, message, now)
@@ -100,6 +101,27 @@ def _fault(hello: msg.Hello) -> str:
     if len(dumps(hello.capabilities)) > MAX_CAPABILITIES_BYTES:
         return f"capabilities: more than {MAX_CAPABILITIES_BYTES} bytes of JSON"
     return ""
+
+
+def _plain(hello: msg.Hello) -> msg.Hello:
+    """The HELLO without anything in its texts that steers who shows them."""
+    return replace(
+        hello,
+        version=plain(hello.version),
+        hostname=plain(hello.hostname),
+        capabilities=plain_value(hello.capabilities),
+        left_out=tuple(map(plain, hello.left_out)),
+        task_types=tuple(
+            replace(
+                info,
+                name=plain(info.name),
+                description=plain_lines(info.description),
+                distribution=plain(info.distribution),
+                distribution_version=plain(info.distribution_version),
+            )
+            for info in hello.task_types
+        ),
+    )
 
 
 def _type_fault(info: msg.TypeInfo) -> str:
@@ -142,6 +164,7 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
             f"retire-cluster devices readmit {hello.device_id}",
         )
         return
+    hello = _plain(hello)
     device = state.devices.get(hello.device_id)
     if device is not None and device.online:
         lively = device.silent_for(now.mono) < device.config.interval * device.config.max_missed
@@ -366,8 +389,9 @@ def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> N
 
 def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now) -> None:
     take_offline(state, device, now)
+    reason = plain(message.reason) or "its device said goodbye"
     for task in list(device.attempts.values()):
-        attempts.lose(state, task, message.reason or "its device said goodbye", now, free=True)
+        attempts.lose(state, task, reason, now, free=True)
     state.connections.pop(device.routing, None)
     device.routing, device.session = b"", ""
     state.emit(StoreDevices((device.row(),)))

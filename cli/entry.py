@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Final, TextIO
 
 from retire_cluster.cli import descriptors, lifeline
+from retire_cluster.schemas.cleantext import escaped_lines
 
 #: Import name of what a command may lack → what to hand to pip.
 _MAIN_NODE: Final = "retire-cluster[api]"
@@ -125,7 +126,7 @@ def _code_of(program: str, call: Callable[[], int]) -> int:
 def say(text: str) -> None:
     """A line on standard error, if that takes one."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(escaped_lines(text), file=sys.stderr, flush=True)
 
 
 def _give_up(stream: TextIO) -> None:

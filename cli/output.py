@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
+from retire_cluster.schemas.cleantext import STEERING, escaped, escaped_lines
 from retire_cluster.schemas.errors import ClusterError
 
 _MISSING = "-"
@@ -98,28 +99,17 @@ def error_envelope(error: ClusterError) -> dict[str, Any]:
     }
 
 
-#: What steers a terminal or turns the order of what is shown: controls, and those of direction.
-_STEERS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+#: What steers a terminal or turns the order of what is shown, beside tabs and line ends.
+_STEERS = re.compile(f"(?![\\t\\n])[{STEERING}]")
 
-
-def _shown(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")
-
-
-def clean(text: str) -> str:
-    """The text with control characters shown, so that a name cannot steer the terminal."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
+#: The text with control characters shown, so that a name cannot steer the terminal.
+clean = escaped
 
 
 def clean_lines(text: str) -> str:
     """A text of many lines that steers no terminal; a progress bar's steps are lines."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _STEERS.sub(_shown, lines)
+    return escaped_lines(lines)
 
 
 def clean_json(text: str) -> str:
@@ -223,13 +213,17 @@ class Output:
         *,
         message: str | None = None,
         pagination: Mapping[str, Any] | None = None,
+        as_it_is: bool = False,
     ) -> None:
-        """Print an answer: `data` in the envelope for programs, `text` for people."""
+        """Print an answer: `data` in the envelope for programs, `text` for people.
+
+        :param as_it_is: what a task wrote, see `written`
+        """
         if self.as_json:
             envelope = success_envelope(data, message=message, pagination=pagination)
             self._write(pretty(envelope, self.style))
         elif text:
-            self._write(text)
+            _write_line(self.out, text, as_it_is=as_it_is)
 
     def written(self, text: str, *, raw: bool = False) -> str:
         """What a task wrote, for `data`: as it is into files and pipes, cleaned for a terminal.
@@ -267,7 +261,10 @@ def pretty(value: Any, style: Style) -> str:
     return clean_json(json.dumps(value, indent=2, ensure_ascii=not style.unicode))
 
 
-def _write_line(stream: TextIO, text: str) -> None:
+def _write_line(stream: TextIO, text: str, *, as_it_is: bool = False) -> None:
+    if not as_it_is:
+        # Names are cleaned where they are put into a text; this is for the one that was forgotten.
+        text = escaped_lines(text, painted=True)
     try:
         stream.write(text + "\n")
     except UnicodeEncodeError:

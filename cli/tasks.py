@@ -109,7 +109,8 @@ def logs(session: Session) -> int:
         parts.append(f"stderr:\n{errors}" if parts[-1] else errors)
     text = "\n".join(part for part in parts if part)
     shown = session.output.written(text, raw=session.args.raw)
-    session.output.data({**{name: found.get(name) for name in fields}, **outputs}, shown)
+    told = {**{name: found.get(name) for name in fields}, **outputs}
+    session.output.data(told, shown, as_it_is=True)
     if not text:
         session.output.hint("it wrote nothing")
     for line in missing(found):

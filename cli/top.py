@@ -10,6 +10,7 @@ from retire_cluster.cli import common, exits
 from retire_cluster.cli.common import Session
 from retire_cluster.cli.output import Style, table
 from retire_cluster.cli.status import status_text
+from retire_cluster.schemas.cleantext import escaped_lines
 
 HEADERS = (
     "DEVICE", "STATUS", "RUNNING", "SLOTS", "CPU %", "MEM %", "TEMP", "BATTERY", "DONE", "FAILED",
@@ -47,7 +48,7 @@ def watch(session: Session, pause: Callable[[float], None] = time.sleep) -> int:
                 output.data(found, text(found, session.target.address, output.style, output.width))
                 return exits.OK
             drawn = text(found, session.target.address, output.style, output.width)
-            output.out.write(f"{_CLEAR}{drawn}\n")
+            output.out.write(f"{_CLEAR}{escaped_lines(drawn, painted=True)}\n")
             output.out.flush()
             pause(args.interval)
     except KeyboardInterrupt:

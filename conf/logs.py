@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from retire_cluster.conf.outlet import Outlet
 from retire_cluster.conf.settings import Logging
+from retire_cluster.schemas.cleantext import escaped
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]
@@ -29,10 +29,7 @@ REQUEST_FIELDS = ("request_id", "method", "path", "status_code", "duration_ms")
 REDACTED = "[redacted]"
 
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-# C0, DEL, C1, line and paragraph separators, direction overrides, lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _JSON = json.JSONEncoder(allow_nan=False)
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 class Redaction:
@@ -53,13 +50,6 @@ class Redaction:
             if secret in text:
                 text = text.replace(secret, REDACTED)
         return text
-
-
-def escape(text: str) -> str:
-    """`text` on one line: control characters, CR and LF among them, become escapes."""
-    if text.isascii() and text.isprintable():
-        return text
-    return _UNSAFE.sub(lambda found: _SHORT.get(found[0]) or _code(found[0]), text)
 
 
 class _Formatter(logging.Formatter):
@@ -112,12 +102,12 @@ class JsonFormatter(_Formatter):
             "timestamp": _timestamp(record.created),
             "level": record.levelname,
             "logger": record.name,
-            "message": escape(self.message(record)),
+            "message": escaped(self.message(record)),
         }
         for name, value in self.extras(record):
-            line.setdefault(name, escape(value) if isinstance(value, str) else value)
+            line.setdefault(name, escaped(value) if isinstance(value, str) else value)
         if error := self.error(record):
-            line.setdefault("error", escape(error))
+            line.setdefault("error", escaped(error))
         if trace := self.trace(record):
             line.setdefault("traceback", trace)
         try:
@@ -135,14 +125,14 @@ class TextFormatter(_Formatter):
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             f"{record.levelname:<7}",
             f"{record.name}:",
-            escape(self.message(record)),
+            escaped(self.message(record)),
         ]
-        parts += [f"{name}={escape(str(value))}" for name, value in self.extras(record)]
+        parts += [f"{name}={escaped(str(value))}" for name, value in self.extras(record)]
         if error := self.error(record):
-            parts.append(f"[{escape(error)}]")
+            parts.append(f"[{escaped(error)}]")
         trace = self.trace(record)
         # A forged line inside a trace still starts with the mark.
-        return "\n".join([" ".join(parts), *(f"  | {escape(row)}" for row in trace.splitlines())])
+        return "\n".join([" ".join(parts), *(f"  | {escaped(row)}" for row in trace.splitlines())])
 
 
 class _Handler(_StreamHandler):
@@ -229,8 +219,3 @@ def _is_terminal(stream: TextIO) -> bool:
         return stream.isatty()
     except (AttributeError, ValueError):
         return False
-
-
-def _code(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -21,6 +21,7 @@ from retire_cluster.node.sockets import REFUSED, UP, Dialer, Link
 from retire_cluster.node.taskprocess import Plan
 from retire_cluster.node.tryout import Tried
 from retire_cluster.schemas import wire
+from retire_cluster.schemas.cleantext import escaped
 from retire_cluster.schemas.messages import (
     FromBroker,
     FromDevice,
@@ -57,8 +58,8 @@ def check(
     code = _show_main_node(dialer, me, capabilities, keys, wait_seconds)
     if failed:
         sys.stderr.write(
-            f"Tasks of these types fail on this device: {', '.join(failed)}. Mend what is said"
-            " above, or keep them off with policy.deny.\n"
+            f"Tasks of these types fail on this device: {escaped(', '.join(failed))}."
+            " Mend what is said above, or keep them off with policy.deny.\n"
         )
     return code or (EXIT_TASKS_FAIL if failed else EXIT_OK)
 
@@ -150,7 +151,7 @@ def show_containment(plan: Plan, policy: Policy) -> None:
 
 
 def _line(name: str, text: str) -> None:
-    sys.stdout.write(f"{name + ':':<18} {text}\n")
+    sys.stdout.write(f"{escaped(name) + ':':<18} {escaped(text)}\n")
     sys.stdout.flush()
 
 

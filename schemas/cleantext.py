@@ -1,12 +1,70 @@
-"""Text that is Unicode: Python's may hold lone surrogates, which no UTF-8 and no JSON can.
+"""Text that is Unicode, and text that steers nothing that shows it.
 
-They come from names that are no UTF-8 (`os.listdir`, `os.environ`), from escapes in JSON and from
-whoever makes them on purpose.
+Python's text may hold lone surrogates, which no UTF-8 and no JSON can. They come from names that
+are no UTF-8 (`os.listdir`, `os.environ`), from escapes in JSON and from whoever makes them on
+purpose.
+
+Whoever names a thing may put in what moves a terminal's cursor, begins a line of a log, or turns
+the order in which a text is shown. What counts as that is said here once (`STEERING`): names lose
+it where they come in (`plain`), and whatever is shown or logged has it as escapes (`escaped`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
+
+#: In a character class: controls (C0, DEL, C1), what has no width, separators of lines, what turns
+#: the direction, tags, lone surrogates.
+STEERING: Final = (
+    r"\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    r"\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+)
+_ANY: Final = re.compile(f"[{STEERING}]")
+_BUT_LINES: Final = re.compile(f"(?![\t\n])[{STEERING}]")
+#: The colours that the command line itself paints with.
+_BUT_PAINT: Final = re.compile(rf"(?![\t\n]|\x1b\[(?:[012]|3[123])m)[{STEERING}]")
+
+
+def plain(text: str) -> str:
+    """A name from outside, on one line: U+FFFD for each character that steers."""
+    return text if text.isascii() and text.isprintable() else _ANY.sub("\ufffd", text)
+
+
+def plain_lines(text: str) -> str:
+    """A text from outside that may have lines."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _BUT_LINES.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def plain_value(value: Any) -> Any:
+    """A JSON value whose texts, names too, are plain. Raises `RecursionError` when it is deep."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain(name): plain_value(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain_value(each) for each in value]
+    return value
+
+
+def escaped(text: str) -> str:
+    """Any text on one line: escapes in place of what steers."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _ANY.sub(_escape, text)
+
+
+def escaped_lines(text: str, *, painted: bool = False) -> str:
+    """The same for a text of lines; `painted`: our own colours stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return (_BUT_PAINT if painted else _BUT_LINES).sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def clean(text: str) -> str:

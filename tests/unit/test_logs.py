@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.conf.logs import REDACTED, JsonFormatter, Redaction, configure, escape
+from retire_cluster.conf.logs import REDACTED, JsonFormatter, Redaction, configure
 from retire_cluster.conf.settings import Logging
+from retire_cluster.schemas.cleantext import escaped
 
 LOGGER = logging.getLogger("api.requests")
 
@@ -164,4 +165,4 @@ def test_a_closed_stream_loses_the_line_and_nothing_else(
 
 
 def test_escaping_leaves_plain_text_alone() -> None:
-    assert escape("naïve café 日本 \\n") == "naïve café 日本 \\n"
+    assert escaped("naïve café 日本 \\n") == "naïve café 日本 \\n"

@@ -138,9 +138,44 @@ def _endless_types(target: Target) -> str:
     return f"{own} types while it is here, none of them after; the honest schema judges"
 
 
+_STEERS = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202e\u2066\u2028"
+
+
+def _names(target: Target) -> str:
+    """Everything that a device may call itself steers a terminal; each verb is asked for it."""
+    device = target.device("names", target.known("names"))
+    device.join(
+        hostname=f"host{_STEERS}", version=f"1{_STEERS}", left_out=(f"type {_STEERS}",),
+        capabilities={f"os{_STEERS}": f"x{_STEERS}"},
+        task_types=(msg.TypeInfo("named", f"d{_STEERS}", None, True, False, {}, f"p{_STEERS}"),),
+    )  # fmt: skip
+    task_id = target.submit("named", metadata={"name": f"n{_STEERS}"})
+    key = device.next_task()[0]
+    item = msg.FinishedItem(key, "failed", 0.1, "error", f"it {_STEERS} broke")
+    device.send(msg.Finished.of(device.session, 1, [item]), [b"", b""])
+    target.outcome(task_id)
+    said = 0
+    for verb in (
+        "devices ls", "devices show names", "top --once", "status", "doctor", "tasks ls",
+        f"tasks show {task_id}", f"tasks result {task_id}", f"tasks logs {task_id}",
+        f"explain {task_id}", "devices show names --json",
+    ):  # fmt: skip
+        done = target.cli(*verb.split())
+        shown = done.stdout + done.stderr
+        said += len(shown)
+        if bad := [char for char in _STEERS if char in shown and not char.isalnum()
+                   and char not in "\n[];"]:  # fmt: skip
+            raise Went(f"{verb} prints {bad}")
+    log = target.log()
+    if bad := [char for char in _STEERS if not char.isprintable() and char != "\n" and char in log]:
+        raise Went(f"the log has {bad}")
+    return f"{said} characters of 11 verbs and the log steer nothing"
+
+
 ATTACKS = [
     Attack("S28", "a task is given back without end", _gives_back_for_ever),
     Attack("S29", "own types without end, and another's described otherwise", _endless_types),
     Attack("S30", "PROGRESS without end", _floods("PROGRESS")),
     Attack("S31", "HELLO without end", _floods("HELLO")),
+    Attack("S32", "names that steer a terminal", _names),
 ]
