@@ -38,6 +38,8 @@ def _keep(life_fd: int) -> int:
         os._exit(_execute())
     # A task must not hold the life pipe open, nor write to it, through /proc.
     proctree.hide_memory()
+    # A task of the same user may have stopped it; what it watches over would stay for good.
+    proctree.go_on_without_parent()
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)

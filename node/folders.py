@@ -80,7 +80,10 @@ def remove(folder: str | Path) -> bool:
         os.rmdir(path)  # most are empty
         return True
     if sys.platform == "win32":
-        shutil.rmtree(path, onerror=_remove_read_only)
+        if sys.version_info >= (3, 12):
+            shutil.rmtree(path, onexc=_remove_read_only)
+        else:
+            shutil.rmtree(path, onerror=_remove_read_only)
         return not os.path.lexists(path)
     open_way(os.path.dirname(os.path.abspath(path)))
     with contextlib.suppress(OSError):

@@ -52,6 +52,11 @@ def die_with_parent() -> bool:
     return _prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGKILL", 9)))
 
 
+def go_on_without_parent() -> bool:
+    """Asks the system to let this process go on, had it been stopped, when its parent ends."""
+    return _prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGCONT", 18)))
+
+
 def hide_memory() -> bool:
     """Keeps other processes of the same user from reading this one's memory and environment."""
     return _prctl(_PR_SET_DUMPABLE, 0)

@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 
+import pytest
+
 from retire_cluster.schemas import messages
 from tests.integration.node_kit import (
     COMMAND,
@@ -99,6 +101,30 @@ def test_a_killed_worker_leaves_no_process_behind(bus: Bus, start: Start) -> Non
     worker.kill()
     worker.wait()
     wait_until(lambda: not any(is_running(pid) for pid in tree), 2.0)
+
+
+@linux_only
+@pytest.mark.parametrize("stopped", ["keeper", "all"])
+def test_a_killed_worker_leaves_no_stopped_process_behind(
+    bus: Bus, start: Start, stopped: str
+) -> None:
+    """A stopped keeper notices nothing: it and its tasks stayed until the worker's next start."""
+    worker = start(*COMMAND)
+    bus.welcome()
+    mark = secrets.token_hex(8)
+    key = bus.assign("command", {"command": [*python("import time", "time.sleep(600)"), mark]})
+    bus.started(key)
+    bus.until(lambda: alive_with(mark), "the command")
+    tree = children_of(worker.pid)
+    for pid in tree[:1] if stopped == "keeper" else tree:
+        os.kill(pid, signal.SIGSTOP)
+    worker.kill()
+    worker.wait()
+    try:
+        wait_until(lambda: not any(is_running(pid) for pid in tree), 5.0)
+    finally:
+        for pid in filter(is_running, tree):
+            os.kill(pid, signal.SIGKILL)
 
 
 @linux_only
