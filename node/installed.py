@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from retire_cluster.node import editable
 from retire_cluster.node.describing import OwnTypes
 from retire_cluster.node.tasks import custom
 from retire_cluster.node.tasks.custom import EntryPoint
@@ -108,6 +109,7 @@ def _read() -> _State:
             path = os.path.join(folder or ".", name)
             if _has_types(os.path.join(path, "entry_points.txt")):
                 stamps.update(_stamps(os.path.join(path, file) for file in _FILES))
+                stamps.update(_stamps(editable.sources(path)))
     try:
         return _State(custom.installed(), stamps)
     except Exception:  # in the middle of an installation anything may be missing
@@ -146,4 +148,4 @@ def _told(before: list[EntryPoint], after: list[EntryPoint]) -> str:
             parts.append(f"{name} {now[name]} is new")
         elif was[name] != now[name]:
             parts.append(f"{name} {was[name]} is {now[name]} now")
-    return ", ".join(parts) or "the same versions were installed again"
+    return ", ".join(parts) or "the same versions with other files"

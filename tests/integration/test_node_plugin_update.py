@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from retire_cluster.node import editable
 from retire_cluster.node.installed import Installed
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.messages import TypeInfo
@@ -112,6 +114,51 @@ def test_own_types_that_come_and_go_are_told_without_a_restart(
     assert bus.run("another", {}).data == "3"
 
 
+@posix_only
+def test_a_saved_file_of_a_package_installed_in_place_is_noticed(
+    bus: Bus, start: Start, tmp_path: Path
+) -> None:
+    site, project = tmp_path / "site", tmp_path / "pro ject"
+    install(site, "1.0")
+    code = (site / "updates_of_test.py").read_text()
+    (site / "updates_of_test.py").unlink()
+    package = project / "src" / "updates_of_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from .inner import which\n")
+    (package / "inner.py").write_text(code)
+    url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+    (site / "updates-1.0.dist-info" / "direct_url.json").write_text(json.dumps(url))
+    paths = f"{site}{os.pathsep}{project / 'src'}"
+    start("--allow-root", environ={"PYTHONPATH": paths})
+    assert set(own(bus.welcome())) == {"which"}
+    assert bus.run("which", {}).data == "1.0"
+    (package / "inner.py").write_text(code.replace("'1.0'", "'saved'"))
+    assert set(own(bus.welcome())) == {"which"}
+    assert bus.run("which", {}).data == "saved"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[", "[]", "null", '{"dir_info": {"editable": true}}',
+        '{"url": 5, "dir_info": {"editable": true}}', '{"url": "http://x/y", "dir_info": {}}',
+        '{"url": "file:///", "dir_info": {"editable": false}}',
+        '{"url": "file:///nowhere/\\u0000", "dir_info": {"editable": true}}',
+    ],
+)  # fmt: skip
+def test_odd_words_of_where_a_package_lies_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "direct_url.json").write_text(text)
+    assert editable.sources(str(tmp_path)) == []
+
+
+def test_of_a_large_package_so_many_files_are_looked_at(tmp_path: Path) -> None:
+    url = {"url": tmp_path.as_uri(), "dir_info": {"editable": True}}
+    (tmp_path / "direct_url.json").write_text(json.dumps(url))
+    for number in range(editable.MAX_FILES + 5):
+        (tmp_path / f"m{number}.py").touch()
+    assert len(editable.sources(str(tmp_path))) == editable.MAX_FILES
+
+
 def test_only_a_change_that_stands_still_counts_and_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +177,7 @@ def test_only_a_change_that_stands_still_counts_and_counts_once(
     # The same version with other code is another.
     install(site, "1.1")
     (site / "updates-1.1.dist-info" / "RECORD").write_text("other\n")
-    again = ["", "the same versions were installed again", ""]
+    again = ["", "the same versions with other files", ""]
     assert [installed.change() for _ in range(3)] == again
     # In place, without a new folder.
     (site / "updates-1.1.dist-info" / "METADATA").write_text("Name: updates\nVersion: 1.2\n")
