@@ -47,7 +47,16 @@ def broker() -> int:
 
 def worker() -> int:
     """`retire-cluster-worker`"""
+    hide_join_line()
     return run_module("retire_cluster.node.cli", "retire-cluster-worker", sys.argv[1:])
+
+
+def hide_join_line() -> None:
+    """Start this process again where others would read a join line in its command line."""
+    # Imported here: `--help` is quick.
+    from retire_cluster.node import joinline
+
+    joinline.hide()
 
 
 def api() -> int:

@@ -1,24 +1,35 @@
 """Makes this device a worker of a Retire-Cluster. Standard library only.
 
-The main node hands this out as /join.py with the three values below filled in. It makes a virtual
-environment, installs the worker into it (the wheel's SHA-256 is checked; its libraries come from
-the main node where that keeps them, else from the package index), and starts it.
+The main node hands this out as /join.py with the values below filled in; the pasted line has its
+SHA-256. It makes a virtual environment, installs the worker into it, and starts it. Whatever it
+installs has a digest in this file: a wheel that the main node keeps, or a file of the package
+index. The join line comes by standard input and goes on so, where `ps` does not show it.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from typing import Any, Callable, List, Sequence
+import tempfile
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 BASE = ""
 WHEEL = ""
 SHA256 = ""
+#: Wheels that the main node keeps, and the SHA-256 of each: it has nothing else to give.
+KEPT: Dict[str, str] = {}
+#: What the package index may give, as requirements of pip with hashes.
+LOCK = ""
 
 LEAST = (3, 10)
 LIBRARIES = ("pyzmq", "simpleeval", "urllib3")
+#: Better facts and faster JSON, where there are wheels for this device.
+MORE = ("psutil", "orjson")
 INDEX_SECONDS = 8
+MOST_BYTES = 268_435_456
+MOST_LINE_BYTES = 4096
 
 
 HELP = """\
@@ -27,7 +38,8 @@ usage: join.py JOIN [FLAGS]
 Makes this device a worker: a virtual environment in RETIRE_CLUSTER_HOME (else the user's data
 folder), the worker in it, and its start.
 
-  JOIN   the word that the main node printed (rc1...)
+  JOIN   the word that the main node printed (rc1...); better by standard input, where others on
+         this machine do not see it: echo JOIN | ...
   FLAGS  those of retire-cluster-worker: --device-id ID, --role ROLE, --tag TAG, --slots N,
          --allow TYPE, --data-dir FOLDER, --test (shows what it would offer), ...
 """
@@ -35,6 +47,9 @@ folder), the worker in it, and its start.
 
 class Stop(Exception):
     """It cannot go on; the text says why and what to do."""
+
+    #: All that a command said which failed.
+    output = ""
 
 
 def say(text: str) -> None:
@@ -77,25 +92,32 @@ def home() -> str:
     return os.path.join(shared, "retire-cluster")
 
 
-def fetch(path: str) -> bytes:
-    """A file of the main node."""
+def fetch(path: str, digest: str) -> bytes:
+    """A file of the main node. Stops where it is not the one that is meant."""
     import urllib.request
 
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(BASE + path, timeout=60) as answer:
-            content: bytes = answer.read()
-            return content
+            content: bytes = answer.read(MOST_BYTES + 1)
     except OSError as error:
         raise Stop(f"{BASE}{path} cannot be fetched: {error}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise Stop(
+            f"{path} was changed on its way here, or on the main node since its line was made;"
+            " nothing was installed. Get a new line there: retire-cluster token create"
+        )
+    return content
 
 
 def run(command: List[str], what: str) -> None:
     """Runs a command; stops with its last words when it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
-        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
-        raise Stop("{} failed: {}".format(what, "\n".join(lines[-8:])))
+        text = done.stdout.decode("utf-8", "replace").strip()
+        stop = Stop("{} failed: {}".format(what, "\n".join(text.splitlines()[-8:])))
+        stop.output = text
+        raise stop
 
 
 def has_pip(python: str) -> bool:
@@ -127,10 +149,35 @@ def libraries() -> List[str]:
     return [*LIBRARIES, *(["tomli"] if sys.version_info < (3, 11) else [])]
 
 
-def kept_wheels() -> bool:
-    """Whether the main node keeps the libraries."""
-    kept = fetch("/wheels/").decode("utf-8", "replace")
-    return all(name + "-" in kept for name in libraries())
+def name_of(wheel: str) -> str:
+    """The package that a wheel is of, in one spelling."""
+    return wheel.partition("-")[0].lower().replace("_", "-").replace(".", "-")
+
+
+def kept_wheels(names: Sequence[str], tags: Optional[Set[str]] = None) -> Dict[str, List[str]]:
+    """Of each of these packages the wheels that the main node keeps, which fit these tags."""
+    found: Dict[str, List[str]] = {name: [] for name in names}
+    for wheel in sorted(KEPT):
+        if name_of(wheel) in found and (tags is None or fits(wheel, tags)):
+            found[name_of(wheel)].append(wheel)
+    return found
+
+
+def fits(wheel: str, tags: Set[str]) -> bool:
+    """Whether one of a wheel's tags is among these."""
+    parts = wheel[: -len(".whl")].split("-")[-3:]
+    if len(parts) < 3:
+        return False
+    pythons, abis, platforms = (part.lower().split(".") for part in parts)
+    return any(f"{a}-{b}-{c}" in tags for a in pythons for b in abis for c in platforms)
+
+
+def tags_of(python: str) -> Optional[Set[str]]:
+    """What wheels a Python takes; None where its pip does not say."""
+    code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
+    done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    words = done.stdout.decode("ascii", "replace").lower().split()
+    return set(words) if not done.returncode and words else None
 
 
 def need_index(python: str) -> None:
@@ -167,39 +214,140 @@ def cure() -> str:
     ).format(fit, " ".join(libraries()))
 
 
-def install(python: str, folder: str, has_all: bool) -> None:
+def locked(names: Sequence[str]) -> str:
+    """The lines of the lock for these packages."""
+    blocks: List[List[str]] = []
+    for line in LOCK.splitlines():
+        if line[:1] != " ":
+            blocks.append([])
+        blocks[-1].append(line)
+    wanted = [one for one in blocks if one[0].partition("==")[0].lower() in names]
+    return "".join(line + "\n" for one in wanted for line in one)
+
+
+def install(python: str, folder: str) -> None:
     """Puts the worker and its libraries into the environment."""
-    wheel = fetch("/wheels/" + WHEEL)
-    if hashlib.sha256(wheel).hexdigest() != SHA256:
-        raise Stop("the worker's wheel was changed on its way here; nothing was installed")
-    path = os.path.join(folder, WHEEL)
-    with open(path, "wb") as file:
-        file.write(wheel)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    here = ["--no-index", "--find-links", BASE + "/wheels/", "--trusted-host", host_of(BASE)]
-    say(f"installing {WHEEL}")
+    fetched = tempfile.mkdtemp(prefix="fetched-", dir=folder)
     try:
-        run(pip + (here if has_all else ["--prefer-binary"]) + [path], "pip install")
-    except Stop:
-        if not has_all:
-            raise
-        # What the main node keeps may be for another kind of device.
-        if not index_answers(python):
-            raise Stop("the wheels that the main node keeps do not fit this device (Python {}.{}),"
-                       " and no package index answers here: ".format(*sys.version_info[:2])
-                       + cure()) from None  # fmt: skip
-        run([*pip, "--prefer-binary", path], "pip install")
-    # Better facts and faster JSON, where there are wheels for this device.
-    more = here if has_all else ["--only-binary", ":all:"]
-    subprocess.call(
-        pip + more + ["psutil", "orjson"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    os.unlink(path)
+        worker = take(WHEEL, SHA256, fetched)
+        tags = tags_of(python) if KEPT else None
+        found = kept_wheels(libraries(), tags)
+        say(f"installing {WHEEL}")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip += ["--no-input"]
+        from_here = [*pip, "--no-index", "--find-links", fetched]
+        here = all(found.values())
+        if here:
+            for wheels in found.values():
+                for wheel in wheels:
+                    take(wheel, KEPT[wheel], fetched)
+        else:
+            from_index(python, pip, fetched)
+        try:
+            run([*from_here, worker], "pip install")
+        except Stop:
+            if not here:
+                raise
+            # Of the right kind by their names, and yet they do not do.
+            from_index(python, pip, fetched)
+            run([*from_here, worker], "pip install")
+        for name in MORE:
+            more(name, pip, from_here, kept_wheels([name], tags)[name], fetched)
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
 
 
-def host_of(url: str) -> str:
-    """`HOST:PORT` of an address, for pip's --trusted-host."""
-    return url.partition("://")[2].partition("/")[0]
+def take(wheel: str, digest: str, folder: str) -> str:
+    """A wheel of the main node, checked, as a file in this folder."""
+    content = fetch("/wheels/" + wheel, digest)
+    path = os.path.join(folder, wheel)
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def from_index(python: str, pip: List[str], folder: str) -> None:
+    """Installs the libraries from the package index, by the hashes of the lock."""
+    if not index_answers(python):
+        if not KEPT:
+            need_index(python)
+        raise Stop("the wheels that the main node keeps do not fit this device (Python {}.{}),"
+                   " and no package index answers here: ".format(*sys.version_info[:2])
+                   + cure())  # fmt: skip
+    try:
+        run([*pip, "--prefer-binary", *hashed(libraries(), folder)], "pip install")
+    except Stop as stop:
+        if "DO NOT MATCH THE HASHES" in stop.output:
+            which = [line.strip() for line in stop.output.splitlines() if " from http" in line]
+            raise Stop(
+                "the package index gave another file than the one that this release was made with;"
+                " nothing was installed. " + " ".join(which)
+            ) from None
+        if "No matching distribution" in stop.output:
+            raise Stop(
+                f"{stop}\nThe package index does not have that version for this device: " + cure()
+            ) from None
+        raise
+
+
+def hashed(names: Sequence[str], folder: str) -> List[str]:
+    """Flags of pip for these packages and no other file of theirs than the lock's."""
+    path = os.path.join(folder, "requirements.txt")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(locked(names))
+    return ["--require-hashes", "-r", path]
+
+
+def more(
+    name: str, pip: List[str], from_here: List[str], wheels: Sequence[str], folder: str
+) -> None:
+    """Installs what a worker does without, if that is easily done."""
+    try:
+        for wheel in wheels:
+            take(wheel, KEPT[wheel], folder)
+    except Stop as stop:
+        say(f"{stop} ({name} is left out)")
+        return
+    if wheels:
+        command = [*from_here, name]
+    else:
+        command = [*pip, "--retries", "0", "--only-binary", ":all:", *hashed([name], folder)]
+    subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def join_line(words: Sequence[str]) -> Tuple[str, List[str]]:
+    """The join line, from the words or from standard input, and the other words."""
+    if words and words[0][:1] != "-":
+        return words[0], list(words[1:])
+    line = b""
+    if sys.stdin is not None and not sys.stdin.isatty():
+        # By its number: nothing of what follows is read, and nothing is decoded.
+        while len(line) < MOST_LINE_BYTES and b"\n" not in line:
+            part = os.read(sys.stdin.fileno(), MOST_LINE_BYTES)
+            if not part:
+                break
+            line += part
+    # PowerShell and cmd add a mark, a blank, a carriage return.
+    text = line.partition(b"\n")[0].decode("utf-8-sig", "replace").strip(" \t\r\"'")
+    if not text:
+        raise Stop("give the join line of the main node, then flags of retire-cluster-worker")
+    return text, list(words)
+
+
+def start(worker: List[str], line: str) -> int:
+    """Starts the worker, which reads the join line from its standard input."""
+    if os.name == "nt":
+        child = subprocess.Popen(worker, stdin=subprocess.PIPE)
+        with contextlib.suppress(KeyboardInterrupt):  # the worker has been told, too
+            child.communicate(line.encode() + b"\n")
+        return child.wait()
+    reader, writer = os.pipe()
+    os.write(writer, line.encode("utf-8", "replace")[:MOST_LINE_BYTES] + b"\n")
+    os.close(writer)
+    if reader:
+        os.dup2(reader, 0)
+        os.close(reader)
+    return os.execv(worker[0], worker)
 
 
 def main(words: Sequence[str]) -> int:
@@ -209,17 +357,16 @@ def main(words: Sequence[str]) -> int:
         return 0
     try:
         check_python(sys.version_info, shutil.which)
-        if not words:
-            raise Stop("give the join line of the main node, then flags of retire-cluster-worker")
+        line, flags = join_line(words)
         folder = home()
-        has_all = kept_wheels()
+        has_all = all(kept_wheels(libraries()).values())
         asked_early = has_pip(sys.executable)
         if not has_all and asked_early:
             need_index(sys.executable)  # before anything is made
         python = make_environment(folder)
         if not has_all and not asked_early:
             need_index(python)
-        install(python, folder, has_all)
+        install(python, folder)
     except Stop as stop:
         say(str(stop))
         return 2
@@ -230,10 +377,8 @@ def main(words: Sequence[str]) -> int:
     say("starting the worker; Ctrl-C ends it. Later: {} worker".format(" ".join(command)))
     say("to have it started by the system: {} service install worker".format(" ".join(command)))
     sys.stderr.flush()
-    worker = [*command, "worker", "--join", *words]
-    if os.name != "nt":
-        os.execv(python, worker)
-    return subprocess.call(worker)
+    os.environ.pop("RETIRE_CLUSTER_HOME", None)  # of this script, no setting of the worker
+    return start([*command, "worker", "--join", "-", *flags], line)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ installer without the API being opened to the network.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from retire_cluster.schemas.hosts import in_url
 
 _WHEEL_NAME = re.compile(r"[A-Za-z0-9_.+\-]{1,200}\.whl\Z")
 _SCRIPT = Path(__file__).with_name("join_script.py")
+#: What a device may take from a package index (tests/supply_chain.py makes it).
+_LOCK = Path(__file__).with_name("device.lock")
+_SCRIPTS_KEPT = 100
+_PART_BYTES = 1024 * 1024
 #: A home's devices, not the public; an installer that is under way when we stop is run again.
 _PATIENCE = Patience(connections=100, drain_seconds=1.0)
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -38,20 +43,49 @@ class JoinServer:
 
     def __init__(self, host: str, port: int, name: str, kept: Path) -> None:
         self._kept = kept
+        self._name = name
         self._wheel_name, self._wheel = wheel.build()
+        #: What was kept when it was last looked at: name → size, time, digest.
+        self._known: dict[str, tuple[int, int, str]] = {}
+        #: Scripts by the digests that pasted lines ask for.
+        self._scripts: dict[str, bytes] = {}
         try:
             self._server = self._listen(host, port)
         except OSError:
             self._server = self._listen(host, 0)
         self.port = self._server.port
-        self.script = script(
-            f"http://{in_url(name)}:{self.port}",
-            self._wheel_name,
-            hashlib.sha256(self._wheel).hexdigest(),
-        )
-        self.sha256 = hashlib.sha256(self.script).hexdigest()
+        self.refresh()
         self._thread = threading.Thread(target=self._server.serve, name="join server", daemon=True)
         self._thread.start()
+
+    def refresh(self) -> bool:
+        """Look which wheels are kept now; whether new lines get another script than before.
+
+        A line that was given out goes on to get its own script, as long as this server lives.
+        """
+        known = {}
+        for name, found in self._files():
+            stamp = (found.st_size, found.st_mtime_ns)
+            before = self._known.get(name)
+            try:
+                digest = before[2] if before and before[:2] == stamp else self._digest(name)
+            except OSError:
+                continue
+            known[name] = (*stamp, digest)
+        if self._scripts and known == self._known:
+            return False
+        self._known = known
+        self.script = script(
+            f"http://{in_url(self._name)}:{self.port}",
+            self._wheel_name,
+            hashlib.sha256(self._wheel).hexdigest(),
+            {name: digest for name, (_, _, digest) in sorted(known.items())},
+        )
+        self.sha256 = hashlib.sha256(self.script).hexdigest()
+        while len(self._scripts) >= _SCRIPTS_KEPT:
+            del self._scripts[next(iter(self._scripts))]
+        self._scripts[self.sha256] = self.script
+        return True
 
     def close(self) -> None:
         """Stop listening, having let what is under way finish for a moment."""
@@ -63,7 +97,10 @@ class JoinServer:
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        found = self._file(path) if environ.get("REQUEST_METHOD") in ("GET", "HEAD") else None
+        asked = environ.get("QUERY_STRING", "")
+        found = (
+            self._file(path, asked) if environ.get("REQUEST_METHOD") in ("GET", "HEAD") else None
+        )
         if found is None:
             kind, body, status = "text/plain", b"Nothing is here.\n", "404 Not Found"
         else:
@@ -79,9 +116,9 @@ class JoinServer:
         )
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    def _file(self, path: str) -> tuple[str, bytes] | None:
+    def _file(self, path: str, asked: str) -> tuple[str, bytes] | None:
         if path == "/join.py":
-            return "text/x-python; charset=utf-8", self.script
+            return "text/x-python; charset=utf-8", self._scripts.get(asked, self.script)
         if path == "/wheels/":
             names = [self._wheel_name, *self._names()]
             links = "\n".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in names)
@@ -97,15 +134,41 @@ class JoinServer:
         return None
 
     def _names(self) -> list[str]:
+        return sorted(name for name, _ in self._files())
+
+    def _files(self) -> list[tuple[str, os.stat_result]]:
         try:
-            return sorted(p.name for p in self._kept.iterdir() if _WHEEL_NAME.match(p.name))
+            with os.scandir(self._kept) as entries:
+                wheels = [entry for entry in entries if _WHEEL_NAME.match(entry.name)]
+                return [(entry.name, entry.stat()) for entry in wheels if entry.is_file()]
         except OSError:
-            return []
+            return []  # no folder, or a file that went meanwhile: the next look finds the others
+
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with (self._kept / name).open("rb") as file:
+            while part := file.read(_PART_BYTES):
+                digest.update(part)
+        return digest.hexdigest()
 
 
-def script(base: str, wheel_name: str, sha256: str) -> bytes:
-    """`/join.py` with what it has to know."""
+def script(base: str, wheel_name: str, sha256: str, kept: Mapping[str, str]) -> bytes:
+    """`/join.py` with what it has to know.
+
+    :param kept: wheels that this main node keeps, and their digests
+    """
     text = _SCRIPT.read_text("utf-8")
-    for name, value in (("BASE", base), ("WHEEL", wheel_name), ("SHA256", sha256)):
-        text = text.replace(f'\n{name} = ""\n', f"\n{name} = {value!r}\n", 1)
+    lock = _LOCK.read_text("utf-8")
+    listed = "".join(f"\n    {name!r}: {digest!r}," for name, digest in kept.items())
+    for name, empty, value in (
+        ("BASE", '""', repr(base)),
+        ("WHEEL", '""', repr(wheel_name)),
+        ("SHA256", '""', repr(sha256)),
+        ("KEPT: Dict[str, str]", "{}", f"{{{listed}\n}}"),
+        ("LOCK", '""', f'r"""{lock}"""'),
+    ):
+        before = f"\n{name} = {empty}\n"
+        if before not in text:
+            raise ValueError(f"join_script.py has no {name}")
+        text = text.replace(before, f"\n{name} = {value}\n", 1)
     return text.encode("utf-8")

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS.get(name)
     if verb is None:
         return entry.guarded("retire-cluster", partial(_refuse, name))
+    if argv is None and name in ("worker", "join"):
+        entry.hide_join_line()
     return entry.run_module(verb.module, f"retire-cluster {name}", words[1:], verb.function)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from retire_cluster.cli.units import Service
 from retire_cluster.conf.homefolder import home_folder
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import SettingsError
+from retire_cluster.node import joinline
 
+#: In the worker's data folder, 0600.
+JOIN_FILE = "join.line"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,60}\Z")
 #: Words that would put a secret where everybody can read it.
 _SECRET_FLAGS = ("--api-key",)
@@ -39,6 +43,8 @@ class Step:
     command: tuple[str, ...] = ()
     #: A failure is no matter.
     optional: bool = False
+    #: The content is nobody's business, also when steps are only shown.
+    secret: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     output = Output.standard()
     try:
-        service = _service(args, given)
+        service, join = _service(args, given)
         steps = plan(args.verb, service, manager(sys.platform, os.environ), os.environ)
+        steps = _with_join(args.verb, service, join, steps)
         return _perform(steps, output, dry_run=args.dry_run, verb=args.verb)
     except (ServiceError, SettingsError) as error:
         output.hint(f"retire-cluster service: {error}")
@@ -85,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _service(args: argparse.Namespace, given: Sequence[str]) -> Service:
+def _service(args: argparse.Namespace, given: Sequence[str]) -> tuple[Service, str]:
+    """The service, and the join line that was among the words for it."""
     name = args.name or f"retire-cluster-{args.role}"
     if not _NAME.match(name):
         raise ServiceError(f"--name: {name!r:.80} must be letters, digits, . _ -")
@@ -101,9 +109,33 @@ def _service(args: argparse.Namespace, given: Sequence[str]) -> Service:
         folder = f"/var/lib/{name}"
     else:
         folder = str(read_settings({"data_dir": args.data_dir}, None).data_dir.absolute())
+    given, join = list(given), ""
+    found = joinline.without_line(given) if args.role == "worker" else None
+    if found is not None:
+        # Units and tasks can be read by everybody, and so can command lines.
+        given, join = found
+        at = given.index("--join=-" if "--join=-" in given else "--join")
+        given[at : at + (1 if given[at] == "--join=-" else 2)] = [
+            "--join-file", str(Path(folder) / JOIN_FILE),
+        ]  # fmt: skip
     python = os.path.abspath(sys.executable)
     command = (python, "-m", "retire_cluster.cli.main", args.role, "--data-dir", folder, *given)
-    return Service(args.role, name, command, folder, args.system, args.user)
+    return Service(args.role, name, command, folder, args.system, args.user), join
+
+
+def _with_join(verb: str, service: Service, join: str, steps: list[Step]) -> list[Step]:
+    """With the file that the join line is kept in: after the folder, before anything starts."""
+    if service.role != "worker":
+        return steps
+    path = Path(service.data_dir) / JOIN_FILE
+    if verb == "uninstall":
+        return [*steps, Step(path=path, mode=0)]
+    if verb != "install" or not join:
+        return steps
+    more = [Step(path=path, content=join.encode() + b"\n", mode=0o600, secret=True)]
+    if service.user:
+        more.append(Step(command=("chown", service.user, str(path))))
+    return [steps[0], *more, *steps[1:]]
 
 
 def manager(platform: str, environ: Mapping[str, str]) -> str:
@@ -243,6 +275,8 @@ def _shown(step: Step) -> str:
         return f"$ {units.plain_command(step.command)}"
     if step.path is not None and not step.content:
         return f"{'# remove' if not step.mode else '# folder'} {step.path}"
+    if step.secret:
+        return f"# {step.path}: the join line, readable by its owner only"
     encoding = "utf-16" if step.content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     return f"# {step.path}\n{step.content.decode(encoding)}"
 
@@ -268,8 +302,7 @@ def _write(step: Step) -> None:
     try:
         if step.content:
             step.path.parent.mkdir(parents=True, exist_ok=True)
-            step.path.write_bytes(step.content)
-            step.path.chmod(step.mode)
+            _replace(step.path, step.content, step.mode)
         elif step.mode:
             step.path.mkdir(mode=step.mode, parents=True, exist_ok=True)
         else:
@@ -277,3 +310,16 @@ def _write(step: Step) -> None:
     except OSError as error:
         cure = "run it as root, or leave --system out" if error.errno == 13 else "check the folder"
         raise ServiceError(f"{step.path} cannot be written: {error.strerror}; {cure}") from None
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is at no moment readable by more people than it is to be."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -68,6 +68,8 @@ from retire_cluster.schemas.errors import ClusterError, Forbidden
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
+#: How often the folder of kept wheels is looked at.
+_WHEELS_SECONDS = 2.0
 #: What a worker's process ends with once its device was removed from the cluster.
 REMOVED_CODE = 4
 
@@ -126,6 +128,7 @@ class Up:
         self._readiness: Readiness | None = None
         self._announced = False
         self._joins: JoinServer | None = None
+        self._joins_at = 0.0
         self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
 
     def run(self) -> int:
@@ -181,6 +184,7 @@ class Up:
                 self._tell_end(ended)
             try:
                 self._learn_endpoints(now)
+                self._look_after_joins(now)
                 if not self._announced and self._readiness and self._readiness.ready.is_set():
                     self._announce()
             except Exception as error:
@@ -292,14 +296,24 @@ class Up:
             return
         try:
             self._joins = JoinServer(host, self._plan.join_port, name, self._data_dir / "wheels")
-            pid = os.getpid()
-            document = {
-                "pid": pid, "started": started(pid),
-                "port": self._joins.port, "sha256": self._joins.sha256,
-            }  # fmt: skip
-            write_json(joining.path_of(self._data_dir), document)
+            self._tell_joins(self._joins)
         except OSError as error:
             self._say(f"no installer for new devices is served: {error}")
+
+    def _tell_joins(self, joins: JoinServer) -> None:
+        """Say where the installer is, to whoever makes lines for it. Raises `OSError`."""
+        pid = os.getpid()
+        document = {
+            "pid": pid, "started": started(pid), "port": joins.port, "sha256": joins.sha256,
+        }  # fmt: skip
+        write_json(joining.path_of(self._data_dir), document)
+
+    def _look_after_joins(self, now: float) -> None:
+        """Wheels that were put into the folder meanwhile are part of the next line."""
+        if self._joins is not None and now >= self._joins_at:
+            self._joins_at = now + _WHEELS_SECONDS
+            if self._joins.refresh():
+                self._tell_joins(self._joins)
 
     def _admin_client(self, main: MainEndpoints) -> AdminClient:
         host = self._plan.admin_host

@@ -43,12 +43,16 @@ def join_string(made: Mapping[str, Any], host: str) -> str:
 
 
 def one_line(server: JoinServer, host: str, join: str) -> str:
-    """What to paste on the device, in sh, cmd or PowerShell; it checks the script it runs."""
+    """What to paste on the device, in sh, cmd or PowerShell; it checks the script it runs.
+
+    The join string comes by standard input: no list of processes shows it.
+    """
     code = (
         "import urllib.request as u,hashlib as h;"
-        f"s=u.urlopen('http://{in_url(host)}:{server.port}/join.py').read();"
+        f"s=u.urlopen('http://{in_url(host)}:{server.port}/join.py?{server.sha256}')"
+        ".read(4000000);"
         # No assert: PYTHONOPTIMIZE would take it out.
         f"exec(s) if h.sha256(s).hexdigest()=='{server.sha256}' else"
-        " exit('join.py was changed on its way')"
+        " exit('join.py was changed on its way, or the main node has a newer one: get a new line')"
     )
-    return f'python3 -c "{code}" {join}'
+    return f'echo {join} | python3 -c "{code}"'

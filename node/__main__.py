@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from retire_cluster.node.cli import main
+from retire_cluster.node import joinline
+
+joinline.hide()
+
+from retire_cluster.node.cli import main  # noqa: E402 - once the command line is clean
 
 sys.exit(main())

@@ -25,7 +25,7 @@ from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.node import confine, credentials, probe, proctree
+from retire_cluster.node import confine, credentials, joinline, probe, proctree
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
 from retire_cluster.node.confine import Confinement, Unconfined
@@ -70,7 +70,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--join",
         metavar="LINE",
         help="the line that `retire-cluster token create` prints on the main node, or HOST[:PORT]"
-        f" (port {DEFAULT_PORT}) of one without encryption; once joined it may be left out",
+        f" (port {DEFAULT_PORT}) of one without encryption; - reads it from standard input; once"
+        " joined it may be left out",
+    )
+    parser.add_argument(
+        "--join-file",
+        metavar="FILE",
+        help="the same from a file, where no list of processes has it",
     )
     parser.add_argument(
         "--plain", action="store_true", help="do not encrypt, whatever key this device has"
@@ -375,7 +381,7 @@ def listen_to_signals(stop: Any, wakeup_fd: int) -> None:
 def _settings(arguments: argparse.Namespace) -> Settings:
     overrides: dict[str, Any] = {
         "data_dir": arguments.data_dir,
-        "worker.join": arguments.join,
+        "worker.join": _line(arguments),
         "worker.device_id": arguments.device_id,
         "worker.role": arguments.role,
         "worker.tags": arguments.tag,
@@ -386,6 +392,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if not 0 <= arguments.drain_seconds <= 86_400:
         raise Unusable("--drain-seconds: must be from 0 to 86400")
     return read_settings(overrides, arguments.config)
+
+
+def _line(arguments: argparse.Namespace) -> str | None:
+    if arguments.join_file is not None:
+        if arguments.join is not None:
+            raise Unusable("--join-file: goes without --join")
+        return joinline.from_file(arguments.join_file) or None
+    if arguments.join == joinline.STANDARD_INPUT:
+        return joinline.from_standard_input()
+    found: str | None = arguments.join
+    return found
 
 
 def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:

@@ -36,6 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PINS, LOCK = ROOT / "requirements.txt", ROOT / "requirements.lock"
 #: What `up` needs; everything else is for work on the code.
 RUN_EXTRAS = ("api", "worker")
+#: What a device may get from a package index, by the hashes that its installer brings along.
+DEVICE_LOCK = ROOT / "cli" / "device.lock"
+DEVICE = frozenset({"pyzmq", "simpleeval", "urllib3", "tomli", "psutil", "orjson"})
 _HEAD = """\
 # requirements.txt with the SHA-256 of every file that may be installed, by
 # python tests/supply_chain.py lock
@@ -81,6 +84,13 @@ def write_lock(packages: Sequence[Locked], run: frozenset[str]) -> str:
     return "".join(parts)
 
 
+def write_device_lock(packages: Sequence[Locked]) -> str:
+    """The text of the lock that installers of devices bring along: pip's own form, no comments."""
+    wanted = [one for one in packages if canonicalize_name(one.name) in DEVICE]
+    text = write_lock(wanted, DEVICE)
+    return "".join(line for line in text.splitlines(keepends=True) if line[:1] != "#")
+
+
 def run_closure(pinned: frozenset[str]) -> frozenset[str]:
     """Of the pinned packages those that `up` may need, on any system; from what is installed."""
     found = {"setuptools"}  # builds the project itself
@@ -114,6 +124,7 @@ def lock() -> int:
     packages = [one._replace(sha256=tuple(_hashes(one.name, one.version))) for one in pins]
     names = frozenset(canonicalize_name(one.name) for one in pins)
     LOCK.write_text(write_lock(packages, run_closure(names)), "utf-8")
+    DEVICE_LOCK.write_text(write_device_lock(packages), "utf-8")
     print(f"{LOCK.name}: {len(packages)} packages")
     return 0
 

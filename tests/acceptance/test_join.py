@@ -394,12 +394,17 @@ def test_a_device_with_nothing_but_python_joins_by_one_line(
     try:
         where = joining.JoinServer(server.port, server.sha256)
         pasted = joining.one_line(where, "127.0.0.1", line(cluster))
-        pasted = pasted.replace("python3", sys.executable, 1) + " --device-id bare"
+        found = re.fullmatch(r'echo (rc1\.\S+) \| python3 (-c "[^"]+")', pasted)
+        assert found, pasted
+        command = [sys.executable, *shlex.split(found[2]), "--device-id", "bare"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                shlex.split(pasted), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                command, stdin=subprocess.PIPE, stdout=out, stderr=out,
                 env=plain_environment(HOME=str(tmp_path / "home")), cwd=tmp_path,
             )  # fmt: skip
+            assert process.stdin is not None
+            process.stdin.write(found[1].encode() + b"\r\n")
+            process.stdin.close()
         deadline = time.monotonic() + MINUTES
         while "joined " not in log.read_text():
             assert process.poll() is None, log.read_text()
@@ -407,9 +412,9 @@ def test_a_device_with_nothing_but_python_joins_by_one_line(
             time.sleep(0.1)
         task_id = cluster.rest.submit("echo", {"n": 1})
         assert cluster.rest.result(task_id)["worker_device_id"] == "bare"
-        wrong = pasted.replace(server.sha256, "0" * 64)
+        wrong = [word.replace(server.sha256, "0" * 64) for word in command]
         refused = subprocess.run(
-            shlex.split(wrong), capture_output=True, text=True, check=False, timeout=60,
+            wrong, input="rc1.word", capture_output=True, text=True, check=False, timeout=60,
             env=plain_environment(PYTHONOPTIMIZE="1"),
         )  # fmt: skip
         assert refused.returncode != 0

@@ -77,7 +77,7 @@ def test_a_join_line_is_printed_and_works(name: str, tmp_path: Path) -> None:
             made = json.loads(main.run(*CLI, "token", "create", "--json", *data).stdout)["data"]
             assert curve.read_join(made["join"]).host == host
             # The installer is fetched over that address too; --help keeps it from installing.
-            line = until(log, r'^\s*python3 -c "(.*)" rc1', up)
+            line = until(log, r'^\s*echo rc1\S+ \| python3 -c "(.*)"$', up)
             if not networks:  # this end's zone is to be written for that end
                 line = line.replace(f"%25{MAIN_INTERFACE}", "%25wlan9")
             fetched = device.run(sys.executable, "-c", line, "--help")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -40,12 +41,19 @@ def test_the_wheel_is_what_runs_here_and_always_the_same() -> None:
 
 
 def test_the_script_knows_where_it_came_from_and_what_to_expect() -> None:
-    text = joinserver.script("http://192.0.2.7:8084", "x.whl", SHA).decode()
+    kept = {"a-1-py3-none-any.whl": "cd" * 32}
+    text = joinserver.script("http://192.0.2.7:8084", "x.whl", SHA, kept).decode()
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+    (listed,) = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
+    assert listed.value is not None
+    assert ast.literal_eval(listed.value) == kept
+    lock = Path(joinserver.__file__).with_name("device.lock").read_text("utf-8")
+    assert values["LOCK"] == lock
+    assert "://" not in lock
     assert (values["BASE"], values["WHEEL"]) == ("http://192.0.2.7:8084", "x.whl")
     assert values["SHA256"] == SHA
 
@@ -60,12 +68,14 @@ def test_the_script_needs_nothing_but_the_standard_library_and_parses_on_old_pyt
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module))
     assert found <= {
+        "contextlib",
         "hashlib",
         "os",
         "shutil",
         "subprocess",
         "sys",
         "sysconfig",
+        "tempfile",
         "typing",
         "urllib",
     }
@@ -87,12 +97,80 @@ def test_an_old_python_names_a_newer_one_or_how_to_get_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "fe80::1"])
-def test_the_line_is_one_word_of_python_and_the_join_string(host: str) -> None:
+def test_the_line_is_pasteable_everywhere_and_no_command_line_has_the_join_string(
+    host: str,
+) -> None:
     line = joining.one_line(JoinServer(8084, SHA), host, "rc1.abc")
-    found = re.fullmatch(r'python3 -c "([^"$`\\]+)" rc1\.abc', line)
+    found = re.fullmatch(r'echo rc1\.abc \| python3 -c "([^"$`\\|]+)"', line)
     assert found, "the quotes of sh, cmd and PowerShell hold it together"
     compile(found[1], "line", "exec")
     assert SHA in found[1]
+    assert "rc1" not in found[1]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"rc1.abc\n", b"\xef\xbb\xbfrc1.abc \r\nmore", b"rc1.abc", b'"rc1.abc"\r\n']
+)
+def test_the_join_line_is_read_as_each_shell_sends_it(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_bytes(sent)
+    with (tmp_path / "in").open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert join_script.join_line(["--slots", "2"]) == ("rc1.abc", ["--slots", "2"])
+    assert join_script.join_line(["rc1.x", "--slots"]) == ("rc1.x", ["--slots"])
+    with Path(os.devnull).open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(join_script.Stop, match="give the join line"):
+            join_script.join_line([])
+
+
+def test_only_wheels_that_fit_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["pyzmq-27.0-cp312-abi3-manylinux2014_x86_64.manylinux_2_28_x86_64.whl",
+             "pyzmq-27.0-cp39-cp39-win32.whl", "simple_eval-1-py3-none-any.whl"]  # fmt: skip
+    monkeypatch.setattr(join_script, "KEPT", dict.fromkeys(names, SHA))
+    tags = {"cp312-abi3-manylinux_2_28_x86_64", "py3-none-any"}
+    asked = ["pyzmq", "simple-eval", "urllib3"]
+    assert join_script.kept_wheels(asked, tags) == {
+        "pyzmq": names[:1], "simple-eval": names[2:], "urllib3": [],
+    }  # fmt: skip
+    assert join_script.kept_wheels(["pyzmq"]) == {"pyzmq": names[:2]}
+    found = join_script.tags_of(sys.executable)
+    assert found is not None
+    assert "py3-none-any" in found
+
+
+def test_the_lock_is_cut_to_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Path(joinserver.__file__).with_name("device.lock").read_text("utf-8")
+    monkeypatch.setattr(join_script, "LOCK", lock)
+    found = join_script.locked(["pyzmq", "tomli"])
+    assert re.findall("^[A-Za-z0-9]+", found, re.MULTILINE) == ["pyzmq", "tomli"]
+    assert found.count("--hash=sha256:") > 20
+    assert join_script.locked(list(join_script.MORE)).startswith("orjson==")
+
+
+def test_a_wheel_that_is_put_there_later_is_in_new_lines_and_old_lines_keep_working(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "wheels"
+    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    try:
+        old, script = server.sha256, server.script
+        assert not server.refresh()
+        kept.mkdir()
+        (kept / "a-1-py3-none-any.whl").write_bytes(b"a")
+        assert server.refresh()
+        assert server.sha256 != old
+        assert hashlib.sha256(b"a").hexdigest().encode() in server.script
+        url = f"http://127.0.0.1:{server.port}/join.py"
+        for asked, expected in ((old, script), (server.sha256, server.script), ("", server.script)):
+            with urllib.request.urlopen(f"{url}?{asked}") as answer:
+                assert answer.read() == expected
+        (kept / "a-1-py3-none-any.whl").write_bytes(b"b")
+        assert server.refresh()
+        assert hashlib.sha256(b"b").hexdigest().encode() in server.script
+    finally:
+        server.close()
 
 
 def test_where_it_is_served_is_read_back_or_nowhere(tmp_path: Path) -> None:
@@ -110,7 +188,7 @@ def test_where_it_is_served_is_read_back_or_nowhere(tmp_path: Path) -> None:
     assert joining.find(tmp_path) is None
 
 
-def test_only_its_own_files_are_served(tmp_path: Path) -> None:
+def test_only_its_own_files_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "wheels"
     kept.mkdir()
     (kept / "pyzmq-1-py3-none-any.whl").write_bytes(b"kept")
@@ -118,13 +196,14 @@ def test_only_its_own_files_are_served(tmp_path: Path) -> None:
     (tmp_path / "secret.whl").write_text("private")
     server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
     try:
-        join_script.BASE = f"http://127.0.0.1:{server.port}"
-        assert join_script.fetch("/join.py") == server.script
-        assert hashlib.sha256(server.script).hexdigest() == server.sha256
-        listing = join_script.fetch("/wheels/").decode()
+        monkeypatch.setattr(join_script, "BASE", f"http://127.0.0.1:{server.port}")
+        assert join_script.fetch("/join.py", server.sha256) == server.script
+        with urllib.request.urlopen(f"{join_script.BASE}/wheels/") as answer:
+            listing = answer.read().decode()
         assert "pyzmq-1-py3-none-any.whl" in listing
         assert "notes" not in listing
-        assert join_script.fetch("/wheels/pyzmq-1-py3-none-any.whl") == b"kept"
+        digest = hashlib.sha256(b"kept").hexdigest()
+        assert join_script.fetch("/wheels/pyzmq-1-py3-none-any.whl", digest) == b"kept"
         for path in (
             "/",
             "/wheels/notes.txt",
@@ -132,20 +211,11 @@ def test_only_its_own_files_are_served(tmp_path: Path) -> None:
             "/wheels/%2e%2e/secret.whl",
         ):
             with pytest.raises(join_script.Stop, match="404"):
-                join_script.fetch(path)
+                join_script.fetch(path, digest)
+        with pytest.raises(join_script.Stop, match="changed on its way"):
+            join_script.fetch("/wheels/pyzmq-1-py3-none-any.whl", SHA)
     finally:
-        join_script.BASE = ""
         server.close()
-
-
-def test_a_wheel_that_was_changed_on_its_way_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(join_script, "fetch", lambda path: b"something else")
-    monkeypatch.setattr(join_script, "SHA256", SHA)
-    with pytest.raises(join_script.Stop, match="changed on its way"):
-        join_script.install("python3", str(tmp_path), True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def run_script(server: joinserver.JoinServer, home: Path, *words: str) -> tuple[int, str, str]:

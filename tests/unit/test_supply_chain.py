@@ -17,6 +17,8 @@ else:
 
 from tests.supply_chain import (
     DEVELOPMENT_MARK,
+    DEVICE,
+    DEVICE_LOCK,
     LOCK,
     PINS,
     ROOT,
@@ -26,6 +28,7 @@ from tests.supply_chain import (
     read_lock,
     run_closure,
     sbom,
+    write_device_lock,
     write_lock,
 )
 
@@ -44,6 +47,17 @@ def test_the_lock_has_every_pin_and_each_has_the_hashes_of_its_files() -> None:
         assert one.sha256, one.name
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in one.sha256), one.name
         assert len(set(one.sha256)) == len(one.sha256)
+
+
+def test_devices_get_the_same_files_as_the_lock_has() -> None:
+    text = DEVICE_LOCK.read_text("utf-8")
+    assert text == write_device_lock(LOCKED), "python tests/supply_chain.py lock"
+    names = {canonicalize_name(one.name) for one in read_lock(text)}
+    assert names == DEVICE
+    project: Any = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    assert needed <= names
+    assert "://" not in text
 
 
 def test_no_address_is_in_the_lock() -> None:
