@@ -14,7 +14,7 @@ from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
 from tests.chaos import fuzz
 from tests.chaos.boundaries import twist
-from tests.chaos.boundaries.hammer import Boundary
+from tests.chaos.boundaries.hammer import BATCH, Boundary
 from tests.chaos.red.target import Target
 from tests.integration.main_kit import RawDevice
 from tests.wire.fixtures import Recording, releases
@@ -35,6 +35,8 @@ rate_limit = false
 FLAGS: Final = ("--workers", "1", "--slots", "4", "--no-rate-limit")
 #: The fuzzed device's own tag: no other task comes to it.
 _TAG: Final = "fuzzed"
+#: What one token's holder says: more is beyond its budget.
+_SAYS_A_TOKEN: Final = 12
 
 
 class _MainNode(Boundary):
@@ -43,6 +45,8 @@ class _MainNode(Boundary):
     def __init__(self, target: Target) -> None:
         self.target = target
         self._logged = 0
+        self._over = 0
+        self._sent = 0
         self.device: RawDevice
 
     def pids(self) -> Sequence[int]:
@@ -72,7 +76,11 @@ class _MainNode(Boundary):
         text = self.target.log()
         new, self._logged = text[self._logged :], len(text)
         marks = ("Traceback", '"level": "ERROR"', "a turn failed", "died (")
-        return [line for line in new.splitlines() if any(mark in line for mark in marks)][:3]
+        found = [line for line in new.splitlines() if any(mark in line for mark in marks)][:3]
+        over, self._over = self._over, self.target.dropped("over_budget")
+        if self._over - over > BATCH // 3:
+            found.append(f"{self._over - over} cases were dropped unread: that shows nothing")
+        return found
 
 
 class Device(_MainNode):
@@ -82,7 +90,7 @@ class Device(_MainNode):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self._keys = target.known("fuzzed")
+        self._devices = 0
         self._recorded = [
             message
             for release in releases()
@@ -90,11 +98,15 @@ class Device(_MainNode):
                          "GOODBYE", "CONFIG_ACK")
             for message in Recording(release).all("device", verb)
         ]  # fmt: skip
-        self.device = target.device("fuzzed", self._keys)
 
     def renew(self) -> None:
-        self.device.close()
-        self.device = self.target.device("fuzzed", self._keys)
+        """Be another device: each may say so much, and what is dropped unread shows nothing."""
+        if self._devices:
+            self.device.close()
+            self.target.call("device.remove", device_id=self.device.device_id)
+        self._devices += 1
+        name = f"fuzzed-{self._devices}"
+        self.device = self.target.device(name, self.target.known(name))
         self.device.join(tags=(_TAG,), slots=4)
         for _ in range(4):
             self.target.submit("sleep", {"duration": 1}, requirements={"required_tags": [_TAG]})
@@ -110,7 +122,7 @@ class Device(_MainNode):
         if "session" in header and rng.random() < 0.9:
             header["session"] = self.device.session
         if "device_id" in header:
-            header["device_id"] = "fuzzed"
+            header["device_id"] = self.device.device_id
         message = wire.encode(wire.BUS, verb, header, blobs)
         return message if rng.random() < 0.05 else twist.frames(message, rng)
 
@@ -142,6 +154,13 @@ class TokenHolder(_MainNode):
 
     def renew(self) -> None:
         self.device = self.target.device("newcomer", self.target.token(uses=1000))
+
+    def send(self, case: list[bytes]) -> None:
+        self._sent += 1
+        if not self._sent % _SAYS_A_TOKEN:
+            self.device.close()
+            self.renew()
+        super().send(case)
 
     def witness(self) -> None:
         keys = self.target.token()

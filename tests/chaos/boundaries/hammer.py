@@ -18,6 +18,8 @@ BATCH: Final = 100
 #: Memory counts from here on: pools and caches are full then.
 _WARM_UP: Final = 0.3
 _MOST_PROBLEMS: Final = 10
+#: All else is a finding, also the failures of pytest's, which are no `Exception`.
+_STOPPED: Final = (KeyboardInterrupt, SystemExit)
 
 
 class Boundary(ABC):
@@ -93,7 +95,9 @@ def hammer(boundary: Boundary, numbers: Sequence[int], seed: int) -> Found:
         where = f"cases {batch[0]} to {batch[-1]} of seed {seed}"
         try:
             boundary.witness()
-        except Exception as error:
+        except _STOPPED:
+            raise
+        except BaseException as error:
             found.problems.append(f"{where}: the witness is not served: {error!r}")
         if [started(pid) for pid in boundary.pids()] != lives:
             found.problems.append(f"{where}: a process ended")
@@ -119,7 +123,9 @@ def _one(boundary: Boundary, number: int, seed: int, found: Found) -> None:
     began = time.monotonic()
     try:
         boundary.send(case)
-    except Exception as error:
+    except _STOPPED:
+        raise
+    except BaseException as error:
         found.problems.append(f"case {number} of seed {seed}: {error!r}")
     took = time.monotonic() - began
     found.cases += 1

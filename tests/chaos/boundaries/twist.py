@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -42,10 +43,40 @@ def odd(rng: random.Random) -> Any:
     return copy.deepcopy(rng.choice(_ODD))
 
 
+def kin(value: Any, rng: random.Random) -> Any:
+    """Another value of the same type: it passes for well-formed, and means something else."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return rng.choice((0, 1, 2, value + 1, value - 1, -value, 2**31, 2**53 - 1))
+    if isinstance(value, float):
+        return rng.choice((0.0, -1.0, value * 2, 1e-9, 1e12))
+    if isinstance(value, str):
+        words = (
+            "",
+            "x",
+            "success",
+            "released",
+            "register",
+            "echo",
+            value.upper(),
+            value + "\u202e",
+        )
+        return rng.choice(words)
+    if isinstance(value, list) and value:
+        return rng.choice((value[:1], value[::-1], value + value[:3], []))
+    return {} if isinstance(value, dict) else value
+
+
 def document(value: Any, rng: random.Random) -> bytes:
-    """JSON text of a value with one to three things wrong in it."""
+    """JSON text of a value with one to three things wrong in it, or only not as they were."""
     found = copy.deepcopy(value)
     raw = ""
+    if rng.random() < 0.35:
+        for holder, key in rng.sample(spots := list(places(found)), min(2, len(spots))):
+            with contextlib.suppress(LookupError):  # it went with what it was in
+                holder[key] = kin(holder[key], rng)
+        return json.dumps(found).encode()
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         spots = list(places(found)) if isinstance(found, (dict, list)) else []
         if not spots or rng.random() < 0.03:
