@@ -42,7 +42,7 @@ def wait_seconds(args: Mapping[str, Any], name: str, default: float) -> float:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, (int, float))
-        or not (math.isfinite(seconds) and 0 <= seconds <= MAX_WAIT_SECONDS)
+        or not (0 <= seconds <= MAX_WAIT_SECONDS and math.isfinite(seconds))
     ):
         raise ValidationError(name, f"must be a number from 0 to {MAX_WAIT_SECONDS}")
     return float(seconds)

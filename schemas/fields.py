@@ -38,7 +38,8 @@ def number(value: object, name: str, *, low: float = 0.0, high: float = 1e12) ->
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WireError(f"{name}: a number is required")
-    if not math.isfinite(value) or not low <= value <= high:
+    # In this order: a whole number of any size can be compared, but not be made a float.
+    if not low <= value <= high or not math.isfinite(value):
         raise WireError(f"{name}: a number from {low:g} to {high:g} is required")
     return float(value)
 

@@ -159,3 +159,14 @@ def test_no_number_of_a_key_is_more_than_a_message_can_carry_on(place: int) -> N
     verb, header = msg.Started("s", ((1, 1, 1, 1),)).write()
     with pytest.raises(WireError, match="out of range"):
         msg.read_from_device(verb, {**header, "items": [key]})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), float("inf"), float("nan"), -0.5],
+    ids=["huge", "hugely negative", "infinite", "no number", "negative"],
+)
+def test_a_number_of_any_size_is_refused_by_name(value: float) -> None:
+    verb, header = msg.Heartbeat("s", 1).write()
+    with pytest.raises(WireError, match=r"rtt_ms: a number from 0 to"):
+        msg.read_from_device(verb, {**header, "rtt_ms": value})

@@ -118,9 +118,10 @@ def test_records_with_strange_content_are_skipped(path: Path) -> None:
     path.write_bytes(
         module._record(b"R", b"not json") + module._record(b"R", b"[1]")
         + module._record(b"F", b"[[1]]") + module._record(b"F", b"[1]")
+        + module._record(b"R", b'[[1,1,1,1],"success",1' + b"0" * 400 + b',null,null]')
     )  # fmt: skip
     spool = Spool(path)
-    assert (spool.results(), spool.damaged) == ([], 4)
+    assert (spool.results(), spool.damaged) == ([], 5)
     spool.close()
 
 
