@@ -11,6 +11,7 @@ from retire_cluster.broker.admin_waits import task_ids
 from retire_cluster.broker.instructions import StoreOutcomes
 from retire_cluster.broker.labels import label
 from retire_cluster.broker.ledger import Filter
+from retire_cluster.broker.offers import DEVICES_TOLD
 from retire_cluster.broker.store import RowDamaged
 from retire_cluster.broker.task import TaskSpec
 from retire_cluster.broker.timestamps import stamp
@@ -175,6 +176,9 @@ def explain(admin: Admin, call: Call) -> Reply:
         return Reply(data)
     data.update(views.due(task, call.now))
     data["queued_reason"] = why_waiting.queued_reason(admin.state, task, call.now)
+    judged = admin.state.offers.judged(task.spec.task_type)
+    if judged is not None and judged.otherwise:
+        data["described_otherwise_by"] = list(judged.otherwise[:DEVICES_TOLD])
     key = why_waiting.class_key(task)
     for device_id in sorted(admin.state.devices):
         device = admin.state.devices[device_id]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from retire_cluster.broker.admin import Admin, Call, Reply, operation
-from retire_cluster.broker.offers import Judged
+from retire_cluster.broker.offers import DEVICES_TOLD, Judged
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.validation import json_schema
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
-#: Own types in one answer, bytes of their descriptions, and devices named that say otherwise.
+#: Own types in one answer, and bytes of their descriptions.
 _TOLD: Final = 1_000
 _TOLD_BYTES: Final = 1024 * 1024
-_DEVICES_TOLD: Final = 20
 
 
 @operation("task.types", {})
@@ -63,5 +62,5 @@ def _described(judged: Judged) -> dict[str, Any]:
         "payload_schema": {"type": "object"} if schema is None else json_schema(schema),
         "description": info.description,
         "repeatable": info.repeatable,
-        "described_otherwise_by": list(judged.otherwise[:_DEVICES_TOLD]),
+        "described_otherwise_by": list(judged.otherwise[:DEVICES_TOLD]),
     }

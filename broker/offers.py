@@ -25,6 +25,8 @@ from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 MAX_OWN_TYPES: Final = 100
 MAX_TYPE_BYTES: Final = 32 * 1024
 MAX_TYPES_BYTES: Final = 256 * 1024
+#: Devices named that describe a type otherwise than most.
+DEVICES_TOLD: Final = 20
 #: A device away for longer offers nothing.
 GONE_SECONDS: Final = 7 * 86_400
 #: Verdicts on schemas that are remembered: a HELLO that is repeated costs no second look.

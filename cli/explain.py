@@ -54,6 +54,8 @@ def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> s
         rows += [(f"{count} rejected", why) for why, count in rejected.items()]
         returned = reason.get("given_back") or {}
         rows += [("given back", f"{times} times by {name}") for name, times in returned.items()]
+    if otherwise := data.get("described_otherwise_by"):
+        rows.append(("type described otherwise by", otherwise))
     text = facts(rows, style)
     devices = data.get("devices") or []
     if TaskStatus(data["status"]) in TERMINAL:

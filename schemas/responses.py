@@ -406,7 +406,14 @@ SCHEMAS: Final[dict[str, Json]] = {
                 _object({"device_id": DEVICE_ID, "eligible": BOOL, "reasons": _list(TEXT)})
             ),
         },
-        _DUE,
+        {
+            **_DUE,
+            "described_otherwise_by": {
+                **_list(DEVICE_ID),
+                "description": "Devices that describe the task's type otherwise than most; absent"
+                " when there are none",
+            },
+        },
     ),
     "TaskResult": _object(_RESULT),
     "TaskResults": _object(

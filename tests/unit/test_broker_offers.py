@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from retire_cluster.broker import events as ev
 from retire_cluster.broker import offers
+from retire_cluster.cli.explain import explanation_text
+from retire_cluster.cli.output import Style
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.messages import TypeInfo
@@ -106,6 +109,15 @@ def test_who_says_otherwise_is_shown(cluster: Cluster) -> None:
     shown = cluster.call("task.types").data["by_type"]
     assert shown["resize"]["described_otherwise_by"] == ["liar"]
     assert shown["resize"]["payload_schema"]["properties"]["width"]["type"] == "integer"
+    (task_id,) = submit(cluster, {"task_type": "resize"}, payload=b'{"width": 5}')["task_ids"]
+    created = cluster.task(1)
+    told = cluster.call(
+        "task.explain", {"task_id": cluster.public(created.number, created.created_ms)}
+    ).data
+    assert told["task_id"] == task_id
+    assert told["described_otherwise_by"] == ["liar"]
+    shown = explanation_text(told, Style())
+    assert re.search("type described otherwise by +liar", shown)
     detail = cluster.call("device.get", {"device_id": "liar"}).data
     assert detail["task_types_disputed"] == ["resize"]
     assert cluster.call("device.get", {"device_id": "honest"}).data["task_types_disputed"] == []
