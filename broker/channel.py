@@ -19,6 +19,7 @@ from retire_cluster.broker.admin import Call, Facts, Reply
 from retire_cluster.broker.budgets import Budgets
 from retire_cluster.broker.events import FromDevice, Now, ResultsArrived, Ticket
 from retire_cluster.broker.feed import EventLog
+from retire_cluster.broker.intake import FRAME_BYTES, Intake, Meter
 from retire_cluster.broker.versions import GREETINGS, Misfits, admin_refusal, fits, refusal
 from retire_cluster.broker.views import error_header, event
 from retire_cluster.conf.addresses import plain_address
@@ -55,12 +56,21 @@ class BindError(RuntimeError):
     """A socket cannot listen where it should; the text names the address and the cure."""
 
 
-def bind(socket: Socket, host: str, port: int, waiting: int = WAITING) -> None:
-    """Listen on `tcp://host:port` (0: any free port). Raises `BindError`."""
+def bind(
+    socket: Socket,
+    host: str,
+    port: int,
+    waiting: int = WAITING,
+    largest_bytes: int = wire.MAX_FRAME_BYTES,
+) -> None:
+    """Listen on `tcp://host:port` (0: any free port), for frames up to a size.
+
+    Raises `BindError`.
+    """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 10_000)
     socket.setsockopt(zmq.RCVHWM, waiting)
-    socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
     socket.setsockopt(zmq.BACKLOG, 1_024)
     if socket.type == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -99,12 +109,17 @@ class _Peer(NamedTuple):
     key: str | None
     #: Whether it sends small messages in one frame, and so is answered.
     folds: bool = False
+    #: Told what was received of it, where what it sends is bounded.
+    meter: Meter | None = None
 
 
 class _Channel:
-    def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
+    def __init__(
+        self, socket: Socket, facts: Facts, *, keyed: bool = False, intake: Intake | None = None
+    ) -> None:
         self.socket = socket
         self.keyed = keyed
+        self._intake = intake
         self.facts = facts
         self._told: set[bytes] = set()
         self._peers: dict[bytes, _Peer] = {}
@@ -122,27 +137,33 @@ class _Channel:
         routing, more = first.bytes, first.more
         peer = self._peers.get(routing)
         frames: list[bytes] = []
+        size = FRAME_BYTES
         while more:
             frame = socket.recv(_NOW, copy=False)
             if peer is None:
                 peer = self._meet(routing, frame)
+            size += len(frame) + FRAME_BYTES
             if len(frames) <= wire.MAX_FRAMES:
                 frames.append(frame.bytes)
             more = frame.more
+        if peer is not None and peer.meter is not None:
+            peer.meter.delivered += size
         if peer is not None and wire.is_folded(frames) and not peer.folds:
             peer = self._peers[routing] = peer._replace(folds=True)
         return routing, peer or _Peer("", "" if self.keyed else None), frames
 
     def _meet(self, routing: bytes, frame: zmq.Frame) -> _Peer:
         """A connection's first message: note who it is. Routing ids are never used twice."""
-        address, key = "", "" if self.keyed else None
+        address, key, meter = "", "" if self.keyed else None, None
         with contextlib.suppress(zmq.ZMQError):
             address = plain_address(str(frame.get("Peer-Address")))
             if self.keyed:
                 key = str(frame.get("User-Id"))
+            if self._intake is not None:
+                meter = self._intake.accepted(int(frame.get(zmq.SRCFD)))
         if len(self._peers) >= _PEERS_KNOWN:
             self._peers.clear()
-        found = self._peers[routing] = _Peer(address, key)
+        found = self._peers[routing] = _Peer(address, key, meter=meter)
         return found
 
     def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
@@ -172,8 +193,10 @@ class _Channel:
 class Bus(_Channel):
     """The worker bus."""
 
-    def __init__(self, socket: Socket, facts: Facts, *, keyed: bool = False) -> None:
-        super().__init__(socket, facts, keyed=keyed)
+    def __init__(
+        self, socket: Socket, facts: Facts, *, keyed: bool = False, intake: Intake | None = None
+    ) -> None:
+        super().__init__(socket, facts, keyed=keyed, intake=intake)
         self._misfits = Misfits()
         self.budgets = Budgets()
 
@@ -189,7 +212,7 @@ class Bus(_Channel):
             got = self._receive()
             if got is None:
                 return
-            routing, (address, key, _), frames = got
+            routing, (address, key, *_), frames = got
             if frames and frames[0].startswith(wire.ADMIN):
                 self._wrong_port(routing, frames, dropped)
                 continue
@@ -275,9 +298,13 @@ class Clients(_Channel):
     """The admin socket."""
 
     def __init__(
-        self, socket: Socket, facts: Facts, may_use: Callable[[str], bool] | None = None
+        self,
+        socket: Socket,
+        facts: Facts,
+        may_use: Callable[[str], bool] | None = None,
+        intake: Intake | None = None,
     ) -> None:
-        super().__init__(socket, facts, keyed=may_use is not None)
+        super().__init__(socket, facts, keyed=may_use is not None, intake=intake)
         #: Asked for each message: a key may have been revoked since its handshake.
         self._may_use = may_use
 
@@ -287,7 +314,7 @@ class Clients(_Channel):
             got = self._receive()
             if got is None:
                 return
-            routing, (address, key, _), frames = got
+            routing, (address, key, *_), frames = got
             if self._may_use is not None and not self._may_use(key or ""):
                 dropped["revoked_key"] += 1
                 self.refuse((routing, _call_id(frames)), Forbidden("This key was revoked."))

@@ -8,6 +8,7 @@ without encryption, or one that expects another main node) is seen by the monito
 from __future__ import annotations
 
 import logging
+import struct
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from retire_cluster.broker.access import ADMIN, BUS, Access
+from retire_cluster.broker.intake import Intake
 from retire_cluster.conf.addresses import plain_address
 from retire_cluster.conf.curve import Pair, fingerprint
 
@@ -22,6 +24,9 @@ log = logging.getLogger("broker")
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_MONITORED = _FAILURES | _GONE | zmq.EVENT_ACCEPTED
+_EVENT = struct.Struct("=HI")
 _TOLD_SECONDS = 60.0
 _ADDRESSES_TOLD = 1_000
 Socket = zmq.Socket[bytes]
@@ -44,6 +49,8 @@ class Gate:
         self._tooling = tooling
         self._access = access
         self._told: dict[tuple[str, str], float] = {}
+        #: Bounds what libzmq holds for each connection.
+        self.intake = Intake()
         self.handler: Socket = context.socket(zmq.ROUTER)
         self.handler.setsockopt(zmq.LINGER, 0)
         self.handler.bind(_ENDPOINT)
@@ -55,7 +62,7 @@ class Gate:
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.pair.secret.encode("ascii"))
         socket.setsockopt(zmq.ZAP_DOMAIN, name.encode("ascii"))
         socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        self._locked[socket] = (name, socket.get_monitor_socket(_FAILURES))
+        self._locked[socket] = (name, socket.get_monitor_socket(_MONITORED))
 
     @property
     def pollable(self) -> list[Socket]:
@@ -70,6 +77,7 @@ class Gate:
             monitor.close(0)
         self._locked.clear()
         self.handler.close(0)
+        self.intake.stop()
 
     def may_use_admin(self, key: str) -> bool:
         """Whether a key that once passed may still use the admin socket."""
@@ -85,12 +93,20 @@ class Gate:
             reply = self._judge(frames, now_mono, age_ms, dropped)
             if reply is not None:
                 self.handler.send_multipart(reply, zmq.NOBLOCK)
+        if self.intake.cut:
+            dropped["connection_cut"] = self.intake.cut
         for name, monitor in self._locked.values():
             while True:
                 try:
-                    monitor.recv_multipart(zmq.NOBLOCK)
+                    kind, value = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
                 except zmq.Again:
                     break
+                if kind == zmq.EVENT_ACCEPTED:
+                    self.intake.accepted(value)
+                    continue
+                if kind & _GONE:
+                    self.intake.closed(value)
+                    continue
                 dropped[f"handshake_failed_{name}"] += 1
                 why = "it does not encrypt, or expects another main node"
                 self._tell(name, "a client", now_mono, why)

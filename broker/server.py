@@ -41,6 +41,7 @@ from retire_cluster.conf import failpoints
 from retire_cluster.conf.boot import boot_id
 from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
 from retire_cluster.schemas.hosts import EVERYWHERE
 
@@ -63,6 +64,8 @@ _DONE = (
     "What was asked for has been done and is kept, but the answer failed in the main node; its log"
     " has the details. Look before asking for it again."
 )
+#: The largest frame that is heard, by the name of the lock; the bus may have none.
+_LARGEST = {ADMIN: wire.MAX_FRAME_BYTES, FEED: wire.MAX_FEED_FRAME_BYTES}
 #: Where the scheduler posts its ticks.
 TICKS_ENDPOINT = "inproc://ticks"
 
@@ -147,9 +150,11 @@ class Broker:
             self._started, pair.public if pair else "", worker_host, bus_locked,
             *facade_identity(pair, self.state.ids.salt, ports[0]),
         )  # fmt: skip
-        self._bus = Bus(bus, self.facts, keyed=bus_locked)
+        gate = self._gate
+        intake = None if gate is None else gate.intake
+        self._bus = Bus(bus, self.facts, keyed=bus_locked, intake=intake if bus_locked else None)
         self._clients = Clients(
-            admin, self.facts, None if self._gate is None else self._gate.may_use_admin
+            admin, self.facts, None if gate is None else gate.may_use_admin, intake
         )
         self._feed = Feed(feed)
         self._admin = Admin(self.state, store, settings, self.facts)
@@ -584,7 +589,7 @@ class Broker:
         self._sockets.append(socket)
         if self._gate is not None and lock:
             self._gate.lock(socket, lock)
-        bind(socket, host, port, waiting)
+        bind(socket, host, port, waiting, _LARGEST.get(lock, wire.MAX_BUS_FRAME_BYTES))
         return socket
 
 

@@ -26,6 +26,10 @@ ADMIN_PROTOCOL = 1
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024
+#: What devices send is smaller, so that strangers can have little kept for them before the gate.
+MAX_BUS_FRAME_BYTES = MAX_HEADER_BYTES + 64 * 1024
+#: Of the event feed's clients only subscriptions are heard.
+MAX_FEED_FRAME_BYTES = 4 * 1024
 MAX_FRAMES = 8
 #: A sender splits batches so that a message stays below this.
 BATCH_BYTES = 8 * 1024 * 1024

@@ -7,9 +7,11 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import threading
 import time
 
+from retire_cluster.broker import intake
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.target import API, COMMAND
 
@@ -132,6 +134,42 @@ def _names_of_others(target: Target) -> str:
     return "400"
 
 
+def _flooded(target: Target, least_cut: int, *words: object) -> str:
+    if not intake.available():
+        raise NotHere("this system does not count what a connection received")
+    before, most, done = target.rss_mb(target.main_pid), 0.0, threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(0.01):
+            most = max(most, target.rss_mb(target.main_pid) - before)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        told = subprocess.run(
+            [sys.executable, "-m", "tests.integration.flood", *map(str, words)],
+            capture_output=True, text=True, timeout=50, check=True,
+        ).stdout  # fmt: skip
+    finally:
+        done.set()
+        looking.join()
+    if int(told) < least_cut or most > _MOST_MB:
+        raise Went(f"{int(told)} connections cut, {most:.0f} MB more")
+    target.witness()
+    return f"{int(told)} connections cut, {most:.0f} MB more"
+
+
+def _huge_handshakes(target: Target) -> str:
+    return _flooded(target, 40, "handshakes", target.bus_port, 40, 31 * 2**20)
+
+
+def _endless_message(target: Target) -> str:
+    keys = target.token()
+    words = ("multipart", target.bus_port, keys.server, *keys.pair, 700 * 2**20)
+    return _flooded(target, 1, *words)
+
+
 def _costly_bodies(target: Target) -> str:
     number = b"1" * 25
     many = b",".join([b'{"task_type":"echo","payload":{},"x":1}'] * 1000)
@@ -158,6 +196,8 @@ def _costly_bodies(target: Target) -> str:
 
 
 ATTACKS = [
+    Attack("S33", "forty handshakes of 31 MB without a key", _huge_handshakes),
+    Attack("S33", "a token holder's message of 700 MB in frames of 1 MB", _endless_message),
     Attack("S34", "bodies of 16 MB whose parts are millions", _costly_bodies),
     Attack("S35", "eight anonymous polls for events without end", _polls_without_end),
     Attack("S36", "a revoked key's open stream and ticket", _revoked_key),
