@@ -123,18 +123,17 @@ class Intake:
         """The meter of a connection with this descriptor; None when it has gone already."""
         if self._thread is None:
             return None
-        try:
-            peer = _peer(number)
-        except OSError:
-            self.closed(number)
-            return None
         with self._lock:
-            meter = self._meters.get(number)
-            if meter is not None and meter.peer == peer:
-                return meter
-            if meter is not None:
-                meter.handle.detach()
-            handle = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, number)
+            try:
+                peer = _peer(number)
+                meter = self._meters.get(number)
+                if meter is not None and meter.peer == peer:
+                    return meter
+                handle = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, number)
+            except OSError:  # libzmq closed it meanwhile
+                self._forget(number)
+                return None
+            self._forget(number)
             meter = self._meters[number] = Meter(number, peer, handle)
         self._changed.set()
         return meter
@@ -142,9 +141,12 @@ class Intake:
     def closed(self, number: int) -> None:
         """The connection with this descriptor has ended."""
         with self._lock:
-            meter = self._meters.pop(number, None)
-            if meter is not None:
-                meter.handle.detach()
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        meter = self._meters.pop(number, None)
+        if meter is not None:
+            meter.handle.detach()
 
     def stop(self) -> None:
         """End the thread and forget all descriptors."""
@@ -153,9 +155,8 @@ class Intake:
         if self._thread is not None:
             self._thread.join()
         with self._lock:
-            for meter in self._meters.values():
-                meter.handle.detach()
-            self._meters.clear()
+            for number in list(self._meters):
+                self._forget(number)
 
     def _run(self) -> None:
         while not self._stopped:
@@ -177,8 +178,7 @@ class Intake:
                 try:
                     busy |= meter.look() > _BUSY_BYTES or meter.is_new
                 except OSError:  # it has gone, and nobody said so
-                    del self._meters[number]
-                    meter.handle.detach()
+                    self._forget(number)
             for meter in too_much(self._meters.values()):
                 self._cut(meter)
         return busy
