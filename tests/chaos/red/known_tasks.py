@@ -38,7 +38,7 @@ _ENDLESS = (
 
 @contextmanager
 def main_node_gone_bad(
-    target: Target, *flags: str, settings: str = "", **environ: str
+    target: Target, *flags: str, settings: str = "", python: str = sys.executable, **environ: str
 ) -> Iterator[tuple[Bus, Path]]:
     """A main node of the attacker's, and a real worker that joined it: its socket and folder."""
     bus, folder = Bus(), target.new_folder("device")
@@ -48,7 +48,7 @@ def main_node_gone_bad(
     words += ["--config", str(config)]
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "retire_cluster.node", *words],
+            [python, "-m", "retire_cluster.node", *words],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env={**target.environ, **environ},
         )  # fmt: skip
