@@ -43,6 +43,7 @@ NOT_RUN = {
     "websocat ": "clients of others; tests/integration/test_api_server.py is one",
     "prometheus --config.file": "of others; tests/contract/test_monitoring.py runs promtool",
     "pip install openapi-python-client": "run by tests/acceptance/test_generated_client.py",
+    ".venv/bin/python -m tests.chaos.redteam": "takes minutes; tests/chaos/test_chaos_redteam.py",
     "from retire_cluster_rest_api_client": "run by tests/acceptance/test_generated_client.py",
 }
 RUN = [b for b in BLOCKS if not b.text.startswith(tuple(NOT_RUN))]

@@ -25,7 +25,7 @@ number = 5
 
 def test_types_left_out_by_the_device_and_by_the_main_node_are_named(tmp_path: Path) -> None:
     install(tmp_path / "site", TYPES, "fine", "wrong", "number")
-    cluster = Cluster(tmp_path / "main", RETIRE_CLUSTER_ALLOW_ROOT="1")
+    cluster = Cluster(tmp_path / "main", "--no-rate-limit", RETIRE_CLUSTER_ALLOW_ROOT="1")
     try:
         environ = {"PYTHONPATH": str(tmp_path / "site"), "RETIRE_CLUSTER_ALLOW_ROOT": "1"}
         worker = cluster.join("shop", **environ)

@@ -204,7 +204,7 @@ def test_sigterm_lets_running_requests_finish(
     port = int(url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=15) as polling:
         polling.sendall(
-            b"GET /api/v1/events?wait=30&type=none.such HTTP/1.1\r\nHost: a\r\n"
+            b"GET /api/v1/events?wait=30&type=none.such HTTP/1.1\r\nHost: localhost\r\n"
             b"Connection: close\r\n\r\n"
         )
         time.sleep(0.3)

@@ -347,8 +347,8 @@ def test_the_admin_socket_answers_while_ten_thousand_tasks_are_submitted(
     asker = threading.Thread(target=ask)
     asker.start()
     try:
-        for _ in range(10):
-            main_node.submit(count=1_000, task_type="echo", requirements={"required_tags": ["no"]})
+        for _ in range(20):
+            main_node.submit(count=500, task_type="echo", requirements={"required_tags": ["no"]})
     finally:
         done.set()
         asker.join(PATIENCE_SECONDS)
