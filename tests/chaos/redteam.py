@@ -195,6 +195,7 @@ def main() -> int:
         print("\n".join(f"{attack.number:4} {attack.name}" for attack in wanted))
         return 0
     proctree.become_subreaper()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
     started = time.monotonic()
     with folder() as place:
         count = iter(range(1_000_000))

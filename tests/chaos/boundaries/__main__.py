@@ -6,6 +6,7 @@ Prints a line a boundary. Exit code 1 when something has to be mended.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -64,6 +65,7 @@ def main() -> int:
         parser.error(f"there is no boundary {', '.join(sorted(unknown))}")
     numbers = range(args.cases) if args.case is None else range(args.case, args.case + 1)
     proctree.become_subreaper()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
     rows: list[Found] = []
     for name in wanted:
         print(f"{name} …", flush=True)
