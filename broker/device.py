@@ -94,6 +94,7 @@ class Device:
         "types",
         "used_units",
         "version",
+        "walls",
     )
 
     def __init__(self, device_id: str, registered_ms: int, config: HeartbeatConfig) -> None:
@@ -111,6 +112,8 @@ class Device:
         self.types: dict[str, TypeInfo] = {}
         #: Own types that it has and does not offer, each with the reason.
         self.left_out: tuple[str, ...] = ()
+        #: What it keeps tasks from, and by what, as it says.
+        self.walls: tuple[str, ...] = ()
         #: Where its connection comes from, as the transport says.
         self.ip_address = ""
         self.instance = ""

@@ -229,6 +229,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     device.register(hello, routing, now.mono)
     its_own = [reason[:500] for reason in hello.left_out]
     device.left_out = msg.first_left_out([*reasons, *its_own])
+    device.walls = tuple(plain(wall)[:100] for wall in hello.walls)
     if any("programs" in info.allows for info in hello.task_types):
         state.restricting.add(device.device_id)
     else:

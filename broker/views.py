@@ -267,6 +267,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "task_types": sorted(device.types),
         "task_types_left_out": list(device.left_out),
         "task_types_disputed": state.offers.disputed(device),
+        "walls": list(device.walls),
         "own_task_types": [
             {
                 "name": name,

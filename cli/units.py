@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 from xml.sax.saxutils import escape
 
+from retire_cluster.cli import hardening
+
 #: What may run as a service, and what people read of it.
 ROLES: Final = {
     "up": "Retire-Cluster: main node, REST API and local workers",
@@ -43,7 +45,7 @@ class Service:
 
 
 def systemd(service: Service) -> str:
-    """A unit file. Hardened where that takes nothing from tasks that the device's owner allows."""
+    """A unit file, hardened (hardening.py)."""
     command = " ".join(_systemd_word(word) for word in service.command)
     lines = [
         "[Unit]",
@@ -62,25 +64,18 @@ def systemd(service: Service) -> str:
         "SuccessExitStatus=130 143",
         "KillMode=mixed",
         "TimeoutStopSec=40",
-        "NoNewPrivileges=yes",
-        "LockPersonality=yes",
-        "RestrictRealtime=yes",
-        "RestrictSUIDSGID=yes",
-        "ProtectKernelTunables=yes",
-        "ProtectKernelModules=yes",
-        "ProtectControlGroups=yes",
+        *hardening.systemd(
+            service.role,
+            system=service.system,
+            user=service.user,
+            data_dir=service.data_dir,
+            command=service.command,
+        ),
     ]
-    if service.role == "worker" and not service.user and service.system:
-        # A worker of root changes to policy.user for its tasks.
-        lines.remove("NoNewPrivileges=yes")
-        lines.remove("RestrictSUIDSGID=yes")
     if service.system:
         if service.user:
             lines.append(f"User={service.user}")
-        lines += [
-            "ProtectSystem=full",
-            f"ReadWritePaths={_systemd_word(service.data_dir)}",
-        ]
+        lines.append(f"ReadWritePaths={_systemd_word(service.data_dir)}")
     lines += [
         "",
         "[Install]",

@@ -66,6 +66,17 @@ def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
     return None
 
 
+def folders() -> list[str]:
+    """The data folders of this user's main nodes on this machine."""
+    folder = _folder()
+    if folder is None:
+        return []
+    with contextlib.suppress(OSError):
+        found = (_read(path) for path in sorted(folder.glob("*.json")))
+        return [document["data_dir"] for document in found if document is not None]
+    return []
+
+
 def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientKeys | None:
     """The keys for a main node's admin socket.
 

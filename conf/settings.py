@@ -345,15 +345,29 @@ class Policy(Section):
         'What `command` may run, word by word, * for anything: "ffmpeg *". Empty: any program.',
     )
     folders: tuple[str, ...] = setting(
-        (), "Folders that `command` may name as its cwd, and those below. Empty: any."
+        (),
+        "The owner's folders for tasks: where `command` may be told to run (empty: anywhere), and"
+        " open to tasks in a sandbox.",
     )
     user: str = setting("", "User that tasks run as, when the worker is run by root.")
     sandbox: str = setting(
-        "", "bwrap: tasks run in bubblewrap, where they write to their own folder only.",
-        choices=("", "bwrap"),
-    )  # fmt: skip
+        "auto",
+        "What keeps `command` and own types from files that are not theirs; auto: Landlock where"
+        " the kernel has it.",
+        choices=("auto", "bwrap", "landlock", "none"),
+    )
+    network: str = setting(
+        "any", "none: tasks of this device use no network.", choices=("any", "none")
+    )
     cpu_limit_seconds: int = setting(
         0, "Processor time one process of a task may use; 0: any.", low=0, high=31_536_000
+    )
+    cpu_percent: int = setting(
+        0,
+        "Percent of one processor that a task may use, where this device has control groups for"
+        " tasks; 0: any.",
+        low=0,
+        high=100_000,
     )
     file_limit_mb: int = setting(
         0, "Size of a file that a task may write; 0: any.", low=0, high=1 << 24

@@ -82,6 +82,14 @@ def memory_used(root: Path = Path("/")) -> int | None:
     return used[0]
 
 
+def unified_folder(root: Path = Path("/")) -> Path | None:
+    """The folder of this process's own group of version 2, None where it cannot be seen."""
+    for folder, mount in _levels(root):
+        if mount.unified:
+            return folder if (folder / "cgroup.procs").exists() else None
+    return None
+
+
 def _levels(root: Path) -> Iterator[tuple[Path, _Mount]]:
     """Every folder that limits this process, with the mount it is of."""
     mounts = list(_mounts(_text(root / "proc/self/mountinfo")))

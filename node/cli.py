@@ -25,10 +25,10 @@ from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.ownership import Foreign, check_folder
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.node import confine, credentials, joinline, probe, proctree
+from retire_cluster.node import confine, credentials, joinline, probe, proctree, taskgroups
 from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
-from retire_cluster.node.confine import Confinement, Unconfined
+from retire_cluster.node.confine import Unconfined
 from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.describing import own_types
 from retire_cluster.node.identity import FolderLock, FolderTaken, check_id, device_id, host_name
@@ -39,11 +39,12 @@ from retire_cluster.node.metrics import Sampler
 from retire_cluster.node.neighbour import NotLetIn, let_in
 from retire_cluster.node.policy import Policy, running_as_root
 from retire_cluster.node.records import Introduction
+from retire_cluster.node.report import ending
 from retire_cluster.node.runner import Runner
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED, Pace, Session
 from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
-from retire_cluster.node.taskprocess import Plan, TaskProcess
+from retire_cluster.node.taskprocess import Plan, TaskProcess, modules
 from retire_cluster.node.tasks.base import Limits
 from retire_cluster.node.workplace import Workplace
 from retire_cluster.schemas.messages import first_left_out
@@ -210,7 +211,15 @@ def build(
     rules = settings.policy
     environment = policy.process_environment(os.environ, android=android)
     try:
-        confinement = confine.find(rules.user, rules.sandbox, folder)
+        confinement = confine.find(
+            rules.user,
+            rules.sandbox,
+            folder,
+            network=policy.network,
+            folders=policy.folders,
+            programs=policy.programs(),
+            modules=modules(),
+        )
         # Another user may not enter the worker's own folder.
         root = None if confinement.user is not None else folder / "task-work"
         workplace = Workplace(root, confinement.user, leftovers.note_roots)
@@ -218,7 +227,7 @@ def build(
         if confinement.user is not None:
             # The user's own is the worker's; a task gets its folder for one.
             environment.update(HOME=str(workplace.root), TMPDIR=str(workplace.root))
-        if confinement != Confinement():
+        if rules.user or rules.sandbox != confine.AUTO:
             confinement.try_out(sys.executable, workplace.root, environment)
     except Unconfined as error:
         raise Unusable(str(error)) from None
@@ -227,14 +236,29 @@ def build(
         cpu_seconds=rules.cpu_limit_seconds,
         file_bytes=rules.file_limit_mb * _MIB,
         new_processes=rules.process_limit,
+        cpu_percent=rules.cpu_percent,
     )
+    groups = taskgroups.find()
+    if bounds.cpu_percent and (groups is None or "cpu" not in groups.controllers):
+        log.warning(
+            "policy.cpu_percent is not kept: the system has handed no control group with"
+            " processor time over to this worker (Delegate=yes in its unit does)"
+        )
     plan = Plan(
         workplace=workplace,
         environment=environment,
         leftovers=leftovers,
         bounds=bounds,
         confinement=confinement,
+        walls=confinement.walls().write(),
+        groups=groups,
     )
+    for path in confinement.reach.parted:
+        log.warning(
+            "policy.folders: %s is open to tasks but for this worker's own folder in it; what is"
+            " made anew beside that is not: keep the two apart (--data-dir)",
+            path,
+        )
     installed = Installed()
     own = own_types(policy, plan)
     catalog = Catalog(policy, own.types, own.left_out)
@@ -249,14 +273,20 @@ def build(
         slots=settings.worker.slots or int(facts.get("cpu_count") or 1),
         task_types=catalog.advertised(),
         left_out=first_left_out(own.left_out),
+        walls=(*confinement.shown(), ending(groups)),
     )
     limits = Limits(
         shell=policy.shell,
         private_addresses=policy.private_addresses,
         memory_bytes=bounds.memory_bytes,
+        folders=policy.folders,
         output_bytes=rules.output_limit_kb * 1024,
-        environment=policy.task_environment(os.environ, android=android),
-        own_home=confinement.user is not None,
+        environment={
+            **policy.task_environment(os.environ, android=android),
+            **confinement.variables(),
+        },
+        own_home=confinement.own_home,
+        own_temporary=bool(confinement.files),
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
     return Worker(
@@ -417,6 +447,7 @@ def _policy(arguments: argparse.Namespace, settings: Settings) -> Policy:
         pass_environment=rules.pass_environment,
         commands=rules.commands,
         folders=rules.folders,
+        network=rules.network != "none",
         other_user=bool(rules.user),
     )
 

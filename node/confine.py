@@ -1,23 +1,30 @@
-"""Who task processes run as, and in what: another user, a bubblewrap sandbox, or neither.
+"""Who task processes run as, and behind which walls.
 
-Both keep a task from what is the worker's own, above all `device.key`: a task that runs as the
-worker's user can read what the worker can. Which of them is used is the owner's decision, in this
-device's settings.
+`policy.user` is another user, `policy.sandbox` what keeps files and processes apart: Landlock,
+which a task gets in its own process (walls.py), or bubblewrap around each task process, with
+Landlock in it where the kernel has it. Both show a task what it needs (reach.py) and nothing else.
+Which of them is used is the owner's decision, in this device's settings.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retire_cluster.node import landlock, proctree, reach
 from retire_cluster.node.folders import START
+from retire_cluster.node.landlock import Rule
+from retire_cluster.node.reach import Reach
+from retire_cluster.node.walls import VARIABLE, Walls
 
-SANDBOX = "bwrap"
+AUTO, BWRAP, LANDLOCK, NONE = "auto", "bwrap", "landlock", "none"
 _TRIAL_SECONDS = 30.0
 
 
@@ -27,31 +34,91 @@ class Unconfined(Exception):
 
 @dataclass(frozen=True)
 class Confinement:
-    """How task processes are kept from the worker's own things."""
+    """How task processes are kept from the worker's own things, and from the owner's."""
 
     #: User id and group id they run as; None: the worker's.
     user: tuple[int, int] | None = None
-    #: Whether they run in bubblewrap.
-    sandboxed: bool = False
-    #: The worker's data folder, hidden from sandboxed ones.
-    data_dir: Path | None = None
+    #: `bwrap`, `landlock` or `none`.
+    sandbox: str = NONE
+    #: Files that they may use in a sandbox.
+    reach: Reach = field(default_factory=Reach)
+    #: Whether they may use the network.
+    network: bool = True
+    #: Version of the kernel's Landlock, 0 where it is not used.
+    abi: int = 0
+    #: Path of bubblewrap.
+    program: str = BWRAP
+    #: This user's home folder.
+    home: str = ""
 
     def command(self, arguments: list[str], folders: tuple[Path, ...]) -> list[str]:
         """The command line of a task process that may write to these folders only."""
-        if not self.sandboxed:
+        if self.sandbox != BWRAP:
             return arguments
         line = [
-            SANDBOX, "--die-with-parent", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL",
-            "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp",
+            self.program, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
+            "--unshare-cgroup-try", "--cap-drop", "ALL",
         ]  # fmt: skip
-        for needed in _homes_of_python():
-            if needed.startswith("/tmp/"):
-                line += ["--ro-bind", needed, needed]
-        if self.data_dir is not None:
-            line += ["--tmpfs", str(self.data_dir)]
-        for folder in folders:
-            line += ["--bind", str(folder), str(folder)]
+        line += [] if self.network else ["--unshare-net"]
+        # It passes over what is not there, and ends at what is not for its user.
+        bound = [path for path in self.reach.read if path != "/proc" and self._may_enter(path)]
+        for path in bound:
+            line += ["--ro-bind-try", path, path]
+        line += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+        for path in bound:
+            if reach.is_below(path, "/tmp"):
+                line += ["--ro-bind-try", path, path]
+        for path in self.reach.devices:
+            # The others come with /dev, a shared memory of its own too.
+            if path.removeprefix("/dev/").startswith(reach.ACCELERATORS):
+                line += ["--dev-bind-try", path, path]
+        for link, target in self.reach.links:
+            if not any(reach.is_below(link, path) for path in (*bound, *self.reach.write)):
+                line += ["--symlink", target, link]
+        for path in (*filter(self._may_enter, self.reach.write), *map(str, folders)):
+            line += ["--bind-try", path, path]
         return [*line, "--", *arguments]
+
+    def _may_enter(self, path: str) -> bool:
+        """Whether the user of tasks gets as far as to this file or folder."""
+        if self.user is None:
+            return os.path.lexists(path)
+        for folder in Path(path).parents:
+            try:
+                found = folder.stat()
+            except OSError:
+                return False
+            shift = {self.user[0]: 6}.get(found.st_uid, 3 if found.st_gid == self.user[1] else 0)
+            if not found.st_mode >> shift & 1:
+                return False
+        return os.path.lexists(path)
+
+    def walls(self) -> Walls:
+        """What a task process puts up around its tasks."""
+        rules = tuple(self._rules()) if self.abi else ()
+        return Walls(rules, self.network, self.files)
+
+    @property
+    def own_home(self) -> bool:
+        """Whether a task's folder is its home: it may not use the worker's."""
+        opened = any(
+            reach.is_below(path, self.home) or reach.is_below(self.home, path)
+            for path in self.reach.write
+        )
+        return self.user is not None or (bool(self.files) and not (self.home and opened))
+
+    def variables(self) -> dict[str, str]:
+        """What tasks' environment has on top: packages that a user installed are in his home."""
+        if self.user is not None or not self.own_home or not site.ENABLE_USER_SITE:
+            return {}
+        return {"PYTHONUSERBASE": site.getuserbase()}
+
+    def _rules(self) -> Iterator[Rule]:
+        yield from (Rule(path, landlock.READ) for path in self.reach.read)
+        yield Rule("/dev", landlock.LIST)
+        for path in self.reach.devices:
+            yield Rule(path, landlock.WRITE if path == "/dev/shm" else landlock.USE)
+        yield from (Rule(path, landlock.WRITE) for path in self.reach.write)
 
     def options(self) -> dict[str, Any]:
         """What `subprocess.Popen` needs; it changes the user in C, safe beside threads."""
@@ -61,11 +128,17 @@ class Confinement:
 
     def try_out(self, python: str, folder: Path, environment: dict[str, str]) -> None:
         """Start a task process's Python once. Raises `Unconfined` when it cannot be."""
-        arguments = self.command([python, "-s", "-c", "import retire_cluster.node"], (folder,))
+        code = (
+            "from retire_cluster.node import walls; walls.learn(sys.argv[1]); walls.enter();"
+            "import zmq, retire_cluster.node.executor"
+        )
+        arguments = [python, "-s", "-c", f"import sys; {code}", str(folder)]
+        environment = {**environment, VARIABLE: self.walls().write()}
         try:
             done = subprocess.run(
-                arguments, cwd=START, env=environment, stdin=subprocess.DEVNULL,
-                capture_output=True, timeout=_TRIAL_SECONDS, check=False, **self.options(),
+                self.command(arguments, (folder,)), cwd=START, env=environment,
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=_TRIAL_SECONDS,
+                check=False, **self.options(),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Unconfined(f"{self.what} does not work here: {error}; {_CURE}") from None
@@ -78,39 +151,109 @@ class Confinement:
     def what(self) -> str:
         """For people."""
         parts = [f"policy.user (number {self.user[0]})"] if self.user is not None else []
-        parts += [f"policy.sandbox = {SANDBOX}"] if self.sandboxed else []
+        parts += [f"policy.sandbox = {self.sandbox}"] if self.sandbox != NONE else []
         return " with ".join(parts) or "the worker's own user"
 
+    @property
+    def files(self) -> str:
+        """The wall around files, for people; empty: none."""
+        parts = [{BWRAP: "bubblewrap", LANDLOCK: ""}.get(self.sandbox, "")]
+        parts += ["Landlock"] if self.abi else []
+        return " and ".join(filter(None, parts))
 
-def _homes_of_python() -> list[str]:
-    """Where the interpreter, its libraries and this package are."""
-    found = [sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[1])]
-    return sorted({os.path.realpath(path) for path in found})
+    def shown(self) -> tuple[str, ...]:
+        """Each kind of wall of this device, `what: which`, in few words."""
+        users = "another user" if self.user is not None else ""
+        hidden = "own pid namespace" if self.sandbox == BWRAP else ""
+        if not hidden and self.abi >= landlock.SCOPE_ABI:
+            hidden = "signals by Landlock"
+        network = "any"
+        if not self.network:
+            network = "none" if self.sandbox == BWRAP else "no TCP, by Landlock"
+        files = " and ".join(filter(None, (self.files, users)))
+        return (
+            f"files: {files or 'none'}",
+            f"other processes: {hidden or users or 'none'}",
+            f"network: {network}",
+        )
 
 
-_CURE = "that user must be able to run this Python, and bwrap be allowed; or leave the setting out"
+_CURE = (
+    "that user must be able to run this Python, and bwrap be allowed; or leave the setting out"
+    " (policy.sandbox = auto takes what there is)"
+)
 
 
-def find(user: str, sandbox: str, data_dir: Path) -> Confinement:
-    """The confinement that settings ask for. Raises `Unconfined`."""
-    ids = None
-    if user:
-        if sys.platform == "win32":
-            raise Unconfined("policy.user is for POSIX systems; leave it out")
-        import pwd
+def find(
+    user: str,
+    sandbox: str,
+    data_dir: Path,
+    *,
+    network: bool = True,
+    folders: Sequence[str] = (),
+    programs: Sequence[str] = (),
+    modules: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Confinement:
+    """The confinement that settings ask for. Raises `Unconfined`.
 
-        if os.geteuid() != 0:
-            raise Unconfined("policy.user: only a worker run by root can change users")
-        try:
-            entry = pwd.getpwnam(user)
-        except KeyError:
-            raise Unconfined(
-                f"policy.user: there is no user {user!r:.60} on this device; make one with:"
-                f" useradd --system --no-create-home {user:.60}"
-            ) from None
-        if entry.pw_uid == 0:
-            raise Unconfined("policy.user: root is no unprivileged user; name another")
-        ids = (entry.pw_uid, entry.pw_gid)
-    if sandbox and shutil.which(SANDBOX) is None:
+    :param folders: those that the owner opens
+    :param programs: those that the owner names
+    :param modules: where task processes find modules
+    """
+    ids = _ids(user) if user else None
+    chosen, program = _choose(sandbox, network)
+    if chosen == NONE:
+        return Confinement(ids)
+    given = os.environ if environ is None else environ
+    return Confinement(
+        ids,
+        chosen,
+        reach.of_this_device(data_dir, folders, programs, modules, given),
+        network,
+        landlock.abi(),
+        program,
+        "" if ids is not None else os.path.realpath(given["HOME"]) if given.get("HOME") else "",
+    )
+
+
+def _choose(sandbox: str, network: bool) -> tuple[str, str]:
+    """The sandbox, and where bubblewrap is."""
+    program = shutil.which(BWRAP) or ""
+    abi = landlock.abi()
+    if sandbox == BWRAP and not program:
         raise Unconfined("policy.sandbox: bwrap is not installed (package bubblewrap)")
-    return Confinement(ids, bool(sandbox), data_dir if sandbox else None)
+    if sandbox == LANDLOCK and not abi:
+        raise Unconfined(
+            "policy.sandbox: this kernel has no Landlock (Linux 5.13 or newer, not switched off);"
+            " bwrap does the same with less, none and auto go without"
+        )
+    if network:
+        return (LANDLOCK if abi else NONE) if sandbox == AUTO else sandbox, program
+    if sandbox == BWRAP or (sandbox in (AUTO, LANDLOCK) and abi >= landlock.NETWORK_ABI):
+        return (LANDLOCK if sandbox == AUTO else sandbox), program
+    if sandbox == AUTO and program and proctree.IS_LINUX:
+        return BWRAP, program
+    raise Unconfined(
+        "policy.network = none: needs policy.sandbox = bwrap, or a kernel whose Landlock knows TCP"
+        " (Linux 6.7); deny command and own types instead (policy.deny)"
+    )
+
+
+def _ids(user: str) -> tuple[int, int]:
+    if sys.platform == "win32":
+        raise Unconfined("policy.user is for POSIX systems; leave it out")
+    import pwd
+
+    if os.geteuid() != 0:
+        raise Unconfined("policy.user: only a worker run by root can change users")
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise Unconfined(
+            f"policy.user: there is no user {user!r:.60} on this device; make one with:"
+            f" useradd --system --no-create-home {user:.60}"
+        ) from None
+    if entry.pw_uid == 0:
+        raise Unconfined("policy.user: root is no unprivileged user; name another")
+    return (entry.pw_uid, entry.pw_gid)

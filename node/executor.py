@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from retire_cluster.node import attempt, folders, limits, processstate, proctree
+from retire_cluster.node import attempt, folders, limits, processstate, proctree, walls
 from retire_cluster.node.frames import Frame, FrameError, read_frame, write_frame
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
@@ -39,6 +39,7 @@ def serve() -> int:
         # Not to be looked into by tasks: it has the pipes.
         proctree.hide_memory()
     scratch = os.environ.get("RC_SCRATCH") or tempfile.gettempdir()
+    walls.learn(scratch)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if not FORKS:
         from retire_cluster.node.inline import serve_inline
@@ -96,6 +97,7 @@ class _Server:
         from retire_cluster.node.tasks import custom
 
         sharedmem.name_segments()
+        walls.enter()
         row = custom.describe(str(header["name"]), str(header["entry_point"]))
         self._write({"kind": "described", "types": [row]})
 

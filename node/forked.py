@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from retire_cluster.node import limits, proctree, sharedmem, streams
+from retire_cluster.node import proctree, sharedmem, streams, walls
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
 from retire_cluster.node.frames import read_frame, write_frame
 from retire_cluster.node.tasks import custom
@@ -97,17 +97,18 @@ def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
     os.dup2(ends.output, 1)
     os.dup2(ends.output, 2)
     close_all_but((ends.answers, ends.cancel))
-    limits.tighten()
     proctree.show_memory()
     sharedmem.name_segments()
     os.environ["RC_TASK_ID"] = str(header["task_id"])
     os.environ["RC_ATTEMPT"] = str(header["attempt"])
-    if header["limits"].get("own_home"):
-        os.environ.update(Limits(**header["limits"]).home(folder))
+    home = Limits(**header["limits"]).home(folder)
+    if home:
+        os.environ.update(home)
         tempfile = sys.modules.get("tempfile")
         if tempfile is not None:
             vars(tempfile)["tempdir"] = None  # an import may have looked it up
     os.chdir(folder)
+    walls.enter(folder)
 
 
 class _Teller:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 #: Processes and threads that one user's tasks may add.
 MAX_NEW_PROCESSES = 512
+_CPU_GRACE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Bounds:
     cpu_seconds: int = 0
     file_bytes: int = 0
     new_processes: int = MAX_NEW_PROCESSES
+    #: Of one processor, for all of a task together; needs a control group (taskgroups.py).
+    cpu_percent: int = 0
 
 
 def apply(bounds: Bounds) -> None:
-    """Bounds this process and what it starts; no core files.
+    """Bounds this process and what it starts, for good: none of them can raise a bound again.
 
-    Each bound is tried on its own; a system without one goes without.
+    No core files. Each bound is tried on its own; a system without one goes without.
     """
     memory_bytes = bounds.memory_bytes
     if sys.platform == "win32":
@@ -40,7 +43,8 @@ def apply(bounds: Bounds) -> None:
         if tasks:
             _bound(resource.RLIMIT_NPROC, tasks + bounds.new_processes)
     if bounds.cpu_seconds:
-        _bound(resource.RLIMIT_CPU, bounds.cpu_seconds)
+        # At the soft limit of processor time a process is told, at the hard one it is killed.
+        _bound(resource.RLIMIT_CPU, bounds.cpu_seconds, bounds.cpu_seconds + _CPU_GRACE_SECONDS)
     if bounds.file_bytes:
         _bound(resource.RLIMIT_FSIZE, bounds.file_bytes)
     # When memory runs out, the system should end a task and not the worker.
@@ -48,32 +52,15 @@ def apply(bounds: Bounds) -> None:
         file.write("800")
 
 
-def tighten() -> None:
-    """Makes this process's bounds final: neither it nor what it starts can raise them again."""
-    if sys.platform == "win32":
-        return
+def _bound(kind: int, value: int, final: int | None = None) -> None:
     import resource
 
-    for name in ("RLIMIT_CORE", "RLIMIT_DATA", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU"):
-        if not hasattr(resource, name):
-            continue
-        kind = getattr(resource, name)
-        soft, hard = resource.getrlimit(kind)
-        # At the soft limit of processor time a process is told, at the hard one it is killed.
-        final = soft + 5 if name == "RLIMIT_CPU" else soft
-        if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or final < hard):
-            with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(kind, (soft, final))
-
-
-def _bound(kind: int, value: int) -> None:
-    import resource
-
+    final = value if final is None else final
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(kind)
         if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(kind, (value, hard))
+            value, final = min(value, hard), min(final, hard)
+        resource.setrlimit(kind, (value, final))
 
 
 def _tasks_of_user() -> int:

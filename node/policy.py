@@ -73,8 +73,10 @@ class Policy:
     pass_environment: frozenset[str] = frozenset()
     #: What `command` may run, as templates; empty: any program.
     commands: tuple[str, ...] = ()
-    #: Where `command` may be told to run, empty: anywhere.
+    #: Where `command` may be told to run, empty: anywhere; judged where it runs (cwd.py).
     folders: tuple[str, ...] = ()
+    #: Tasks may use the network.
+    network: bool = True
     #: Tasks run as another, unprivileged user.
     other_user: bool = False
 
@@ -91,6 +93,7 @@ class Policy:
         pass_environment: Iterable[str] = (),
         commands: Iterable[str] = (),
         folders: Iterable[str] = (),
+        network: bool = True,
         other_user: bool = False,
     ) -> Policy:
         """A policy from settings, in which `command:shell` counts as two permissions."""
@@ -108,6 +111,7 @@ class Policy:
             pass_environment=frozenset(pass_environment),
             commands=tuple(commands),
             folders=tuple(map(whole_path, folders)),
+            network=network,
             other_user=other_user,
         )
 
@@ -120,6 +124,8 @@ class Policy:
                 f"this device's owner has not allowed {task_type}"
                 f" (--allow {task_type} or policy.allow)"
             )
+        if task_type == "http_request" and not self.network:
+            return "this device's owner lets no task use the network (policy.network)"
         if self.refused_for_root(task_type):
             return (
                 f"this worker runs as root and does not run {task_type} so;"
@@ -143,13 +149,6 @@ class Policy:
             if payload.get("env"):
                 # Variables such as LD_PRELOAD would make another program of an allowed one.
                 return "this device's owner has not allowed env with policy.commands"
-        folder = payload.get("cwd")
-        if self.folders and isinstance(folder, str):
-            real = os.path.realpath(folder)
-            allowed = (os.path.realpath(name) for name in self.folders)
-            if not any(real == name or real.startswith(name.rstrip(os.sep) + os.sep)
-                       for name in allowed):  # fmt: skip
-                return f"this device's owner has not allowed the folder {folder!r:.200}"
         return None
 
     def programs(self) -> tuple[str, ...]:

@@ -95,6 +95,8 @@ class Introduction:
     task_types: tuple[TypeInfo, ...]
     #: Own types that are not offered, each with the reason.
     left_out: tuple[str, ...] = ()
+    #: What tasks are kept from, and by what.
+    walls: tuple[str, ...] = ()
 
 
 # Why an attempt is ended before its own end.

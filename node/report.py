@@ -18,6 +18,7 @@ from retire_cluster.node.policy import Policy
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED
 from retire_cluster.node.sockets import REFUSED, UP, Dialer, Link
+from retire_cluster.node.taskgroups import Groups
 from retire_cluster.node.taskprocess import Plan
 from retire_cluster.node.tryout import Tried
 from retire_cluster.schemas import wire
@@ -129,6 +130,9 @@ def show_containment(plan: Plan, policy: Policy) -> None:
             ": a task can read what this worker can, its key too; see policy.user, policy.sandbox"
         )
     _line("tasks run as", whom)
+    _line("walls", "; ".join((*confinement.shown(), ending(plan.groups))))
+    if confinement.reach.write:
+        _line("folders opened", ", ".join(confinement.reach.write))
     mib = 1024 * 1024
     limits = {
         "memory": f"{bounds.memory_bytes // mib} MiB" if bounds.memory_bytes else "",
@@ -139,15 +143,19 @@ def show_containment(plan: Plan, policy: Policy) -> None:
     if sys.platform == "win32":
         limits = {}
     _line("limits", ", ".join(f"{k} {v}" for k, v in limits.items() if v) or "none on this system")
-    if proctree.IS_LINUX:
-        kills = "whole process trees, also what left its session"
-    elif sys.platform == "win32":
-        kills = "Job Objects"
-    else:
-        kills = "process groups; what leaves its session escapes on this system"
-    _line("ending tasks", kills)
     if "command" in policy.allow:
         _line("commands", "; ".join(policy.commands) or "any program (see policy.commands)")
+
+
+def ending(groups: Groups | None) -> str:
+    """By what all processes of a task are bounded and ended, in few words."""
+    if groups is not None:
+        return f"processes: {groups.shown}"
+    if proctree.IS_LINUX:
+        return "processes: whole trees, also what left its session"
+    if sys.platform == "win32":
+        return "processes: Job Objects"
+    return "processes: groups; what leaves its session escapes"
 
 
 def _line(name: str, text: str) -> None:
@@ -209,6 +217,7 @@ def _hello(me: Introduction, capabilities: Mapping[str, Any], session: str) -> H
         slots=me.slots,
         capabilities=dict(capabilities),
         task_types=me.task_types,
+        walls=me.walls,
         accepting=False,
     )
 

@@ -291,6 +291,7 @@ class Session:
                 accepting=self._takes_work(),
                 uptime_seconds=round(now - self._began, 3),
                 left_out=me.left_out,
+                walls=me.walls,
             )
         )
 

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import answers, folders, proctree, sharedmem
+from retire_cluster.node import answers, folders, proctree, sharedmem, walls
 from retire_cluster.node.confine import Confinement
 from retire_cluster.node.frames import pack
 from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 from retire_cluster.node.line import Line
+from retire_cluster.node.taskgroups import Groups
 from retire_cluster.node.workplace import Workplace
 
 #: Modules come from where the worker's come from and what is installed: never from the folder a
@@ -56,6 +57,10 @@ class Plan:
     leftovers: Leftovers
     bounds: Bounds = field(default_factory=Bounds)
     confinement: Confinement = field(default_factory=Confinement)
+    #: What each task process puts up around its tasks (walls.py).
+    walls: str = ""
+    #: Where each gets a control group, None on systems that hand none over.
+    groups: Groups | None = None
     python: str = sys.executable
     #: Where they find modules.
     modules: tuple[str, ...] = field(default_factory=modules)
@@ -74,6 +79,7 @@ class TaskProcess:
             environment["RC_OWN_TYPES"] = "1"
         environment["RC_WORKER"] = plan.leftovers.mark
         environment["RC_MODULES"] = "\n".join(plan.modules)
+        environment[walls.VARIABLE] = plan.walls
         self._shared = f"{plan.leftovers.shared}{secrets.token_hex(4)}"
         environment["RC_BOUNDS"] = json.dumps(asdict(plan.bounds))
         self._leftovers = plan.leftovers
@@ -123,6 +129,10 @@ class TaskProcess:
             with contextlib.suppress(OSError):
                 self._job = Job()
                 self._job.add(int(self._process._handle))  # type: ignore[attr-defined,unused-ignore]
+        self._group = None if plan.groups is None else plan.groups.make(plan.bounds)
+        if self._group is not None:
+            # Now it runs our code only: the first task is yet to be sent.
+            self._group.add(self._process.pid)
         self._line = Line(self._process)
 
     @property
@@ -171,7 +181,7 @@ class TaskProcess:
 
     def _end_by_force(self) -> None:
         # A task may have stopped the keeper; while `wait` has not collected it, its number is its.
-        if self._process.returncode is None:
+        if self._process.returncode is None and not (self._group and self._group.kill()):
             proctree.kill_tree(self.pid)
 
     def retire(self) -> None:
@@ -187,10 +197,15 @@ class TaskProcess:
         try:
             code = self._process.wait(KEEPER_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
+            if self._group is not None:
+                self._group.kill()
             proctree.kill_tree(self.pid)
             with contextlib.suppress(OSError):
                 self._process.kill()
             code = self._process.wait()
+        if self._group is not None:
+            # Nothing that was in it outlives this, wherever it went.
+            self._group.close()
         self._leftovers.sweep(self.pid, killed=code < 0)
         with self._lock:
             if self._force is not None:

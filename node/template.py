@@ -28,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from retire_cluster.node import forked, processstate, proctree
+from retire_cluster.node import forked, processstate, proctree, walls
 from retire_cluster.node.forked import Ends
 from retire_cluster.node.frames import Frame, pack
 
@@ -163,11 +163,13 @@ def _become(ours: socket.socket, entry_point: str) -> NoReturn:
         if not entry_point:
             gc.freeze()
             _serve(ours)
-        elif _import_cleanly(entry_point):
-            ours.sendall(_READY)
-            _serve(ours)
         else:
-            ours.sendall(_UNFIT)
+            walls.enter()
+            if _import_cleanly(entry_point):
+                ours.sendall(_READY)
+                _serve(ours)
+            else:
+                ours.sendall(_UNFIT)
     except BaseException:  # whatever a stranger's import does, the server goes without a template
         with contextlib.suppress(BaseException):
             ours.sendall(_UNFIT)

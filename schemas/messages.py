@@ -112,6 +112,8 @@ class _Verb:
         return self.verb, dict(vars(self))
 
 
+#: Kinds of walls that a device may tell of.
+MAX_WALLS: Final = 8
 #: Types that are named as left out; of more, only their number is told.
 MAX_LEFT_OUT: Final = 50
 
@@ -146,6 +148,8 @@ class Hello(_Verb):
     uptime_seconds: float = 0.0
     #: Own types that it does not offer, each with the reason.
     left_out: tuple[str, ...] = ()
+    #: What it keeps tasks from, and by what: `files: Landlock`.
+    walls: tuple[str, ...] = ()
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
         header = dict(vars(self))
@@ -173,6 +177,7 @@ class Hello(_Verb):
             accepting=flag(header, "accepting", True),
             uptime_seconds=number(header.get("uptime_seconds", 0), "uptime_seconds"),
             left_out=texts(header, "left_out", MAX_LEFT_OUT),
+            walls=texts(header, "walls", MAX_WALLS),
         )
 
 

@@ -268,6 +268,10 @@ SCHEMAS: Final[dict[str, Json]] = {
                 **_list(TEXT),
                 "description": "Own types whose payload_schema it gives otherwise than most do",
             },
+            "walls": {
+                **_list(TEXT),
+                "description": "What it keeps tasks from, and by what: `files: Landlock`",
+            },
             "own_task_types": _list(
                 _object(
                     {"name": TEXT, "distribution": TEXT, "version": _maybe(TEXT)},

@@ -165,7 +165,7 @@ export function device(render, params, id) {
             ["Role", found.role], ["Platform", [found.platform, caps.architecture && ` · ${caps.architecture}`]], ["System", caps.os_release], ["Processor", [plural(caps.cpu_count ?? 0, "core"), caps.cpu_model && ` · ${caps.cpu_model}`]],
             ["Memory", gb(caps.memory_total_gb)], ["Storage", gb(caps.storage_total_gb)], ["GPU", caps.has_gpu === undefined ? null : caps.has_gpu ? "yes" : "no"], ["Internet", caps.has_internet === undefined ? null : caps.has_internet ? "yes" : "no"],
             ["Address", found.ip_address], ["Host name", found.hostname], ["Python", caps.python_version], ["Version", found.version],
-            ["Up for", found.uptime], ["Known since", ago(found.registered_at)],
+            ["Walls around tasks", found.walls.length ? found.walls.join("; ") : null], ["Up for", found.uptime], ["Known since", ago(found.registered_at)],
           ])),
           card("Work", null, facts([
             ["Running", `${found.running_tasks.length} of ${plural(found.slots, "slot")}`], ["Takes work", found.accepting ? "yes" : "no"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -97,14 +97,19 @@ class Limits:
     output_bytes: int = MAX_OUTPUT_BYTES
     #: Bytes of memory of one process; 0: no limit.
     memory_bytes: int = 0
+    #: Folders that `command` may be told to run in; empty: any.
+    folders: Sequence[str] = ()
     #: Environment of what the task starts.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: The task's folder is its home and its place for temporary files.
     own_home: bool = False
+    #: Its place for temporary files at least.
+    own_temporary: bool = False
 
     def home(self, folder: str) -> dict[str, str]:
         """What the environment has on top for a task in this folder."""
-        return {"HOME": folder, "TMPDIR": folder} if self.own_home else {}
+        found = {"TMPDIR": folder} if self.own_temporary or self.own_home else {}
+        return {**found, "HOME": folder} if self.own_home else found
 
 
 class Context:

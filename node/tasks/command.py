@@ -18,8 +18,9 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from retire_cluster.node import proctree
+from retire_cluster.node import proctree, walls
 from retire_cluster.node.headtail import HeadTail, Kept, cuts, fit, json_size
+from retire_cluster.node.tasks import cwd
 from retire_cluster.node.tasks.base import (
     Answer,
     BadPayload,
@@ -76,14 +77,11 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     """
     check(payload, shell=context.limits.shell)
     command = payload["command"]
-    folder = payload.get("cwd")
-    if folder is not None and not os.path.isdir(folder):
-        # Another device may have it: a retry goes there first.
-        raise TaskFailed(f"payload.cwd: there is no folder {folder!r:.200} on this device")
+    own = os.getcwd()
     limits = context.limits
     environment = {
         **limits.environment,
-        **limits.home(os.getcwd()),
+        **limits.home(own),
         **(payload.get("env") or {}),
     }
     environment["RC_TASK_ID"] = context.task_id
@@ -92,7 +90,10 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
         environment["RC_WORKER"] = os.environ["RC_WORKER"]
     text = payload.get("stdin")
     try:
-        process = _start(command, folder, environment, text is not None)
+        with cwd.judged(payload.get("cwd"), limits.folders) as folder:
+            process = walls.start(
+                lambda: _start(command, folder, environment, text is not None), own
+            )
     except OSError as error:
         raise _unstarted(error, command, payload) from None
     except (ValueError, UnicodeError) as error:
@@ -127,6 +128,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     code = process.returncode
     if code:
         words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        words += walls.hint(kept["stderr"].text[-4000:])
         raise TaskFailed(f"command {words}", result=result, cuts=cut)
     return Answer(result, cut)
 
@@ -175,7 +177,7 @@ def _unstarted(error: OSError, command: str | list[str], payload: Mapping[str, A
     if error.errno == errno.ENOENT:
         words = f"there is no program {command[0]!r:.200} on this device"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        words = f"{command[0]!r:.200} may not be run on this device"
+        words = f"{command[0]!r:.200} may not be run on this device{walls.hint(str(error))}"
     else:
         words = f"{command[0]!r:.200} cannot be run on this device: {error.strerror}"
     own_path = any(name.upper() == "PATH" for name in payload.get("env") or {})

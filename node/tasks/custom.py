@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from retire_cluster.node import walls
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, NotHere, TaskFailed
 from retire_cluster.schemas.cleantext import clean
@@ -198,7 +199,10 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
         elif _is_one_of(error, not_here) or _is_one_of(error, (ImportError,)):
             failure = NotHere
         # Without our own frame on top, which says nothing to the type's author.
-        raise Traced(failure(words.of(error)), words.trace(error, skip=1)) from None
+        message = words.of(error)
+        if _is_one_of(error, (OSError,)):
+            message += walls.hint(message)
+        raise Traced(failure(message), words.trace(error, skip=1)) from None
 
 
 def _leave(how: BaseException | int) -> NoReturn:

@@ -67,12 +67,9 @@ def _is_public_4(address: IPv4) -> bool:
 
 
 def _is_public_6(address: IPv6) -> bool:
-    if address.ipv4_mapped is not None:
-        return _is_public_4(address.ipv4_mapped)
-    if address in _NAT64:
-        return _is_public_4(IPv4(int(address) & 0xFFFF_FFFF))
-    if address in _SIX_TO_FOUR:
-        return _is_public_4(IPv4((int(address) >> 80) & 0xFFFF_FFFF))
+    inside = _inside(address)
+    if inside is not None:
+        return _is_public_4(inside)
     return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
 
 
@@ -99,7 +96,80 @@ def choose(
         raise TaskFailed(f"{host} has no address")
     if not private_allowed:
         _refuse_private(host, found)
+        _refuse_own(host, found)
     return [Endpoint(host, address, port) for address in found]
+
+
+def is_own(text: str) -> bool:
+    """Whether an address is one of this device's, as its interfaces are at this moment.
+
+    The system is asked: it lets a socket be bound to its own addresses only.
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    inside = _inside(address)
+    if inside is not None and is_own(str(inside)):
+        return True
+    family = socket.AF_INET6 if isinstance(address, IPv6) else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.bind((str(address), 0))
+    except OSError:
+        return False
+    return not _binds_anything(family) or address in _of_interfaces()
+
+
+def _inside(address: IPv4 | IPv6) -> IPv4 | None:
+    """The IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, IPv4):
+        return None
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address in _NAT64:
+        return IPv4(int(address) & 0xFFFF_FFFF)
+    if address in _SIX_TO_FOUR:
+        return IPv4((int(address) >> 80) & 0xFFFF_FFFF)
+    return None
+
+
+def _binds_anything(family: int) -> bool:
+    """Whether Linux was told to bind to addresses that are not there (`ip_nonlocal_bind`)."""
+    version = "ipv6" if family == socket.AF_INET6 else "ipv4"
+    return _text(f"/proc/sys/net/{version}/ip_nonlocal_bind").strip() == "1"
+
+
+def _of_interfaces() -> set[IPv4 | IPv6]:
+    """This device's addresses, as Linux lists them."""
+    found: set[IPv4 | IPv6] = set()
+    last = ""
+    for line in _text("/proc/net/fib_trie").splitlines():
+        words = line.split()
+        if words[:1] == ["|--"]:
+            last = words[1]
+        elif words[:1] == ["/32"] and "LOCAL" in words:
+            found.add(IPv4(last))
+    for line in _text("/proc/net/if_inet6").splitlines():
+        found.add(IPv6(int(line.split()[0], 16)))
+    return found
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def _refuse_own(host: str, addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if is_own(address):
+            raise Denied(
+                f"{host} is at {address}, which is this device's own address; its owner can allow"
+                " it by policy.private_addresses"
+            )
 
 
 def _refuse_private(host: str, addresses: Iterable[str]) -> None:

@@ -38,12 +38,19 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the worker's owner opens to tasks."""
+    return tmp_path_factory.mktemp("opened")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, opened: Path) -> Iterator[Cluster]:
     """A cluster whose local worker may run commands, and one device more with a single slot."""
     found = Cluster(
         tmp_path_factory.mktemp("work"),
         *("--no-rate-limit", "--slots", "2", "--allow", "command"),
         RETIRE_CLUSTER_ALLOW_ROOT="1",  # where tests run as root
+        RETIRE_CLUSTER_POLICY_FOLDERS=str(opened),
     )
     try:
         found.join("single", "--slots", "1", "--tag", "single", "--role", "storage")
@@ -96,8 +103,8 @@ def test_urgent_goes_before_high_before_normal_before_low_and_each_in_order(rest
         assert [names[t] for t in in_order(rest, kind, since, set(names))] == wanted
 
 
-def test_a_cancelled_command_takes_its_whole_family_with_it(rest: Rest, tmp_path: Path) -> None:
-    noted = tmp_path / "pids"
+def test_a_cancelled_command_takes_its_whole_family_with_it(rest: Rest, opened: Path) -> None:
+    noted = opened / "pids of a cancelled one"
     task_id = rest.submit("command", python(FAMILY, str(noted)))
     until(noted.exists, "the command's family")
     pids = [int(word) for word in noted.read_text().split()]
@@ -120,8 +127,8 @@ def test_a_queued_task_that_is_cancelled_never_runs(rest: Rest) -> None:
     assert details["started_at"] is None
 
 
-def test_a_task_over_its_time_is_ended_with_its_family(rest: Rest, tmp_path: Path) -> None:
-    noted = tmp_path / "pids"
+def test_a_task_over_its_time_is_ended_with_its_family(rest: Rest, opened: Path) -> None:
+    noted = opened / "pids of a slow one"
     started = time.monotonic()
     task_id = rest.submit("command", python(FAMILY, str(noted)), timeout_seconds=1)
     result = rest.result(task_id)
@@ -140,12 +147,12 @@ def test_a_timeout_uses_a_retry_and_the_last_one_stands(rest: Rest) -> None:
     assert rest.status(task_id)["can_retry"] is True
 
 
-def test_an_error_that_may_pass_is_tried_again_by_itself(rest: Rest, tmp_path: Path) -> None:
+def test_an_error_that_may_pass_is_tried_again_by_itself(rest: Rest, opened: Path) -> None:
     code = (
         "import os, sys; there = os.path.exists(sys.argv[1]); open(sys.argv[1], 'w').close();"
         " raise SystemExit(0 if there else 7)"
     )
-    task_id = rest.submit("command", python(code, str(tmp_path / "been-here")), max_retries=2)
+    task_id = rest.submit("command", python(code, str(opened / "been-here")), max_retries=2)
     assert rest.result(task_id)["status"] == "success"
     details = rest.get(f"/tasks/{task_id}")
     assert details["retry_count"] == 1
@@ -316,13 +323,14 @@ def test_a_ping_goes_to_the_device_and_back(rest: Rest) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="looks at a task's environment by env(1)")
-def test_a_command_sees_its_own_environment_and_input_only(rest: Rest) -> None:
+def test_a_command_sees_its_own_environment_and_input_only(rest: Rest, opened: Path) -> None:
     code = (
         "import json, os, sys; print(json.dumps([sys.stdin.read(), os.getcwd(), dict(os.environ)]))"
     )
-    task_id = rest.submit("command", python(code, stdin="given", env={"MINE": "1"}, cwd="/"))
+    where = os.path.realpath(opened)
+    task_id = rest.submit("command", python(code, stdin="given", env={"MINE": "1"}, cwd=where))
     given, folder, environment = json.loads(rest.result(task_id)["result_data"]["stdout"])
-    assert (given, folder, environment["MINE"]) == ("given", "/", "1")
+    assert (given, folder, environment["MINE"]) == ("given", where, "1")
     assert environment["RC_TASK_ID"] == task_id
     assert environment["RC_ATTEMPT"] == "1"
     assert not [name for name in environment if name.startswith("RETIRE_CLUSTER_")]

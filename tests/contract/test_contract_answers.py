@@ -77,7 +77,7 @@ def test_device_details_have_every_field(api: Any, cluster: Any, until: Any) -> 
     assert set(data) >= fields(
         "device_id role platform status ip_address last_heartbeat uptime capabilities tags hostname"
         " registered_at total_heartbeats task_types slots running_tasks tasks_succeeded"
-        " tasks_failed last_error passed_over own_task_types metrics metrics_history"
+        " tasks_failed last_error passed_over own_task_types walls metrics metrics_history"
     )
     assert set(data["metrics"]) >= fields(
         "cpu_percent memory_percent disk_percent load_average temperature_c battery_percent"

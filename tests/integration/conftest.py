@@ -25,6 +25,7 @@ def _load(name: str) -> ModuleType:
 _node_kit = _load("node_kit")
 bus = _node_kit.bus
 start = _node_kit.start
+without_walls = _node_kit.without_walls
 
 _main_kit = _load("main_kit")
 main_node = _main_kit.main_node

@@ -191,7 +191,19 @@ def start(bus: Bus, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.fixture
+def without_walls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers as where the kernel has no Landlock: what holds there is not held by walls."""
+    monkeypatch.setenv("RETIRE_CLUSTER_POLICY_SANDBOX", "none")
+
+
 COMMAND = ("--allow", "command", "--allow-root")
+
+
+def opened(folder: Path) -> dict[str, str]:
+    """The environment of a worker whose owner opens a folder to tasks, which is made."""
+    folder.mkdir(exist_ok=True)
+    return {"RETIRE_CLUSTER_POLICY_FOLDERS": str(folder)}
 
 
 def python(*lines: str) -> list[str]:

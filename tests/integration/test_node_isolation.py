@@ -20,7 +20,7 @@ from tests.integration.node_kit import (
     wait_until,
 )
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.usefixtures("without_walls")]
 
 TYPES = r'''
 import ctypes, os, random, signal, sys, time

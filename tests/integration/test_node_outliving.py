@@ -21,7 +21,7 @@ from tests.integration.node_kit import (
 from tests.integration.test_node_confine import ALLOWED, nobody
 
 __all__ = ["nobody"]
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.usefixtures("without_walls")]
 
 #: A grandchild in a session of its own, without environment, that does WHAT and stays.
 ESCAPE = """

@@ -8,7 +8,7 @@ import pytest
 
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.ids import TaskIds
-from tests.integration.node_kit import Bus, Start
+from tests.integration.node_kit import Bus, Start, opened
 
 OWN_TYPES = '''
 import logging, subprocess, sys, time
@@ -137,10 +137,10 @@ def test_errors_of_own_types_are_told_apart_and_traced(
 def test_a_cancelled_own_type_is_told_before_it_is_killed(
     bus: Bus, start: Start, own_types: dict[str, str], tmp_path: Path
 ) -> None:
-    start("--allow-root", environ=own_types)
+    start("--allow-root", environ={**own_types, **opened(tmp_path / "open")})
     bus.welcome()
-    key = bus.assign("be.patient", {"file": str(tmp_path / "told")})
+    key = bus.assign("be.patient", {"file": str(tmp_path / "open" / "told")})
     bus.started(key)
     bus.send(messages.Cancel(bus.session, (key,), "cancelled"))
     assert bus.result(key).item.outcome == "cancelled"
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "open" / "told").exists()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.integration.node_kit import COMMAND, Bus, Start, linux_only, python
 from tests.integration.test_node_confine import ALLOWED, bwrap, nobody
 
@@ -48,6 +50,7 @@ def kill_server_and_go_on(bus: Bus) -> None:
         assert done.item.outcome == "success", done.item.error_message
 
 
+@pytest.mark.usefixtures("without_walls")
 def test_modules_planted_wherever_a_task_may_write_are_not_imported_by_the_next(
     bus: Bus, start: Start, tmp_path: Path
 ) -> None:

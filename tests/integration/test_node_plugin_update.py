@@ -13,7 +13,7 @@ from retire_cluster.node import editable
 from retire_cluster.node.installed import Installed
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.messages import TypeInfo
-from tests.integration.node_kit import Bus, Start, posix_only
+from tests.integration.node_kit import Bus, Start, opened, posix_only
 from tests.integration.test_node_cuts import NO_FORK
 
 CODE = """
@@ -65,14 +65,14 @@ def test_once_a_worker_noticed_an_update_no_task_runs_the_old_version(
     install(site, "1.0")
     if not fork:  # as on Windows and macOS
         (site / "sitecustomize.py").write_text(NO_FORK)
-    worker = start("--allow-root", environ={"PYTHONPATH": str(site)})
+    worker = start("--allow-root", environ={"PYTHONPATH": str(site), **opened(tmp_path / "open")})
     info = own(bus.welcome())["which"]
     assert (info.distribution, info.distribution_version) == ("updates", "1.0")
     # Often enough for both slots to have a template.
     for _ in range(4):
         keys = bus.assign_all([("which", {})] * 4)
         assert [bus.result(key).data for key in keys] == ["1.0"] * 4
-    gate = tmp_path / "gate"
+    gate = tmp_path / "open" / "gate"
     running = bus.assign("which", {"file": str(gate)})
     # Started is told before the import; only what runs the old code has to go on with it.
     bus.until(Path(f"{gate}.begun").exists, "the task has begun")

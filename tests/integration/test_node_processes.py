@@ -76,6 +76,7 @@ def test_many_forked_processes_are_ended_and_heartbeats_go_on(bus: Bus, start: S
 
 
 @linux_only
+@pytest.mark.usefixtures("without_walls")
 def test_a_task_that_kills_its_own_process_fails_with_the_reason(bus: Bus, start: Start) -> None:
     start(*COMMAND)
     bus.welcome()

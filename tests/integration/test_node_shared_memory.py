@@ -12,7 +12,7 @@ import pytest
 from retire_cluster.node import sharedmem
 from tests.integration.node_kit import Bus, Start, linux_only, wait_until
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.usefixtures("without_walls")]
 
 TYPES = r"""
 import os, signal, sys, time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plistlib
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,44 @@ def test_a_roots_worker_may_still_change_to_the_user_of_its_tasks() -> None:
     roots = Service("worker", "w", COMMAND, "/d", system=True)
     assert "NoNewPrivileges" not in units.systemd(roots)
     assert "NoNewPrivileges=yes" in units.systemd(MINE)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+@pytest.mark.parametrize(
+    ("role", "user", "highest"),
+    [
+        ("main", "ann", 3.0), ("main", "", 3.0), ("api", "ann", 3.0), ("api", "", 3.0),
+        ("worker", "ann", 4.5), ("worker", "", 7.0), ("up", "ann", 4.5), ("up", "", 7.0),
+    ],
+)  # fmt: skip
+def test_a_unit_exposes_no_more_than_its_part_needs(
+    role: str, user: str, highest: float, tmp_path: Path
+) -> None:
+    one = Service(role, f"rc-{role}", COMMAND, "/var/lib/rc", system=True, user=user)
+    path = tmp_path / f"{one.name}.service"
+    path.write_text(units.systemd(one))
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (found,) = re.findall(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    assert float(found) <= highest
+
+
+def test_tasks_keep_what_they_may_need_and_get_control_groups() -> None:
+    for role in ("up", "worker"):
+        text = units.systemd(Service(role, "w", COMMAND, "/d", system=True, user="ann"))
+        assert "Delegate=yes" in text
+        # With these, no program could have a 32-bit library, a device, or bubblewrap's /proc.
+        for taken in ("SystemCallArchitectures", "PrivateDevices", "RestrictNamespaces",
+                      "ProtectKernelTunables", "ProtectControlGroups"):  # fmt: skip
+            assert taken not in text
+
+
+def test_homes_are_hidden_unless_something_of_the_service_is_in_one() -> None:
+    text = units.systemd(Service("main", "m", COMMAND, "/home/ann/rc", system=True, user="ann"))
+    assert "ProtectHome=read-only" in text
+    assert "ReadWritePaths=/home/ann/rc" in text
 
 
 def test_a_property_list_is_one() -> None:
