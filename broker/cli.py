@@ -30,6 +30,7 @@ from retire_cluster.conf.locks import FolderLock, FolderLocked
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.ownership import Foreign, check_folder
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.hosts import EVERYWHERE
@@ -81,6 +82,7 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, program: str = "retire-cluster-main") -> int:
     """Run the main node until it is told to stop; the exit code (2: it could not start)."""
     args = parser(program).parse_args(argv)
+    hide_memory()
     try:
         settings = _settings(args)
         logs.configure(settings.logging, queued=True)

@@ -59,6 +59,7 @@ from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import WHY_VARIABLE, last_words, take_why, tell
 from retire_cluster.conf.ownership import Foreign, check_folder
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.conf.processes import is_same, started
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.policy import running_as_root
@@ -77,6 +78,7 @@ REMOVED_CODE = 4
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything until told to stop; the exit code (0 after a signal)."""
     args = parser().parse_args(argv)
+    hide_memory()
     try:
         settings = read_settings(overrides(args), args.config)
         plan = Plan(args, settings, socket.gethostname())

@@ -28,6 +28,7 @@ from retire_cluster.conf.logs import configure
 from retire_cluster.conf.oserrors import naming
 from retire_cluster.conf.outlet import last_words, tell
 from retire_cluster.conf.ownership import Foreign, check_folder
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
@@ -96,6 +97,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; 0 then, 2 when it cannot start."""
     args = parser().parse_args(argv)
+    hide_memory()
     try:
         settings = settings_of(args)
         redaction = configure(settings.logging, settings.api.keys, queued=True)

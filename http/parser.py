@@ -88,6 +88,9 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
             raise ParsingError("The Host header is missing")
         if host is not None and any(character in host for character in ", /\\?#@"):
             raise ParsingError("The Host header is not one host")
+        if self.content_length == 0 and not self.chunked:
+            # waitress would send 100 and then wait for a body that nobody announced.
+            self.expect_continue = False
         if self.content_length <= self._body_limit:
             return
         if self.expect_continue:

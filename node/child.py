@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.node import proctree, sharedmem
 
 #: Added to the number of the signal that ended the server, as shells do.
@@ -37,7 +38,7 @@ def _keep(life_fd: int) -> int:
         os.close(life_fd)
         os._exit(_execute())
     # A task must not hold the life pipe open, nor write to it, through /proc.
-    proctree.hide_memory()
+    hide_memory()
     # A task of the same user may have stopped it; what it watches over would stay for good.
     proctree.go_on_without_parent()
     nothing = os.open(os.devnull, os.O_RDWR)

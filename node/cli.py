@@ -23,6 +23,7 @@ from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.outlet import last_words
 from retire_cluster.conf.ownership import Foreign, check_folder
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.node import confine, credentials, joinline, probe, proctree, taskgroups
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     # Before anything of a stranger's runs, and that is when own types are described.
-    proctree.hide_memory()
+    hide_memory()
     try:
         settings = _settings(arguments)
         policy = _policy(arguments, settings)

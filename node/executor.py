@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any
 
+from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.node import attempt, folders, limits, processstate, proctree, walls
 from retire_cluster.node.frames import Frame, FrameError, read_frame, write_frame
 from retire_cluster.schemas.vocabulary import Cause, Outcome
@@ -37,7 +38,7 @@ def serve() -> int:
     limits.apply(bounds)
     if FORKS:
         # Not to be looked into by tasks: it has the pipes.
-        proctree.hide_memory()
+        hide_memory()
     scratch = os.environ.get("RC_SCRATCH") or tempfile.gettempdir()
     walls.learn(scratch)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

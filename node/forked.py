@@ -18,7 +18,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from retire_cluster.node import proctree, sharedmem, streams, walls
+from retire_cluster.conf.prctl import show_memory
+from retire_cluster.node import sharedmem, streams, walls
 from retire_cluster.node.attempt import MIN_PROGRESS_SECONDS, perform
 from retire_cluster.node.frames import read_frame, write_frame
 from retire_cluster.node.tasks import custom
@@ -97,7 +98,7 @@ def _settle(ends: Ends, header: Mapping[str, Any], folder: str) -> None:
     os.dup2(ends.output, 1)
     os.dup2(ends.output, 2)
     close_all_but((ends.answers, ends.cancel))
-    proctree.show_memory()
+    show_memory()
     sharedmem.name_segments()
     os.environ["RC_TASK_ID"] = str(header["task_id"])
     os.environ["RC_ATTEMPT"] = str(header["attempt"])

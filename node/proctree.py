@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from retire_cluster.conf.prctl import prctl
 from retire_cluster.node import trackers
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 #: sys.platform of Termux is "linux" below Python 3.13 and "android" from there.
 IS_LINUX = sys.platform.startswith(("linux", "android"))
@@ -44,38 +44,17 @@ class Process(NamedTuple):
 
 def become_subreaper() -> bool:
     """Makes this process inherit the orphans below it; False where the system cannot."""
-    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    return prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> bool:
     """Asks the system to kill this process when the thread that forked it ends."""
-    return _prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGKILL", 9)))
+    return prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGKILL", 9)))
 
 
 def go_on_without_parent() -> bool:
     """Asks the system to let this process go on, had it been stopped, when its parent ends."""
-    return _prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGCONT", 18)))
-
-
-def hide_memory() -> bool:
-    """Keeps other processes of the same user from reading this one's memory and environment."""
-    return _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def show_memory() -> bool:
-    """Undoes `hide_memory`, which a forked process inherits."""
-    return _prctl(_PR_SET_DUMPABLE, 1)
-
-
-def _prctl(option: int, value: int) -> bool:
-    if not IS_LINUX:
-        return False
-    try:
-        import ctypes
-
-        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
-    except (ImportError, OSError, AttributeError):
-        return False
+    return prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGCONT", 18)))
 
 
 def table() -> dict[int, Process]:

@@ -238,6 +238,13 @@ def test_a_client_that_asks_first_is_refused_before_it_sends(bench: Bench) -> No
     assert time.monotonic() - started < 0.8
 
 
+@pytest.mark.parametrize("more", [b"", b"Content-Length: 0\r\n"])
+def test_a_client_that_asks_first_and_has_no_body_is_answered(bench: Bench, more: bytes) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + more + b"\r\n"
+    status, _, text = bench.raw(request)
+    assert (status, json.loads(text)["status"]) == (200, "healthy")
+
+
 def test_a_batch_may_be_larger(bench: Bench) -> None:
     size = 2 * 1024 * 1024
     head = POST.replace(b"/tasks", b"/tasks/batch") + b"Connection: close\r\nContent-Length: %d\r\n"
