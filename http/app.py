@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ import falcon
 from retire_cluster.api import keys as api_keys
 from retire_cluster.api import middleware
 from retire_cluster.api.auth import Access
+from retire_cluster.api.bodybudget import Sender, sender_by
 from retire_cluster.api.cluster import Cluster, GuardedCluster
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.feed import EventFeed
@@ -60,6 +61,8 @@ class Facade:
     feed: EventFeed
     reporter: Reporter
     drain: Drain
+    #: Whose body is on its way, for the server.
+    sender: Callable[[str, Mapping[str, str]], Sender]
 
     def close(self) -> None:
         """End the background threads and the connections to the main node."""
@@ -218,7 +221,7 @@ def create_app(
     route("/ui/{name}", pages)
     feed = EventFeed(guarded)
     route("/ws", Stream(feed, access, origins, tickets))
-    return Facade(app, guarded, access, feed, reporter, drain)
+    return Facade(app, guarded, access, feed, reporter, drain, sender_by(access, peers))
 
 
 def _peers(settings: Settings) -> Peers:

@@ -6,6 +6,7 @@ from retire_cluster.schemas.errors import PayloadTooLarge
 from retire_cluster.schemas.vocabulary import API
 
 MAX_BODY_BYTES = 1024 * 1024
+#: Of a batch, from whoever may submit by a right of his own; others' have the size of any body.
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 BATCH_PATH = f"{API}/tasks/batch"
 
@@ -15,8 +16,14 @@ def body_limit(path: str) -> int:
     return MAX_BATCH_BYTES if path.rstrip("/") == BATCH_PATH else MAX_BODY_BYTES
 
 
-def too_large(limit: int) -> PayloadTooLarge:
-    """The error for a body above its limit."""
+def too_large(limit: int, *, stranger: bool = False) -> PayloadTooLarge:
+    """The error for a body above its limit; `stranger`: with a key it might be larger."""
+    cure = (
+        " without an API key that may submit; send one (X-API-Key: KEY; without authentication:"
+        " submit on the main node's machine), or several smaller batches"
+        if stranger
+        else ""
+    )
     return PayloadTooLarge(
-        f"The body must not be larger than {limit} bytes", details={"limit_bytes": limit}
+        f"The body must not be larger than {limit} bytes{cure}", details={"limit_bytes": limit}
     )

@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings.api.host,
             settings.api.port,
             drain=facade.drain,
+            sender=facade.sender,
             threads=settings.api.threads,
             speaks_for_many=settings.api.trusted_proxies,
             one_core=OneCore(),

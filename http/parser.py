@@ -9,7 +9,10 @@ itself (400, 413, 431) goes out in the envelope.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from waitress.parser import HTTPRequestParser, ParsingError
@@ -17,7 +20,8 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from retire_cluster.api import envelope
-from retire_cluster.api.bodies import body_limit, too_large
+from retire_cluster.api.bodies import MAX_BODY_BYTES, body_limit, too_large
+from retire_cluster.api.bodybudget import UNCOUNTED_BYTES, BodyBudget, Sender
 from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -51,26 +55,47 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
     content_length: int
     expect_continue: bool
 
-    def __init__(self, adj: Any) -> None:
+    def __init__(
+        self,
+        adj: Any,
+        address: str = "",
+        sender: Callable[[str, Mapping[str, str]], Sender] | None = None,
+        budget: BodyBudget | None = None,
+    ) -> None:
         super().__init__(adj)
         #: Monotonic seconds of the first byte.
         self.born = time.monotonic()
-        #: The body is above its limit and thrown away.
-        self.swallowing = False
-        #: The body is above its limit and its client still waits to be asked for it.
+        #: What is answered instead of passing the request on; its body is thrown away.
+        self.refusal: ClusterError | None = None
+        #: It is answered only when no other such request is.
+        self.is_large = False
+        #: The body is refused and its client still waits to be asked for it.
         self._unasked = False
         self._body_limit = 0
+        self._address = address
+        self._tell_sender = sender
+        self._budget = budget
+        self._sender: Sender | None = None
+        #: Bytes that the budget knows of.
+        self._counted = 0
 
     def received(self, data: bytes) -> int:
         """Take in bytes; see waitress."""
         consumed: int = super().received(data)
         if self._unasked:
             self.completed = True
-        elif self.error is None and self.body_rcv is not None and self.headers_finished:
-            self._weigh()
-        if (self.swallowing or self._unasked) and self.completed and self.error is None:
-            self.error = RequestEntityTooLarge(str(too_large(self._body_limit)))
+        elif self.error is None and self.refusal is None and self.headers_finished:
+            size = len(self.body_rcv) if self.body_rcv is not None else 0
+            if size > UNCOUNTED_BYTES:
+                self._weigh(size)
+        if self.refusal is not None and self.completed and self.error is None:
+            self.error = RequestEntityTooLarge(str(self.refusal))
         return consumed
+
+    def close(self) -> None:
+        """Give the body back."""
+        super().close()
+        self._forget()
 
     def parse_header(self, header_plus: bytes) -> None:
         """Read start line and headers; raises `ParsingError` for what two readers may differ on."""
@@ -91,26 +116,59 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         if self.content_length == 0 and not self.chunked:
             # waitress would send 100 and then wait for a body that nobody announced.
             self.expect_continue = False
+        if self.content_length > MAX_BODY_BYTES:
+            self._know_sender()
         if self.content_length <= self._body_limit:
             return
         if self.expect_continue:
             self.expect_continue = False
             self._unasked = True
+            self.refusal = self._too_large()
         elif self.content_length <= MAX_SWALLOWED_BYTES:
             # waitress would answer at once and close with the body unread.
             self.content_length = 0
-            self.swallowing = True
-            self._swallow()
+            self._refuse(self._too_large())
 
-    def _weigh(self) -> None:
-        if not self.swallowing and len(self.body_rcv) > self._body_limit:
-            self.swallowing = True
-            self._swallow()
+    def _know_sender(self) -> Sender | None:
+        if self._sender is None and self._tell_sender is not None:
+            self._sender = self._tell_sender(self._address, self.headers)
+            if self._sender.stranger:
+                self._body_limit = min(self._body_limit, MAX_BODY_BYTES)
+        return self._sender
 
-    def _swallow(self) -> None:
+    def _weigh(self, size: int) -> None:
+        """Judge a body of which there are `size` bytes by now."""
+        sender = self._know_sender()
+        if size > self._body_limit:
+            self._refuse(self._too_large())
+            return
+        self.is_large = size > MAX_BODY_BYTES
+        if sender is not None and self._budget is not None:
+            refusal = self._budget.take(sender, size - self._counted)
+            if refusal is not None:
+                self._refuse(refusal)
+                return
+            self._counted = size
+
+    def _too_large(self) -> ClusterError:
+        stranger = self._sender is not None and self._sender.stranger
+        return too_large(
+            self._body_limit, stranger=stranger and body_limit(self.path) > MAX_BODY_BYTES
+        )
+
+    def _refuse(self, refusal: ClusterError) -> None:
+        """Answer with it once the body has been read, and keep nothing of that."""
+        self.refusal = refusal
+        self.is_large = False
         kept = self.body_rcv.buf
         self.body_rcv.buf = _Nowhere(len(self.body_rcv))
         kept.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._counted and self._sender is not None and self._budget is not None:
+            self._budget.give_back(self._sender, self._counted)
+        self._counted = 0
 
 
 class EnvelopeErrorTask(ErrorTask):  # type: ignore[misc]
@@ -122,13 +180,16 @@ class EnvelopeErrorTask(ErrorTask):  # type: ignore[misc]
     def execute(self) -> None:
         """Write the answer and close: the rest of the stream cannot be trusted."""
         problem = self.request.error
-        status = problem.code if problem.code in self.kept_statuses else 400
-        reason = problem.reason if problem.code == status else "Bad Request"
+        refusal: ClusterError | None = getattr(self.request, "refusal", None)
+        if refusal is not None:
+            status, reason = refusal.status, HTTPStatus(refusal.status).phrase
+        else:
+            status = problem.code if problem.code in self.kept_statuses else 400
+            reason = problem.reason if problem.code == status else "Bad Request"
+            refusal = self._error(status, str(problem.body))
         sent_id = self.request.headers.get("X_REQUEST_ID")
         request_id = envelope.request_id(sent_id)
-        body = envelope.failure(
-            self._error(status, str(problem.body)), now=time.time(), request_id=request_id
-        )
+        body = envelope.failure(refusal, now=time.time(), request_id=request_id)
         self.status = f"{status} {reason}"
         self.response_headers.extend(
             [
@@ -138,6 +199,8 @@ class EnvelopeErrorTask(ErrorTask):  # type: ignore[misc]
                 ("Cache-Control", "no-store"),
             ]
         )
+        if refusal.retry_after is not None:
+            self.response_headers.append(("Retry-After", str(math.ceil(refusal.retry_after))))
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)

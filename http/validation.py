@@ -11,7 +11,7 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.bodies import body_limit, too_large
+from retire_cluster.api.bodies import MAX_BODY_BYTES, body_limit, too_large
 from retire_cluster.schemas.errors import (
     DeviceNotFound,
     TaskNotFound,
@@ -33,29 +33,35 @@ _TASK_ID = re.compile(TASK_ID_PATTERN)
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_PATTERN)
 
 
-def read_body(req: falcon.Request) -> bytes:
+def read_body(req: falcon.Request, *, stranger: bool = False) -> bytes:
     """The raw body, empty when there is none. Raises `PayloadTooLarge`."""
     limit = body_limit(req.path)
+    if stranger:
+        limit = min(limit, MAX_BODY_BYTES)
     length = req.content_length
     if length is not None:
         if length > limit:
-            raise too_large(limit)
+            raise too_large(limit, stranger=stranger)
         return bytes(req.bounded_stream.read())
     # Without a length only a server that ends the input itself can be read from.
     if not req.env.get("wsgi.input_terminated"):
         return b""
     raw = bytes(req.stream.read(limit + 1))
     if len(raw) > limit:
-        raise too_large(limit)
+        raise too_large(limit, stranger=stranger)
     return raw
 
 
-def json_body(req: falcon.Request, *, optional: bool = False) -> dict[str, Any]:
+def json_body(
+    req: falcon.Request, *, optional: bool = False, stranger: bool = False
+) -> dict[str, Any]:
     """The body as an object. With `optional`, no body stands for `{}`.
+
+    `stranger`: the caller has no right of its own to send more than any body may have.
 
     Raises `PayloadTooLarge`, `UnsupportedMediaType` or `ValidationError`.
     """
-    raw = read_body(req)
+    raw = read_body(req, stranger=stranger)
     if optional and not raw.strip():
         return {}
     if not _is_json(req.content_type):

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
+from retire_cluster.api.bodybudget import BodyBudget, OneByOne, Sender, nobody_strange
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.one_core import OneCore
 from retire_cluster.api.parser import (
@@ -72,10 +73,29 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     request: StrictParser | None
     total_outbufs_len: int
-    parser_class = StrictParser
+    server: FacadeServer
     error_task_class = EnvelopeErrorTask
     #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.
     sending_since: tuple[float, int] | None = None
+
+    def parser_class(self, adj: Any) -> StrictParser:
+        """A parser for the next request."""
+        return StrictParser(adj, self.addr[0], self.server.sender, self.server.bodies)
+
+    def service(self) -> None:
+        """Answer the next request; see waitress."""
+        is_large = bool(self.requests) and self.requests[0].is_large
+        try:
+            super().service()
+        finally:
+            if is_large:
+                self.server.large_answered()
+
+    def handle_close(self) -> None:
+        """The connection has ended; what there is of a request is given back."""
+        if self.request is not None:
+            self.request.close()
+        super().handle_close()
 
     def writable(self) -> bool:
         """Whether the loop has something to write or to end here.
@@ -129,6 +149,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     :param host: address to listen on, or a name that stands for one
     :param port: 0 lets the system pick
     :param drain: tells requests that the server is about to stop
+    :param sender: tells whose body is on its way; it is asked about bodies that are not small
     :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
     :param one_core: keeps the process on one core while it is busy; for one that does only this
 
@@ -146,11 +167,15 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         drain: Drain,
         threads: int = 16,
         patience: Patience | None = None,
+        sender: Callable[[str, Mapping[str, str]], Sender] = nobody_strange,
         speaks_for_many: Iterable[str] = (),
         one_core: OneCore | None = None,
     ) -> None:
         self.patience = patience or Patience()
         self.drain = drain
+        self.sender = sender
+        self.bodies = BodyBudget()
+        self._large: OneByOne[Channel] = OneByOne()
         self._speaks_for_many = [
             ipaddress.ip_network(text, strict=False) for text in speaks_for_many
         ]
@@ -284,7 +309,15 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
     def add_task(self, task: Channel) -> None:
         """Have a thread answer the next request of a connection."""
         self._requests += 1
-        super().add_task(task)
+        # Reading a large body takes some times its size: one at a time, and no thread waits for it.
+        if not task.requests[0].is_large or self._large.enter(task):
+            super().add_task(task)
+
+    def large_answered(self) -> None:
+        """A request with a large body has been answered: the next one's turn."""
+        following = self._large.leave()
+        if following is not None:
+            super().add_task(following)
 
     def serve(self) -> None:
         """Serve until `stop`, then let running requests finish."""

@@ -66,7 +66,8 @@ class Tasks(Resource):
 
     def on_post_batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Submit many tasks, all or none."""
-        document = validation.json_body(req)
+        stranger = self._access.is_stranger(req.context.identity)
+        document = validation.json_body(req, stranger=stranger)
         submissions = self._reader.many(document)
         args = {**submit_args(submissions), "brief": True}
         data = self._submit(req, resp, document, submissions, args)

@@ -110,6 +110,7 @@ class Bench:
             "127.0.0.1",
             0,
             drain=self.facade.drain,
+            sender=self.facade.sender,
             threads=settings.api.threads,
             patience=patience,
         )

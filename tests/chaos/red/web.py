@@ -195,10 +195,63 @@ def _costly_bodies(target: Target) -> str:
     return f"400 each, {slowest:.1f} s at most, {most:.0f} MB more"
 
 
+def _large_batches_at_once(target: Target) -> str:
+    body = b'{"tasks":[{"task_type":"echo","payload":{"a":[%b1]}}]}' % (b"1.5," * (4 * 2**20 - 40))
+    headers, statuses = {"Content-Type": "application/json"}, list[int]()
+    before, most, slowest = target.rss_mb(target.api_pid), 0.0, 0.0
+
+    def send() -> None:
+        statuses.append(target.http("POST", f"{API}/tasks/batch", body, headers=headers).status)
+
+    senders = [threading.Thread(target=send, daemon=True) for _ in range(8)]
+    for each in senders:
+        each.start()
+    while any(each.is_alive() for each in senders):
+        began = time.perf_counter()
+        target.http("GET", "/health")
+        slowest = max(slowest, time.perf_counter() - began)
+        most = max(most, target.rss_mb(target.api_pid) - before)
+    if set(statuses) != {413} or len(statuses) != 8:
+        raise AssertionError(f"{statuses}: that is not what was to be tried")
+    if most > 1.6 * _MOST_MB or slowest > _LONGEST_SECONDS:
+        raise Went(f"{most:.0f} MB more, /health took {slowest:.1f} s")
+    return f"413 each, {most:.0f} MB more, /health {slowest * 1000:.0f} ms at most"
+
+
+def _strangers_bodies(target: Target) -> str:
+    guarded, statuses = target.guarded, set[int]()
+    for size in (2**20 + 1, 16 * 2**20):
+        headers = {"Content-Type": "application/json"}
+        answer = guarded.http("POST", f"{API}/tasks/batch", b" " * size, headers=headers, key=None)
+        statuses.add(answer.status)
+    if statuses != {413}:
+        raise Went(f"without a key: {statuses}")
+    head = (
+        f"POST {API}/tasks/batch HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+    ).encode()
+    connections, refused = [], 0
+    try:
+        for _ in range(20):
+            connections.append(guarded.tcp(guarded.api_port, 10))
+            connections[-1].sendall(head + b" " * 999_999)
+        for each in connections:
+            each.sendall(b" ")
+            refused += b" 429 " in each.recv(4096).partition(b"\r\n")[0]
+    finally:
+        for each in connections:
+            each.close()
+    if not refused:
+        raise Went("twenty bodies of 1 MB from one address without a key are kept")
+    return f"413 above 1 MiB; {refused} of 20 bodies of 1 MB not kept"
+
+
 ATTACKS = [
     Attack("S33", "forty handshakes of 31 MB without a key", _huge_handshakes),
     Attack("S33", "a token holder's message of 700 MB in frames of 1 MB", _endless_message),
     Attack("S34", "bodies of 16 MB whose parts are millions", _costly_bodies),
+    Attack("S34", "eight batches of 16 MB at once", _large_batches_at_once),
+    Attack("S34", "large bodies without a key, twenty at once", _strangers_bodies),
     Attack("S35", "eight anonymous polls for events without end", _polls_without_end),
     Attack("S36", "a revoked key's open stream and ticket", _revoked_key),
     Attack("S37", "a data folder of another user, or of everybody", _planted_folder),
