@@ -3,8 +3,8 @@
 A message beyond its budget is dropped unread, counted and told. A budget is far above what a worker
 of this release needs, and whatever is dropped by mistake is said again (HELLO, HEARTBEAT, FINISHED)
 or made up for by the next (PROGRESS, STARTED). FINISHED has no budget of its own: results come as
-fast as a device works. What counts there is what is stale (`blame`): who says much about attempts
-that it does not have is not heard until it has paid for it.
+fast as a device works. What counts there is what is stale or malformed (`blame`): who says much
+about attempts that it does not have is not heard until it has paid for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNKNOWN: Final = Limit(10.0, 50.0)
 STALE: Final = Limit(5_000.0, 50_000.0)
 #: Verbs that are not heard while too much was stale.
 ABOUT_ATTEMPTS: Final = frozenset({b"FINISHED", b"STARTED", b"PROGRESS"})
-#: Devices whose budgets are remembered; the one heard least lately goes first.
+#: Budgets that are remembered, one for each sender and kind; the one begun first goes first.
 _MAX_KNOWN: Final = 20_000
 
 
@@ -66,7 +66,7 @@ class Budgets:
         return self._refused(who, verb)
 
     def blame(self, who: str | bytes, items: int, mono: float) -> None:
-        """A message that was read told of so many attempts which the device does not have."""
+        """A message that was read was for nothing: so many attempts the device does not have."""
         self._pays(who, b"stale", STALE, float(items), mono)
 
     def take_over(self) -> dict[str | bytes, Counter[str]]:

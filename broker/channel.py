@@ -41,6 +41,8 @@ _MAX_CALL_ID = 200
 #: Bytes of messages beyond their budgets that one turn reads, and what each counts for beside them.
 _WASTE_A_TURN = 2 * 1024 * 1024
 _WASTE_A_MESSAGE = 16 * 1024
+#: What is malformed counts as one stale item, and one more for each so many bytes.
+_MALFORMED_BYTES_AN_ITEM = 16
 #: Messages that wait here for each connection: what more comes waits where it was sent.
 WAITING = 10_000
 #: The same on the worker bus, whose messages may be large.
@@ -209,19 +211,19 @@ class Bus(_Channel):
         """
         wasted = 0
         for _ in range(limit):
+            if wasted > _WASTE_A_TURN:
+                return  # others have their turn
             got = self._receive()
             if got is None:
                 return
             routing, (address, key, *_), frames = got
-            if frames and frames[0].startswith(wire.ADMIN):
-                self._wrong_port(routing, frames, dropped)
-                continue
-            size = sum(map(len, frames))
-            if not self.budgets.allows(key or routing, wire.verb_of(frames), size, mono):
+            who, size = key or routing, sum(map(len, frames))
+            if not self.budgets.allows(who, wire.verb_of(frames), size, mono):
                 dropped["over_budget"] += 1
                 wasted += size + _WASTE_A_MESSAGE
-                if wasted > _WASTE_A_TURN:
-                    return  # others have their turn
+                continue
+            if frames and frames[0].startswith(wire.ADMIN):
+                self._wrong_port(routing, frames, dropped)
                 continue
             try:
                 found = wire.decode(wire.BUS, frames)
@@ -235,11 +237,15 @@ class Bus(_Channel):
                     yield ResultsArrived(routing, message, found.blobs, key)
                 else:
                     yield FromDevice(routing, message, address, key)
+                continue
             except WireError as error:
                 self._drop(routing, address, str(error), dropped)
             except Exception as error:  # an error of ours, met with a stranger's message
                 log.exception("a device's message could not be read")
                 self._drop(routing, address, f"{type(error).__name__}: {error}", dropped)
+            # Reading it was work for nothing, whatever its verb says.
+            self.budgets.blame(who, 1 + size // _MALFORMED_BYTES_AN_ITEM, mono)
+            wasted += size + _WASTE_A_MESSAGE
 
     def _turn_away(
         self, routing: bytes, address: str, header: dict[str, Any], dropped: Counter[str]

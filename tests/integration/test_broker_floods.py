@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 
 import psutil
+import pytest
 
 from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas import wire
@@ -26,6 +27,8 @@ TYPES = (
         for number in range(80)
     ),
 )
+#: Kinds that are no message of the bus.
+READ_FOR_NOTHING = ("MALFORMED", "CALL")
 
 
 def _flood(port: int, device_id: str, kind: str) -> None:
@@ -44,6 +47,12 @@ def _flood(port: int, device_id: str, kind: str) -> None:
         device.started(key)
         items = tuple(msg.ProgressItem(key, 1.0, "x" * 1_000) for _ in range(50))
         frames = wire.encode(wire.BUS, *msg.Progress(session, items).write())
+    elif kind == "MALFORMED":
+        header = b'{"groups":[%s[]]}' % (b"[]," * 600_000)
+        frames = [wire.BUS, b"FINISHED", header]
+    elif kind == "CALL":
+        header = b'{"id":1,"args":[%s[]]}' % (b"[]," * 600_000)
+        frames = [wire.ADMIN, b"CALL", header]
     else:
         stale = tuple(
             msg.FinishedItem((number, 9, 9, 9), "success", 0.0, None, None)
@@ -53,7 +62,8 @@ def _flood(port: int, device_id: str, kind: str) -> None:
         frames = wire.encode(wire.BUS, *msg.Finished.of(session, 1, stale).write(), blobs)
     while True:
         device.socket.send_multipart(frames)
-        device.pump()
+        if kind not in READ_FOR_NOTHING:  # what is answered there is of another protocol
+            device.pump()
 
 
 @contextmanager
@@ -80,8 +90,8 @@ def submit_seconds(node: MainNode, count: int = 25) -> list[float]:
     return took
 
 
-def dropped(node: MainNode) -> Callable[[], bool]:
-    return lambda: node.call("metrics")["dropped_messages"].get("over_budget", 0) > 200
+def dropped(node: MainNode, least: int = 200) -> Callable[[], bool]:
+    return lambda: node.call("metrics")["dropped_messages"].get("over_budget", 0) > least
 
 
 def test_hello_without_end_does_not_slow_others_and_is_told(main_node: MainNode) -> None:
@@ -102,6 +112,14 @@ def test_hello_without_end_does_not_slow_others_and_is_told(main_node: MainNode)
 def test_results_of_attempts_that_it_does_not_have_do_not_slow_others(main_node: MainNode) -> None:
     with flooding(main_node, "FINISHED"):
         eventually(dropped(main_node), "messages that are dropped")
+        took = submit_seconds(main_node)
+    assert statistics.median(took) < MOST_SECONDS, sorted(took)
+
+
+@pytest.mark.parametrize("kind", READ_FOR_NOTHING)
+def test_large_messages_that_are_none_do_not_slow_others(main_node: MainNode, kind: str) -> None:
+    with flooding(main_node, kind):
+        eventually(dropped(main_node, 20), "messages that are dropped")
         took = submit_seconds(main_node)
     assert statistics.median(took) < MOST_SECONDS, sorted(took)
 
