@@ -89,6 +89,8 @@ class Meter:
         """How many bytes came since the last look. Raises `OSError`."""
         delivered = self.delivered  # before the other, so that nothing counts as held in between
         info = self.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        if len(info) < _INFO_BYTES:
+            raise OSError("this system does not count what a connection received")
         (received,) = _RECEIVED.unpack_from(info, _RECEIVED_AT)
         came, self.received = received - self.received, received
         held = received - delivered + self.surplus

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -143,3 +143,10 @@ def test_each_and_all_together_are_bounded_and_the_largest_goes_first() -> None:
     assert cut(meter(BEFORE_FIRST_BYTES / MIB + 1), meter(EACH_BYTES / MIB + 1, 1)) == [65, 25]
     assert cut(*[meter(10 + n / 8) for n in range(6)]) == [10.625, 10.5], "48 of strangers"
     assert cut(meter(20), *[meter(50 + n, 1) for n in range(5)]) == [54], "256 of all"
+
+
+def test_a_system_that_counts_less_ends_nothing() -> None:
+    """Before Linux 4.1 `tcp_info` ends earlier."""
+    old = SimpleNamespace(getsockopt=lambda *_: bytes(104), detach=lambda: 7)
+    with pytest.raises(OSError, match="does not count"):
+        intake.Meter(7, "peer", cast(Any, old)).look()

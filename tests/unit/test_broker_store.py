@@ -335,6 +335,23 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access:
     store.close()
 
 
+def test_what_is_known_of_a_task_outlives_the_version_that_kept_no_words(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1)])])
+    store.close()
+    flip(path, "alter table live drop column given_back")
+    flip(path, "alter table attempts drop column times")
+    row = """ (1, 2, 1, 1, 0, '["ab", "laptop"]', '["phone"]', '["phone"]')"""
+    flip(path, "insert into live values" + row)
+    flip(path, "pragma user_version = 4")
+    store = SQLiteStore(path)
+    found = load(store)
+    assert found.warnings == []
+    assert found.deviations == {1: LiveRow(1, 2, 1, 1, 0, (), ("phone",), ("phone",))}
+    store.close()
+
+
 def test_commits_are_durable_and_journalled(path: Path) -> None:
     store = SQLiteStore(path)
     pragmas = [
