@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from retire_cluster.node.proctree import IS_LINUX
+from retire_cluster.node.proctree import IS_ANDROID, IS_LINUX
 
 #: With these ABIs the kernel learned the rest of what we ask for.
 NETWORK_ABI = 4
@@ -69,13 +69,8 @@ class Rule:
 
 @functools.cache
 def abi() -> int:
-    """Version of the kernel's Landlock; 0: it has none, or it is switched off.
-
-    Not asked on Android, which kills apps for system calls that it does not know.
-    """
-    if not IS_LINUX or not platform.machine().lower().startswith(_MACHINES):
-        return 0
-    if hasattr(os, "getandroidapilevel") or "ANDROID_ROOT" in os.environ:
+    """Version of the kernel's Landlock; 0: it has none, it is switched off, or not to be asked."""
+    if not IS_LINUX or IS_ANDROID or not platform.machine().lower().startswith(_MACHINES):
         return 0
     try:
         return max(0, _call(_CREATE_RULESET, None, 0, _ASK_VERSION))

@@ -15,6 +15,7 @@ import sys
 import threading
 
 from retire_cluster.node.frames import ANSWERS, RawFrame, read_raw, take_raw
+from retire_cluster.node.proctree import IS_ANDROID
 
 _PART_BYTES = 65_536
 #: Where the system does not say that a process has ended, it is looked at so often.
@@ -37,7 +38,7 @@ class Line:
         if sys.platform != "win32":
             for stream in (process.stdin, process.stdout, process.stderr):
                 os.set_blocking(stream.fileno(), False)
-            if hasattr(os, "pidfd_open"):
+            if hasattr(os, "pidfd_open") and not IS_ANDROID:
                 with contextlib.suppress(OSError):
                     self._end_fd = os.pidfd_open(process.pid)
 

@@ -25,6 +25,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: sys.platform of Termux is "linux" below Python 3.13 and "android" from there.
 IS_LINUX = sys.platform.startswith(("linux", "android"))
+#: Android kills apps for system calls that it does not know, instead of refusing them.
+IS_ANDROID = IS_LINUX and (hasattr(sys, "getandroidapilevel") or "ANDROID_ROOT" in os.environ)
 PATIENCE_SECONDS = 2.0
 #: Children of this process that are not a task's: `kill_descendants` leaves them alone.
 spared: set[int] = set()

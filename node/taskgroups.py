@@ -138,8 +138,10 @@ def _is_ours(folder: Path, root: Path) -> bool:
         return False
     if os.geteuid() != 0:
         return True  # given to this user, by whoever might
-    if "0::/\n" in _read(root / "proc/self/cgroup"):
-        return True  # a container's own, or a system where nobody else makes groups
+    if {"0::/", f"0::/{_OWN}"} & set(_read(root / "proc/self/cgroup").splitlines()):
+        # A container's own, or a system where nobody else makes groups. An earlier worker may have
+        # put us, or who started us, into a group of it.
+        return True
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(folder, name) == b"1":

@@ -26,6 +26,8 @@ log = logging.getLogger("retire_cluster.node")
 
 #: What the names of roots in the system's folder for temporary files begin with.
 PREFIX = "retire-cluster-"
+#: Folders that could not be removed are tried again so many at a time.
+_AGAIN = 4
 
 
 class Workplace:
@@ -93,7 +95,9 @@ class Workplace:
         """Removes a folder, whose tasks have ended, and what could not be removed earlier."""
         gone = folders.remove(folder)
         with self._lock:
-            self._stuck = [path for path in self._stuck if not folders.remove(path)]
+            # A few in turn: with many of them each task would wait for all.
+            again, self._stuck = self._stuck[:_AGAIN], self._stuck[_AGAIN:]
+            self._stuck += [path for path in again if not folders.remove(path)]
             if gone:
                 return
             self._stuck.append(folder)

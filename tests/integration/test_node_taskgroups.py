@@ -109,3 +109,16 @@ def test_bounds_are_written_where_the_group_has_the_controllers(tmp_path: Path) 
 
 def test_a_group_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert taskgroups.find(tmp_path) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root's question")
+@pytest.mark.parametrize("at", ["/", "/retire-cluster.own"])
+def test_the_next_worker_of_a_container_has_its_groups_too(tmp_path: Path, at: str) -> None:
+    """The first one moves whoever is there into a group of their own, its supervisor too."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"0::{at}\n")
+    for name in ("cgroup.procs", "cgroup.subtree_control"):
+        (tmp_path / name).touch()
+    assert taskgroups._is_ours(tmp_path, tmp_path)
+    (tmp_path / "proc/self/cgroup").write_text(f"0::/system.slice{at}\n")
+    assert not taskgroups._is_ours(tmp_path, tmp_path)

@@ -138,6 +138,27 @@ def test_what_cannot_be_removed_is_told_and_tried_again(
     assert len(told) == 1
 
 
+def test_many_that_cannot_be_removed_are_tried_again_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workplace = Workplace(tmp_path / "task-work")
+    stuck = [workplace.take() for _ in range(30)]
+    remove, tried = folders.remove, list[str]()
+
+    def refuse(path: str) -> bool:
+        tried.append(path)
+        return False
+
+    monkeypatch.setattr(folders, "remove", refuse)
+    for folder in stuck:
+        workplace.give_back(folder)
+    assert len(tried) < 6 * len(stuck)
+    monkeypatch.setattr(folders, "remove", remove)
+    for _ in stuck:
+        workplace.give_back(workplace.take())
+    assert not any(map(os.path.lexists, stuck))
+
+
 def test_what_keeps_even_root_from_removing_a_file_is_taken_away(tmp_path: Path) -> None:
     folder = tmp_path / "task"
     (folder / "inner").mkdir(parents=True)
