@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 from retire_cluster.node.proctree import IS_ANDROID, IS_LINUX
 
-#: With these ABIs the kernel learned the rest of what we ask for.
+#: With these ABIs the kernel learned the rest of what we ask for. Before the first of them it lets
+#: nobody move or link a file from one folder to another (EXDEV), whatever the rules say.
+MOVE_ABI = 2
 NETWORK_ABI = 4
 SCOPE_ABI = 6
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446

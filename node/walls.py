@@ -22,6 +22,7 @@ T = TypeVar("T")
 VARIABLE = "RC_WALLS"
 #: What programs say of a file that is not theirs to use.
 _REFUSED = ("permission denied", "read-only file system", "operation not permitted")
+_NOT_MOVED = "cross-device link"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,13 @@ def start(function: Callable[[], T], folder: str) -> T:
 
 def hint(said: str) -> str:
     """What to add to an error that a wall may be the reason of: how the owner opens it."""
-    if not current.files or not any(words in said.lower() for words in _REFUSED):
+    said = said.lower()
+    if current.rules and _NOT_MOVED in said and landlock.abi() < landlock.MOVE_ABI:
+        return (
+            "; behind Landlock a kernel before Linux 5.19 moves and links no file from one folder"
+            " to another: copy it, or this device's owner sets policy.sandbox = none"
+        )
+    if not current.files or not any(words in said for words in _REFUSED):
         return ""
     return (
         f"; tasks reach system folders and their own only ({current.files}): this device's owner"

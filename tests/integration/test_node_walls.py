@@ -368,3 +368,28 @@ def test_a_killed_workers_tasks_do_not_stay_in_a_sandbox(bus: Bus) -> None:
 def _sleeping(seconds: str) -> bool:
     words = ["pgrep", "-f", f"^sleep {seconds}$"]
     return not subprocess.run(words, capture_output=True, check=False).returncode
+
+
+#: As behind the kernel of an Ubuntu 22.04, whose Landlock knows nothing of moving files.
+MOVER = """
+import os, sys
+from retire_cluster.node import landlock, walls
+landlock.abi = lambda: 1
+os.makedirs("one/two")
+open("one/file", "w").close()
+os.environ[walls.VARIABLE] = walls.Walls((landlock.Rule("/usr", landlock.READ),), True, "L").write()
+walls.learn(os.getcwd())
+walls.enter(os.getcwd())
+try:
+    os.rename("one/file", "one/two/file")
+except OSError as error:
+    print(walls.hint(str(error)))
+"""
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="needs Landlock")
+def test_a_kernel_that_lets_no_file_be_moved_is_named_in_the_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MOVER], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "before Linux 5.19 moves and links no file" in done.stdout
