@@ -11,6 +11,7 @@ from retire_cluster.broker.admin import Admin, Call, Reply, operation
 from retire_cluster.broker.timestamps import stamp
 from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import Forbidden, NotFound, ValidationError
+from retire_cluster.schemas.rights import SCOPES
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 DEFAULT_TOKEN_SECONDS: Final = 3_600
@@ -158,6 +159,29 @@ def authorise(admin: Admin, call: Call) -> Reply:
 def api_keys_used(admin: Admin, call: Call) -> Reply:
     """A facade tells when API keys were last used; it never tells a key."""
     admin.apply(ev.ApiKeysUsed(call.args["keys"]), call.now)
+    return Reply({})
+
+
+@operation(
+    "api_key.changed",
+    {
+        "change": {"type": "string", "required": True, "allowed": ["created", "revoked"]},
+        "key_ids": {
+            "type": "list", "required": True, "minlength": 1, "maxlength": 1_000,
+            "schema": {"type": "string", "regex": "[0-9a-f]{16}"},
+        },
+        "scopes": {
+            "type": "list", "maxlength": 10, "default": [],
+            "schema": {"type": "string", "allowed": list(SCOPES)},
+        },
+    },
+    changes=True,
+)  # fmt: skip
+def api_keys_changed(admin: Admin, call: Call) -> Reply:
+    """Who made or ended API keys tells of it, for the events; it never tells a key."""
+    args = call.args
+    event = ev.ApiKeysChanged(args["change"] == "created", args["key_ids"], args["scopes"])
+    admin.apply(event, call.now)
     return Reply({})
 
 

@@ -2,7 +2,7 @@
 
 What an administrator does, and devices that join by his tokens, is kept to its own number: nothing
 that a device or a stranger sends pushes it out. What was denied is kept apart from that again, and
-each source of it is told once a minute, with how often it was since.
+each source of it is told once a minute, with how often it was since. Both are stored (audited.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ ACTS: Final = frozenset(
     {
         "admin_key.created",
         "admin_key.revoked",
+        "api_key.created",
+        "api_key.revoked",
         "config.changed",
         "device.authorised",
         "device.enrolled",

@@ -155,3 +155,13 @@ def keys_used(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:
     """When API keys were last used, for whoever wonders which of them may go."""
     if rows := state.access.note_uses(event.uses):
         state.emit(StoreAccess(rows))
+
+
+def api_keys_changed(state: ClusterState, event: ev.ApiKeysChanged, now: Now) -> None:
+    """API keys were made or ended: an event for each."""
+    for key_id in event.key_ids:
+        if event.are_new:
+            data = {"key": key_id, "scopes": list(event.scopes)}
+            state.log.add("api_key.created", now.wall_ms, data=data)
+        else:
+            state.log.add("api_key.revoked", now.wall_ms, data={"key": key_id})

@@ -196,6 +196,16 @@ class ApiKeysUsed:
 
 
 @dataclass(frozen=True)
+class ApiKeysChanged:
+    """Who made or ended API keys tells of it; the keys themselves are the facade's."""
+
+    #: Whether they were made; else they are no longer.
+    are_new: bool
+    key_ids: Sequence[str]
+    scopes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class DeviceAuthorised:
     """An administrator says which key a device has: it joins without a token."""
 
@@ -254,5 +264,5 @@ Event = (
     FromDevice | Flooded | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | NotSent
     | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
     | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
-    | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed
+    | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed | ApiKeysChanged
 )  # fmt: skip

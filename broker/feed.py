@@ -1,9 +1,11 @@
 """The event log: what happened, with one rising cursor that clients resume from.
 
-Kept in memory, newest `size` events. A broker's events are numbered from its epoch on, and the
-next one's epoch lies beyond. It is made of time and of chance, so that a backup that is restored
-does not number other events alike: a cursor from before lies in a gap. What happens to many tasks
-at once is kept as one burst; events are made of it only when somebody reads them.
+Kept in memory, newest `size` events. Those that are kept apart are stored, too (audited.py): a
+broker begins with those of its forerunners, which keep their numbers. A broker's events are
+numbered from its epoch on, and the next one's epoch lies beyond. It is made of time and of chance,
+so that a backup that is restored does not number other events alike: a cursor from before lies in a
+gap. What happens to many tasks at once is kept as one burst; events are made of it only when
+somebody reads them.
 """
 
 from __future__ import annotations
@@ -76,6 +78,42 @@ class Burst(NamedTuple):
         )  # fmt: skip
 
 
+class Apart:
+    """The newest events of a kind that nothing else pushes out.
+
+    :param size: how many
+    """
+
+    def __init__(self, size: int) -> None:
+        self._kept: deque[Entry] = deque(maxlen=size)
+        #: The newest so many of them are not stored yet.
+        self.new = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        """They, oldest first."""
+        return iter(self._kept)
+
+    @property
+    def oldest(self) -> int:
+        """The id of the oldest; 0: there is none."""
+        return self._kept[0].id if self._kept else 0
+
+    def resize(self, size: int) -> None:
+        """Keep this many from now on."""
+        if size != self._kept.maxlen:
+            self._kept = deque(self._kept, maxlen=size)
+
+    def add(self, entry: Entry, *, is_stored: bool = False) -> None:
+        """One that is newer than all others."""
+        self._kept.append(entry)
+        self.new += not is_stored
+
+    def take_new(self) -> list[Entry]:
+        """Those not stored yet; they count as stored from now on."""
+        count, self.new = min(self.new, len(self._kept)), 0
+        return list(self._kept)[-count:] if count else []
+
+
 class EventLog:
     """The newest events of this broker process, and more of those that are kept apart (audit.py).
 
@@ -96,8 +134,8 @@ class EventLog:
         self._oldest = self._next
         self._size = size
         self._kept: deque[Entry | Burst] = deque()
-        self._acts: deque[Entry] = deque(maxlen=acts)
-        self._denials: deque[Entry] = deque(maxlen=DENIALS_KEPT)
+        self.acts = Apart(acts)
+        self.denials = Apart(DENIALS_KEPT)
         self._most_text, self._text = text_bytes, 0
 
     @property
@@ -113,8 +151,8 @@ class EventLog:
     def resize(self, size: int, acts: int | None = None) -> None:
         """Keep this many events from now on; the oldest go first."""
         self._size = size
-        if acts is not None and acts != self._acts.maxlen:
-            self._acts = deque(self._acts, maxlen=acts)
+        if acts is not None:
+            self.acts.resize(acts)
         self._trim()
 
     def add(
@@ -131,9 +169,9 @@ class EventLog:
         self._kept.append(entry)
         self._next += 1
         if type_ in ACTS:
-            self._acts.append(entry)
+            self.acts.add(entry)
         elif type_ in DENIALS:
-            self._denials.append(entry)
+            self.denials.add(entry)
         self._text += _text(entry.data)
         self._trim()
 
@@ -169,7 +207,7 @@ class EventLog:
         first = max(since + 1, self._oldest)
         if since + 1 < self._oldest:
             # What is kept apart is older than all else that is.
-            apart = heapq.merge(self._acts, self._denials, key=_id)
+            apart = heapq.merge(self.acts, self.denials, key=_id)
             yield from [entry for entry in apart if since < entry.id < self._oldest]
         if first >= self._next:
             return
@@ -206,7 +244,8 @@ class EventLog:
         """Up to `limit` matching events after a cursor, and the cursor to go on from."""
         found: list[Entry] = []
         if since > self.last:
-            since = 0  # of another epoch: all that is kept is new to it
+            # Of another epoch: all of this one is new to it; what was before, it may know.
+            since = self._first - 1
         cursor = max(since, 0)
         for entry in self.after(since):
             cursor = entry.id

@@ -13,6 +13,7 @@ from retire_cluster.broker.events import Ticket, WaitAsked
 from retire_cluster.broker.rows import (
     AccessRow,
     AttemptRow,
+    AuditRow,
     DeviceRow,
     DispatchRow,
     LiveRow,
@@ -124,6 +125,16 @@ class StoreAccess:
 
 
 @dataclass(frozen=True)
+class StoreAudit:
+    """Add events that are kept apart: denials, or what an administrator did."""
+
+    rows: Sequence[AuditRow]
+    denials: bool
+    #: Id of the oldest that is kept: those before it are deleted.
+    oldest: int
+
+
+@dataclass(frozen=True)
 class StoreMark:
     """Note where the cluster's age stands."""
 
@@ -133,12 +144,12 @@ class StoreMark:
 Write = (
     StoreTasks | StoreOutcomes | StoreAttempts | StoreLive | ReviveTasks | StoreDispatch
     | ForgetDispatches | StoreDevices | ForgetDevices | StoreConfig | ForgetTasks
-    | ForgetSubmissions | StoreAccess | StoreMark
+    | ForgetSubmissions | StoreAccess | StoreAudit | StoreMark
 )  # fmt: skip
 WRITES = (
     StoreTasks, StoreOutcomes, StoreAttempts, StoreLive, ReviveTasks, StoreDispatch,
     ForgetDispatches, StoreDevices, ForgetDevices, StoreConfig, ForgetTasks, ForgetSubmissions,
-    StoreAccess, StoreMark,
+    StoreAccess, StoreAudit, StoreMark,
 )  # fmt: skip
 
 # --- after the commit ----------------------------------------------------------------------------

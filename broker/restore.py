@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 
-from retire_cluster.broker import passing_over
+from retire_cluster.broker import audited, passing_over
 from retire_cluster.broker.age import resumed
 from retire_cluster.broker.device import Device
 from retire_cluster.broker.events import Now
@@ -43,6 +43,7 @@ def restore(
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
     warnings += _devices(state, snapshot, now)
     warnings += state.access.load(snapshot.access)
+    audited.recall(state.log, snapshot.audit)
     _tasks(state, snapshot, now)
     held = {task.dispatch.number for task in state.tasks.values() if task.dispatch is not None}
     state.ended_dispatches = [row.number for row in snapshot.dispatches if row.number not in held]

@@ -122,6 +122,16 @@ class AccessRow(NamedTuple):
     document: bytes | None
 
 
+class AuditRow(NamedTuple):
+    """An event that is kept apart (`audit`)."""
+
+    id: int
+    type: str
+    at_ms: int
+    device_id: str | None
+    data: dict[str, Any]
+
+
 class Mark(NamedTuple):
     """Where the cluster's age stood at some moment (see `age`), and what else only rises."""
 
@@ -161,6 +171,8 @@ class Snapshot:
     recent: list[tuple[int, str, float | None]] = field(default_factory=list)
     submissions: list[SubmissionRow] = field(default_factory=list)
     access: list[AccessRow] = field(default_factory=list)
+    #: Events that are kept apart.
+    audit: list[AuditRow] = field(default_factory=list)
     #: Persisted settings by section.
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     config_version: int = 1

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from retire_cluster.broker.rows import (
+    AuditRow,
     DispatchRow,
     IndexRow,
     LiveRow,
@@ -117,6 +118,23 @@ def config_row(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(document, dict):
         raise ValueError("it is no object")
     return row[0], document
+
+
+def audit_columns(row: AuditRow, denial: bool) -> tuple[Any, ...]:
+    """A row of `audit`, the last column its seal: what it says is to be relied on."""
+    columns = (row.id, int(denial), *row[1:4], json.dumps(row.data))
+    return (*columns, _audit_seal(columns))
+
+
+def audit_row(row: Sequence[Any]) -> AuditRow:
+    """A row of `audit`."""
+    if _audit_seal(row[:6]) != row[6]:
+        raise ValueError("it is not what was written")
+    return AuditRow(row[0], row[2], row[3], row[4], json.loads(row[5]))
+
+
+def _audit_seal(columns: Sequence[Any]) -> int:
+    return zlib.crc32(json.dumps(columns).encode())
 
 
 def mark_text(mark: Mark) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retire_cluster.broker import audited
 from retire_cluster.broker import events as ev
 from retire_cluster.broker.access import Access
 from retire_cluster.broker.age import MARK_SECONDS, Age
@@ -175,6 +176,8 @@ class ClusterState:
         """
         try:
             _handlers()[type(event)](self, event, now)
+            if self.log.acts.new:
+                self._out += audited.writes(self.log)
             return self._out
         finally:
             self._out = []
@@ -502,4 +505,5 @@ def _handlers() -> dict[type, Handler]:
         ev.AdminKeyRevoked: enrolment.admin_revoked,
         ev.DeviceAuthorised: enrolment.authorised,
         ev.ApiKeysUsed: enrolment.keys_used,
+        ev.ApiKeysChanged: enrolment.api_keys_changed,
     }

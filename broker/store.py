@@ -13,6 +13,7 @@ from retire_cluster.broker import instructions as ins
 from retire_cluster.broker.rows import (
     AccessRow,
     AttemptRow,
+    AuditRow,
     DeviceRow,
     DispatchRow,
     LiveRow,
@@ -126,6 +127,8 @@ class MemoryStore:
         self._config_version = 1
         self._mark: Mark | None = None
         self._access: dict[tuple[str, str], AccessRow] = {}
+        #: Denials and the others, by id.
+        self._audit: dict[bool, dict[int, AuditRow]] = {False: {}, True: {}}
 
     def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """See `Store.load`."""
@@ -161,6 +164,7 @@ class MemoryStore:
             recent=recent,
             submissions=list(self._submissions.values()),
             access=list(self._access.values()),
+            audit=[row for kept in self._audit.values() for row in kept.values()],
             config={name: dict(values) for name, values in self._config.items()},
             config_version=self._config_version,
         )
@@ -239,6 +243,9 @@ class MemoryStore:
                     self._access.pop(key[:2], None)
                     if key.document is not None:
                         self._access[key[:2]] = key
+            case ins.StoreAudit(told, denials, oldest):
+                kept = {**self._audit[denials], **{one.id: one for one in told}}
+                self._audit[denials] = {key: one for key, one in kept.items() if key >= oldest}
             case ins.ForgetTasks(numbers):
                 for number in numbers:
                     self._tasks.pop(number, None)
@@ -246,8 +253,9 @@ class MemoryStore:
                     self._attempts.pop(number, None)
                     self._live.pop(number, None)
             case ins.ForgetSubmissions(before_s):
-                kept = {k: row for k, row in self._submissions.items() if row.at_s >= before_s}
-                self._submissions = kept
+                self._submissions = {
+                    k: row for k, row in self._submissions.items() if row.at_s >= before_s
+                }
             case ins.StoreMark(mark):
                 self._mark = mark
 

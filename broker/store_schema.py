@@ -54,6 +54,12 @@ MIGRATIONS: Final = (
     alter table live add column given_back text not null default '[]';
     alter table attempts add column times int not null default 1;
     """,
+    # Events that are kept apart, those of denials by themselves.
+    """
+    create table audit(
+        id int, denial int, type text, at_ms int, device text, data text, crc int,
+        primary key(denial, id)) without rowid;
+    """,
 )
 
 

@@ -249,6 +249,12 @@ class SQLiteStore:
             else:
                 self._insert("insert or replace into access values", 3, [row])
 
+    def _audit(self, write: ins.StoreAudit) -> None:
+        rows = [sealed.audit_columns(row, write.denials) for row in write.rows]
+        self._insert("insert or replace into audit values", 7, rows)
+        gone = (int(write.denials), write.oldest)
+        self._db.execute("delete from audit where denial = ? and id < ?", gone)
+
     def _gone_tasks(self, write: ins.ForgetTasks) -> None:
         # Numbers are never used twice, also when the newest task is deleted.
         self._db.execute(
@@ -291,6 +297,8 @@ class SQLiteStore:
         mark = sealed.mark(meta.get("mark"), warnings)
         since_s = (0 if mark is None else mark.age_ms // 1000) - HOUR_SECONDS
         last_event = 0 if mark is None else mark.last_event
+        audit = self._sound("audit", sealed.audit_row, warnings)
+        last_event = max([last_event, *(row.id for row in audit[-1:])])
         epoch = begin(max(int(meta.get("epoch", 0)), last_event))
         newest = db.execute("select coalesce(max(number), 0) from tasks").fetchone()[0]
         newest = max(newest, int(meta.get("newest_task", 0)))
@@ -343,6 +351,7 @@ class SQLiteStore:
             ],
             submissions=self._sound("submissions", sealed.submission_row, warnings),
             access=[AccessRow(*row) for row in db.execute("select * from access")],
+            audit=audit,
             config=dict(self._sound("config", sealed.config_row, warnings)),
             config_version=int(meta.get("config_version", 1)),
             damaged=damaged,
@@ -501,5 +510,6 @@ _WRITERS: Final[dict[type, Callable[[SQLiteStore, Any], None]]] = {
     ins.StoreAccess: SQLiteStore._access,
     ins.ForgetTasks: SQLiteStore._gone_tasks,
     ins.ForgetSubmissions: SQLiteStore._gone_submissions,
+    ins.StoreAudit: SQLiteStore._audit,
     ins.StoreMark: SQLiteStore._mark,
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from retire_cluster.broker import attempts, membership, standing, stranded, telling
+from retire_cluster.broker import attempts, audited, membership, standing, stranded, telling
 from retire_cluster.broker.age import LONE_MARK_SECONDS
 from retire_cluster.broker.device import SLOT_UNITS
 from retire_cluster.broker.events import Now, Tick
@@ -125,11 +125,15 @@ def upkeep(state: ClusterState, now: Now) -> None:
 
 
 def devices(state: ClusterState, now: Now) -> None:
-    """Store what changed about devices (counters, last metrics); count no more what is old."""
+    """Store what changed about devices (counters, last metrics) and what they were denied; count
+    no more what is old.
+    """
     standing.expire(state, now)
     changed = tuple(device.row() for device in state.devices.values() if device.dirty)
     if changed:
         state.emit(StoreDevices(changed))
+    for write in audited.writes(state.log):
+        state.emit(write)
 
 
 def retention(state: ClusterState, now: Now) -> None:

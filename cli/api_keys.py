@@ -66,6 +66,15 @@ def _write(path: Path, keys: Sequence[api_keys.Key]) -> None:
         raise ValidationError("", f"{path} cannot be written: {error.strerror}") from None
 
 
+def _tell(session: Session, change: str, key_ids: list[str], scopes: Sequence[str] = ()) -> None:
+    """Have the main node make events of what has been done; it counts without that, too."""
+    args = {"change": change, "key_ids": key_ids, "scopes": list(scopes)}
+    try:
+        session.client.call("api_key.changed", args)
+    except ClusterError:
+        session.output.hint("no main node was told: its events do not tell of this")
+
+
 def _create(session: Session) -> int:
     path, args, output = _path(session), session.args, session.output
     scopes = list(dict.fromkeys(args.scope or ("read", "submit")))
@@ -77,6 +86,7 @@ def _create(session: Session) -> int:
     output.hint(f"{record.key_id} ({', '.join(scopes)}); the key itself is not kept: copy it now")
     if not before and running_api(session.target.data_dir) is not None:
         output.hint("a REST API that was started without keys asks for one after its next start")
+    _tell(session, "created", [record.key_id], scopes)
     return exits.OK
 
 
@@ -118,4 +128,5 @@ def _revoke(session: Session) -> int:
         [{"key_id": key_id} for key_id in wanted],
         "\n".join(f"{key_id}: revoked" for key_id in wanted),
     )
+    _tell(session, "revoked", list(dict.fromkeys(wanted)))
     return exits.OK

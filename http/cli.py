@@ -172,14 +172,23 @@ def _announce(
     tell(f"{PROGRAM} on {server.url}", sys.stdout)
     api = settings.api
     threading.Thread(
-        target=_look_for_main_node, args=(facade, api.cluster_host, api.cluster_port), daemon=True
+        target=_look_for_main_node,
+        args=(facade, api.cluster_host, api.cluster_port, new_key),
+        daemon=True,
     ).start()
 
 
-def _look_for_main_node(facade: Facade, host: str, port: int) -> None:
-    """Says once how to start a main node when there is none; requests find it by themselves."""
+def _look_for_main_node(facade: Facade, host: str, port: int, new_key: str) -> None:
+    """Says once how to start a main node when there is none; requests find it by themselves.
+
+    One that is there makes an event of a key that was made at this start.
+    """
     try:
         facade.cluster.data("broker.info")
+        if new_key:
+            key = api_keys.key_of(new_key)
+            made = {"change": "created", "key_ids": [key.key_id], "scopes": list(key.scopes)}
+            facade.cluster.data("api_key.changed", made)
     except ClusterError:
         tell(
             f"{PROGRAM}: no main node answers at {host}:{port}; start one with:"

@@ -76,6 +76,16 @@ const scenarios = {
     await page.getByText("is needed").waitFor();
   },
 
+  /** A device that describes an own type otherwise than most: its page says so, the others' do not. */
+  async disputed(context) {
+    const page = await open(context, "#/devices/second");
+    await page.getByText("Most devices describe these types otherwise; what is submitted is judged by their word: shape", { exact: true }).waitFor();
+    await page.goto(`${base}/ui/#/devices/first`);
+    await page.locator("main h1", { hasText: "first" }).waitFor();
+    await page.getByText("shape", { exact: true }).first().waitFor();
+    expect(await page.getByText("Most devices describe").count() === 0, "the first device's page says it, too");
+  },
+
   /** A command whose output is too long: the page says of which part how much is missing, and where. */
   async cut(context) {
     const command = ["sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x; echo END"];

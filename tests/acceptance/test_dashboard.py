@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.kit import Cluster, Process, until
+from tests.integration.test_node_cuts import install
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +126,29 @@ def test_a_task_whose_output_was_cut_says_so_on_its_page(drive: Drive, tmp_path:
     found = Cluster(tmp_path, "--allow", "command", RETIRE_CLUSTER_ALLOW_ROOT="1")
     try:
         drive(found, "cut")
+    finally:
+        found.close()
+
+
+SHAPE = """
+def shape(payload, context):
+    return 1
+
+shape.payload_schema = {"x": {"type": "%s"}}
+"""
+
+
+def test_a_type_described_otherwise_than_most_do_is_named_on_the_devices_page(
+    drive: Drive, tmp_path: Path
+) -> None:
+    found = Cluster(tmp_path / "main", "--no-rate-limit", RETIRE_CLUSTER_ALLOW_ROOT="1")
+    try:
+        for device_id, kind in (("first", "integer"), ("second", "string")):
+            site = tmp_path / device_id
+            install(site, SHAPE % kind, "shape")
+            found.join(device_id, PYTHONPATH=str(site), RETIRE_CLUSTER_ALLOW_ROOT="1")
+        assert found.rest.get("/devices/second")["task_types_disputed"] == ["shape"]
+        drive(found, "disputed")
     finally:
         found.close()
 

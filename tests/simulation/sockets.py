@@ -32,6 +32,10 @@ class Part:
         self.bytes = content
         self.more = more
 
+    def __len__(self) -> int:
+        """Its bytes."""
+        return len(self.bytes)
+
     def get(self, name: str) -> str:
         """A property of the message's connection."""
         return "192.0.2.1"

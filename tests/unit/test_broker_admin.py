@@ -38,7 +38,7 @@ def test_the_table_is_the_protocols() -> None:
         "config.get", "config.update", "config.reset", "events.poll", "rate.hit", "facade.report",
         "facade.identity",
         "token.create", "token.list", "token.revoke", "device.authorise",
-        "api_key.used", "api_key.uses",
+        "api_key.changed", "api_key.used", "api_key.uses",
         "admin_key.add", "admin_key.list", "admin_key.revoke",
     }  # fmt: skip
 

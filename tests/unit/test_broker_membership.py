@@ -604,7 +604,9 @@ def test_a_readmitted_device_registers_as_a_new_one(cluster: Cluster) -> None:
     member.beat()
     cluster.do(ev.DeviceRemoved("box"))
     cluster.pass_time(60)
-    assert cluster.do(ev.DeviceReadmitted("box")) == [ins.ForgetDevices(("box",))]
+    forgotten, told = cluster.do(ev.DeviceReadmitted("box"))
+    assert forgotten == ins.ForgetDevices(("box",))
+    assert isinstance(told, ins.StoreAudit)
     assert isinstance(sent(member.join())[0], msg.Welcome)
     assert member.record.registered_ms == WALL_MS + 60_000
     assert member.record.total_heartbeats == 0

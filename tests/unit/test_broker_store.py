@@ -327,6 +327,7 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access:
     flip(path, "alter table live drop column tried")
     flip(path, "alter table live drop column given_back")
     flip(path, "alter table attempts drop column times")
+    flip(path, "drop table audit")
     flip(path, "pragma user_version = 1")
     store = SQLiteStore(path)
     found = load(store)
@@ -340,6 +341,7 @@ def test_what_is_known_of_a_task_outlives_the_version_that_kept_no_words(path: P
     load(store)
     store.commit([ins.StoreTasks([task(1)])])
     store.close()
+    flip(path, "drop table audit")
     flip(path, "alter table live drop column given_back")
     flip(path, "alter table attempts drop column times")
     row = """ (1, 2, 1, 1, 0, '["ab", "laptop"]', '["phone"]', '["phone"]')"""
