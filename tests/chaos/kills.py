@@ -64,7 +64,7 @@ class Campaign:
         self.seed = seed
         self.names = [f"device-{number}" for number in range(1, devices + 1)]
         self.journal = Journal(rig.folder / "journal")
-        self.effects = rig.folder / "effects"
+        self.effects = rig.marks / "effects"
         self.effects.touch()
         self.kills: Counter[str] = Counter()
         self.surprises: list[str] = []

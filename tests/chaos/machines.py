@@ -125,7 +125,7 @@ def table() -> list[Condition]:
             "mkdir $D/data && mount -t tmpfs -o ro none $D/data", "-m"), says="ead-only"),
         Condition("folder-is-a-file", around=shell("touch $D/data"), says="$D/data"),
         Condition("tiny-disk", around=shell(
-            "mkdir $D/data && mount -t tmpfs -o size=256k none $D/data", "-m"),
+            "mkdir $D/data && mount -t tmpfs -o size=256k,mode=700 none $D/data", "-m"),
             small=True),
         Condition("no-temporary-folder", environ={"TMPDIR": "/nowhere"}),
         Condition("64-descriptors", around=("prlimit", "--nofile=64:64"), small=True),

@@ -215,7 +215,7 @@ class Device:
         end = time.monotonic() + 5.0
         while (more := self._shared() - shared) and time.monotonic() < end:
             self.bus.step(50)
-        # A keeper and a server for each slot; a server's next template may be loading.
+        # A keeper, a server and its seed for each slot; templates come and go.
         below = proctree.descendants(self.process.pid)
         if more:
             ours = {self.process.pid, *(process.pid for process in below)}
@@ -223,7 +223,7 @@ class Device:
                 more -= sharedmem.held(pid, more)  # another program's
         if more:
             found.problems.append(f"{deeds}: shared memory {more} is left")
-        if len(below) > 4 * SLOTS:
+        if len(below) > 5 * SLOTS:
             found.problems.append(f"{deeds}: {len(below)} processes are below the worker")
 
     def _rss_mb(self) -> float:

@@ -66,8 +66,12 @@ class Rig:
         folder.mkdir(parents=True, exist_ok=True)
         self.data_dir = data_dir or folder / "main"
         self.config = folder / "settings.toml"
+        #: Where tasks may leave marks of having run: elsewhere they meet their walls.
+        self.marks = folder / "marks"
+        self.marks.mkdir(exist_ok=True)
         # Without keys: bare sockets and proxies that change bytes speak to it.
-        self.config.write_text("[server]\ncurve = false\n" + settings, "utf-8")
+        own = f"[server]\ncurve = false\n[policy]\nfolders = [{json.dumps(str(self.marks))}]\n"
+        self.config.write_text(own + settings, "utf-8")
         self.admin_port, self.bus_port, self.event_port, self.api_port = (
             free_port() for _ in range(4)
         )

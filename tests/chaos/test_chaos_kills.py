@@ -54,7 +54,7 @@ def test_a_main_node_that_dies_at_a_named_point_loses_nothing(
     # The first commit of a main node may be a device's HELLO: it may die before it answers.
     child = cluster.start_broker(failpoint=f"{point}:{times}", wait=False)
     promised: list[str] = []
-    effects = tmp_path / "effects"
+    effects = cluster.marks / "effects"
 
     def died() -> bool:
         if child.poll() is None:
@@ -73,7 +73,7 @@ def test_a_device_that_dies_at_a_named_point_loses_nothing(
 ) -> None:
     child = cluster.start_device("box", failpoint=point)
     promised: list[str] = []
-    effects = tmp_path / "effects"
+    effects = cluster.marks / "effects"
     _submit(cluster, effects, promised)
     assert child.wait(20) == -signal.SIGKILL
     cluster.start_device("box")

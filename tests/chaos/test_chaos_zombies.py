@@ -42,7 +42,7 @@ def test_a_device_stopped_beyond_its_lease_kills_what_may_not_run_twice(
 ) -> None:
     zombie = cluster.start_device("zombie", "--slots", "1")
     cluster.await_online("zombie")
-    effects = tmp_path / "effects"
+    effects = cluster.marks / "effects"
     (task,) = cluster.submit("command", _counting(effects, 60))
     eventually(effects.exists, "the zombie runs it")
     zombie.send(signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_running_tasks_are_not_run_again_over_a_restart_of_the_main_node(
 ) -> None:
     cluster.start_device("steady")
     cluster.await_online("steady")
-    effects = tmp_path / "effects"
+    effects = cluster.marks / "effects"
     tasks = cluster.submit("command", _counting(effects, 2.5), 3)
     eventually(lambda: effects.exists() and effects.read_text().count("run") == 3, "they run")
     assert cluster.broker is not None

@@ -247,6 +247,7 @@ def test_a_redirect_to_a_private_address_is_refused(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_addresses, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(http_addresses, "is_own", lambda address: False)
     with pytest.raises(Denied, match=r"127\.0\.0\.2"):
         run(f"{server.url}/redirect?302,http://127.0.0.2:{server.server_port}/", private=False)
     assert len(server.seen) == 1
