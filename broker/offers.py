@@ -43,12 +43,20 @@ class Judged(NamedTuple):
     otherwise: tuple[str, ...]
 
 
+class _Offer(NamedTuple):
+    """A type of a device."""
+
+    device: Device
+    #: Its payload schema, alike where two of them mean the same.
+    schema: str
+
+
 class Offers:
     """Own types by the devices that offer them."""
 
     def __init__(self) -> None:
-        self._by_type: dict[str, dict[str, Device]] = {}
-        self._by_device: dict[str, tuple[str, ...]] = {}
+        self._by_type: dict[str, dict[str, _Offer]] = {}
+        self._by_device: dict[str, dict[str, TypeInfo]] = {}
         self._judged: dict[str, Judged] = {}
 
     @property
@@ -63,16 +71,21 @@ class Offers:
 
     def of(self, name: str) -> Collection[Device]:
         """Who offers a type."""
-        return self._by_type.get(name, {}).values()
+        return [offer.device for offer in self._by_type.get(name, {}).values()]
 
     def put(self, device: Device) -> None:
         """A device offers what its HELLO said, and nothing else any more."""
-        self.drop(device.device_id)
-        own = tuple(name for name in device.types if name not in BUILTIN_TASK_TYPES)
+        device_id, types = device.device_id, device.types
+        own = {name: info for name, info in types.items() if name not in BUILTIN_TASK_TYPES}
+        if own == self._by_device.get(device_id, {}):
+            return  # a HELLO said again has nobody judged anew
+        self.drop(device_id)
         if own:
-            self._by_device[device.device_id] = own
-        for name in own:
-            self._by_type.setdefault(name, {})[device.device_id] = device
+            self._by_device[device_id] = own
+        for name, info in own.items():
+            schema = json.dumps(info.payload_schema, sort_keys=True)
+            self._by_type.setdefault(name, {})[device_id] = _Offer(device, schema)
+            self._judged.pop(name, None)
 
     def drop(self, device_id: str) -> None:
         """A device offers nothing any more."""
@@ -100,15 +113,18 @@ class Offers:
         )
 
 
-def _judge(name: str, devices: Iterable[Device]) -> Judged:
+def _judge(name: str, offers: Iterable[_Offer]) -> Judged:
     said: dict[str, list[Device]] = {}
-    for device in sorted(devices, key=lambda one: (one.registered_ms, one.device_id)):
-        schema = json.dumps(device.types[name].payload_schema, sort_keys=True)
+    for device, schema in sorted(offers, key=_first_met):
         said.setdefault(schema, []).append(device)
     # Of equally many the one that was met first stays.
     most = max(said.values(), key=len)
     otherwise = [one.device_id for some in said.values() if some is not most for one in some]
     return Judged(most[0].types[name], tuple(otherwise))
+
+
+def _first_met(offer: _Offer) -> tuple[int, str]:
+    return (offer.device.registered_ms, offer.device.device_id)
 
 
 def bounded(infos: Iterable[TypeInfo]) -> tuple[tuple[TypeInfo, ...], list[str]]:

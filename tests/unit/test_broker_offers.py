@@ -92,6 +92,28 @@ def test_a_liar_judges_nobodys_submission_where_others_are_more(cluster: Cluster
         submit(cluster, {"task_type": "resize"}, payload=b'{"width": "5"}')
 
 
+def test_devices_that_join_after_a_type_was_judged_count_too(cluster: Cluster) -> None:
+    offering(cluster, "a-liar", own("resize", LIE))
+    submit(cluster, {"task_type": "resize"}, payload=b'{"width": "5"}')
+    offering(cluster, "honest1", own("resize", HONEST))
+    offering(cluster, "honest2", own("resize", HONEST))
+    submit(cluster, {"task_type": "resize"}, payload=b'{"width": 5}')
+    detail = cluster.call("device.get", {"device_id": "a-liar"}).data
+    assert detail["task_types_disputed"] == ["resize"]
+
+
+def test_a_hello_that_is_said_again_has_no_type_judged_anew(cluster: Cluster) -> None:
+    """With 5,000 devices each judging took a third of a second."""
+    member = offering(cluster, "box", own("resize", HONEST))
+    before = cluster.state.offers.judged("resize")
+    member.join(task_types=(own("resize", dict(HONEST)),))
+    assert cluster.state.offers.judged("resize") is before
+    member.join(task_types=(own("resize", LIE),))
+    judged = cluster.state.offers.judged("resize")
+    assert judged is not None
+    assert judged.info.payload_schema == LIE
+
+
 def test_where_as_many_say_otherwise_the_first_that_joined_counts(cluster: Cluster) -> None:
     offering(cluster, "honest", own("resize", HONEST))
     liar = offering(cluster, "a-liar", own("resize", LIE))
