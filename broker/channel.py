@@ -163,6 +163,8 @@ class _Channel:
                 key = str(frame.get("User-Id"))
             if self._intake is not None:
                 meter = self._intake.accepted(int(frame.get(zmq.SRCFD)))
+                if meter is not None:
+                    self._intake.heard(meter)
         if len(self._peers) >= _PEERS_KNOWN:
             self._peers.clear()
         found = self._peers[routing] = _Peer(address, key, meter=meter)

@@ -40,17 +40,23 @@ class Gate:
     :param pair: the main node's
     :param tooling: public key of this machine's own tooling
     :param access: the keys that are known; asked at each handshake
+    :param devices: how many devices may be online
     """
 
     def __init__(
-        self, context: Context, pair: Pair, tooling: str, access: Callable[[], Access]
+        self,
+        context: Context,
+        pair: Pair,
+        tooling: str,
+        access: Callable[[], Access],
+        devices: Callable[[], int],
     ) -> None:
         self.pair = pair
         self._tooling = tooling
         self._access = access
         self._told: dict[tuple[str, str], float] = {}
         #: Bounds what libzmq holds for each connection.
-        self.intake = Intake()
+        self.intake = Intake(devices)
         self.handler: Socket = context.socket(zmq.ROUTER)
         self.handler.setsockopt(zmq.LINGER, 0)
         self.handler.bind(_ENDPOINT)

@@ -9,6 +9,8 @@ the difference is what libzmq holds. A thread looks at it and shuts connections 
 much, or the largest of them when all together do. A device that is cut off comes back and says
 again what was not acknowledged, so nothing is lost.
 
+Connections take files too: how many there may be is bounded as well (crowd.py).
+
 Elsewhere than on Linux nothing is watched.
 """
 
@@ -22,10 +24,12 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from retire_cluster.broker.crowd import Crowd, network_of, room_for
+from retire_cluster.conf import openfiles
 from retire_cluster.conf.addresses import plain_address
 
 log = logging.getLogger("broker")
@@ -79,6 +83,8 @@ class Meter:
     cut: bool = False
     #: How often it has been looked at.
     looks: int = 0
+    #: Whose it is, as connections are counted.
+    address: str = ""
 
     @property
     def is_new(self) -> bool:
@@ -105,12 +111,16 @@ class Meter:
 class Intake:
     """Watches the connections of the locked sockets.
 
-    `accepted`, `closed` and `meter` are for the main node's loop; a thread of its own looks.
+    `accepted`, `heard` and `closed` are for the main node's loop; a thread of its own looks.
+
+    :param devices: how many devices may be online
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Callable[[], int]) -> None:
         self._lock = threading.Lock()
         self._meters: dict[int, Meter] = {}
+        files = openfiles.allow(0)
+        self.crowd: Crowd[Meter] = Crowd(lambda: room_for(devices(), files))
         self._changed = threading.Event()
         self._stopped = False
         self._told: dict[str, float] = {}
@@ -136,9 +146,18 @@ class Intake:
                 self._forget(number)
                 return None
             self._forget(number)
-            meter = self._meters[number] = Meter(number, peer, handle)
+            meter = Meter(number, peer, handle, address=network_of(_plain(peer)))
+            self._meters[number] = meter
+            spare = self.crowd.add(meter)
+            if spare is not None:
+                self._cut(spare, "there are too many, and it never said anything")
         self._changed.set()
         return meter
+
+    def heard(self, meter: Meter) -> None:
+        """A first message came from it."""
+        with self._lock:
+            self.crowd.heard(meter)
 
     def closed(self, number: int) -> None:
         """The connection with this descriptor has ended."""
@@ -149,6 +168,7 @@ class Intake:
         meter = self._meters.pop(number, None)
         if meter is not None:
             meter.handle.detach()
+            self.crowd.remove(meter)
 
     def stop(self) -> None:
         """End the thread and forget all descriptors."""
@@ -182,12 +202,14 @@ class Intake:
                 except OSError:  # it has gone, and nobody said so
                     self._forget(number)
             for meter in too_much(self._meters.values()):
-                self._cut(meter)
+                much = f"it sent {meter.held // 1_000_000} MB that no message was made of"
+                self._cut(meter, much)
         return busy
 
-    def _cut(self, meter: Meter) -> None:
+    def _cut(self, meter: Meter, why: str) -> None:
         """Shut a connection down, if it still is the one that was looked at."""
         meter.cut = True
+        self.crowd.remove(meter)
         with contextlib.suppress(OSError):
             # What is looked at and then shut down is the same, whatever libzmq closes meanwhile.
             with _copy(meter.number) as same:
@@ -195,20 +217,21 @@ class Intake:
                     return
                 same.shutdown(socket.SHUT_RDWR)
             self.cut += 1
-            self._tell(meter)
+            self._tell(meter, why)
 
-    def _tell(self, meter: Meter) -> None:
-        address = plain_address(str(meter.peer[0]).partition("%")[0]) or "a peer"
+    def _tell(self, meter: Meter, why: str) -> None:
+        address = _plain(meter.peer) or "a peer"
         now = time.monotonic()
         if now - self._told.get(address, -_TOLD_SECONDS) < _TOLD_SECONDS:
             return
         if len(self._told) > 1_000:
             self._told.clear()
         self._told[address] = now
-        log.warning(
-            "cut a connection of %s: it sent %d MB that no message was made of",
-            address, meter.held // 1_000_000,
-        )  # fmt: skip
+        log.warning("cut a connection of %s: %s", address, why)
+
+
+def _plain(peer: Any) -> str:
+    return plain_address(str(peer[0]).partition("%")[0])
 
 
 def too_much(meters: Iterable[Meter]) -> list[Meter]:

@@ -130,7 +130,10 @@ class Broker:
         bus_locked = keys is not None and not server.insecure
         try:
             if keys is not None:
-                self._gate = Gate(self.context, keys.pair, keys.tooling, lambda: self.state.access)
+                self._gate = Gate(
+                    self.context, keys.pair, keys.tooling, lambda: self.state.access,
+                    lambda: self.state.settings.server.max_connections,
+                )  # fmt: skip
             admin = self._bind(zmq.ROUTER, server.host, server.port, ADMIN)
             worker_host = server.worker_host or (EVERYWHERE if keys else "127.0.0.1")
             bus = self._bind(

@@ -48,6 +48,10 @@ _TASKS = (
     "SystemCallFilter=~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap",
     "SystemCallErrorNumber=EPERM",
     "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK",
+    # The machine stays usable whatever its tasks take. Of what runs here the system ends the
+    # largest, which is a task mostly; the rest goes on, and what was committed is kept.
+    "MemoryMax=90%",
+    "OOMPolicy=continue",
 )
 _TASKS_AND_SYSTEM = (
     "ProtectSystem=full",

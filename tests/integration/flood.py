@@ -2,6 +2,7 @@
 
     handshakes PORT CONNECTIONS BYTES       commands of a handshake that is none
     multipart PORT SERVER PUBLIC SECRET BYTES   one message of many frames, by a valid key
+    idle PORT CONNECTIONS                   connections that say nothing, until a line is read
 
 Says at the end how many connections were cut.
 """
@@ -14,6 +15,8 @@ import sys
 import time
 
 import zmq
+
+from retire_cluster.conf import openfiles
 
 CHUNK = 256 * 1024
 SECONDS = 6.0
@@ -66,10 +69,34 @@ def multipart(port: int, server: str, public: str, secret: str, size: int) -> in
     return int(bool(cut))
 
 
+def idle(port: int, connections: int) -> int:
+    """Open connections that say nothing; those that have been closed by the other end."""
+    openfiles.allow(connections + 64)
+    made = []
+    for _ in range(connections):
+        made.append(socket.create_connection(("127.0.0.1", port)))
+        made[-1].setblocking(False)
+    print("all are open", flush=True)
+    sys.stdin.readline()
+    cut = 0
+    for each in made:
+        try:
+            while each.recv(4096):
+                continue
+            cut += 1
+        except BlockingIOError:
+            continue
+        except OSError:
+            cut += 1
+    return cut
+
+
 if __name__ == "__main__":
     kind, *words = sys.argv[1:]
     if kind == "handshakes":
         print(handshakes(*map(int, words)))
+    elif kind == "idle":
+        print(idle(*map(int, words)))
     else:
         bus, server, public, secret, size = words
         print(multipart(int(bus), server, public, secret, int(size)))

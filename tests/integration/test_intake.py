@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from retire_cluster.broker import intake
+from retire_cluster.broker.crowd import Crowd, network_of, room_for
 from retire_cluster.broker.intake import BEFORE_FIRST_BYTES, EACH_BYTES, MIB, too_much
 from retire_cluster.schemas import wire
 from tests.integration.main_kit import eventually
@@ -30,6 +32,13 @@ def fort(tmp_path: Path) -> Iterator[Fort]:
     node = Fort(tmp_path)
     yield node
     node.stop()
+
+
+@dataclass(eq=False)
+class Peer:
+    """One connection, for the rules alone."""
+
+    address: str
 
 
 class Peak:
@@ -129,6 +138,55 @@ def test_connections_that_ended_are_forgotten(fort: Fort) -> None:
         device.close()
     fort._devices.clear()
     eventually(lambda: len(gate.intake._meters) <= before, "forgotten")
+
+
+def test_connections_that_say_nothing_take_few_files_and_devices_come_in(fort: Fort) -> None:
+    gate = fort.broker._gate
+    assert gate is not None
+    crowd, files = gate.intake.crowd, psutil.Process().num_fds()
+    crowd.room = lambda: 200
+    fort.socket("early", keys=fort.known("early")).join()
+    words = ("idle", fort.facts.worker_port, 600)
+    with subprocess.Popen(
+        [*FLOOD, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as flooding:
+        assert flooding.stdin is not None
+        assert flooding.stdout is not None
+        assert flooding.stdout.readline() == "all are open\n"
+        eventually(lambda: fort.dropped("connection_cut") >= 500, "the oldest are given up")
+        eventually(lambda: len(gate.intake._meters) <= 110, "and closed")
+        more = psutil.Process().num_fds() - files
+        for number in range(20):
+            fort.socket(f"late-{number}", keys=fort.known(f"late-{number}")).join()
+        assert fort.call("device.list")["pagination"]["total_items"] == 21
+        meters = list(gate.intake._meters.values())
+        spoken = [each for each in meters if each.delivered]
+        told, _ = flooding.communicate("\n", timeout=20)
+    print(f"{more} files more, {told.strip()} of 600 cut")
+    assert more < 130
+    assert int(told) >= 500
+    assert len(spoken) == 1 + 21, "who has said something is let be"
+    assert not any(each.cut for each in spoken)
+
+
+def test_the_oldest_that_said_nothing_goes_of_the_address_that_has_most() -> None:
+    crowd = Crowd[Peer](lambda: 8)
+    many = [Peer("a") for _ in range(5)]
+    assert [crowd.add(each) for each in many] == [None] * 4 + [many[0]]
+    crowd.remove(many[0])
+    others = [Peer(str(number)) for number in range(5)]
+    assert [crowd.add(each) for each in others] == [None] * 4 + [many[1]]
+    for each in (*many, *others):
+        crowd.heard(each)
+    crowd.remove(many[1])
+    new = Peer("b")
+    assert crowd.add(new) is new, "where all have spoken the newest goes"
+    for each in (*many, *others, new):
+        crowd.remove(each)
+    assert len(crowd) == 0
+    assert not crowd._silent
+    assert (room_for(1_000, None), room_for(1_000, 1_256), room_for(1, 10)) == (1_512, 1_128, 64)
+    assert network_of("2001:db8::1") == network_of("2001:db8::2") != network_of("2001:db9::1")
 
 
 def meter(held_mib: float, delivered: int = 0) -> Any:

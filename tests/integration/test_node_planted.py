@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ home, temporary = os.environ.get("HOME", "."), os.environ.get("TMPDIR", ".")
 places = [".", "..", "../..", home, f"{home}/.local/{site}", temporary, *sys.argv[1:]]
 planted = []
 for place in places:
-    if os.path.realpath(place) in ("/", "/tmp", "/root"):
+    if os.path.realpath(place) in ("/", "/tmp", "/var/tmp", "/root"):
         continue  # other programs of this machine's would find them too
     try:
         os.makedirs(place, exist_ok=True)
@@ -37,6 +38,26 @@ for place in places:
         pass
 print(planted)
 """
+
+
+def planted_in(folder: str) -> set[str]:
+    """Modules in a folder that hide those of Python."""
+    names = {name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")}
+    return names & {*sys.stdlib_module_names, "retire_cluster", "usercustomize"}
+
+
+def test_what_these_tests_plant_stays_out_of_everybodys_folder_for_temporary_files() -> None:
+    before = planted_in("/tmp")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        environ = {"PATH": os.environ["PATH"], "HOME": folder, "TMPDIR": "/tmp"}
+        told = subprocess.run(
+            [sys.executable, "-c", PLANT, "/tmp"], cwd=folder, env=environ,
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "base64" in planted_in(folder)
+    assert "'.'" in told
+    assert "'..'" not in told
+    assert planted_in("/tmp") <= before
 
 
 def kill_server_and_go_on(bus: Bus) -> None:

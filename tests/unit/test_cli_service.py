@@ -89,6 +89,16 @@ def test_tasks_keep_what_they_may_need_and_get_control_groups() -> None:
             assert taken not in text
 
 
+def test_no_unit_takes_all_of_the_machines_memory_and_a_task_that_tried_ends_alone() -> None:
+    for role in units.ROLES:
+        for system in (False, True):
+            text = units.systemd(Service(role, "s", COMMAND, "/d", system=system))
+            (most,) = re.findall(r"^MemoryMax=([0-9]+)%$", text, re.MULTILINE)
+            assert 50 <= int(most) <= 90
+            assert "Restart=always" in text
+            assert ("OOMPolicy=continue" in text) == (role in ("up", "worker"))
+
+
 def test_homes_are_hidden_unless_something_of_the_service_is_in_one() -> None:
     text = units.systemd(Service("main", "m", COMMAND, "/home/ann/rc", system=True, user="ann"))
     assert "ProtectHome=read-only" in text

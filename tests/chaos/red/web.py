@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 
+import psutil
+
 from retire_cluster.broker import intake
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.target import API, COMMAND
@@ -170,6 +172,36 @@ def _endless_message(target: Target) -> str:
     return _flooded(target, 1, *words)
 
 
+def _idle_connections(target: Target) -> str:
+    if not intake.available():
+        raise NotHere("this system does not tell the main node's connections")
+    main = psutil.Process(target.main_pid)
+    before, many = main.num_fds(), 2_500
+    words = [
+        sys.executable,
+        "-m",
+        "tests.integration.flood",
+        "idle",
+        str(target.bus_port),
+        str(many),
+    ]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as opened:
+        assert opened.stdin is not None
+        assert opened.stdout is not None
+        opened.stdout.readline()
+        more, last = 0, -1
+        while more != last:  # they come in one after the other
+            time.sleep(0.5)
+            last, more = more, main.num_fds() - before
+        target.witness()
+        told, _ = opened.communicate("\n", timeout=30)
+    if more > 1_600:
+        raise Went(f"{more} files more")
+    return f"{more} files more, {told.strip()} of {many} connections cut"
+
+
 def _costly_bodies(target: Target) -> str:
     number = b"1" * 25
     many = b",".join([b'{"task_type":"echo","payload":{},"x":1}'] * 1000)
@@ -249,6 +281,7 @@ def _strangers_bodies(target: Target) -> str:
 ATTACKS = [
     Attack("S33", "forty handshakes of 31 MB without a key", _huge_handshakes),
     Attack("S33", "a token holder's message of 700 MB in frames of 1 MB", _endless_message),
+    Attack("S33", "thousands of idle connections to the bus", _idle_connections),
     Attack("S34", "bodies of 16 MB whose parts are millions", _costly_bodies),
     Attack("S34", "eight batches of 16 MB at once", _large_batches_at_once),
     Attack("S34", "large bodies without a key, twenty at once", _strangers_bodies),
