@@ -21,7 +21,7 @@ MOST_BYTES = 4096
 #: As `conf.curve.looks_like_join`, before any library is there to be imported.
 _JOIN = re.compile(r"\s*rc[0-9]+\.\S{60,}")
 #: A supervisor's pipe is standard input (`cli.lifeline`).
-_LIFELINE = "RETIRE_CLUSTER_LIFELINE"
+SUPERVISED = "RETIRE_CLUSTER_LIFELINE"
 
 
 def from_standard_input() -> str:
@@ -77,7 +77,7 @@ def hide() -> None:
     To be called by commands only, before anything was opened. Windows shows other users' command
     lines to administrators only, and gives a new process another number: nothing is done there.
     """
-    if os.name != "posix" or _LIFELINE in os.environ:
+    if os.name != "posix" or SUPERVISED in os.environ:
         return
     found = without_line(sys.orig_argv)
     if found is None or not sys.executable:

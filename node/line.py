@@ -87,7 +87,8 @@ class Line:
 
     def retire(self) -> None:
         """There is nothing more to say to it."""
-        with contextlib.suppress(OSError):
+        # Not while another thread writes: the descriptor's number may be another's a moment later.
+        with self._writing, contextlib.suppress(OSError):
             self._stdin.close()
 
     def close(self) -> bytes:

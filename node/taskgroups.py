@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retire_cluster.node import cgroups, proctree
+from retire_cluster.node.joinline import SUPERVISED
 from retire_cluster.node.limits import Bounds
 
 #: Where our own processes go: a group with processes of its own can give its children no limits.
@@ -142,11 +143,7 @@ def _is_ours(folder: Path, root: Path) -> bool:
         # A container's own, or a system where nobody else makes groups. An earlier worker may have
         # put us, or who started us, into a group of it.
         return True
-    for name in ("user.delegate", "trusted.delegate"):
-        with contextlib.suppress(OSError):
-            if os.getxattr(folder, name) == b"1":
-                return True
-    return False
+    return _is_delegated(folder)
 
 
 def _controllers(folder: Path) -> frozenset[str]:
@@ -154,7 +151,7 @@ def _controllers(folder: Path) -> frozenset[str]:
     control = folder / "cgroup.subtree_control"
     there = _read(folder / "cgroup.controllers").split()
     wanted = " ".join(f"+{name}" for name in _CONTROLLERS if name in there)
-    if wanted and not _write(control, wanted):
+    if wanted and not _write(control, wanted) and _may_be_moved(folder):
         own = folder / _OWN
         with contextlib.suppress(OSError):
             own.mkdir(exist_ok=True)
@@ -164,6 +161,24 @@ def _controllers(folder: Path) -> frozenset[str]:
             if _write(control, wanted):
                 break
     return frozenset(_read(control).split())
+
+
+def _may_be_moved(folder: Path) -> bool:
+    """Whether the processes in a group are ours to move: not a terminal's shell, or a desktop."""
+    if os.geteuid() == 0 or _is_delegated(folder):
+        return True
+    # A supervisor's children have a pipe of it.
+    top = os.getppid() if SUPERVISED in os.environ else os.getpid()
+    ours = {str(top), *(str(process.pid) for process in proctree.descendants(top))}
+    return ours >= set(_read(folder / "cgroup.procs").split())
+
+
+def _is_delegated(folder: Path) -> bool:
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return False
 
 
 def _end_earlier(folder: Path) -> None:

@@ -122,3 +122,19 @@ def test_the_next_worker_of_a_container_has_its_groups_too(tmp_path: Path, at: s
     assert taskgroups._is_ours(tmp_path, tmp_path)
     (tmp_path / "proc/self/cgroup").write_text(f"0::/system.slice{at}\n")
     assert not taskgroups._is_ours(tmp_path, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Linux only")
+def test_a_terminals_shell_is_not_moved_out_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that somebody started by hand is in the group of the shell, or of the desktop."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("RETIRE_CLUSTER_LIFELINE", raising=False)
+    procs = tmp_path / "cgroup.procs"
+    procs.write_text(f"{os.getpid()}\n")
+    assert taskgroups._may_be_moved(tmp_path)
+    procs.write_text(f"{os.getpid()}\n{os.getppid()}\n")
+    assert not taskgroups._may_be_moved(tmp_path)
+    monkeypatch.setenv("RETIRE_CLUSTER_LIFELINE", "1")  # that one is `up`
+    assert taskgroups._may_be_moved(tmp_path)
