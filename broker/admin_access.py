@@ -133,15 +133,19 @@ def revoke_admin_key(admin: Admin, call: Call) -> Reply:
     {
         "device_id": {"type": "string", "required": True, "regex": DEVICE_ID_PATTERN},
         "public_key": _KEY,
+        "trial": {"type": "boolean", "default": False},
     },
     changes=True,
 )
 def authorise(admin: Admin, call: Call) -> Reply:
-    """Say which key a device has: it joins without a token. For devices set up beforehand."""
+    """Say which key a device has: it joins without a token. For devices set up beforehand.
+
+    A trial says only whether that would do.
+    """
     device_id, key = call.args["device_id"], _key(call)
     if device_id in RESERVED_DEVICE_IDS:
         raise ValidationError("device_id", f"{device_id!r} is a name of the REST API's own")
-    admin.apply(ev.DeviceAuthorised(device_id, key), call.now)
+    admin.apply(ev.DeviceAuthorised(device_id, key, call.args["trial"]), call.now)
     return Reply({"device_id": device_id, "server_key": admin.facts.server_key})
 
 

@@ -145,7 +145,7 @@ def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> Non
         )
     if access.owners.get(event.key, event.device_id) != event.device_id:
         raise ValidationError("public_key", "is already another device's")
-    if access.devices.get(event.device_id) != event.key:
+    if access.devices.get(event.device_id) != event.key and not event.trial:
         state.emit(StoreAccess((access.enrol(event.device_id, event.key, now.wall_ms),)))
         data = {"key": curve.fingerprint(event.key)}
         state.log.add("device.authorised", now.wall_ms, device_id=event.device_id, data=data)

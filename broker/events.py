@@ -211,6 +211,8 @@ class DeviceAuthorised:
 
     device_id: str
     key: str
+    #: Only asked whether that would do.
+    trial: bool = False
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,13 @@ def _challenge(
 
 def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now) -> None:
     """Welcome a device; what it holds and what we think it holds are settled."""
+    kept, beyond = bounded(hello.task_types)
+    faults = {info.name: fault for info in kept if (fault := _type_fault(info))}
+    reasons = [*faults.values(), *beyond]
+    if hello.trial:
+        left_out, config = msg.first_left_out(reasons), state.heartbeat_config()
+        state.emit(Send(routing, msg.Welcome(hello.session, state.epoch, (), (), config, left_out)))
+        return
     device = state.devices.get(hello.device_id)
     if device is None:
         device = Device(hello.device_id, now.wall_ms, state.heartbeat_config())
@@ -212,9 +219,6 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
     state.challenges.pop(device.device_id, None)
     if not was_online:
         state.online_count += 1
-    kept, beyond = bounded(hello.task_types)
-    faults = {info.name: fault for info in kept if (fault := _type_fault(info))}
-    reasons = [*faults.values(), *beyond]
     if reasons:
         # One type costs itself, never its device.
         kept = tuple(info for info in kept if info.name not in faults)

@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--test",
         action="store_true",
-        help="say what this device offers, run a task of each kind, try to join, and leave",
+        help="say what this device offers, run a task of each kind, ask whether it may join",
     )
     parser.add_argument("--debug", action="store_true", help="log more, with traces")
     return parser
@@ -139,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             address, keys = _main_node(settings, plain=arguments.plain)
-            settings, keys = _identity(settings, address, keys, plain=arguments.plain)
+            settings, keys = _identity(
+                settings, address, keys, plain=arguments.plain, trial=arguments.test
+            )
             pace = Pace(grace_seconds=arguments.drain_seconds)
             worker = build(settings, policy, address, pace, keys, workplaces)
             if arguments.test:
@@ -461,7 +463,12 @@ def _main_node(settings: Settings, *, plain: bool) -> tuple[Address, Credentials
 
 
 def _identity(
-    settings: Settings, address: Address, keys: Credentials | None, *, plain: bool
+    settings: Settings,
+    address: Address,
+    keys: Credentials | None,
+    *,
+    plain: bool,
+    trial: bool,
 ) -> tuple[Settings, Credentials | None]:
     """The settings with this device's one name in them, and the keys that are known by it."""
     folder, wanted = settings.data_dir, settings.worker.device_id
@@ -470,7 +477,7 @@ def _identity(
     if not plain and (keys is None or not (keys.enrolled or keys.enrolling)):
         # None yet, or one whose join never came to an end: on the main node's own machine,
         # as its user, another way is open.
-        keys = let_in(folder, address, name) or keys
+        keys = let_in(folder, address, name, trial=trial) or keys
     if keys is not None:
         name = device_id(folder, keys.settle(name, asked=bool(wanted)))
     worker = replace(settings.worker, device_id=name)

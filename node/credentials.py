@@ -33,6 +33,7 @@ class Credentials:
     :param device_id: under which the main node knows the key, empty when that is not known
     :param token: of the join string, if there was one
     :param enrolled: whether the main node said that it knows this key
+    :param borrowed: the pair is the tooling's of this machine's main node, for a handshake only
     :param kept: what `device.key` says of the address, empty when this pair is not in it
     """
 
@@ -46,6 +47,7 @@ class Credentials:
         device_id: str = "",
         token: bytes | None = None,
         enrolled: bool = False,
+        borrowed: bool = False,
         kept: str = "",
     ) -> None:
         self.path = folder / curve.DEVICE_KEY
@@ -54,6 +56,7 @@ class Credentials:
         self.address = address
         self.device_id = device_id
         self.enrolled = enrolled
+        self.borrowed = borrowed
         self._draft = folder / JOINING_KEY
         self._token = token
         self._kept = kept
@@ -123,6 +126,7 @@ class Credentials:
         return False
 
     def _write(self, path: Path) -> None:
+        assert not self.borrowed, "another's key is not kept"
         curve.write_key_file(
             path,
             self.pair,

@@ -24,9 +24,12 @@ class NotLetIn(Exception):
     """The main node here does not take this worker; the message says why and what helps."""
 
 
-def let_in(folder: Path, address: Address, device_id: str) -> Credentials | None:
+def let_in(
+    folder: Path, address: Address, device_id: str, *, trial: bool = False
+) -> Credentials | None:
     """The credentials of a device that the main node at `address` knows from now on.
 
+    Of a trial nobody knows afterwards: its credentials are the tooling's own, for a handshake.
     None when no main node of this user listens there, or its bus is not encrypted. Raises
     `NotLetIn` with the main node's reason when it refuses, `OSError`.
     """
@@ -48,9 +51,12 @@ def let_in(folder: Path, address: Address, device_id: str) -> Credentials | None
     if info is None or not info.get("bus_encrypted"):
         return None
     pair = curve.new_pair()
-    args = {"device_id": device_id, "public_key": pair.public}
+    args = {"device_id": device_id, "public_key": pair.public, "trial": trial}
     if _call(keys, main["admin_port"], "device.authorise", args) is None:
         return None
+    if trial:
+        own = keys.pair
+        return Credentials(folder, own, keys.server, address, device_id=device_id, borrowed=True)
     # Kept only now: a key that the main node never heard of would be refused for good. When this
     # fails, the next start says another key, which replaces this one.
     found = Credentials(folder, pair, keys.server, address, device_id=device_id, enrolled=True)

@@ -26,7 +26,6 @@ from retire_cluster.schemas.cleantext import escaped
 from retire_cluster.schemas.messages import (
     FromBroker,
     FromDevice,
-    Goodbye,
     Hello,
     Reject,
     Welcome,
@@ -49,6 +48,8 @@ def check(
     wait_seconds: float = WAIT_SECONDS,
 ) -> int:
     """Prints the report; the exit code. A join token is not used up.
+
+    Nor does the main node know of this device afterwards, where it did not before.
 
     0 welcomed, 1 welcomed but a kind of task fails here, 2 refused, 3 no answer.
     """
@@ -83,10 +84,13 @@ def _show_main_node(
     wait_seconds: float,
 ) -> int:
     session = secrets.token_hex(8)
-    only_knock = keys is not None and keys.enrolling
+    only_knock = keys is not None and (keys.enrolling or keys.borrowed)
     answer, trouble = _ask(dialer, me, capabilities, session, wait_seconds, only_knock)
     if trouble == UP:
-        _line("main node", f"{dialer.address} takes this join token")
+        what = (
+            "device: it is of its own user and machine" if keys and keys.borrowed else "join token"
+        )
+        _line("main node", f"{dialer.address} takes this {what}")
         return EXIT_OK
     if trouble == REFUSED:
         what = "join token: it is used up, expired or revoked" if only_knock else "device's key"
@@ -95,6 +99,8 @@ def _show_main_node(
         return EXIT_REFUSED
     if isinstance(answer, Welcome):
         _line("main node", f"{dialer.address} welcomes this device")
+        for reason in answer.left_out:
+            _line("not taken there", reason)
         return EXIT_OK
     if isinstance(answer, Reject):
         _line("main node", f"{dialer.address} refuses: {answer.message or answer.code}")
@@ -191,8 +197,6 @@ def _ask(
                     trouble = news
             answer = _read(link)
             if answer is not None:
-                if isinstance(answer, Welcome):
-                    _send(link, Goodbye(session, "this was a test"))
                 return answer, ""
         return None, trouble
     except (zmq.ZMQError, ValueError) as error:
@@ -219,6 +223,7 @@ def _hello(me: Introduction, capabilities: Mapping[str, Any], session: str) -> H
         task_types=me.task_types,
         walls=me.walls,
         accepting=False,
+        trial=True,
     )
 
 

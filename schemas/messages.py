@@ -150,6 +150,8 @@ class Hello(_Verb):
     left_out: tuple[str, ...] = ()
     #: What it keeps tasks from, and by what: `files: Landlock`.
     walls: tuple[str, ...] = ()
+    #: It only asks what it would be told: no session begins, and nothing of it is kept.
+    trial: bool = False
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
         header = dict(vars(self))
@@ -178,6 +180,7 @@ class Hello(_Verb):
             uptime_seconds=number(header.get("uptime_seconds", 0), "uptime_seconds"),
             left_out=texts(header, "left_out", MAX_LEFT_OUT),
             walls=texts(header, "walls", MAX_WALLS),
+            trial=flag(header, "trial", False),
         )
 
 

@@ -110,6 +110,18 @@ def test_a_revoked_line_lets_nobody_in_and_a_test_does_not_use_it_up(
     assert "refuses this join token" in refused.stdout
 
 
+def test_a_test_on_the_main_nodes_own_machine_leaves_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    port = cluster.endpoints()["main"]["worker_port"]
+    join = ("--join", f"127.0.0.1:{port}", "--device-id", "only-looks")
+    tried = run("worker", *join, "--test", "--data-dir", str(tmp_path / "box"))
+    assert (tried.returncode, "takes this device" in tried.stdout) == (0, True), tried.stdout
+    assert not (tmp_path / "box" / "device.key").exists()
+    assert cluster.rest.ask("GET", "/api/v1/devices/only-looks").status == 404
+    assert "only-looks" not in {event.get("device_id") for event in cluster.rest.events()}
+
+
 def test_a_mistyped_line_is_one_line_with_the_cure(cluster: Cluster, tmp_path: Path) -> None:
     done = run("worker", "--join", line(cluster)[:-3], "--data-dir", str(tmp_path / "box"))
     assert done.returncode == 2

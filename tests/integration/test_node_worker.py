@@ -348,8 +348,7 @@ def test_the_worker_itself_loads_nothing_that_only_tasks_need() -> None:
 def test_test_reports_what_the_device_offers_and_that_it_is_welcome(bus: Bus, start: Start) -> None:
     process = start("--test")
     hello = bus.welcome()
-    assert not hello.accepting
-    bus.expect(messages.Goodbye)
+    assert hello.trial
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     assert hello.device_id in output

@@ -184,6 +184,30 @@ def test_another_protocol_is_refused(cluster: Cluster) -> None:
         assert whose in message.message
 
 
+def test_a_trial_is_told_what_joining_would_say_and_leaves_nothing(cluster: Cluster) -> None:
+    member = cluster.stranger()
+    schema = {"path": {"type": "string", "nonsense": True}}
+    (welcome,) = sent(member.join(trial=True, task_types=(TypeInfo("own", "", schema),)))
+    assert isinstance(welcome, msg.Welcome)
+    assert "own" in welcome.left_out[0]
+    assert not cluster.state.devices
+    assert not cluster.state.connections
+    assert (cluster.state.online_count, cluster.events()) == (0, [])
+    assert "device_id" in rejected(member.join(trial=True, device_id="a/b")).message
+
+
+def test_a_trial_changes_nothing_of_a_device_that_is_known(cluster: Cluster) -> None:
+    member = cluster.device(slots=3)
+    before = (member.record.row(), member.record.online, cluster.events())
+    another = cluster.stranger()
+    (asked,) = sent(another.join(trial=True, instance="another", slots=9))
+    assert isinstance(asked, msg.Ping)
+    cluster.pass_time(1)
+    (welcome,) = sent(cluster.tick("deadlines"))
+    assert isinstance(welcome, msg.Welcome)
+    assert (member.record.row(), member.record.online, cluster.events()) == before
+
+
 def test_no_more_devices_than_allowed_are_online_at_once(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(settings_with(server={"max_connections": 2}))
     first = cluster.device("a")

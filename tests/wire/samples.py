@@ -15,7 +15,7 @@ FROM_DEVICE: list[Any] = [
     msg.Hello(
         wire.PROTOCOL, "box", "i", "s", "1", "worker", "linux", "h", ("a", "b"), 2,
         {"cpu_count": 4}, tuple(BUILTIN.values()), (Held(KEY, True, 1.5),), (KEY,), False, 12.0,
-        ("task type x (m:f): no",), ("files: none",),
+        ("task type x (m:f): no",), ("files: none",), True,
     ),
     msg.Heartbeat(
         "s", 1, {"cpu_percent": 1.0}, (Held(KEY, False, 0.0),), False, "hot", 2.5, 3, "e"
