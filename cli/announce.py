@@ -85,7 +85,9 @@ class Announcement:
             return []
         return [
             f"Not run here, because this is root: {', '.join(self.kept_back)}",
-            "  Start again with --allow-root to run them as root, or as another user.",
+            "  Name a user that tasks run as (policy.user in the settings file, or"
+            " RETIRE_CLUSTER_POLICY_USER),",
+            "  or start again as another user, or with --allow-root to run them as root.",
             "",
         ]
 

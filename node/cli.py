@@ -227,6 +227,7 @@ def build(
         root = None if confinement.user is not None else folder / "task-work"
         workplace = Workplace(root, confinement.user, leftovers.note_roots)
         workplaces.append(workplace)
+        environment.update(confinement.variables())
         if confinement.user is not None:
             # The user's own is the worker's; a task gets its folder for one.
             environment.update(HOME=str(workplace.root), TMPDIR=str(workplace.root))
@@ -372,7 +373,8 @@ def _run(worker: Worker, spool: Spool) -> int:
     kept_back = worker.catalog.kept_back()
     if kept_back:
         log.warning(
-            "running as root: %s will not run; start as another user, or with --allow-root",
+            "running as root: %s will not run; start as another user, name one for tasks"
+            " (policy.user), or start with --allow-root",
             ", ".join(kept_back),
         )
     listen_to_signals(agent.stop, waker.writer.fileno())

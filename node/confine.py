@@ -50,6 +50,8 @@ class Confinement:
     program: str = BWRAP
     #: This user's home folder.
     home: str = ""
+    #: Name of the user that tasks run as.
+    user_name: str = ""
 
     def command(self, arguments: list[str], folders: tuple[Path, ...]) -> list[str]:
         """The command line of a task process that may write to these folders only."""
@@ -100,18 +102,24 @@ class Confinement:
 
     @property
     def own_home(self) -> bool:
-        """Whether a task's folder is its home: it may not use the worker's."""
-        opened = any(
-            reach.is_below(path, self.home) or reach.is_below(self.home, path)
-            for path in self.reach.write
-        )
-        return self.user is not None or (bool(self.files) and not (self.home and opened))
+        """Whether a task's folder is its home: it may not use the worker's.
+
+        It is when the home folder is open as a whole: programs keep their settings right in it.
+        """
+        opened = self.reach.write
+        is_open = bool(self.home) and any(reach.is_below(self.home, path) for path in opened)
+        return self.user is not None or (bool(self.files) and not is_open)
 
     def variables(self) -> dict[str, str]:
-        """What tasks' environment has on top: packages that a user installed are in his home."""
-        if self.user is not None or not self.own_home or not site.ENABLE_USER_SITE:
+        """What tasks' environment has on top: packages that a user installed are in his home.
+
+        Also where this Python leaves them out, as one of a virtual environment: a task starts
+        others. Where there are none, what a task installs so goes into its own folder.
+        """
+        base = site.getuserbase()
+        if self.user is not None or not self.own_home or not os.path.isdir(base):
             return {}
-        return {"PYTHONUSERBASE": site.getuserbase()}
+        return {"PYTHONUSERBASE": base}
 
     def _rules(self) -> Iterator[Rule]:
         yield from (Rule(path, landlock.READ) for path in self.reach.read)
@@ -141,16 +149,43 @@ class Confinement:
                 check=False, **self.options(),
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unconfined(f"{self.what} does not work here: {error}; {_CURE}") from None
+            raise Unconfined(self._failed(str(error), python)) from None
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             reason = said[-1] if said else f"exit code {done.returncode}"
-            raise Unconfined(f"{self.what} does not work here: {reason:.300}; {_CURE}")
+            raise Unconfined(self._failed(reason, python))
+
+    def _failed(self, reason: str, python: str) -> str:
+        """Why task processes cannot be started, by the settings that may be the reason."""
+        names, cures = [], []
+        if self.user is not None:
+            names.append(self._whom)
+            cures.append(
+                f"{self.user_name or 'that user'} must be able to run {python:.200} and read its"
+                " packages: install them where every user may read (not in a home folder of mode"
+                " 700), or name another user"
+            )
+        if self.sandbox == BWRAP:
+            names.append("policy.sandbox = bwrap")
+            cures.append("bwrap must be allowed, or leave policy.sandbox out (auto)")
+        elif self.user is None:
+            names.append(f"policy.sandbox = {self.sandbox}")
+            cures.append("leave policy.sandbox out (auto takes what there is)")
+        return f"{' with '.join(names)} does not work here: {reason:.300}; {'; '.join(cures)}"
+
+    @property
+    def _whom(self) -> str:
+        number = f"number {self.user[0]}" if self.user is not None else ""
+        return (
+            f"policy.user = {self.user_name} ({number})"
+            if self.user_name
+            else (f"policy.user ({number})")
+        )
 
     @property
     def what(self) -> str:
         """For people."""
-        parts = [f"policy.user (number {self.user[0]})"] if self.user is not None else []
+        parts = [self._whom] if self.user is not None else []
         parts += [f"policy.sandbox = {self.sandbox}"] if self.sandbox != NONE else []
         return " with ".join(parts) or "the worker's own user"
 
@@ -178,12 +213,6 @@ class Confinement:
         )
 
 
-_CURE = (
-    "that user must be able to run this Python, and bwrap be allowed; or leave the setting out"
-    " (policy.sandbox = auto takes what there is)"
-)
-
-
 def find(
     user: str,
     sandbox: str,
@@ -204,7 +233,7 @@ def find(
     ids = _ids(user) if user else None
     chosen, program = _choose(sandbox, network)
     if chosen == NONE:
-        return Confinement(ids)
+        return Confinement(ids, user_name=user)
     given = os.environ if environ is None else environ
     return Confinement(
         ids,
@@ -214,6 +243,7 @@ def find(
         landlock.abi(),
         program,
         "" if ids is not None else os.path.realpath(given["HOME"]) if given.get("HOME") else "",
+        user,
     )
 
 

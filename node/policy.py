@@ -129,7 +129,8 @@ class Policy:
         if self.refused_for_root(task_type):
             return (
                 f"this worker runs as root and does not run {task_type} so;"
-                " start it as another user, or with --allow-root"
+                " start it as another user, name one for tasks (policy.user), or start it with"
+                " --allow-root"
             )
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import site
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def of_this_device(
     :param modules: where task processes find modules
     """
     ours = _ours(data_dir, environ)
-    wanted = [*_SYSTEM, *_configuration(), *_on_path(environ)]
+    wanted = [*_SYSTEM, *_configuration(), *_on_path(environ), *_of_the_user(environ)]
     wanted += [name for name in programs if os.path.isabs(name) and os.path.isfile(name)]
     read = [part for path in wanted for part in around(path, ours)]
     # The installer makes the environment of a worker in the folder that its data is in.
@@ -156,6 +157,13 @@ def _on_path(environ: Mapping[str, str]) -> Iterator[str]:
     home = environ.get("HOME", "")
     for folder in environ.get("PATH", "").split(os.pathsep):
         if os.path.isabs(folder) and folder.rstrip(os.sep) not in ("", home.rstrip(os.sep)):
+            yield folder
+
+
+def _of_the_user(environ: Mapping[str, str]) -> Iterator[str]:
+    """Libraries and Python packages that a user has installed for himself."""
+    for folder in (site.getusersitepackages(), os.path.join(environ.get("HOME", ""), ".local/lib")):
+        if os.path.isabs(folder) and os.path.isdir(folder):
             yield folder
 
 
