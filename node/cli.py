@@ -259,8 +259,9 @@ def build(
     )
     for path in confinement.reach.parted:
         log.warning(
-            "policy.folders: %s is open to tasks but for this worker's own folder in it; what is"
-            " made anew beside that is not: keep the two apart (--data-dir)",
+            "policy.folders: %s is open to tasks but for this worker's own folder, Python and"
+            " modules in it, which they cannot change; what is made anew beside those is not open:"
+            " keep the two apart (--data-dir)",
             path,
         )
     installed = Installed()

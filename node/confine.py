@@ -21,6 +21,7 @@ from typing import Any
 from retire_cluster.node import landlock, proctree, reach
 from retire_cluster.node.folders import START
 from retire_cluster.node.landlock import Rule
+from retire_cluster.node.pathways import is_below
 from retire_cluster.node.reach import Reach
 from retire_cluster.node.walls import VARIABLE, Walls
 
@@ -63,23 +64,27 @@ class Confinement:
         ]  # fmt: skip
         line += [] if self.network else ["--unshare-net"]
         # It passes over what is not there, and ends at what is not for its user.
-        bound = [path for path in self.reach.read if path != "/proc" and self._may_enter(path)]
+        bound = [path for path in self.reach.read if path != "/proc" and self._may_bind(path)]
         for path in bound:
             line += ["--ro-bind-try", path, path]
         line += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
         for path in bound:
-            if reach.is_below(path, "/tmp"):
+            if is_below(path, "/tmp"):
                 line += ["--ro-bind-try", path, path]
         for path in self.reach.devices:
             # The others come with /dev, a shared memory of its own too.
             if path.removeprefix("/dev/").startswith(reach.ACCELERATORS):
                 line += ["--dev-bind-try", path, path]
         for link, target in self.reach.links:
-            if not any(reach.is_below(link, path) for path in (*bound, *self.reach.write)):
+            if not any(is_below(link, path) for path in (*bound, *self.reach.write)):
                 line += ["--symlink", target, link]
-        for path in (*filter(self._may_enter, self.reach.write), *map(str, folders)):
+        for path in (*filter(self._may_bind, self.reach.write), *map(str, folders)):
             line += ["--bind-try", path, path]
         return [*line, "--", *arguments]
+
+    def _may_bind(self, path: str) -> bool:
+        """Whether it is still there, and no task has put a link in its place or on its way."""
+        return os.path.realpath(path) == path and self._may_enter(path)
 
     def _may_enter(self, path: str) -> bool:
         """Whether the user of tasks gets as far as to this file or folder."""
@@ -107,7 +112,7 @@ class Confinement:
         It is when the home folder is open as a whole: programs keep their settings right in it.
         """
         opened = self.reach.write
-        is_open = bool(self.home) and any(reach.is_below(self.home, path) for path in opened)
+        is_open = bool(self.home) and any(is_below(self.home, path) for path in opened)
         return self.user is not None or (bool(self.files) and not is_open)
 
     def variables(self) -> dict[str, str]:
@@ -125,7 +130,8 @@ class Confinement:
         yield from (Rule(path, landlock.READ) for path in self.reach.read)
         yield Rule("/dev", landlock.LIST)
         for path in self.reach.devices:
-            yield Rule(path, landlock.WRITE if path == "/dev/shm" else landlock.USE)
+            real = os.path.realpath(path)
+            yield Rule(real, landlock.WRITE if path == "/dev/shm" else landlock.USE)
         yield from (Rule(path, landlock.WRITE) for path in self.reach.write)
 
     def options(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import platform
@@ -23,10 +24,12 @@ from retire_cluster.node.proctree import IS_ANDROID, IS_LINUX
 MOVE_ABI = 2
 NETWORK_ABI = 4
 SCOPE_ABI = 6
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _OPENAT2 = 444, 445, 446, 437
 #: Systems calls have the same numbers on all of these.
 _MACHINES = ("x86_64", "amd64", "i386", "i686", "aarch64", "arm", "riscv", "ppc64", "s390", "loong")
 _ASK_VERSION = 1
+_AT_FDCWD = -100
+_RESOLVE_NO_SYMLINKS = 4
 _PATH_BENEATH = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -61,9 +64,20 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = (("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
+class _How(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
 @dataclass(frozen=True)
 class Rule:
-    """What may be done with a file, or with a folder and all below it."""
+    """What may be done with a file, or with a folder and all below it.
+
+    The path holds no symbolic link: what has become one since it was written is passed over.
+    """
 
     path: str
     allowed: int
@@ -110,7 +124,7 @@ def restrict(rules: Iterable[Rule], *, network: bool = True) -> None:
 
 def _add(ruleset: int, rule: Rule, known: int) -> None:
     with contextlib.suppress(OSError):
-        fd = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
+        fd = open_straight(rule.path)
         try:
             allowed = rule.allowed & known
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -120,6 +134,39 @@ def _add(ruleset: int, rule: Rule, known: int) -> None:
                 _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(beneath), 0)
         finally:
             os.close(fd)
+
+
+def open_straight(path: str) -> int:
+    """A descriptor that stands for a whole path (`O_PATH`). Raises `OSError`, also for links in it.
+
+    A task may have put one in the place of a folder that it may change.
+    """
+    how = _How(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
+    try:
+        return _call(
+            _OPENAT2, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how),
+            ctypes.sizeof(how),
+        )  # fmt: skip
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    return _walk(path)
+
+
+def _walk(path: str) -> int:
+    """As `open_straight`, where a filter of system calls does not know openat2(2)."""
+    flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open("/", flags)
+    for name in filter(None, path.split("/")):
+        try:
+            inner = os.open(name, flags, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inner
+    if stat.S_ISLNK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return fd
 
 
 @functools.cache
@@ -132,5 +179,5 @@ def _call(number: int, *arguments: object) -> int:
     found = int(_libc().syscall(ctypes.c_long(number), *words))
     if found < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"landlock: {os.strerror(code)}")
+        raise OSError(code, f"system call {number}: {os.strerror(code)}")
     return found

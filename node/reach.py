@@ -2,7 +2,7 @@
 
 A list of what is needed, not of what is secret: a home folder holds more secrets than anyone can
 name. The worker's folders, with its keys, are in no case on it, even when the owner opens one that
-they are in.
+they are in; its code is for no task to change.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 import site
 import stat
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir
+from retire_cluster.node import pathways
+from retire_cluster.node.pathways import is_below
 from retire_cluster.node.tasks import custom
 
 #: Programs and what comes with them, on any Linux.
@@ -48,7 +51,7 @@ class Reach:
     write: tuple[str, ...] = ()
     #: Device files, and folders of them, that may be used.
     devices: tuple[str, ...] = ()
-    #: What the owner opens and that is only open in parts, because a folder of ours is in it.
+    #: What the owner opens and that is only open in parts, because something of ours is in it.
     parted: tuple[str, ...] = ()
     #: Links that lead to what is in the others, with where they lead.
     links: tuple[tuple[str, str], ...] = ()
@@ -68,16 +71,34 @@ def of_this_device(
     :param programs: those that its owner names; a whole path may be anywhere
     :param modules: where task processes find modules
     """
-    ours = _ours(data_dir, environ)
-    wanted = [*_SYSTEM, *_configuration(), *_on_path(environ), *_of_the_user(environ)]
-    wanted += [name for name in programs if os.path.isabs(name) and os.path.isfile(name)]
-    read = [part for path in wanted for part in around(path, ours)]
-    # The installer makes the environment of a worker in the folder that its data is in.
-    read += [part for path in (*_pythons(), *modules) for part in around(path, ours, inside=True)]
-    write = [part for path in owners for part in around(path, ours)]
-    parted = [path for path in owners if around(path, ours) != [os.path.realpath(path)]]
-    named = dict.fromkeys([*wanted, *_pythons(), *modules, *owners])
-    links = [(path, os.path.realpath(path)) for path in named if os.path.exists(path)]
+    ours, homes = _ours(data_dir, environ), pathways.homes(environ)
+    code = list(_code(modules, homes))
+    code += [os.path.realpath(path) for path in code]
+    write: list[str] = []
+    parted: list[str] = []
+    for path in owners:
+        real = os.path.realpath(path)
+        # A home folder that modules are in is not theirs alone.
+        kept = [path for path in code if path not in homes or is_below(path, real)]
+        parts = around(path, [*ours, *kept])
+        write += parts
+        parted += [path] if parts != [real] else []
+    named = [*_SYSTEM, *_configuration()]
+    named += [name for name in programs if os.path.isabs(name) and os.path.isfile(name)]
+    theirs = [*pathways.of_programs(environ, homes, write), *_of_the_user(environ)]
+    theirs += _apart(modules, homes)
+    pythons = list(_pythons(homes))
+    # What a task may change does not say what else is open: not to the next worker either.
+    wanted = [path for path in (*named, *theirs) if not pathways.leads_through(path, write)]
+    inside = {*pythons, *modules}  # The installer puts a worker's environment beside its data.
+    read = [
+        part
+        for path in (*wanted, *pythons)
+        for part in around(path, ours, inside=path in inside)
+        if not any(is_below(part, folder) for folder in write)
+    ]
+    links = [(path, os.path.realpath(path)) for path in dict.fromkeys([*wanted, *pythons, *owners])]
+    links = [(path, real) for path, real in links if os.path.exists(path)]
     links = [(path, real) for path, real in links if os.path.abspath(path) != real]
     return Reach(_once(read), _once(write), tuple(_devices()), tuple(parted), tuple(links))
 
@@ -90,7 +111,7 @@ def around(path: str, ours: Iterable[str], *, inside: bool = False, depth: int =
     real = os.path.realpath(path)
     if not inside and any(is_below(real, folder) for folder in ours):
         return []
-    if inside and real in ours:
+    if real in ours:
         return []
     below = [folder for folder in ours if folder != real and is_below(folder, real)]
     if not below or depth > _MAX_DEPTH:
@@ -105,11 +126,6 @@ def around(path: str, ours: Iterable[str], *, inside: bool = False, depth: int =
         if not os.path.islink(child):
             found += around(child, below, depth=depth + 1)
     return found
-
-
-def is_below(path: str, folder: str) -> bool:
-    """Whether a whole path is a folder, or in it; no link is followed."""
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _ours(data_dir: Path, environ: Mapping[str, str]) -> list[str]:
@@ -153,11 +169,9 @@ def _public(folder: str, depth: int) -> Iterator[str]:
             yield entry.path
 
 
-def _on_path(environ: Mapping[str, str]) -> Iterator[str]:
-    home = environ.get("HOME", "")
-    for folder in environ.get("PATH", "").split(os.pathsep):
-        if os.path.isabs(folder) and folder.rstrip(os.sep) not in ("", home.rstrip(os.sep)):
-            yield folder
+def _apart(paths: Iterable[str], homes: Sequence[str]) -> Iterator[str]:
+    """Those that are no home folder, and hold none."""
+    yield from (path for path in paths if os.path.realpath(path) not in homes)
 
 
 def _of_the_user(environ: Mapping[str, str]) -> Iterator[str]:
@@ -167,13 +181,26 @@ def _of_the_user(environ: Mapping[str, str]) -> Iterator[str]:
             yield folder
 
 
-def _pythons() -> Iterator[str]:
+def _pythons(homes: Sequence[str]) -> Iterator[str]:
     """The interpreter, its libraries, this package, and the packages with own types."""
-    yield from (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
-    yield from (os.path.dirname(sys.executable), os.path.dirname(os.path.realpath(sys.executable)))
-    yield str(Path(__file__).resolve().parents[1])
+    for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix):
+        yield from pathways.of_prefix(prefix, homes)
+    folders = [os.path.dirname(sys.executable), os.path.dirname(os.path.realpath(sys.executable))]
+    folders.append(str(Path(__file__).resolve().parents[1]))
     for point in custom.installed():
-        yield from _home_of(point.value.partition(":")[0].strip().partition(".")[0])
+        folders += _home_of(point.value.partition(":")[0].strip().partition(".")[0])
+    yield from _apart(folders, homes)
+
+
+def _code(modules: Sequence[str], homes: Sequence[str]) -> Iterator[str]:
+    """What the worker, its task processes and the next worker run: for no task to change."""
+    for path in _pythons(homes):
+        # A system's prefix holds much else; what is Python's in it comes with the modules.
+        if os.path.realpath(path) not in ("/", "/usr", "/usr/local"):
+            yield path
+    yield from modules
+    found = sysconfig.get_paths()
+    yield from (found[name] for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
 
 
 def _home_of(module: str) -> list[str]:

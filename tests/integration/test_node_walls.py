@@ -329,6 +329,27 @@ def test_the_worker_stays_hidden_in_a_folder_that_its_owner_opens(bus: Bus) -> N
                 assert spied.outcome == "failed"
 
 
+@pytest.mark.parametrize("sandbox", ["auto", "bwrap"])
+def test_a_task_opens_nothing_to_the_next_one_by_a_link(
+    bus: Bus, sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_bwrap() if sandbox == "bwrap" else needs_landlock()
+    kind = KINDS[0] if os.geteuid() == 0 else KINDS[2]
+    with tempfile.TemporaryDirectory(prefix="walls-") as owners:
+        programs = Path(owners) / "project" / "bin"
+        programs.mkdir(parents=True)
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        with boxed(bus, kind, sandbox, FOLDERS=owners) as box:
+            bus.welcome()
+            swap = f"cd {programs.parent} && rmdir bin && ln -s {box.base} bin"
+            done = bus.run("command", {"command": ["sh", "-c", swap]})
+            assert done.item.outcome == "success", done.data
+            assert os.path.realpath(programs) == os.path.realpath(box.base)
+            for secret in (box.home / "letters", box.up / "keys" / "admin.key"):
+                spied = bus.run("command", {"command": ["cat", str(secret)]}).item
+                assert spied.outcome == "failed"
+
+
 def test_without_a_sandbox_a_task_reaches_what_its_user_may(bus: Bus) -> None:
     kind = KINDS[0] if os.geteuid() == 0 else KINDS[2]
     with boxed(bus, kind, "none") as box:
