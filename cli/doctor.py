@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import stat
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -266,12 +269,31 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
             yield Finding("ok", f"worker bus at {where}")
 
 
+def says_notice(base: str) -> bool:
+    """Whether the facade at this address tells this user that he may only look."""
+    try:
+        with urllib.request.urlopen(f"{base}/ui/session", timeout=2.0) as answer:
+            said = json.loads(answer.read(65_536))
+        return bool(said["data"]["notice"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return False
+
+
 def facade(settings: Settings) -> Iterator[Finding]:
     """Whether the REST facade answers."""
     api = running_api(settings.data_dir)
     host, port = (api.host, api.port) if api else (settings.api.host, settings.api.port)
-    url = f"http://{in_url(dial_host(host))}:{port}/health"
+    base = f"http://{in_url(dial_host(host))}:{port}"
+    url = f"{base}/health"
     if answers_ok(url):
         yield Finding("ok", f"REST facade at {url}")
+        if says_notice(base):
+            yield Finding(
+                "warn",
+                "the REST facade and the dashboard are run by another user, without authentication:"
+                " you can only look there",
+                "retire-cluster keys create (and --auth for the API), or as the user that runs it,"
+                ' or api.local_users = "all" in its settings',
+            )
     else:
         yield Finding("warn", f"no healthy REST facade at {url}", "retire-cluster-api")

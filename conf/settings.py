@@ -263,6 +263,12 @@ class Api(Section):
     )
     auth: bool = setting(False, "Asks for an API key; a key given turns this on.")
     auth_reads: bool = setting(False, "Asks for a key for everything but /health.")
+    local_users: str = setting(
+        "owner",
+        "Who on this machine may do everything without authentication (Linux); owner: the user that"
+        " runs the API, and root; all: everybody.",
+        choices=("owner", "all"),
+    )
     stranger_tasks: int = setting(
         100,
         "Tasks that callers without a right to submit may have waiting or running, all together;"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,10 +16,11 @@ import falcon
 from retire_cluster.api import keys as api_keys
 from retire_cluster.api import middleware
 from retire_cluster.api.auth import Access
-from retire_cluster.api.bodybudget import Sender, sender_by
+from retire_cluster.api.bodybudget import TellSender, sender_by
 from retire_cluster.api.cluster import Cluster, GuardedCluster
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.feed import EventFeed
+from retire_cluster.api.localusers import LocalUsers
 from retire_cluster.api.middleware import Gate
 from retire_cluster.api.parking import Parking
 from retire_cluster.api.peers import Hosts, Origins, Peers
@@ -62,7 +63,7 @@ class Facade:
     reporter: Reporter
     drain: Drain
     #: Whose body is on its way, for the server.
-    sender: Callable[[str, Mapping[str, str]], Sender]
+    sender: TellSender
 
     def close(self) -> None:
         """End the background threads and the connections to the main node."""
@@ -109,6 +110,7 @@ def create_app(
         required=api.auth or bool(ring),
         reads=api.auth_reads,
         sessions=sessions,
+        local_users=None if api.local_users == "all" else LocalUsers(),
         monotonic=monotonic,
         clock=clock,
     )

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from retire_cluster.api.keys import Key, KeyRing
+from retire_cluster.api.localusers import Connection, LocalUsers, connection_of
 from retire_cluster.api.peers import Peer
 from retire_cluster.api.sessions import Sessions
 from retire_cluster.schemas import rights
@@ -30,6 +31,12 @@ _HOW_TO_SEND = "send it as X-API-Key: KEY or Authorization: Bearer KEY"
 DASHBOARD_HEADER = "HTTP_X_REQUESTED_WITH"
 DASHBOARD = "retire-cluster-dashboard"
 CHALLENGE = 'Bearer realm="retire-cluster"'
+#: What a user of this machine is told who is not the one that runs the cluster.
+OTHER_USER = (
+    "authentication is off, and this is open to the user that runs the cluster and to root only:"
+    " run it as that user, or use a key (retire-cluster keys create, and --auth for the API);"
+    ' api.local_users = "all" opens it to everybody on this machine'
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Identity:
     bad_cookie: str = ""
     #: Its cookie could not be judged: the main node is silent.
     unknown: ClusterError | None = None
+    #: What it came by, where whose process that is may still be asked.
+    connection: Connection | None = None
 
     @property
     def client(self) -> str:
@@ -88,6 +97,8 @@ class Access:
     :param required: authentication is on
     :param reads: with authentication on, reading needs a key too
     :param sessions: knows the cookies of signed-in browsers; None: there are none
+    :param local_users: those of this machine who may do everything while authentication is off;
+        None: all
     :param monotonic: clock in seconds, for the count of wrong keys
     :param clock: epoch seconds, for when a key was last used
     """
@@ -99,11 +110,13 @@ class Access:
         required: bool,
         reads: bool = False,
         sessions: Sessions | None = None,
+        local_users: LocalUsers | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.keys = keys
         self._sessions = sessions
+        self._local_users = local_users
         self._clock = clock
         self._uses: dict[str, int] = {}
         self.required = required
@@ -118,7 +131,8 @@ class Access:
         """
         if not self.required:
             own = environ.get(DASHBOARD_HEADER) == DASHBOARD
-            return Identity(peer, None, dashboard=own and peer.loopback)
+            connection = connection_of(environ) if peer.loopback else None
+            return Identity(peer, None, dashboard=own and peer.loopback, connection=connection)
         presented = presented_key(environ)
         if presented is not None or self._sessions is None:
             return self.identify(peer, presented)
@@ -192,8 +206,19 @@ class Access:
     def is_stranger(self, identity: Identity) -> bool:
         """Whether this client submits as anybody may, and not by a right of its own."""
         if not self.required:
-            return not identity.peer.loopback
+            return not self.is_owner(identity)
         return identity.key is None or not identity.key.may(rights.SUBMIT)
+
+    def is_owner(self, identity: Identity) -> bool:
+        """Whether this client may do everything because authentication is off."""
+        return not self.required and identity.peer.loopback and not self.is_other_user(identity)
+
+    def is_other_user(self, identity: Identity) -> bool:
+        """Whether this client is on this machine, and authentication off, yet not its owner's."""
+        if self.required or self._local_users is None or not identity.peer.loopback:
+            return False
+        through_proxy = identity.peer.through_proxy
+        return not self._local_users.may(identity.connection, through_proxy=through_proxy)
 
     def caller(self, identity: Identity) -> dict[str, Any]:
         """Arguments by which the main node judges what this client does to tasks of any type.
@@ -211,6 +236,8 @@ class Access:
                     f"{what} is open to this machine only while authentication is off; start the"
                     " API with --auth (or --api-key KEY) and send the key"
                 )
+            if self.is_other_user(identity):
+                raise Forbidden(f"{what} was refused: {OTHER_USER}", details={"scope": scope})
         elif identity.key is None:
             if identity.unknown is not None:
                 raise identity.unknown

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from retire_cluster.api.auth import Access, Identity, network_of, presented_key
+from retire_cluster.api.localusers import Connection
 from retire_cluster.api.peers import Peers
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, RateLimitExceeded
 
@@ -37,24 +38,33 @@ class Sender(NamedTuple):
     stranger: bool
 
 
-def sender_by(access: Access, peers: Peers) -> Callable[[str, Mapping[str, str]], Sender]:
+#: Tells whose body it is by the address, the headers of the request and the connection.
+TellSender = Callable[[str, Mapping[str, str], "Connection | None"], Sender]
+
+
+def sender_by(access: Access, peers: Peers) -> TellSender:
     """Tells senders by the address of a connection and waitress's headers of a request.
 
     A browser that signed in counts as a stranger here: who it is may have to be asked for, and no
     page sends bodies that are large.
     """
 
-    def sender(address: str, headers: Mapping[str, str]) -> Sender:
+    def sender(
+        address: str, headers: Mapping[str, str], connection: Connection | None = None
+    ) -> Sender:
         environ = {f"HTTP_{name}": value for name, value in headers.items()}
         peer = peers.of({"REMOTE_ADDR": address, **environ})
         presented = presented_key(environ) if access.required else None
         key = access.keys.find(presented) if presented is not None else None
-        return Sender(network_of(peer.address), access.is_stranger(Identity(peer, key)))
+        identity = Identity(peer, key, connection=connection)
+        return Sender(network_of(peer.address), access.is_stranger(identity))
 
     return sender
 
 
-def nobody_strange(address: str, _headers: Mapping[str, str]) -> Sender:
+def nobody_strange(
+    address: str, _headers: Mapping[str, str], _connection: Connection | None = None
+) -> Sender:
     """For a server that has no callers with rights of their own."""
     return Sender(address, stranger=False)
 

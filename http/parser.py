@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -21,7 +20,8 @@ from waitress.utilities import RequestEntityTooLarge
 
 from retire_cluster.api import envelope
 from retire_cluster.api.bodies import MAX_BODY_BYTES, body_limit, too_large
-from retire_cluster.api.bodybudget import UNCOUNTED_BYTES, BodyBudget, Sender
+from retire_cluster.api.bodybudget import UNCOUNTED_BYTES, BodyBudget, Sender, TellSender
+from retire_cluster.api.localusers import Connection
 from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -59,8 +59,9 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         self,
         adj: Any,
         address: str = "",
-        sender: Callable[[str, Mapping[str, str]], Sender] | None = None,
+        sender: TellSender | None = None,
         budget: BodyBudget | None = None,
+        connection: Connection | None = None,
     ) -> None:
         super().__init__(adj)
         #: Monotonic seconds of the first byte.
@@ -73,6 +74,7 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         self._unasked = False
         self._body_limit = 0
         self._address = address
+        self._connection = connection
         self._tell_sender = sender
         self._budget = budget
         self._sender: Sender | None = None
@@ -131,7 +133,7 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
 
     def _know_sender(self) -> Sender | None:
         if self._sender is None and self._tell_sender is not None:
-            self._sender = self._tell_sender(self._address, self.headers)
+            self._sender = self._tell_sender(self._address, self.headers, self._connection)
             if self._sender.stranger:
                 self._body_limit = min(self._body_limit, MAX_BODY_BYTES)
         return self._sender

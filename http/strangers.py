@@ -1,8 +1,8 @@
 """What callers without a right of their own may submit: little, short and behind everybody else.
 
 While authentication is on that is whoever sends no key, or one without `submit`; while it is off,
-whoever is not on this machine. How many tasks they may have is counted by the main node, for all
-processes of the facade.
+whoever is not on this machine, or is another user of it (`localusers`). How many tasks they may
+have is counted by the main node, for all processes of the facade.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _beyond(field: str, found: object, most: object, *, auth: bool) -> Forbidden
     cure = (
         "send an API key with the scope submit"
         if auth
-        else "start the API with --auth and send an API key, or submit on the main node's machine"
+        else "start the API with --auth and send an API key, or submit on the main node's machine,"
+        " as the user that runs the cluster"
     )
     return Forbidden(
         f"{field}: {found} is more than the {most} that a task submitted without a key may have;"

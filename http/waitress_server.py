@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
-from retire_cluster.api.bodybudget import BodyBudget, OneByOne, Sender, nobody_strange
+from retire_cluster.api.bodybudget import BodyBudget, OneByOne, TellSender, nobody_strange
 from retire_cluster.api.drain import Drain
+from retire_cluster.api.localusers import Connection
 from retire_cluster.api.one_core import OneCore
 from retire_cluster.api.parser import (
     MAX_HEADER_BYTES,
@@ -77,10 +78,23 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = EnvelopeErrorTask
     #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.
     sending_since: tuple[float, int] | None = None
+    _connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """Its two ends, for who asks whose the other one is."""
+        if self._connection is None:
+            try:
+                own = self.server.fix_addr(self.socket.getsockname())
+            except OSError:  # it has ended
+                own = ("", self.server.port)
+            self._connection = Connection(tuple(self.addr[:2]), tuple(own[:2]))
+        return self._connection
 
     def parser_class(self, adj: Any) -> StrictParser:
         """A parser for the next request."""
-        return StrictParser(adj, self.addr[0], self.server.sender, self.server.bodies)
+        server = self.server
+        return StrictParser(adj, self.addr[0], server.sender, server.bodies, self.connection)
 
     def service(self) -> None:
         """Answer the next request; see waitress."""
@@ -167,7 +181,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         drain: Drain,
         threads: int = 16,
         patience: Patience | None = None,
-        sender: Callable[[str, Mapping[str, str]], Sender] = nobody_strange,
+        sender: TellSender = nobody_strange,
         speaks_for_many: Iterable[str] = (),
         one_core: OneCore | None = None,
     ) -> None:

@@ -30,6 +30,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from retire_cluster.api.feed import UPGRADE, OnOpen
 from retire_cluster.api.handshake import is_asked_for, tokens
+from retire_cluster.api.localusers import CONNECTION
 from retire_cluster.api.waitress_server import Channel, FacadeServer, Patience
 from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 
@@ -54,6 +55,7 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
     def get_environment(self) -> dict[str, Any]:
         """The WSGI environment, with the door to a stream where the client asks for one."""
         environ: dict[str, Any] = super().get_environment()
+        environ[CONNECTION] = self.channel.connection
         if "UPGRADE" in self.request.headers and is_asked_for(environ):
             environ[UPGRADE] = lambda on_open: self.channel.upgrade(on_open, environ)
         return environ

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -17,7 +17,8 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api import validation
-from retire_cluster.api.auth import Access, Identity
+from retire_cluster.api.auth import OTHER_USER, Access, Identity
+from retire_cluster.api.localusers import connection_of
 from retire_cluster.api.negotiation import accepts, has
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.sessions import Sessions, set_cookie
@@ -132,24 +133,31 @@ class Session(Resource):
             if identity.key is None:
                 raise Unauthorized("This API key is not valid")
             set_cookie(req, resp, *self._sessions.issue(identity.key.key_id))
-        answer(req, resp, self._facts(identity), message="Signed in")
+        answer(req, resp, self._facts(self._of(req, identity)), message="Signed in")
 
     def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Forget the cookie."""
         if self._access.required:
             set_cookie(req, resp, self._sessions.name(), "")
-        identity = Identity(req.context.identity.peer, None)
+        identity = self._of(req, Identity(req.context.identity.peer, None))
         answer(req, resp, self._facts(identity), message="Signed out")
 
+    @staticmethod
+    def _of(req: falcon.Request, identity: Identity) -> Identity:
+        """That client, with what it came by."""
+        return replace(identity, connection=connection_of(req.env))
+
     def _facts(self, identity: Identity) -> dict[str, Any]:
+        other = self._access.is_other_user(identity)
         if self._access.required:
             scopes = list(identity.key.scopes) if identity.key else []
         else:
-            scopes = ["admin"] if identity.peer.loopback else []
+            scopes = ["admin"] if self._access.is_owner(identity) else []
         return {
             "version": self._version,
             "auth_required": self._access.required,
             "auth_reads": self._access.reads,
             "signed_in": identity.key is not None,
             "scopes": scopes,
+            "notice": f"You can only look here: {OTHER_USER}." if other else "",
         }

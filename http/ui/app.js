@@ -148,6 +148,8 @@ async function signIn(why) {
 }
 
 function signs() {
+  $("notice").hidden = !session.notice;
+  $("notice").textContent = session.notice;
   $("sign").hidden = !session.auth_required;
   $("sign").textContent = session.signed_in ? "Sign out" : "Sign in";
   $("about").textContent = `Retire-Cluster ${session.version}${session.auth_required ? "" : " · authentication is off"}`;

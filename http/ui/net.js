@@ -8,7 +8,7 @@ export const API = new URL("api/v1/", ROOT);
 const RESERVE = 0.25;         // of a minute's requests: background work leaves it to people
 const BACKGROUND_A_MINUTE = 12;
 
-export const session = { version: "", auth_required: false, auth_reads: false, signed_in: false, scopes: [] };
+export const session = { version: "", auth_required: false, auth_reads: false, signed_in: false, scopes: [], notice: "" };
 const holds = (held, scope) => held === "admin" || held === scope || (held === "submit:dangerous" && scope === "submit");
 export const may = (scope) => session.scopes.some((held) => holds(held, scope));
 export const HARMLESS = ["echo", "sleep", "system_info"];
