@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retire_cluster.node import proctree
+from retire_cluster.node import landlock, proctree
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.known_tasks import main_node_gone_bad
 from tests.integration.node_kit import Bus, alive_with, python
@@ -43,12 +43,32 @@ for pid in (server, parent_of(server), parent_of(parent_of(server))):
                     pass
 print(opened)
 """
+#: Signals all that is above it, up to the worker.
+_SIGNALS = """
+import os
+pid, went = os.getppid(), []
+for _ in range(3):
+    for number in (0, 9):
+        try:
+            os.kill(pid, number)
+            went.append(pid)
+        except PermissionError:
+            pass
+    pid = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+print(went or "held")
+"""
 
 
 @contextmanager
-def _device(target: Target, *flags: str, other_user: bool = False) -> Iterator[Bus]:
-    """A device with one slot, so that the next task has the place of the one before."""
-    words, settings, program = [*flags, "--slots", "1"], "", sys.executable
+def _device(
+    target: Target, *flags: str, other_user: bool = False, walls: bool = True
+) -> Iterator[Bus]:
+    """A device with one slot, so that the next task has the place of the one before.
+
+    :param walls: those of the kernel; without them what holds is held by the worker alone
+    """
+    words, program = [*flags, "--slots", "1"], sys.executable
+    settings = f'[policy]\nsandbox = "{"auto" if walls else "none"}"\n'
     # What a task leaves in its user's home reaches that user's other programs.
     environ = {"HOME": str(target.new_folder("home"))}
     if other_user and os.geteuid() == 0:
@@ -60,7 +80,7 @@ def _device(target: Target, *flags: str, other_user: bool = False) -> Iterator[B
             raise NotHere("tasks of root's are root, and there is no Python for user nobody")
         program = found[0]
         environ.update(found[1])
-        settings = '[policy]\nuser = "nobody"\n'
+        settings += 'user = "nobody"\n'
         words += ["--allow", "command"]
     else:
         words += ["--allow", "command", "--allow-root"]
@@ -106,9 +126,21 @@ def _planted_modules(target: Target) -> str:
     return "imported by nobody, also as another user"
 
 
+def _refused(target: Target) -> str:
+    """What the walls say to a task that signals its server and its keeper."""
+    if landlock.abi() < landlock.SCOPE_ABI:
+        return "no wall of this kernel holds signals"
+    with _device(target) as bus:
+        done = bus.run("command", {"command": python(_SIGNALS)})
+        if done.item.outcome != "success" or done.data["stdout"] != "held\n":
+            raise Went(f"the walls let signals through: {done.item.error_message or done.data}")
+    return "the walls deny the kill"
+
+
 def _outliving(target: Target) -> str:
+    refused = _refused(target)
     for other_user in (False, True):
-        with _device(target, other_user=other_user) as bus:
+        with _device(target, other_user=other_user, walls=False) as bus:
             mark = secrets.token_hex(8)
             command = escape(KILL_BOTH, mark)
             if other_user:
@@ -121,12 +153,13 @@ def _outliving(target: Target) -> str:
                     raise Went("a process without session, parent and environment lives on")
                 time.sleep(0.02)
             _next_works(bus, "its keeper was killed")
-    return "gone within 2 s, also as another user"
+    return f"{refused}; without walls gone within 2 s, also as another user"
 
 
 def _held_pipes(target: Target) -> str:
+    refused = _refused(target)
     for what in (f"hold(server); {KILL_BOTH}", "hold(server); os.kill(server, 9)"):
-        with _device(target) as bus:
+        with _device(target, walls=False) as bus:
             mark = secrets.token_hex(8)
             try:
                 bus.run("command", {"command": escape(what, mark)})
@@ -135,7 +168,7 @@ def _held_pipes(target: Target) -> str:
                 raise Went("the slot waits for a pipe that somebody holds") from None
             finally:
                 proctree.kill_all(alive_with(mark))
-    return "the slot is free again"
+    return f"{refused}; without walls the slot is free again"
 
 
 def _sabotaged_folders(target: Target) -> str:
