@@ -322,7 +322,10 @@ class Agent:
                 own, change = self._own_types.get_nowait()
                 self._catalog.replace_own(own.types, own.left_out)
                 self._runner.renew(self._clock())
-                log.info("own task types: %s; every task from here on runs what is there", change)
+                if change:
+                    log.info(
+                        "own task types: %s; every task from here on runs what is there", change
+                    )
                 self._feed(Offers(self._catalog.advertised(), first_left_out(own.left_out)))
 
     def _reprobe(self) -> None:

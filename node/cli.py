@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -31,7 +32,7 @@ from retire_cluster.node.catalog import Catalog
 from retire_cluster.node.clock import monotonic
 from retire_cluster.node.confine import Unconfined
 from retire_cluster.node.credentials import Credentials
-from retire_cluster.node.describing import own_types
+from retire_cluster.node.describing import OwnTypes, own_types
 from retire_cluster.node.identity import FolderLock, FolderTaken, check_id, device_id, host_name
 from retire_cluster.node.installed import Installed, Watcher
 from retire_cluster.node.leftovers import Leftovers
@@ -177,6 +178,8 @@ class Worker:
     limits: Limits
     pace: Pace
     installed: Installed
+    #: Finds the own types of now, and what their tasks need of the files.
+    describe_again: Callable[[], OwnTypes]
     credentials: Credentials | None = None
 
 
@@ -213,16 +216,18 @@ def build(
         log.warning("ended %d process(es) that an earlier worker had left", ended)
     rules = settings.policy
     environment = policy.process_environment(os.environ, android=android)
+    look = partial(
+        confine.find,
+        rules.user,
+        rules.sandbox,
+        folder,
+        network=policy.network,
+        folders=policy.folders,
+        programs=policy.programs(),
+        modules=modules(),
+    )
     try:
-        confinement = confine.find(
-            rules.user,
-            rules.sandbox,
-            folder,
-            network=policy.network,
-            folders=policy.folders,
-            programs=policy.programs(),
-            modules=modules(),
-        )
+        confinement = look()
         # Another user may not enter the worker's own folder.
         root = None if confinement.user is not None else folder / "task-work"
         workplace = Workplace(root, confinement.user, leftovers.note_roots)
@@ -254,7 +259,6 @@ def build(
         leftovers=leftovers,
         bounds=bounds,
         confinement=confinement,
-        walls=confinement.walls().write(),
         groups=groups,
     )
     for path in confinement.reach.parted:
@@ -294,8 +298,25 @@ def build(
         own_temporary=bool(confinement.files),
     )
     dialer = Dialer(address, keys.current if keys is not None else None)
+
+    def describe() -> OwnTypes:
+        with contextlib.suppress(Unconfined):
+            # A package that is installed in place has brought a folder.
+            plan.confine(look())
+        return own_types(policy, plan)
+
     return Worker(
-        settings, dialer, introduction, facts, catalog, plan, limits, pace, installed, keys
+        settings,
+        dialer,
+        introduction,
+        facts,
+        catalog,
+        plan,
+        limits,
+        pace,
+        installed,
+        describe,
+        keys,
     )
 
 
@@ -381,7 +402,7 @@ def _run(worker: Worker, spool: Spool) -> int:
     listen_to_signals(agent.stop, waker.writer.fileno())
     watcher = Watcher(
         worker.installed,
-        partial(own_types, worker.catalog.policy, worker.plan),
+        worker.describe_again,
         agent.replace_own_types,
     )
     watcher.start()

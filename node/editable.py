@@ -9,13 +9,34 @@ import json
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 #: Of one package; what lies beyond is not looked at.
 MAX_FILES: Final = 500
 _MAX_DEPTH: Final = 6
 _MAX_BYTES: Final = 64 * 1024
+_MAX_ENTRY_BYTES: Final = 256 * 1024
+_INFO: Final = (".dist-info", ".egg-info")
+
+
+def metadata(folders: Iterable[str], group: str) -> Iterator[str]:
+    """The metadata folders, in these, of packages with entry points of a group."""
+    for folder in dict.fromkeys(folders):
+        try:
+            names = sorted(name for name in os.listdir(folder or ".") if name.endswith(_INFO))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder or ".", name)
+            if _mentions(os.path.join(path, "entry_points.txt"), group):
+                yield path
+
+
+def roots(folders: Iterable[str], group: str) -> list[str]:
+    """Where the packages with entry points of a group lie that are installed in place."""
+    found = (_root(os.path.join(info, "direct_url.json")) for info in metadata(folders, group))
+    return [root for root in found if os.path.isabs(root)]
 
 
 def sources(info: str) -> list[str]:
@@ -30,6 +51,14 @@ def sources(info: str) -> list[str]:
                 return found
             found.append(path)
     return found
+
+
+def _mentions(path: str, group: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return group.encode() in file.read(_MAX_ENTRY_BYTES)
+    except OSError:
+        return False
 
 
 def _root(path: str) -> str:

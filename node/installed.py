@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Set
 from typing import NamedTuple
 
 from retire_cluster.node import editable
@@ -25,10 +25,8 @@ log = logging.getLogger("retire_cluster.node")
 
 #: Between two looks.
 LOOK_SECONDS = 2.0
-_INFO = (".dist-info", ".egg-info")
 #: What an installer writes anew.
 _FILES = ("", "METADATA", "PKG-INFO", "RECORD", "entry_points.txt")
-_MAX_BYTES = 256 * 1024
 
 _Stamp = tuple[int, int, int] | None
 
@@ -47,7 +45,7 @@ class Installed:
     def __init__(self) -> None:
         """Takes what is there now as known."""
         self._folders = _stamps(sys.path)
-        self._known = self._last = _read()
+        self._known = self._before = self._last = _read()
 
     def change(self) -> str:
         """What changed since, in words; empty when nothing did. For every `LOOK_SECONDS`."""
@@ -61,8 +59,14 @@ class Installed:
             self._last = found
         if not still or self._last == self._known:
             return ""
-        before, self._known = self._known, self._last
-        return _told(before.points, self._known.points)
+        self._before, self._known = self._known, self._last
+        return _told(self._before.points, self._known.points)
+
+    def last_change(self, offered: Container[str]) -> str:
+        """What `change` told last, but for what is there and is none of these distributions."""
+        names = {point.distribution for point in self._known.points}
+        idle = {name for name in names if name not in offered}
+        return _told(self._before.points, self._known.points, idle)
 
 
 class Watcher(threading.Thread):
@@ -74,7 +78,7 @@ class Watcher(threading.Thread):
         describe: Callable[[], OwnTypes],
         post: Callable[[OwnTypes, str], None],
     ) -> None:
-        """`post` is called from this thread, with the types and what changed."""
+        """`post` is called from this thread, with the types and what changed of those."""
         super().__init__(name="installed", daemon=True)
         self._installed = installed
         self._describe = describe
@@ -85,9 +89,10 @@ class Watcher(threading.Thread):
         """Until closed."""
         while not self._over.wait(LOOK_SECONDS):
             try:
-                change = self._installed.change()
-                if change:
-                    self._post(self._describe(), change)
+                if self._installed.change():
+                    own = self._describe()
+                    offered = {kind.info.distribution for kind in own.types}
+                    self._post(own, self._installed.last_change(offered))
             except Exception:
                 # Tasks go on with the types that are known.
                 log.exception("the packages with own task types could not be looked at")
@@ -100,28 +105,13 @@ class Watcher(threading.Thread):
 def _read() -> _State:
     importlib.invalidate_caches()
     stamps: dict[str, _Stamp] = {}
-    for folder in dict.fromkeys(sys.path):
-        try:
-            names = sorted(name for name in os.listdir(folder or ".") if name.endswith(_INFO))
-        except OSError:
-            continue
-        for name in names:
-            path = os.path.join(folder or ".", name)
-            if _has_types(os.path.join(path, "entry_points.txt")):
-                stamps.update(_stamps(os.path.join(path, file) for file in _FILES))
-                stamps.update(_stamps(editable.sources(path)))
+    for path in editable.metadata(sys.path, custom.GROUP):
+        stamps.update(_stamps(os.path.join(path, file) for file in _FILES))
+        stamps.update(_stamps(editable.sources(path)))
     try:
         return _State(custom.installed(), stamps)
     except Exception:  # in the middle of an installation anything may be missing
         return _State([], stamps)
-
-
-def _has_types(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return custom.GROUP.encode() in file.read(_MAX_BYTES)
-    except OSError:
-        return False
 
 
 def _stamps(paths: Iterable[str]) -> dict[str, _Stamp]:
@@ -136,16 +126,21 @@ def _stamp(path: str) -> _Stamp:
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def _told(before: list[EntryPoint], after: list[EntryPoint]) -> str:
-    """What is another now, in words: `shop 1.0 is 1.1 now, tools 3 is gone`."""
+def _told(before: list[EntryPoint], after: list[EntryPoint], idle: Set[str] = frozenset()) -> str:
+    """What is another now, in words: `shop 1.0 is 1.1 now, tools 3 is gone`.
+
+    :param idle: distributions of which nothing is offered
+    """
     was = {point.distribution: point.version for point in before}
     now = {point.distribution: point.version for point in after}
     parts = []
-    for name in sorted({*was, *now}):
+    for name in sorted({*was, *now} - idle):
         if name not in now:
             parts.append(f"{name} {was[name]} is gone")
         elif name not in was:
             parts.append(f"{name} {now[name]} is new")
         elif was[name] != now[name]:
             parts.append(f"{name} {was[name]} is {now[name]} now")
+    if not parts and idle and idle >= now.keys():
+        return ""
     return ", ".join(parts) or "the same versions with other files"

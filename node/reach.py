@@ -19,7 +19,7 @@ from pathlib import Path
 
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir
-from retire_cluster.node import pathways
+from retire_cluster.node import editable, pathways
 from retire_cluster.node.pathways import is_below
 from retire_cluster.node.tasks import custom
 
@@ -87,7 +87,8 @@ def of_this_device(
     named += [name for name in programs if os.path.isabs(name) and os.path.isfile(name)]
     theirs = [*pathways.of_programs(environ, homes, write), *_of_the_user(environ)]
     theirs += _apart(modules, homes)
-    pythons = list(_pythons(homes))
+    projects = [path for path in _projects(homes) if not pathways.leads_through(path, write)]
+    pythons = [*_pythons(homes), *projects]
     # What a task may change does not say what else is open: not to the next worker either.
     wanted = [path for path in (*named, *theirs) if not pathways.leads_through(path, write)]
     inside = {*pythons, *modules}  # The installer puts a worker's environment beside its data.
@@ -190,6 +191,15 @@ def _pythons(homes: Sequence[str]) -> Iterator[str]:
     for point in custom.installed():
         folders += _home_of(point.value.partition(":")[0].strip().partition(".")[0])
     yield from _apart(folders, homes)
+
+
+def _projects(homes: Sequence[str]) -> Iterator[str]:
+    """The folders of packages with own types that are installed in place."""
+    for root in editable.roots(sys.path, custom.GROUP):
+        real = os.path.realpath(root)
+        # A home folder that somebody made a package of holds more than that.
+        if not any(is_below(home, real) for home in homes):
+            yield root
 
 
 def _code(modules: Sequence[str], homes: Sequence[str]) -> Iterator[str]:

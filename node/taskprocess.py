@@ -47,9 +47,9 @@ def modules() -> tuple[str, ...]:
     return tuple(path for path in found if os.path.isabs(path) and "\n" not in path)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """How task processes of this worker are started."""
+    """How task processes of this worker are started; what is changed holds for later ones."""
 
     #: Where each of them gets its folder.
     workplace: Workplace
@@ -57,13 +57,20 @@ class Plan:
     leftovers: Leftovers
     bounds: Bounds = field(default_factory=Bounds)
     confinement: Confinement = field(default_factory=Confinement)
-    #: What each task process puts up around its tasks (walls.py).
-    walls: str = ""
     #: Where each gets a control group, None on systems that hand none over.
     groups: Groups | None = None
     python: str = sys.executable
     #: Where they find modules.
     modules: tuple[str, ...] = field(default_factory=modules)
+
+    def __post_init__(self) -> None:
+        self.confine(self.confinement)
+
+    def confine(self, confinement: Confinement) -> None:
+        """Other walls from now on. From any thread."""
+        self.confinement = confinement
+        #: What each task process puts up around its tasks (walls.py).
+        self.walls = confinement.walls().write()
 
 
 class TaskProcess:

@@ -23,6 +23,11 @@ VARIABLE = "RC_WALLS"
 #: What programs say of a file that is not theirs to use.
 _REFUSED = ("permission denied", "read-only file system", "operation not permitted")
 _NOT_MOVED = "cross-device link"
+_CLOSED = (
+    "; tasks reach system folders and their own only ({}): this device's owner opens others by"
+    " policy.folders (in the worker's settings file, or RETIRE_CLUSTER_POLICY_FOLDERS), or all by"
+    " policy.sandbox = none"
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,11 @@ def hint(said: str) -> str:
         )
     if not current.files or not any(words in said for words in _REFUSED):
         return ""
-    return (
-        f"; tasks reach system folders and their own only ({current.files}): this device's owner"
-        " opens others by policy.folders, or all by policy.sandbox = none"
-    )
+    return _CLOSED.format(current.files)
+
+
+def hint_at(place: str) -> str:
+    """What to add to an error whose reason is that a task may not look into a folder."""
+    if not current.files or not place:
+        return ""
+    return f"; {place!r:.300} is not open to it{_CLOSED.format(current.files)}"

@@ -91,8 +91,32 @@ def describe(name: str, entry_point: str) -> dict[str, Any]:
         info = _info(name, target)
         sample = _test_payload(target)
     except BaseException as error:  # a stranger's module may do anything at import
-        return {"problem": words.of(error)}
+        return {"problem": _problem(error)}
     return {"info": vars(info), "entry_point": entry_point, "test_payload": sample}
+
+
+def _problem(error: BaseException) -> str:
+    """An error of an import, with the wall that may be the reason."""
+    said = words.of(error)
+    if _is_one_of(error, (OSError,)):
+        return said + walls.hint(said)
+    if _is_one_of(error, (ImportError,)):
+        # Python takes a folder that it may not list for an empty one.
+        return said + walls.hint_at(_closed(sys.path))
+    return said
+
+
+def _closed(places: list[str]) -> str:
+    """The first folder for modules that this process may not list."""
+    for place in places:
+        try:
+            if os.path.isdir(place):
+                os.scandir(place).close()
+        except PermissionError:
+            return place
+        except (OSError, TypeError, ValueError):
+            continue
+    return ""
 
 
 def read_description(row: Mapping[str, Any]) -> CustomType:

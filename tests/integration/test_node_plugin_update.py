@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node import editable
+from retire_cluster.node import editable, landlock
 from retire_cluster.node.installed import Installed
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.messages import TypeInfo
-from tests.integration.node_kit import Bus, Start, opened, posix_only
+from tests.integration.node_kit import Bus, Start, linux_only, opened, posix_only
 from tests.integration.test_node_cuts import NO_FORK
 
 CODE = """
@@ -135,6 +135,46 @@ def test_a_saved_file_of_a_package_installed_in_place_is_noticed(
     (package / "inner.py").write_text(code.replace("'1.0'", "'saved'"))
     assert set(own(bus.welcome())) == {"which"}
     assert bus.run("which", {}).data == "saved"
+
+
+#: As a `.pth` in a folder that Python looks for those in.
+PLACES = """
+import os, sys
+told = os.path.join(os.path.dirname(__file__), "places")
+sys.path += open(told).read().splitlines() if os.path.exists(told) else []
+"""
+
+
+@linux_only
+@pytest.mark.skipif(not landlock.abi(), reason="needs Landlock")
+@pytest.mark.parametrize("named", [True, False], ids=["it says where", "nobody says where"])
+def test_a_package_installed_in_place_while_a_worker_runs_is_open_or_the_setting_is_told(
+    bus: Bus, start: Start, tmp_path: Path, named: bool
+) -> None:
+    site, project = tmp_path / "site", tmp_path / "home" / "thumbs"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(PLACES)
+    worker = start("--allow-root", environ={"PYTHONPATH": str(site)})
+    assert own(bus.welcome()) == {}
+    project.parent.mkdir()
+    install(project, "1.0")
+    (project / "updates-1.0.dist-info").rename(tmp_path / "updates-1.0.dist-info")
+    if named:
+        url = {"url": project.as_uri(), "dir_info": {"editable": True}}
+        (tmp_path / "updates-1.0.dist-info" / "direct_url.json").write_text(json.dumps(url))
+    (site / "places").write_text(f"{project}\n")
+    (tmp_path / "updates-1.0.dist-info").rename(site / "updates-1.0.dist-info")
+    hello = bus.welcome()
+    if named:
+        assert set(own(hello)) == {"which"}, hello.left_out
+        assert bus.run("which", {}).data == "1.0"
+    else:
+        (reason,) = hello.left_out
+        assert str(project) in reason
+        assert "policy.folders" in reason
+    worker.kill()
+    said = worker.communicate()[1]
+    assert ("updates 1.0 is new; every task from here on runs what is there" in said) is named
 
 
 @pytest.mark.parametrize(
