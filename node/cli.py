@@ -48,7 +48,7 @@ from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
 from retire_cluster.node.spool import Spool
 from retire_cluster.node.taskprocess import Plan, TaskProcess, modules
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.node.workplace import Workplace
+from retire_cluster.node.workplace import Workplace, root_in
 from retire_cluster.schemas.messages import first_left_out
 from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
@@ -229,7 +229,7 @@ def build(
     try:
         confinement = look()
         # Another user may not enter the worker's own folder.
-        root = None if confinement.user is not None else folder / "task-work"
+        root = None if confinement.user is not None else root_in(folder)
         workplace = Workplace(root, confinement.user, leftovers.note_roots)
         workplaces.append(workplace)
         environment.update(confinement.variables())

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PREFIX = "task-"
+#: Of names of folders: paths of sockets have 107 characters, and tasks make theirs below.
+_NAME_LENGTH = 6
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 #: Where task processes are while they have no task: no task can put anything there, or remove it.
 START = "/" if os.name == "posix" else os.path.dirname(os.path.abspath(sys.executable))
 #: ioctl(2)'s for the attributes of chattr(1), and those that keep a file from being removed.
@@ -24,8 +26,8 @@ _GET_FLAGS, _SET_FLAGS, _FIXED = 0x80086601, 0x40086602, 0x10 | 0x20
 
 
 def new_name() -> str:
-    """A name for a task's folder that no other has."""
-    return _PREFIX + secrets.token_hex(8)
+    """A short name for a folder, that no other has."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(_NAME_LENGTH))
 
 
 def make(scratch: str, name: str) -> str:

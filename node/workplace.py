@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import stat
 import sys
 import tempfile
@@ -26,8 +25,23 @@ log = logging.getLogger("retire_cluster.node")
 
 #: What the names of roots in the system's folder for temporary files begin with.
 PREFIX = "retire-cluster-"
+_NAME = "work"
+#: A socket's path has 107 characters; Python's own are this much longer than a task's folder
+#: (`/pymp-xxxxxxxx/listener-xxxxxxxx`), which is this much longer than the root.
+_SOCKET_LENGTH, _LISTENER_LENGTH, _TASK_LENGTH = 107, 32, 14
 #: Folders that could not be removed are tried again so many at a time.
 _AGAIN = 4
+
+
+def root_in(data_dir: Path) -> Path | None:
+    """The root in a worker's folder; None for one whose path is too long for a task's sockets."""
+    root = Path(os.path.realpath(data_dir / _NAME))
+    if sys.platform == "win32":
+        return root
+    longest = _SOCKET_LENGTH - _LISTENER_LENGTH - _TASK_LENGTH
+    made_here = len(os.fsencode(os.path.realpath(tempfile.gettempdir()))) + len(PREFIX) + 14
+    length = len(os.fsencode(root))
+    return root if length <= max(longest, made_here) else None
 
 
 class Workplace:
@@ -73,7 +87,7 @@ class Workplace:
 
     def take(self) -> str:
         """A new empty folder, of the tasks' user. Raises `OSError`."""
-        name = secrets.token_hex(6)
+        name = folders.new_name()
         try:
             self._make_root()
             made = self._make(self.root, name)

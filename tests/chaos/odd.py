@@ -208,7 +208,7 @@ class Device:
         if self.process.poll() is not None:
             found.problems.append(f"{deeds}: the worker has ended: {self.log.read_text()[-500:]}")
             return
-        left = [path.name for path in (self.data_dir / "task-work").glob("*/*") if path.is_dir()]
+        left = [path.name for path in (self.data_dir / "work").glob("*/*") if path.is_dir()]
         if left:
             found.problems.append(f"{deeds}: the folders {left} are left")
         # Another run on this machine may have some for a moment.

@@ -206,6 +206,15 @@ def opened(folder: Path) -> dict[str, str]:
     return {"RETIRE_CLUSTER_POLICY_FOLDERS": str(folder)}
 
 
+def task_root(data_dir: Path) -> Path:
+    """Where a worker's tasks have their folders."""
+    inside = data_dir / "work"
+    if inside.exists():
+        return inside
+    (noted,) = json.loads((data_dir / "task-processes.json").read_text())["roots"]
+    return Path(noted)
+
+
 def python(*lines: str) -> list[str]:
     return [sys.executable, "-c", "\n".join(lines)]
 

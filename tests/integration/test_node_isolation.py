@@ -17,6 +17,7 @@ from tests.integration.node_kit import (
     children_of,
     linux_only,
     python,
+    task_root,
     wait_until,
 )
 
@@ -113,7 +114,7 @@ def environ(site: Path) -> dict[str, str]:
 
 
 def task_folders(tmp_path: Path) -> list[str]:
-    return [path.name for path in (tmp_path / "w" / "task-work").glob("*/*")]
+    return [path.name for path in task_root(tmp_path / "w").glob("*/*")]
 
 
 @pytest.mark.parametrize(("child", "code"), [("exit", 3), ("exit", 0), ("return", 0), ("raise", 1)])
@@ -324,7 +325,7 @@ def test_an_attempt_that_never_started_is_no_timeout(
     )
     start(*COMMAND, environ={"PYTHONPATH": str(site)})
     bus.welcome()
-    (tmp_path / "w" / "task-work" / "late").touch()
+    (task_root(tmp_path / "w") / "late").touch()
     item = bus.run("python_eval", {"expression": "1"}).item
     assert (item.outcome, item.cause) == ("failed", "error")
     assert "never started" in (item.error_message or "")

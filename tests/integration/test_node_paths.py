@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.node_kit import COMMAND, PATIENCE_SECONDS, Bus, Start, python
+from tests.integration.node_kit import COMMAND, PATIENCE_SECONDS, Bus, Start, python, task_root
 
 TYPES = '''
 def where(payload, context):
@@ -55,7 +55,7 @@ def test_a_relative_data_folder_and_package_path_serve_tasks_too(
     bus.welcome()
     ran = bus.run("command", {"command": python("import os; print(os.getcwd())")})
     assert ran.item.outcome == "success", ran.item.error_message
-    scratch = tmp_path / "rel-w" / "task-work"
+    scratch = task_root(tmp_path / "rel-w")
     assert Path(ran.data["stdout"].strip()).parent.parent == scratch
     own = bus.run("where", {})
     assert own.item.outcome == "success", own.item.error_message

@@ -12,7 +12,15 @@ import pytest
 
 from retire_cluster.schemas import messages
 from retire_cluster.schemas.ids import TaskIds
-from tests.integration.node_kit import COMMAND, Bus, Start, children_of, posix_only, python
+from tests.integration.node_kit import (
+    COMMAND,
+    Bus,
+    Start,
+    children_of,
+    posix_only,
+    python,
+    task_root,
+)
 
 
 def test_five_hundred_echoes_come_back_in_one_message(bus: Bus, start: Start) -> None:
@@ -143,13 +151,15 @@ def test_a_shell_runs_where_the_owner_allowed_one(bus: Bus, start: Start) -> Non
 
 
 @posix_only
-def test_a_command_reads_its_input_and_works_in_a_folder_of_its_own(bus: Bus, start: Start) -> None:
+def test_a_command_reads_its_input_and_works_in_a_folder_of_its_own(
+    bus: Bus, start: Start, tmp_path: Path
+) -> None:
     start(*COMMAND)
     bus.welcome()
     ended = bus.run("command", {"command": ["cat"], "stdin": "grüße"})
     assert ended.data["stdout"] == "grüße"
     first = bus.run("command", {"command": ["sh", "-c", "pwd; touch here"]}).data["stdout"].strip()
-    assert "task-work" in first
+    assert Path(first).parent.parent == task_root(tmp_path / "w")
     assert not Path(first).exists()
     item = bus.run("command", {"command": ["pwd"], "cwd": "/no/such/folder"}).item
     # Another device may have the folder: a retry goes there first.

@@ -23,7 +23,7 @@ import pytest
 import zmq
 
 from retire_cluster.node import landlock
-from tests.integration.node_kit import Bus, linux_only, wait_until
+from tests.integration.node_kit import Bus, Start, linux_only, wait_until
 
 pytestmark = linux_only
 KINDS = ("root", "roots with another user", "unprivileged")
@@ -348,6 +348,20 @@ def test_a_task_opens_nothing_to_the_next_one_by_a_link(
             for secret in (box.home / "letters", box.up / "keys" / "admin.key"):
                 spied = bus.run("command", {"command": ["cat", str(secret)]}).item
                 assert spied.outcome == "failed"
+
+
+@pytest.mark.parametrize("depth", [0, 12])
+def test_a_task_serves_others_of_its_own_by_sockets(
+    bus: Bus, start: Start, tmp_path: Path, depth: int
+) -> None:
+    data = tmp_path / "/".join(["deeper"] * depth) if depth else Path(tempfile.mkdtemp())
+    start("--allow", "command", "--allow-root", "--data-dir", str(data))
+    bus.welcome()
+    code = "import multiprocessing as m; d = m.Manager().dict(); d[1] = 2; print(dict(d))"
+    done = bus.run("command", {"command": [sys.executable, "-c", code]})
+    assert (done.item.outcome, done.data["stdout"]) == ("success", "{1: 2}\n"), done.data
+    if not depth:
+        shutil.rmtree(data)
 
 
 def test_without_a_sandbox_a_task_reaches_what_its_user_may(bus: Bus) -> None:

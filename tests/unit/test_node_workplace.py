@@ -13,7 +13,7 @@ import pytest
 
 from retire_cluster.node import folders
 from retire_cluster.node.leftovers import Leftovers
-from retire_cluster.node.workplace import PREFIX, Workplace
+from retire_cluster.node.workplace import PREFIX, Workplace, root_in
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and links of POSIX")
 
@@ -184,3 +184,13 @@ def test_a_later_worker_removes_what_an_earlier_one_had_among_temporary_files(
     assert not workplace.root.exists()
     assert others.exists()
     assert workplace.root.name.startswith(PREFIX)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such sockets")
+def test_a_task_of_a_usual_worker_has_room_for_the_sockets_of_its_programs(tmp_path: Path) -> None:
+    usual = Path("/home/somebody/.local/share/retire-cluster/workers/1")
+    root = root_in(usual)
+    assert root is not None
+    task = os.path.join(root, folders.new_name(), folders.new_name())
+    assert len(task + "/pymp-xxxxxxxx/listener-xxxxxxxx") <= 107
+    assert root_in(tmp_path / ("long" * 40)) is None

@@ -176,7 +176,7 @@ def _sabotaged_folders(target: Target) -> str:
         "chmod 000 . .. ../.. ../../..", "rm -rf ../../*", "cd /; rm -rf $OLDPWD/..",
         "d=$(dirname $PWD); rm -rf $d; mkdir ${d}x; ln -s ${d}x $d",
         "mkdir -p a/b; chmod 000 a/b a .",
-        "cd ../../..; mv task-work moved; echo x > task-work",
+        "cd ../../..; mv work moved; echo x > work",
     )  # fmt: skip
     for script in scripts:
         with _device(target) as bus:
