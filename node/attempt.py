@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from retire_cluster.node import limits
 from retire_cluster.node.headtail import Kept, fit, json_size, of_text
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, Limits, TaskFailed
@@ -63,7 +64,8 @@ def perform(
     except NotJson as error:
         failure = Hopeless(str(error))
     except MemoryError:
-        failure = TaskFailed("the task needed more memory than this device grants")
+        granted = limits.hint("MemoryError")
+        failure = TaskFailed(f"the task needed more memory than this device grants{granted}")
     except BaseException as error:  # a task must never end its process by raising
         failure = TaskFailed(words.of(error))
         _add_trace(details, cuts, words.trace(error))

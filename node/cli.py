@@ -39,7 +39,7 @@ from retire_cluster.node.leftovers import Leftovers
 from retire_cluster.node.limits import Bounds
 from retire_cluster.node.metrics import Sampler
 from retire_cluster.node.neighbour import NotLetIn, let_in
-from retire_cluster.node.policy import Policy, running_as_root
+from retire_cluster.node.policy import Policy, missing, running_as_root
 from retire_cluster.node.records import Introduction
 from retire_cluster.node.report import ending
 from retire_cluster.node.runner import Runner
@@ -261,6 +261,8 @@ def build(
         confinement=confinement,
         groups=groups,
     )
+    for words in missing(policy.folders):
+        log.warning("%s", words)
     for path in confinement.reach.parted:
         log.warning(
             "policy.folders: %s is open to tasks but for this worker's own folder, Python and"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Processes and threads that one user's tasks may add.
 MAX_NEW_PROCESSES = 512
@@ -24,15 +24,49 @@ class Bounds:
     cpu_percent: int = 0
 
 
+#: Those of this process.
+current = Bounds(new_processes=0)
+_NO_MEMORY = ("memoryerror", "cannot allocate memory", "out of memory", "bad_alloc")
+_NO_PROCESS = (
+    "cannot fork",
+    "fork: ",
+    "resource temporarily unavailable",
+    "can't start new thread",
+)
+_TOO_LARGE = ("file too large", "file size limit exceeded")
+
+
+def hint(said: str) -> str:
+    """What to add to an error that a bound may be the reason of: the setting that it is."""
+    said = said.lower()
+    found = ""
+    if current.memory_bytes and any(words in said for words in _NO_MEMORY):
+        mib = current.memory_bytes // (1024 * 1024)
+        found += f"; a task has {mib} MiB of memory on this device (policy.memory_limit_mb)"
+    if current.new_processes and any(words in said for words in _NO_PROCESS):
+        found += (
+            f"; tasks may add {current.new_processes} processes and threads on this device"
+            " (policy.process_limit)"
+        )
+    if current.file_bytes and any(words in said for words in _TOO_LARGE):
+        mib = current.file_bytes // (1024 * 1024)
+        found += f"; a file of a task has {mib} MiB at most on this device (policy.file_limit_mb)"
+    return found
+
+
 def apply(bounds: Bounds) -> None:
     """Bounds this process and what it starts, for good: none of them can raise a bound again.
 
     No core files. Each bound is tried on its own; a system without one goes without.
     """
+    global current
     memory_bytes = bounds.memory_bytes
     if sys.platform == "win32":
         return
     import resource
+
+    # Root's processes are not counted, but in a control group.
+    current = bounds if os.geteuid() != 0 else replace(bounds, new_processes=0)
 
     _bound(resource.RLIMIT_CORE, 0)
     if memory_bytes:

@@ -53,6 +53,23 @@ def whole_path(folder: str) -> str:
     return found
 
 
+def missing(folders: Iterable[str]) -> list[str]:
+    """What is wrong with whole paths of `policy.folders` that are not there, one text for each."""
+    found = []
+    for folder in folders:
+        if os.path.isdir(folder):
+            continue
+        words = f"policy.folders: there is no folder {folder!r:.200} on this device"
+        parts = shlex.split(folder) if " " in folder and not set(folder) & set("'\"\\") else []
+        if len(parts) > 1 and all(os.path.isabs(part) for part in parts):
+            words += (
+                '; several are a list in the settings file (["/a", "/b"]), and go with commas into'
+                " RETIRE_CLUSTER_POLICY_FOLDERS (/a,/b)"
+            )
+        found.append(words)
+    return found
+
+
 @dataclass(frozen=True)
 class Policy:
     """The owner's rules."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from retire_cluster.node import limits as bounds
 from retire_cluster.node import proctree, walls
 from retire_cluster.node.headtail import HeadTail, Kept, cuts, fit, json_size
 from retire_cluster.node.tasks import cwd
@@ -128,7 +129,8 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     code = process.returncode
     if code:
         words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        words += walls.hint(kept["stderr"].text[-4000:])
+        said = kept["stderr"].text[-4000:]
+        words += walls.hint(said) + bounds.hint(said)
         raise TaskFailed(f"command {words}", result=result, cuts=cut)
     return Answer(result, cut)
 
@@ -173,7 +175,7 @@ def _unstarted(error: OSError, command: str | list[str], payload: Mapping[str, A
         return Hopeless(f"the command cannot be started: {error}")
     missing = error.errno in _NOT_HERE or getattr(error, "winerror", None) in _NOT_HERE_ON_WINDOWS
     if not missing or isinstance(command, str):
-        return TaskFailed(f"the command cannot be started: {error}")
+        return TaskFailed(f"the command cannot be started: {error}{bounds.hint(str(error))}")
     if error.errno == errno.ENOENT:
         words = f"there is no program {command[0]!r:.200} on this device"
     elif error.errno in (errno.EACCES, errno.EPERM):

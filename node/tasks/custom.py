@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from retire_cluster.node import walls
+from retire_cluster.node import limits, walls
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, NotHere, TaskFailed
 from retire_cluster.schemas.cleantext import clean
@@ -226,6 +226,7 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
         message = words.of(error)
         if _is_one_of(error, (OSError,)):
             message += walls.hint(message)
+        message += limits.hint(message)
         raise Traced(failure(message), words.trace(error, skip=1)) from None
 
 

@@ -99,3 +99,18 @@ def test_a_user_that_cannot_run_this_python_is_named_and_no_other_setting(tmp_pa
     assert str(python) in text
     assert "bwrap" not in text
     assert "policy.sandbox" not in text
+
+
+def test_a_task_that_met_the_bound_on_memory_is_told_the_setting(bus: Bus) -> None:
+    box = Box(bus, KIND, "auto", MEMORY_LIMIT_MB="200", FOLDERS="/nowhere at-all")
+    try:
+        bus.welcome()
+        done = bus.run("command", {"command": [box.python, "-c", "bytearray(1 << 30)"]})
+        assert "200 MiB of memory on this device (policy.memory_limit_mb)" in (
+            done.item.error_message or ""
+        )
+        box.process.kill()
+        assert box.process.stderr is not None
+        assert "there is no folder '/nowhere at-all'" in box.process.stderr.read()
+    finally:
+        box.close()
