@@ -1,4 +1,4 @@
-"""What root may do that no file permission grants: tasks of a root's worker keep a container's."""
+"""What root may do that no permission grants: a root's worker's tasks keep less than containers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 from retire_cluster.node.proctree import IS_LINUX
 
-#: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW,
-#: SYS_CHROOT, AUDIT_WRITE, SETFCAP: the others change the machine, raise limits, or look into
+#: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, NET_BIND_SERVICE, SYS_CHROOT,
+#: AUDIT_WRITE: what unpacking, installing and changing users need. The others change the machine,
+#: raise limits, read the network's traffic (NET_RAW), leave powers in files (SETFCAP), or look into
 #: other processes and past the walls around files.
-_KEPT = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31))
+_KEPT = frozenset((0, 1, 3, 4, 5, 6, 7, 10, 18, 29))
 _PR_CAPBSET_DROP = 24
 _VERSION_3 = 0x20080522
 _LAST = Path("/proc/sys/kernel/cap_last_cap")

@@ -350,6 +350,43 @@ def test_a_task_opens_nothing_to_the_next_one_by_a_link(
                 assert spied.outcome == "failed"
 
 
+ROOTS = """
+import os, socket, subprocess, sys
+open("one", "w").close()
+os.chown("one", 1, 1)
+subprocess.run(["tar", "cf", "one.tar", "one"], check=True)
+subprocess.run(["tar", "xpf", "one.tar", "--same-owner"], check=True)
+assert os.stat("one").st_uid == 1
+went = []
+for name, function in (
+    ("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
+    ("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 3)),
+    ("powers of a file", lambda: os.setxattr("one", "security.capability", bytes.fromhex(
+        "0100000200200000" + "00" * 12))),
+):
+    try:
+        function()
+        went.append(name)
+    except PermissionError:
+        pass
+os.setgroups([])
+os.setgid(1)
+os.setuid(1)
+print(went)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_roots_task_unpacks_and_changes_users_but_reads_no_traffic_and_leaves_no_powers(
+    bus: Bus,
+) -> None:
+    needs_landlock()
+    with boxed(bus, KINDS[0], "auto") as box:
+        bus.welcome()
+        done = bus.run("command", {"command": [box.python, "-c", ROOTS]})
+        assert (done.item.outcome, done.data["stdout"]) == ("success", "[]\n"), done.data
+
+
 @pytest.mark.parametrize("depth", [0, 12])
 def test_a_task_serves_others_of_its_own_by_sockets(
     bus: Bus, start: Start, tmp_path: Path, depth: int
