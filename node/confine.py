@@ -103,7 +103,7 @@ class Confinement:
     def walls(self) -> Walls:
         """What a task process puts up around its tasks."""
         rules = tuple(self._rules()) if self.abi else ()
-        return Walls(rules, self.network, self.files)
+        return Walls(rules, self.network, self.files, self.reach.ours)
 
     @property
     def own_home(self) -> bool:

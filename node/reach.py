@@ -55,6 +55,8 @@ class Reach:
     parted: tuple[str, ...] = ()
     #: Links that lead to what is in the others, with where they lead.
     links: tuple[tuple[str, str], ...] = ()
+    #: Folders of the worker and its like, which are in no case open.
+    ours: tuple[str, ...] = ()
 
 
 def of_this_device(
@@ -101,7 +103,9 @@ def of_this_device(
     links = [(path, os.path.realpath(path)) for path in dict.fromkeys([*wanted, *pythons, *owners])]
     links = [(path, real) for path, real in links if os.path.exists(path)]
     links = [(path, real) for path, real in links if os.path.abspath(path) != real]
-    return Reach(_once(read), _once(write), tuple(_devices()), tuple(parted), tuple(links))
+    return Reach(
+        _once(read), _once(write), tuple(_devices()), tuple(parted), tuple(links), tuple(ours)
+    )
 
 
 def around(path: str, ours: Iterable[str], *, inside: bool = False, depth: int = 0) -> list[str]:

@@ -13,15 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from retire_cluster.node import landlock, privileges
+from retire_cluster.node import landlock, privileges, refusals
 from retire_cluster.node.landlock import Rule
 
 T = TypeVar("T")
 
 #: In the environment of a task process, as JSON.
 VARIABLE = "RC_WALLS"
-#: What programs say of a file that is not theirs to use.
-_REFUSED = ("permission denied", "read-only file system", "operation not permitted")
 _NOT_MOVED = "cross-device link"
 _CLOSED = (
     "; tasks reach system folders and their own only ({}): this device's owner opens others by"
@@ -40,6 +38,8 @@ class Walls:
     network: bool = True
     #: For people; empty: no wall around files.
     files: str = ""
+    #: Folders that no setting opens: the worker's.
+    ours: tuple[str, ...] = ()
 
     def write(self) -> str:
         """As text for a task process."""
@@ -53,6 +53,7 @@ class Walls:
             return cls()
         found: dict[str, Any] = json.loads(text)
         found["rules"] = tuple(Rule(str(path), int(allowed)) for path, allowed in found["rules"])
+        found["ours"] = tuple(map(str, found.get("ours", ())))
         return cls(**found)
 
 
@@ -108,16 +109,27 @@ def start(function: Callable[[], T], folder: str) -> T:
     return found[0]
 
 
-def hint(said: str) -> str:
-    """What to add to an error that a wall may be the reason of: how the owner opens it."""
-    said = said.lower()
-    if current.rules and _NOT_MOVED in said and landlock.abi() < landlock.MOVE_ABI:
+def hint(said: str, folder: str = "") -> str:
+    """What to add to an error that a wall may be the reason of: how the owner opens it.
+
+    :param folder: that names in it begin in; empty: the one that this process is in
+    """
+    if current.rules and _NOT_MOVED in said.lower() and landlock.abi() < landlock.MOVE_ABI:
         return (
             "; behind Landlock a kernel before Linux 5.19 moves and links no file from one folder"
             " to another: copy it, or this device's owner sets policy.sandbox = none"
         )
-    if not current.files or not any(words in said for words in _REFUSED):
+    if not current.files or not any(words in said.lower() for words in refusals.REFUSED):
         return ""
+    # Bubblewrap's, which hides from us what the modes are.
+    if current.rules and "read-only file system" not in said.lower():
+        own = Rule(os.path.realpath(_scratch), landlock.WRITE)
+        place = os.path.join(os.getcwd(), folder)
+        found = refusals.judge(said, (*current.rules, own), current.ours, place)
+        if found == refusals.OURS:
+            return f"; no task reaches the worker's own files ({current.files})"
+        if found == refusals.NEITHER:
+            return ""
     return _CLOSED.format(current.files)
 
 

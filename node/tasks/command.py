@@ -130,7 +130,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     if code:
         words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         said = kept["stderr"].text[-4000:]
-        words += walls.hint(said) + bounds.hint(said)
+        words += walls.hint(said, payload.get("cwd") or "") + bounds.hint(said)
         raise TaskFailed(f"command {words}", result=result, cuts=cut)
     return Answer(result, cut)
 

@@ -114,3 +114,38 @@ def test_a_task_that_met_the_bound_on_memory_is_told_the_setting(bus: Bus) -> No
         assert "there is no folder '/nowhere at-all'" in box.process.stderr.read()
     finally:
         box.close()
+
+
+def test_only_what_a_wall_closed_is_said_to_be_opened_by_a_setting(
+    bus: Bus, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    with at_home(bus, "films") as box:
+        films = box.home / "films"
+        films.mkdir(mode=0o777)
+        bus.welcome()
+
+        def told(*says: str) -> str:
+            script = "".join(f'echo "{line}" >&2; ' for line in says) + "exit 1"
+            done = bus.run("command", {"command": ["sh", "-c", script], "cwd": str(films)})
+            return done.item.error_message or ""
+
+        (films / "closed").write_text("")
+        for line in (
+            f"cat: {films}/closed: Permission denied",
+            "cat: closed: Permission denied",
+            f"PermissionError: [Errno 13] Permission denied: '{films}/closed'",
+        ):
+            assert "policy.folders" not in told(line), line
+        for line in (
+            f"cat: {box.home}/letters: Permission denied",
+            f"cp: cannot create regular file '{box.home}/new': Permission denied",
+            f"/bin/sh: 1: cannot create {box.home}/new: Permission denied",
+            f"cat: {box.up}/keys/admin.key and more: Permission denied\n{box.home}/letters: "
+            "Permission denied",
+            "something: Operation not permitted",
+        ):
+            assert "policy.folders" in told(line), line
+        own = told(f"cat: {box.data}/device_id: Permission denied")
+        assert "policy.folders" not in own
+        assert "worker's own files" in own

@@ -260,6 +260,10 @@ def test_an_own_type_is_behind_the_same_walls_when_it_runs_and_when_it_is_import
                 assert done.item.outcome == "success", done.item.error_message
                 assert done.data == {"reached": [], "at_import": []}
             refused = bus.run("walled", {**payload, "raise": True}).item
+            # No setting opens the folder of `up`.
+            assert "no task reaches the worker's own files" in (refused.error_message or "")
+            refused = bus.run("walled", {**payload, "key": str(box.home / "letters"),
+                                         "raise": True}).item  # fmt: skip
             assert "policy.folders" in (refused.error_message or "")
     finally:
         del os.environ["PYTHONPATH"]
