@@ -1,7 +1,8 @@
 """CURVE keys: pairs, the files that hold them, and the join string that carries them.
 
-A *pair* is two Z85 texts of 40 characters. Key files are JSON, 0600; one that others may read is
-refused, and so is one of another user. The main node's folder holds
+A *pair* is two Z85 texts of 40 characters. Key files are JSON, 0600; one of ours that
+others may read is closed again with a warning, one of another user is refused. The main node's
+folder holds
 
     keys/main.key    its own pair; devices and tooling know its public half
     keys/admin.key   the pair of this machine's tooling, with the main node's public key
@@ -25,7 +26,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import zmq
 from zmq.utils import z85
@@ -108,13 +109,15 @@ def fingerprint(key: str) -> str:
 def read_key_file(path: Path) -> dict[str, Any] | None:
     """The content of a key file, None when there is none.
 
-    Raises `KeyFileError` when others may read it, somebody else made it or it is no key file.
+    One that others may read is closed to them, with a warning. Raises `KeyFileError` when that
+    cannot be done, somebody else made it or it is no key file.
     """
     try:
-        with path.open("rb") as file:
+        with _open_own(path) as file:
             found = os.fstat(file.fileno())
             ownership.check_owner(path, found)
-            if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
+            is_open = os.name == "posix" and bool(stat.S_IMODE(found.st_mode) & 0o077)
+            if is_open and not ownership.mend_key(path, found):
                 raise KeyFileError(f"{path}: others may read this key; run: chmod 600 {path}")
             document = json.loads(file.read(65_536))
     except FileNotFoundError:
@@ -133,6 +136,16 @@ def read_key_file(path: Path) -> dict[str, Any] | None:
     ):
         raise KeyFileError(f"{path} is no key file; {_cure(path)}")
     return document
+
+
+def _open_own(path: Path) -> BinaryIO:
+    """The file, also where its owner, this user, has been shut out."""
+    try:
+        return path.open("rb")
+    except PermissionError:
+        if not ownership.mend_key(path, path.stat()):
+            raise
+    return path.open("rb")
 
 
 def _cure(path: Path) -> str:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.conf.ownership import Foreign, check_owner
+from retire_cluster.conf.ownership import Foreign, check_owner, mend_key
 from retire_cluster.schemas.rights import SCOPES, may
 
 FILE_NAME = "api-keys.json"
@@ -127,7 +127,10 @@ def read_keys(path: Path) -> list[Key]:
     """The keys kept in a file; none when there is no file. Raises `KeyFileError`."""
     try:
         with path.open("rb") as file:
-            check_owner(path, os.fstat(file.fileno()))
+            found = os.fstat(file.fileno())
+            check_owner(path, found)
+            if os.name == "posix" and found.st_mode & 0o077:
+                mend_key(path, found)
             raw = file.read()
     except FileNotFoundError:
         return []

@@ -92,12 +92,56 @@ def test_tooling_follows_a_main_node_whose_key_is_new(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_key_that_others_may_read_is_refused_with_the_cure(tmp_path: Path) -> None:
-    curve.server_pair(tmp_path)
-    path = tmp_path / curve.MAIN_KEY
-    path.chmod(0o640)
-    with pytest.raises(KeyFileError, match="chmod 600"):
-        curve.server_pair(tmp_path)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o666, 0o000])
+def test_a_key_of_ours_whose_mode_a_task_changed_is_closed_again_and_told(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = curve.server_pair(tmp_path)
+    for name in (curve.MAIN_KEY, curve.ADMIN_KEY):
+        (tmp_path / name).chmod(mode)
+    check_folder(tmp_path)
+    assert curve.server_pair(tmp_path) == pair
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()}
+    assert modes == {0o600}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2, "once a file"
+    if mode:
+        assert all("may have read it" in text and "delete the file" in text for text in told)
+    caplog.clear()
+    assert curve.server_pair(tmp_path) == pair
+    assert not caplog.records
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o000, 0o300, 0o500])
+def test_a_data_folder_of_ours_whose_mode_a_task_changed_is_closed_again_and_told(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(0o700)
+    pair = curve.server_pair(folder)
+    (folder / "keys").chmod(mode)
+    folder.chmod(mode)
+    check_folder(folder)
+    for path in (folder, folder / "keys"):
+        assert path.stat().st_mode & 0o7777 == 0o700 or mode == 0o1777
+        assert not path.stat().st_mode & 0o077
+        assert any(f"{path} had the mode" in text for text in caplog.messages)
+    assert curve.server_pair(folder) == pair
+
+
+@root
+def test_an_open_data_folder_that_somebody_else_put_a_file_into_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(0o700)
+    curve.server_pair(folder)
+    folder.chmod(0o777)
+    planted = folder / "cluster.db"
+    planted.touch()
+    os.chown(planted, 65_534, -1)
+    with pytest.raises(Foreign, match=r"cluster\.db belongs to .*chmod 700"):
+        check_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o777
 
 
 @root
