@@ -53,11 +53,13 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 
 def words(part: str, cut: Cut) -> str:
-    """One line for people: `stdout: 737,856 of 1,000,000 bytes are missing in the middle`."""
+    """One line for people: `content: 737,856 of 1,000,000 bytes are missing in the middle`."""
     where = {"beginning": "at the beginning", "middle": "in the middle", "end": "at the end"}
     if cut.total_bytes is None:
         return f"{part}: cut after {cut.kept_bytes:,} bytes"
     if cut.missing == "all":
         return f"{part}: all {cut.total_bytes:,} bytes are missing"
     gone = cut.total_bytes - cut.kept_bytes
-    return f"{part}: {gone:,} of {cut.total_bytes:,} bytes are missing {where[cut.missing]}"
+    line = f"{part}: {gone:,} of {cut.total_bytes:,} bytes are missing {where[cut.missing]}"
+    # The owner of the device decides how much of these is kept.
+    return f"{line} (policy.output_limit_kb)" if part in ("stdout", "stderr") else line

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, posix_only]
 
 SCRIPT = "head -c 1000000 /dev/zero | tr '\\0' x; echo END; echo all is well >&2"
 CUT = {"stdout": {"total_bytes": 1_000_004, "kept_bytes": 262_144, "missing": "middle"}}
-LINE = "stdout: 737,860 of 1,000,004 bytes are missing in the middle"
+LINE = "stdout: 737,860 of 1,000,004 bytes are missing in the middle (policy.output_limit_kb)"
 
 
 @pytest.fixture(scope="module")

@@ -561,7 +561,7 @@ def test_local_workers_keep_their_names_when_the_machine_gets_another(tmp_path: 
 
 
 CUT = {"total_bytes": 1_000_004, "kept_bytes": 262_144, "missing": "middle"}
-MISSING = "stdout: 737,860 of 1,000,004 bytes are missing in the middle"
+MISSING = "stdout: 737,860 of 1,000,004 bytes are missing in the middle (policy.output_limit_kb)"
 
 
 def command_result(**more: Any) -> dict[str, Any]:

@@ -128,5 +128,8 @@ def test_what_was_cut_survives_json_and_strangers_rows_are_left_out() -> None:
 
 def test_what_is_missing_is_said_in_words() -> None:
     line = truncation.words("stdout", Cut(1_000_000, 262_144, "middle"))
-    assert line == "stdout: 737,856 of 1,000,000 bytes are missing in the middle"
+    assert (
+        line
+        == "stdout: 737,856 of 1,000,000 bytes are missing in the middle (policy.output_limit_kb)"
+    )
     assert truncation.words("logs", Cut(7, 0, "all")) == "logs: all 7 bytes are missing"
