@@ -214,8 +214,9 @@ class Broker:
         # Devices before deadlines: what waited in the socket while this loop was busy counts.
         if self._bus.socket in ready:
             self._hear_devices(now)
-            if now.mono >= self._floods_mono:
-                self._tell_floods(now)
+        if now.mono >= self._floods_mono:
+            # At a tick at the latest: who has flooded may be silent from then on.
+            self._tell_floods(now)
         self._tick(self._ticks in ready, now)
         if self._clients.socket in ready:
             self._hear_clients(now)

@@ -72,4 +72,9 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             f" {len(MIGRATIONS)}): update retire-cluster or use another --data-dir"
         )
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+        try:
+            db.executescript(f"begin immediate; {script}; pragma user_version={number}; commit;")
+        except BaseException:
+            # Left open, it would be what the next try fails by, and not the cause.
+            db.rollback()
+            raise

@@ -120,6 +120,11 @@ def _tell_why(session: Session, unfinished: Sequence[str], told: str) -> str:
     if text != told:
         session.output.hint(text)
         session.output.hint(f"why, device by device: retire-cluster explain {unfinished[0]}")
+        session.output.hint(
+            "it waits until a device can, or a device's owner allows it: Ctrl-C leaves it queued,"
+            " --timeout SECONDS ends such a wait; or give it up:"
+            f" retire-cluster tasks cancel {unfinished[0]}"
+        )
     return text
 
 

@@ -36,6 +36,7 @@ from retire_cluster.node.tasks.base import (
     as_text_map,
     no_strangers,
 )
+from retire_cluster.node.tasks.links import leads_elsewhere
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
@@ -96,7 +97,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
                 lambda: _start(command, folder, environment, text is not None), own
             )
     except OSError as error:
-        raise _unstarted(error, command, payload) from None
+        raise _unstarted(error, command, payload, limits.environment.get("PATH", "")) from None
     except (ValueError, UnicodeError) as error:
         raise Hopeless(f"the command cannot be started: {error}") from None
     job = _job_of(process)
@@ -166,7 +167,9 @@ _NOT_HERE_ON_WINDOWS = frozenset({193, 216})
 _HOPELESS = frozenset({errno.E2BIG, errno.ENAMETOOLONG})
 
 
-def _unstarted(error: OSError, command: str | list[str], payload: Mapping[str, Any]) -> TaskFailed:
+def _unstarted(
+    error: OSError, command: str | list[str], payload: Mapping[str, Any], search_path: str
+) -> TaskFailed:
     """Why a program could not be started.
 
     That it is not here is said only where it holds for every task that names it so.
@@ -176,13 +179,15 @@ def _unstarted(error: OSError, command: str | list[str], payload: Mapping[str, A
     missing = error.errno in _NOT_HERE or getattr(error, "winerror", None) in _NOT_HERE_ON_WINDOWS
     if not missing or isinstance(command, str):
         return TaskFailed(f"the command cannot be started: {error}{bounds.hint(str(error))}")
+    own_path = any(name.upper() == "PATH" for name in payload.get("env") or {})
+    leads = "" if own_path else leads_elsewhere(command[0], search_path)
     if error.errno == errno.ENOENT:
-        words = f"there is no program {command[0]!r:.200} on this device"
+        words = f"there is no program {command[0]!r:.200} on this device{leads}"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        words = f"{command[0]!r:.200} may not be run on this device{walls.hint(str(error))}"
+        words = f"{command[0]!r:.200} may not be run on this device"
+        words += leads or walls.hint(str(error))
     else:
         words = f"{command[0]!r:.200} cannot be run on this device: {error.strerror}"
-    own_path = any(name.upper() == "PATH" for name in payload.get("env") or {})
     in_folder = os.path.dirname(command[0]) != "" and not os.path.isabs(command[0])
     if own_path or in_folder or not _is_folder_open(payload.get("cwd")):
         return TaskFailed(words)

@@ -40,6 +40,22 @@ def flood(main: MainProcess, device_id: str) -> None:
         device.close()
 
 
+def test_a_flood_is_told_though_nobody_says_anything_after_it(
+    start_main: Callable[..., MainProcess],
+) -> None:
+    main = start_main()
+    client = main.ready()
+    device = RawDevice(main.ports["worker_port"], "burst")
+    try:
+        device.join()
+        for _ in range(200):
+            device.socket.send_multipart(wire.encode(wire.BUS, b"NONSENSE", {}))
+        (flooded,) = eventually(lambda: told(client, "device.flooding"), "the denial")
+        assert flooded["device_id"] == "burst"
+    finally:
+        device.close()
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_acts_are_there_after_a_restart_and_denials_too(
     start_main: Callable[..., MainProcess], kill: bool

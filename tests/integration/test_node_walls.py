@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ print(json.dumps({"reached": reached, "missed": missed, "pid": os.getpid()}))
 class Box:
     """A worker as `up` would run it, beside secrets, in folders that every user may enter."""
 
-    def __init__(self, bus: Bus, kind: str, sandbox: str, **policy: str) -> None:
+    def __init__(
+        self, bus: Bus, kind: str, sandbox: str, more: Mapping[str, str], **policy: str
+    ) -> None:
         self.kind = kind
         self.base = Path(tempfile.mkdtemp(prefix="walls-"))
         self.base.chmod(0o755)
@@ -125,7 +127,8 @@ class Box:
             [program, "-m", "retire_cluster.node", "--join", f"127.0.0.1:{bus.port}",
              "--data-dir", str(self.data), "--slots", "2"],
             cwd=self.base, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "HOME": str(self.home), **environ, **self.policy}, **options,
+            env={**os.environ, "HOME": str(self.home), **environ, **more, **self.policy},
+            **options,
         )  # fmt: skip
         self.listeners: list[socket.socket] = []
 
@@ -190,8 +193,10 @@ def python_of(kind: str) -> tuple[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def boxed(bus: Bus, kind: str, sandbox: str, **policy: str) -> Iterator[Box]:
-    box = Box(bus, kind, sandbox, **policy)
+def boxed(
+    bus: Bus, kind: str, sandbox: str, environ: Mapping[str, str] | None = None, **policy: str
+) -> Iterator[Box]:
+    box = Box(bus, kind, sandbox, environ or {}, **policy)
     try:
         yield box
     finally:
@@ -317,6 +322,40 @@ def test_the_owners_folders_are_open_and_an_error_says_which_setting_opens_other
                                    "cwd": str(films), "env": {"LC_ALL": "C"}})  # fmt: skip
         assert "policy.folders" in (shut.item.error_message or "")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sandbox", ["auto", "bwrap"])
+def test_a_program_that_is_a_link_to_elsewhere_names_where_and_the_setting(
+    bus: Bus, tmp_path: Path, sandbox: str
+) -> None:
+    needs_landlock() if sandbox == "auto" else needs_bwrap()
+    kind = KINDS[0] if os.geteuid() == 0 else KINDS[2]
+    links, installed = tmp_path / "bin", tmp_path / "opt" / "tool" / "bin"
+    for folder in (links, installed):
+        folder.mkdir(parents=True)
+    (installed / "tool").write_text("#!/bin/sh\necho it runs\n")
+    (installed / "tool").chmod(0o755)
+    (links / "tool").symlink_to(installed / "tool")
+    path = f"{links}{os.pathsep}{os.environ['PATH']}"
+    with boxed(bus, kind, sandbox, environ={"PATH": path}):
+        bus.welcome()
+        shut = bus.run("command", {"command": ["tool"]}).item
+        said = shut.error_message or ""
+        assert f"{links / 'tool'} is a link to {installed / 'tool'}" in said, said
+        assert f"policy.folders with {installed}" in said
+        # Of links in other folders nothing is told.
+        (tmp_path / "aside").symlink_to(installed / "tool")
+        for payload in (
+            {"command": [str(tmp_path / "aside")]},
+            {"command": ["aside"], "env": {"PATH": str(tmp_path)}},
+        ):
+            aside = bus.run("command", payload).item
+            assert "is a link" not in (aside.error_message or "is a link")
+    with boxed(bus, kind, sandbox, environ={"PATH": path}, FOLDERS=str(installed)):
+        bus.welcome()
+        done = bus.run("command", {"command": ["tool"]})
+        assert done.item.outcome == "success", done.item.error_message
+        assert done.data["stdout"] == "it runs\n"
 
 
 def test_the_worker_stays_hidden_in_a_folder_that_its_owner_opens(bus: Bus) -> None:

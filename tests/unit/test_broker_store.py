@@ -314,6 +314,23 @@ def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
         SQLiteStore(path)
 
 
+def test_a_schema_change_that_fails_is_undone_and_tells_its_cause(path: Path) -> None:
+    store = SQLiteStore(path)
+    load(store)
+    store.commit([ins.StoreTasks([task(1)])])
+    store.close()
+    # A change of several steps, of which a later one fails.
+    flip(path, "alter table attempts drop column times")
+    flip(path, "drop table audit")
+    flip(path, "pragma user_version = 4")
+    with pytest.raises(StoreError, match="duplicate column name: given_back"):
+        SQLiteStore(path)
+    flip(path, "alter table live drop column given_back")
+    again = SQLiteStore(path)
+    assert len(load(again).index) == 1
+    again.close()
+
+
 @pytest.mark.parametrize("access", ["drop table access", "select 1"])
 def test_a_store_of_an_earlier_version_is_brought_up_to_date(path: Path, access: str) -> None:
     store = SQLiteStore(path)

@@ -287,6 +287,9 @@ def test_who_waits_for_what_nothing_can_run_is_told_why_once() -> None:
     told = run.err.getvalue()
     assert told.count("no device can run it now (2 x no GPU)") == 1
     assert f"retire-cluster explain {TASK}" in told
+    assert "waits until a device can, or a device's owner allows it" in told
+    assert "Ctrl-C leaves it queued, --timeout SECONDS ends" in told
+    assert told.count(f"retire-cluster tasks cancel {TASK}") == 1
     assert script.calls[0][1]["timeout_seconds"] <= 2
 
 
