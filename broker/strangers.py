@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from retire_cluster.broker.task import Task, TaskSpec
 from retire_cluster.schemas.errors import RateLimitExceeded
+from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS
 from retire_cluster.schemas.jsontext import dumps
 from retire_cluster.schemas.validation import validate
 
@@ -27,6 +28,8 @@ STRANGER: Final[dict[str, Any]] = {
             },
             "most": {"type": "strict_int", "required": True, "min": 0},
             "most_each": {"type": "strict_int", "required": True, "min": 0},
+            #: Whether keys are asked for where he comes in: another cure helps then.
+            "auth": {"type": "boolean", "required": True},
         },
     }
 }  # fmt: skip
@@ -42,6 +45,8 @@ class Stranger(NamedTuple):
     most: int
     #: Of one address.
     most_each: int
+    #: Whether the facade that he comes by asks for keys.
+    auth: bool
 
 
 def read(args: Mapping[str, Any]) -> Stranger | None:
@@ -88,9 +93,9 @@ class Strangers:
             self._tasks = {n: address for n, address in self._tasks.items() if n in tasks}
         own = sum(address == stranger.address for address in self._tasks.values())
         if len(self._tasks) + count > stranger.most:
-            raise _too_many(len(self._tasks), "all callers", count, stranger.most)
+            raise _too_many(len(self._tasks), "all callers", count, stranger.most, auth=stranger.auth)
         if own + count > stranger.most_each:
-            raise _too_many(own, "this address", count, stranger.most_each)
+            raise _too_many(own, "this address", count, stranger.most_each, auth=stranger.auth)
 
     def add(self, numbers: Iterable[int], address: str) -> None:
         """These were made."""
@@ -98,11 +103,13 @@ class Strangers:
             self._tasks.update(dict.fromkeys(numbers, address))
 
 
-def _too_many(present: int, whose: str, count: int, most: int) -> RateLimitExceeded:
+def _too_many(
+    present: int, whose: str, count: int, most: int, *, auth: bool
+) -> RateLimitExceeded:
+    cure = SEND_A_KEY if auth else START_WITH_KEYS
     return RateLimitExceeded(
         f"{present} tasks that {whose} submitted without a key are waiting or running, and"
-        f" {count} more would be over the {most} that may; wait for them, or send an API key with"
-        " the scope submit (while authentication is off: start the API with --auth)",
+        f" {count} more would be over the {most} that may; wait for them, or {cure}",
         details={"limit": most, "present": present, "scope": "submit"},
         retry_after=_RETRY_SECONDS,
     )

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from retire_cluster.schemas.errors import Forbidden
 from retire_cluster.schemas.requests import REQUIREMENTS
-from retire_cluster.schemas.rights import SUBMIT
+from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS, SUBMIT
 
 #: The default: what nobody asked for is refused to nobody.
 MOST_RETRIES: Final[int] = REQUIREMENTS["max_retries"]["default"]
@@ -27,10 +27,11 @@ class Bounds(NamedTuple):
     #: Longest timeout, and delay.
     seconds: int
 
-    def told(self, address: str) -> dict[str, Any]:
+    def told(self, address: str, *, auth: bool) -> dict[str, Any]:
         """The argument of `task.submit` by which the main node counts."""
         each = -(-self.tasks // 4)
-        return {"stranger": {"address": address, "most": self.tasks, "most_each": each}}
+        told = {"address": address, "most": self.tasks, "most_each": each, "auth": auth}
+        return {"stranger": told}
 
     def check(self, submissions: Iterable[dict[str, Any]], *, auth: bool, many: bool) -> None:
         """Raises `Forbidden` for a submission, its defaults filled in, that is beyond them."""
@@ -58,12 +59,7 @@ class Bounds(NamedTuple):
 
 
 def _beyond(field: str, found: object, most: object, *, auth: bool) -> Forbidden:
-    cure = (
-        "send an API key with the scope submit"
-        if auth
-        else "start the API with --auth and send an API key, or submit on the main node's machine,"
-        " as the user that runs the cluster"
-    )
+    cure = SEND_A_KEY if auth else START_WITH_KEYS
     return Forbidden(
         f"{field}: {found} is more than the {most} that a task submitted without a key may have;"
         f" {cure}",

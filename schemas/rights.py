@@ -27,6 +27,12 @@ HOLDS: Final = {
     DANGEROUS: frozenset({SUBMIT, DANGEROUS}),
     ADMIN: frozenset(SCOPES),
 }
+#: What helps who has no right to submit of his own: with keys asked for, and without.
+SEND_A_KEY: Final = "send an API key with the scope submit"
+START_WITH_KEYS: Final = (
+    "start the API with --auth and send an API key, or submit on the main node's machine,"
+    " as the user that runs the cluster"
+)
 
 
 class Door(Enum):

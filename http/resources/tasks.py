@@ -122,12 +122,11 @@ class Tasks(Resource):
         identity = req.context.identity
         self._access.check_submission(identity, {each.fields["task_type"] for each in submissions})
         if self._access.is_stranger(identity):
+            auth = self._access.required
             self._bounds.check(
-                (each.fields for each in submissions),
-                auth=self._access.required,
-                many="tasks" in document,
+                (each.fields for each in submissions), auth=auth, many="tasks" in document
             )
-            args |= self._bounds.told(network_of(identity.peer.address))
+            args |= self._bounds.told(network_of(identity.peer.address), auth=auth)
         key = validation.idempotency_key(req)
         if key is not None:
             args["owner"] = identity.owner
