@@ -93,7 +93,9 @@ class Strangers:
             self._tasks = {n: address for n, address in self._tasks.items() if n in tasks}
         own = sum(address == stranger.address for address in self._tasks.values())
         if len(self._tasks) + count > stranger.most:
-            raise _too_many(len(self._tasks), "all callers", count, stranger.most, auth=stranger.auth)
+            raise _too_many(
+                len(self._tasks), "all callers", count, stranger.most, auth=stranger.auth
+            )
         if own + count > stranger.most_each:
             raise _too_many(own, "this address", count, stranger.most_each, auth=stranger.auth)
 
@@ -103,9 +105,7 @@ class Strangers:
             self._tasks.update(dict.fromkeys(numbers, address))
 
 
-def _too_many(
-    present: int, whose: str, count: int, most: int, *, auth: bool
-) -> RateLimitExceeded:
+def _too_many(present: int, whose: str, count: int, most: int, *, auth: bool) -> RateLimitExceeded:
     cure = SEND_A_KEY if auth else START_WITH_KEYS
     return RateLimitExceeded(
         f"{present} tasks that {whose} submitted without a key are waiting or running, and"

@@ -28,6 +28,7 @@ from retire_cluster.cli.version import installed
 from retire_cluster.conf.addresses import dial_host, is_loopback, public_host
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.node.identity import host_name
 from retire_cluster.schemas.errors import ClusterError, DeviceNotFound
 from retire_cluster.schemas.hosts import bracketed, in_url
 
@@ -90,11 +91,11 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
     yield from data_folder(settings.data_dir)
     yield from secret_files(settings.data_dir)
     info = None
-    left_out: list[Finding] = []
+    devices: list[Finding] = []
     client = target.client(2.0)
     try:
         info = client.call("broker.info")
-        left_out = list(types_left_out(client))
+        devices = list(of_devices(client, host_name()))
     except ClusterError as error:
         yield from unreachable(target, str(error))
     finally:
@@ -103,15 +104,15 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
         yield from free_ports(settings)
         return
     yield Finding("ok", f"the main node answers at {target.address} (address from {target.source})")
-    yield from left_out
+    yield from devices
     yield from same_version(info)
     yield from same_clock(info, time.time())
     yield from worker_bus(target.host, info, settings)
     yield from facade(settings)
 
 
-def types_left_out(client: Caller) -> Iterator[Finding]:
-    """Own task types that devices have and cannot offer."""
+def of_devices(client: Caller, own_host: str) -> Iterator[Finding]:
+    """What devices say: own task types that they cannot offer, and the walls of those here."""
     asked = {"status": "online", "page_size": PAGE_SIZE}
     for brief in client.call("device.list", asked)["items"]:
         device_id = brief["device_id"]
@@ -121,6 +122,21 @@ def types_left_out(client: Caller) -> Iterator[Finding]:
             continue  # it was removed in between
         for reason in detail.get("task_types_left_out") or ():
             yield Finding("warn", f"{device_id}: {reason}", "mend it there and restart the worker")
+        if own_host and detail.get("hostname") == own_host and detail.get("walls"):
+            yield from walls_of(device_id, detail["walls"])
+
+
+def walls_of(device_id: str, walls: Sequence[str]) -> Iterator[Finding]:
+    """What a device of this machine keeps its tasks from."""
+    words = f"{device_id}: walls around tasks: {'; '.join(walls)}"
+    if any(wall.startswith("files: none") for wall in walls):
+        yield Finding(
+            "warn",
+            f"{words}; a task can read what its worker can, its key too",
+            "set policy.sandbox or policy.user (docs/security.md)",
+        )
+    else:
+        yield Finding("ok", words)
 
 
 def libraries() -> Iterator[Finding]:

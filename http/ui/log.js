@@ -5,16 +5,28 @@ import { model, STATUSES } from "./model.js";
 import { deviceLink, filterBar } from "./parts.js";
 
 const PAGE = 1000, LOOK_BACK = 5000, SHOWN = 200;
-const TYPES = ["task", "device", "config", ...STATUSES.map((word) => `task.${word}`), "device.online", "device.offline", "device.removed"];
+// Kept for longer than all others, also over a restart of the main node.
+const AUDIT = ["token", "admin_key", "api_key", "config", ...["authorised", "enrolled", "readmitted", "removed", "flooding", "impersonated", "refused"].map((word) => `device.${word}`)];
+const TYPES = ["task", "device", ...STATUSES.map((word) => `task.${word}`), "device.online", "device.offline", ...AUDIT];
+const isOf = (type, wanted) => type === wanted || type.startsWith(`${wanted}.`);
+const audited = ({ type, task_id: task }) => task ? [] : !type ? AUDIT : AUDIT.some((one) => isOf(type, one)) ? [type] : AUDIT.filter((one) => isOf(one, type));
 const STATES = { online: "online", offline: "offline", changed: "queued", removed: "cancelled", draining: "draining" };
 
 export function log(render, params) {
   let rows = null, gap = false, held = null;
-  const wants = (event) => (!params.type || event.type === params.type || event.type.startsWith(`${params.type}.`))
+  const wants = (event) => (!params.type || isOf(event.type, params.type))
     && (!params.task_id || event.task_id === params.task_id) && (!params.device_id || event.device_id === params.device_id);
   const keep = (events) => {
     const known = new Set(rows.slice(0, 2 * SHOWN).map((row) => row.id));
     rows = [...events.filter((event) => event.id && wants(event) && !known.has(event.id)).reverse(), ...rows].sort((a, b) => b.id - a.id).slice(0, SHOWN);
+  };
+  const gather = async (since, end, query) => {
+    while (since < end) {
+      const { data } = await get(`events?${new URLSearchParams({ ...query, since, limit: PAGE })}`);
+      keep(data.events);
+      if (data.next <= since) break;
+      since = data.next;
+    }
   };
   const filter = (text) => {
     const next = {};
@@ -31,14 +43,11 @@ export function log(render, params) {
     async load() {
       // Events cost no rate limit; the newest lie at the end of what is kept.
       const end = (await get("events")).data.next;
-      let since = Math.max(0, end - LOOK_BACK);
       rows = [];
-      while (since < end) {
-        const { data } = await get(`events?${new URLSearchParams({ ...params, since, limit: PAGE })}`);
-        keep(data.events);
-        if (data.next <= since) break;
-        since = data.next;
-      }
+      await gather(Math.max(0, end - LOOK_BACK), end, params);
+      render();
+      if (rows.length >= SHOWN) return;
+      for (const type of audited(params)) await gather(0, end, { ...params, type });
       render();
     },
     on(events) {

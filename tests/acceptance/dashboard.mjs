@@ -226,6 +226,16 @@ const scenarios = {
     await page.waitForURL(new RegExp(`tasks/${id}$`));
   },
 
+  async audit(context) {
+    for (const [hash, others] of [["#/log", true], ["#/log?type=token", false], ["#/log?type=token.created", false]]) {
+      const page = await open(context, hash);
+      await page.locator("table.log tr", { hasText: "token.created" }).waitFor();
+      const found = await page.locator("table.log tbody tr").allTextContents();
+      expect(others === found.some((text) => text.includes("device")), `${hash}: ${JSON.stringify(found)}`);
+      expect(found.filter((text) => text.includes("token.created")).length === 1, `${hash}: ${JSON.stringify(found)}`);
+    }
+  },
+
   async many(context) {
     for (let i = 0; i < 3; i += 1) await post({ task_type: "python_eval", payload: { expression: "1/0" }, requirements: { max_retries: 0 } });
     const page = await open(context, "#/tasks?status=failed&task_type=python_eval");

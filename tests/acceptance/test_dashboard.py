@@ -122,6 +122,19 @@ def test_the_dashboard(drive: Drive, cluster: Cluster, scenario: str) -> None:
     drive(cluster, scenario)
 
 
+def test_what_an_administrator_did_before_a_restart_is_in_the_log(
+    drive: Drive, tmp_path: Path
+) -> None:
+    found = Cluster(tmp_path, "--no-rate-limit")
+    try:
+        assert found.cli("token", "create").returncode == 0
+        found.kill_broker()
+        found.rest.await_online(found.local)
+        drive(found, "audit")
+    finally:
+        found.close()
+
+
 def test_a_task_whose_output_was_cut_says_so_on_its_page(drive: Drive, tmp_path: Path) -> None:
     found = Cluster(tmp_path, "--allow", "command", RETIRE_CLUSTER_ALLOW_ROOT="1")
     try:

@@ -263,6 +263,8 @@ def test_settings_are_read_changed_and_reset(running: Running) -> None:
 def test_the_doctor_finds_nothing_broken(running: Running) -> None:
     found = running.data("doctor")
     assert found["broken"] == 0
+    said = [finding["what"] for finding in found["findings"]]
+    assert any("walls around tasks: files: " in what for what in said), said
 
 
 def test_a_second_up_on_the_same_folder_is_refused(running: Running) -> None:

@@ -750,5 +750,23 @@ def test_the_doctor_names_types_that_devices_leave_out() -> None:
     devices_there = {"items": [{"device_id": "gone"}, {"device_id": "pi"}], "pagination": {}}
     reason = "task type blur (blur:run): its import ended the process"
     script = Script(devices_there, DeviceNotFound("gone"), {"task_types_left_out": [reason]})
-    (finding,) = doctor.types_left_out(script)
+    (finding,) = doctor.of_devices(script, "laptop")
     assert (finding.level, finding.what) == ("warn", f"pi: {reason}")
+
+
+def test_the_doctor_tells_the_walls_of_devices_on_its_own_machine() -> None:
+    rows = {"items": [{"device_id": name} for name in ("bare", "far", "walled")]}
+    found = doctor.of_devices(
+        Script(
+            rows,
+            {"hostname": "here", "walls": ["files: none", "network: any"]},
+            {"hostname": "there", "walls": ["files: none"]},
+            {"hostname": "here", "walls": ["files: Landlock", "network: any"]},
+        ),
+        "here",
+    )
+    bare, walled = found
+    assert (bare.level, "policy.sandbox" in bare.cure) == ("warn", True)
+    assert "bare: walls around tasks: files: none; network: any" in bare.what
+    assert (walled.level, walled.cure) == ("ok", "")
+    assert walled.what == "walled: walls around tasks: files: Landlock; network: any"
