@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from retire_cluster.broker.task import Task, TaskSpec
 from retire_cluster.schemas.errors import RateLimitExceeded
-from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS
 from retire_cluster.schemas.jsontext import dumps
+from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS
 from retire_cluster.schemas.validation import validate
 
 #: The argument `stranger` of `task.submit`.
