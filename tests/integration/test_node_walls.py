@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,7 @@ print(json.dumps({"reached": reached, "missed": missed, "pid": os.getpid()}))
 class Box:
     """A worker as `up` would run it, beside secrets, in folders that every user may enter."""
 
-    def __init__(
-        self, bus: Bus, kind: str, sandbox: str, more: Mapping[str, str], **policy: str
-    ) -> None:
+    def __init__(self, bus: Bus, kind: str, sandbox: str, **policy: str) -> None:
         self.kind = kind
         self.base = Path(tempfile.mkdtemp(prefix="walls-"))
         self.base.chmod(0o755)
@@ -127,8 +125,7 @@ class Box:
             [program, "-m", "retire_cluster.node", "--join", f"127.0.0.1:{bus.port}",
              "--data-dir", str(self.data), "--slots", "2"],
             cwd=self.base, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "HOME": str(self.home), **environ, **more, **self.policy},
-            **options,
+            env={**os.environ, "HOME": str(self.home), **environ, **self.policy}, **options,
         )  # fmt: skip
         self.listeners: list[socket.socket] = []
 
@@ -193,10 +190,8 @@ def python_of(kind: str) -> tuple[str, dict[str, str]]:
 
 
 @contextlib.contextmanager
-def boxed(
-    bus: Bus, kind: str, sandbox: str, environ: Mapping[str, str] | None = None, **policy: str
-) -> Iterator[Box]:
-    box = Box(bus, kind, sandbox, environ or {}, **policy)
+def boxed(bus: Bus, kind: str, sandbox: str, **policy: str) -> Iterator[Box]:
+    box = Box(bus, kind, sandbox, **policy)
     try:
         yield box
     finally:
@@ -326,7 +321,7 @@ def test_the_owners_folders_are_open_and_an_error_says_which_setting_opens_other
 
 @pytest.mark.parametrize("sandbox", ["auto", "bwrap"])
 def test_a_program_that_is_a_link_to_elsewhere_names_where_and_the_setting(
-    bus: Bus, tmp_path: Path, sandbox: str
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: str
 ) -> None:
     needs_landlock() if sandbox == "auto" else needs_bwrap()
     kind = KINDS[0] if os.geteuid() == 0 else KINDS[2]
@@ -336,8 +331,8 @@ def test_a_program_that_is_a_link_to_elsewhere_names_where_and_the_setting(
     (installed / "tool").write_text("#!/bin/sh\necho it runs\n")
     (installed / "tool").chmod(0o755)
     (links / "tool").symlink_to(installed / "tool")
-    path = f"{links}{os.pathsep}{os.environ['PATH']}"
-    with boxed(bus, kind, sandbox, environ={"PATH": path}):
+    monkeypatch.setenv("PATH", f"{links}{os.pathsep}{os.environ['PATH']}")
+    with boxed(bus, kind, sandbox):
         bus.welcome()
         shut = bus.run("command", {"command": ["tool"]}).item
         said = shut.error_message or ""
@@ -351,7 +346,7 @@ def test_a_program_that_is_a_link_to_elsewhere_names_where_and_the_setting(
         ):
             aside = bus.run("command", payload).item
             assert "is a link" not in (aside.error_message or "is a link")
-    with boxed(bus, kind, sandbox, environ={"PATH": path}, FOLDERS=str(installed)):
+    with boxed(bus, kind, sandbox, FOLDERS=str(installed)):
         bus.welcome()
         done = bus.run("command", {"command": ["tool"]})
         assert done.item.outcome == "success", done.item.error_message
