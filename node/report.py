@@ -12,7 +12,7 @@ import zmq
 
 from retire_cluster.node import proctree
 from retire_cluster.node.catalog import Catalog
-from retire_cluster.node.confine import Confinement
+from retire_cluster.node.confine import LANDLOCK, Confinement
 from retire_cluster.node.credentials import Credentials
 from retire_cluster.node.policy import Policy
 from retire_cluster.node.records import Introduction
@@ -137,6 +137,10 @@ def show_containment(plan: Plan, policy: Policy) -> None:
         )
     _line("tasks run as", whom)
     _line("walls", "; ".join((*confinement.shown(), ending(plan.groups))))
+    if confinement.sandbox == LANDLOCK and confinement.program:
+        _line(
+            "stronger walls", "policy.sandbox = bwrap: bubblewrap is installed (docs/security.md)"
+        )
     if confinement.reach.write:
         _line("folders opened", ", ".join(confinement.reach.write))
     mib = 1024 * 1024
