@@ -16,7 +16,7 @@ import falcon
 from retire_cluster.api import keys as api_keys
 from retire_cluster.api import middleware
 from retire_cluster.api.auth import Access
-from retire_cluster.api.bodybudget import TellSender, sender_by
+from retire_cluster.api.bodybudget import TellSender
 from retire_cluster.api.cluster import Cluster, GuardedCluster
 from retire_cluster.api.drain import Drain
 from retire_cluster.api.feed import EventFeed
@@ -36,6 +36,7 @@ from retire_cluster.api.resources.prometheus import Prometheus
 from retire_cluster.api.resources.stream import Stream
 from retire_cluster.api.resources.tasks import Task, Tasks
 from retire_cluster.api.resources.ui import Pages, Session
+from retire_cluster.api.senders import sender_by
 from retire_cluster.api.sessions import Sessions
 from retire_cluster.api.stats import HttpStats, Reporter
 from retire_cluster.api.strangers import Bounds

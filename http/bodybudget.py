@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from retire_cluster.api.auth import Access, Identity, network_of, presented_key
-from retire_cluster.api.localusers import Connection
-from retire_cluster.api.peers import Peers
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, RateLimitExceeded
+
+if TYPE_CHECKING:
+    from retire_cluster.api.localusers import Connection
 
 #: A body up to this is not counted.
 UNCOUNTED_BYTES: Final = 64 * 1024
@@ -40,26 +40,6 @@ class Sender(NamedTuple):
 
 #: Tells whose body it is by the address, the headers of the request and the connection.
 TellSender = Callable[[str, Mapping[str, str], "Connection | None"], Sender]
-
-
-def sender_by(access: Access, peers: Peers) -> TellSender:
-    """Tells senders by the address of a connection and waitress's headers of a request.
-
-    A browser that signed in counts as a stranger here: who it is may have to be asked for, and no
-    page sends bodies that are large.
-    """
-
-    def sender(
-        address: str, headers: Mapping[str, str], connection: Connection | None = None
-    ) -> Sender:
-        environ = {f"HTTP_{name}": value for name, value in headers.items()}
-        peer = peers.of({"REMOTE_ADDR": address, **environ})
-        presented = presented_key(environ) if access.required else None
-        key = access.keys.find(presented) if presented is not None else None
-        identity = Identity(peer, key, connection=connection)
-        return Sender(network_of(peer.address), access.is_stranger(identity))
-
-    return sender
 
 
 def nobody_strange(

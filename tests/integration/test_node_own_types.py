@@ -19,6 +19,7 @@ def double(payload, context):
     logging.getLogger("mine").warning("from logging")
     subprocess.run([sys.executable, "-c", "print('from a process')"], check=True)
     context.progress(50, "half way")
+    time.sleep(0.5)  # what is said just before the end is not told on its own
     context.log(f"{context.task_id} attempt {context.attempt}")
     return {"doubled": payload["n"] * 2}
 
