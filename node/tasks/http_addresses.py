@@ -37,6 +37,10 @@ _NOT_PUBLIC_6 = tuple(
         "2620:4f:8000::/48",  # AS112
     )
 )  # fmt: skip
+#: Of networks for documentation (RFC 5737, RFC 3849): nobody's.
+_NOBODYS: dict[int, IPv4 | IPv6] = {
+    4: ipaddress.IPv4Address("192.0.2.1"), 6: ipaddress.IPv6Address("2001:db8::1")
+}  # fmt: skip
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
 
@@ -112,13 +116,33 @@ def is_own(text: str) -> bool:
     inside = _inside(address)
     if inside is not None and is_own(str(inside)):
         return True
+    if not _binds(address):
+        return False
+    # Where anything can be bound to (Linux with `ip_nonlocal_bind`, Wine), that says nothing.
+    return (
+        not _binds(_NOBODYS[address.version]) or address in _of_interfaces() or _routes_to(address)
+    )
+
+
+def _binds(address: IPv4 | IPv6) -> bool:
     family = socket.AF_INET6 if isinstance(address, IPv6) else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as trial:
             trial.bind((str(address), 0))
     except OSError:
         return False
-    return not _binds_anything(family) or address in _of_interfaces()
+    return True
+
+
+def _routes_to(address: IPv4 | IPv6) -> bool:
+    """Whether what is sent there would come from there; nothing is sent."""
+    family = socket.AF_INET6 if isinstance(address, IPv6) else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.connect((str(address), 9))
+            return ipaddress.ip_address(trial.getsockname()[0].partition("%")[0]) == address
+    except (OSError, ValueError):
+        return False
 
 
 def _inside(address: IPv4 | IPv6) -> IPv4 | None:
@@ -132,12 +156,6 @@ def _inside(address: IPv4 | IPv6) -> IPv4 | None:
     if address in _SIX_TO_FOUR:
         return IPv4((int(address) >> 80) & 0xFFFF_FFFF)
     return None
-
-
-def _binds_anything(family: int) -> bool:
-    """Whether Linux was told to bind to addresses that are not there (`ip_nonlocal_bind`)."""
-    version = "ipv6" if family == socket.AF_INET6 else "ipv4"
-    return _text(f"/proc/sys/net/{version}/ip_nonlocal_bind").strip() == "1"
 
 
 def _of_interfaces() -> set[IPv4 | IPv6]:
