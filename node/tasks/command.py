@@ -237,10 +237,13 @@ def _end_tree(process: subprocess.Popen[bytes], job: Any) -> None:
         if process.poll() is None:
             proctree.kill_tree(process.pid)
     else:
-        if process.poll() is None or not proctree.IS_LINUX:
+        over = process.poll() is not None and proctree.IS_LINUX
+        if not over:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-        proctree.kill_descendants(os.getpid())
+        # Most leave nothing behind; looking through all processes costs more than the program did.
+        if not over or proctree.has_others():
+            proctree.kill_descendants(os.getpid())
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2.0)
 
