@@ -169,6 +169,7 @@ def create_app(
         drain,
         threads=api.threads,
         still_valid=access.still_valid,
+        known=lambda identity: identity.key is not None or access.is_owner(identity),
         reserved=access.required,
         monotonic=monotonic,
     )

@@ -6,7 +6,7 @@ import falcon
 
 from retire_cluster.api import envelope, validation
 from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.parking import GATHER_SECONDS, Parking
+from retire_cluster.api.parking import Parking
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.api.tickets import NO_KEY, Tickets
 
@@ -21,19 +21,20 @@ class Events(Resource):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Events after `since`, or none when `wait` seconds have passed."""
         args = dict(req.context.query)
-        with self._parking.park(req, float(args.pop("wait"))) as patience:
+        wait, cursor = float(args.pop("wait")), args.get("since")
+        with self._parking.park(req, wait) as patience:
             gap = False
             while True:
                 left = patience.slice()
-                gather = min(left, GATHER_SECONDS)
+                gather = min(left, patience.gather_seconds)
                 waiting = {"wait_seconds": left, "gather_seconds": gather}
                 data = self._cluster.data("events.poll", {**args, **waiting}, extra_seconds=left)
                 gap = gap or bool(data.get("gap"))
                 if data["events"] or not left:
                     break
                 args["since"] = data["next"]
-            if patience.at_once:
-                self._parking.count(req)
+            if wait and patience.at_once:  # without a wait it costs a request
+                self._parking.count(req, cursor)
         answer(req, resp, {**data, "gap": gap})
 
 

@@ -23,10 +23,11 @@ from wsproto.events import (
     TextMessage,
 )
 
-from retire_cluster.api import websocket
+from retire_cluster.api import parking, websocket
 from retire_cluster.api.app import Facade, create_app
+from retire_cluster.api.drain import Drain
 from retire_cluster.api.keys import KeyRing, key_of, write_keys
-from retire_cluster.api.parking import AT_ONCE
+from retire_cluster.api.parking import AT_ONCE, GATHER_SECONDS
 from retire_cluster.api.waitress_server import Patience
 from retire_cluster.api.websocket import StreamServer
 from retire_cluster.broker.client import Answer
@@ -790,6 +791,24 @@ def test_whoever_asks_to_wait_without_end_and_never_waits_is_told_to_slow_down(
         assert parse(read_all(client))[0] == 200
         assert time.monotonic() - began > 0.9 * websocket.REST_SECONDS, "its next one waits"
     assert bench.health() == 200
+
+
+def test_whoever_waits_for_one_task_after_the_other_is_answered_as_fast_as_they_end(
+    bench: Bench,
+) -> None:
+    with bench.connect() as client:
+        for number in range(3 * AT_ONCE):
+            bench.log.happen("task.queued", task_id=str(number))
+            ask = b"GET /api/v1/events?wait=60&since=%d HTTP/1.1\r\nHost: a\r\n\r\n" % number
+            client.sendall(ask)
+            status, _, body = parse(read_all(client))
+            assert (status, len(json.loads(body)["data"]["events"])) == (200, 1)
+
+
+@pytest.mark.parametrize(("known", "seconds"), [(True, 0.0), (False, GATHER_SECONDS)])
+def test_only_polls_of_strangers_are_held_for_what_comes_next(known: bool, seconds: float) -> None:
+    patience = parking.Patience(Drain(), time.monotonic, 60.0, lambda: True, known=known)
+    assert patience.gather_seconds == seconds
 
 
 def test_clients_without_a_key_leave_places_to_wait_to_those_with_one() -> None:
