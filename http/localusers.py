@@ -2,8 +2,8 @@
 
 Loopback is reached by every user of a machine, and by the tasks of a worker that runs them as
 another. So, while authentication is off, an address of this machine opens nothing by itself: the
-kernel says whose socket it is (`/proc/self/net/tcp`, Linux). A connection is looked up once, and
-only when it asks for more than anybody may.
+kernel says whose socket it is (sock_diag, else `/proc/self/net/tcp`; Linux). A connection is looked
+up once, and only when it asks for more than anybody may.
 
 Where nobody can be asked (other systems, no `/proc`, another WSGI server that does not say which
 connection it is) this machine is one person, as ever. A connection that the kernel does not know
@@ -13,12 +13,15 @@ ask for anything so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from retire_cluster.api import sockdiag
 
 #: Name in a WSGI environ under which the server leaves its `Connection`.
 CONNECTION: Final = "retire_cluster.connection"
@@ -52,9 +55,18 @@ class Connection:
         `UNKNOWN_USER` when it has been closed, None when the kernel cannot be asked.
         """
         if not self._asked:
-            self._user = _look_up(self._peer, self._own, _rows(), sure=self._sure)
+            self._user = self._look()
             self._asked = True
         return self._user
+
+    def _look(self) -> int | None:
+        if self._sure and self._own[0]:
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                found = sockdiag.owner(self._peer, self._own)
+                if found is not None and found[1]:
+                    return found[0]
+        # It is not there, or no process has it any more; the tables say whether they know us.
+        return _look_up(self._peer, self._own, _rows(), sure=self._sure)
 
 
 def connection_of(environ: Mapping[str, Any]) -> Connection | None:

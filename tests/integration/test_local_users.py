@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.api import sockdiag
 from retire_cluster.api.localusers import UNKNOWN_USER, Connection, LocalUsers
 from retire_cluster.cli.doctor import says_notice
 from retire_cluster.schemas import rights
@@ -208,6 +209,25 @@ def test_whose_a_connection_is_in_every_spelling_of_loopback(bound: str, dialled
                 client.close()
                 assert late.user() == UNKNOWN_USER
                 assert known.user() == os.geteuid(), "it is asked for once"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_kernel_is_asked_for_one_socket_and_not_for_all(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as server:
+        try:
+            server.bind((host, 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        server.listen()
+        own = server.getsockname()[:2]
+        with socket.create_connection(own) as client:
+            peer = client.getsockname()[:2]
+            accepted, _ = server.accept()
+            with accepted:
+                inode = os.fstat(client.fileno()).st_ino
+                assert sockdiag.owner(peer, own) == (os.geteuid(), inode)
+                assert sockdiag.owner(peer, (own[0], own[1] ^ 1)) is None
 
 
 def test_only_its_own_user_and_root_may_and_never_through_a_proxy() -> None:
