@@ -22,7 +22,7 @@ from typing import Any
 
 import zmq
 
-from retire_cluster.schemas.wire import pack_blobs, unpack_blobs
+from retire_cluster.schemas.protocol.wire import pack_blobs, unpack_blobs
 
 _CREDIT = 1024
 _CHUNK = 512

@@ -7,8 +7,8 @@ import time
 
 import zmq
 
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.messages import Heartbeat, Hello, TypeInfo
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import Heartbeat, Hello, TypeInfo
 
 _TYPES = (TypeInfo("echo", repeatable=True, instant=True),)
 

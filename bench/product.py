@@ -21,7 +21,7 @@ import zmq
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.neighbours import tooling_keys
-from retire_cluster.schemas import wire
+from retire_cluster.schemas.protocol import wire
 
 _START_SECONDS = 60.0
 

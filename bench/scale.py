@@ -13,14 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.report import Figure
-from retire_cluster.broker import events as ev
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.admin import Admin, Call
+from retire_cluster.broker.admin.calls import Admin, Call
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.server import Broker
-from retire_cluster.broker.store_sqlite import SQLiteStore
+from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas.jsontext import dumps
-from retire_cluster.schemas.messages import Finished, FinishedItem, Heartbeat, Hello, TypeInfo
+from retire_cluster.schemas.protocol.messages import (
+    Finished,
+    FinishedItem,
+    Heartbeat,
+    Hello,
+    TypeInfo,
+)
+from retire_cluster.schemas.text.jsontext import dumps
 
 _TYPES = (TypeInfo("job", repeatable=True),)
 _MILLION = 1_000_000

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 from retire_cluster.broker import cli
-from retire_cluster.broker.instructions import Write
-from retire_cluster.broker.store_sqlite import SQLiteStore
+from retire_cluster.broker.core.instructions import Write
+from retire_cluster.broker.store.sqlite import SQLiteStore
 
 
 def main() -> int:

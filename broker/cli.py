@@ -17,23 +17,24 @@ from types import FrameType
 
 import zmq
 
-from retire_cluster.broker.channel import BindError
-from retire_cluster.broker.open_store import open_store, set_aside
+from retire_cluster.broker.net.sockets import BindError
 from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
-from retire_cluster.broker.store import Store, StoreDamaged, StoreError
+from retire_cluster.broker.store.base import Store, StoreDamaged, StoreError
+from retire_cluster.broker.store.opening import open_store, set_aside
 from retire_cluster.broker.sweeper import Sweeper
-from retire_cluster.conf import curve, logs, neighbours, openfiles
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.conf import curve, logs, neighbours
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
-from retire_cluster.conf.locks import FolderLock, FolderLocked
-from retire_cluster.conf.oserrors import naming
+from retire_cluster.conf.machine import openfiles
+from retire_cluster.conf.machine.addresses import is_loopback
+from retire_cluster.conf.machine.locks import FolderLock, FolderLocked
+from retire_cluster.conf.machine.oserrors import naming
+from retire_cluster.conf.machine.ownership import Foreign, check_folder
+from retire_cluster.conf.machine.prctl import hide_memory
+from retire_cluster.conf.machine.processes import started
 from retire_cluster.conf.outlet import last_words
-from retire_cluster.conf.ownership import Foreign, check_folder
-from retire_cluster.conf.prctl import hide_memory
-from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
-from retire_cluster.schemas.hosts import EVERYWHERE
+from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 log = logging.getLogger("broker")
 

@@ -18,9 +18,10 @@ import zmq
 
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
-from retire_cluster.schemas import jsontext, wire
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
-from retire_cluster.schemas.hosts import bracketed
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text.hosts import bracketed
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.

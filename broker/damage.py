@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from retire_cluster.broker import events as ev
-from retire_cluster.broker.admin import Admin
-from retire_cluster.broker.store import RowDamaged, StoreError
+from retire_cluster.broker.admin.calls import Admin
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.store.base import RowDamaged, StoreError
 
 log = logging.getLogger("broker")
 

@@ -20,30 +20,30 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from retire_cluster.broker import events as ev
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.access import ADMIN, BUS, FEED
-from retire_cluster.broker.admin import Admin, Call, Facts, Operation, Reply, Run, find
-from retire_cluster.broker.admin_facade import facade_identity
-from retire_cluster.broker.admin_submit import gather, make, must_be_made_first, submit
-from retire_cluster.broker.admin_waits import unread, waited
-from retire_cluster.broker.age import jump_text, jumped
-from retire_cluster.broker.channel import WAITING, WAITING_OF_DEVICE, Bus, Clients, Feed, bind
+from retire_cluster.broker.admin.calls import Admin, Call, Facts, Operation, Reply, Run, find
+from retire_cluster.broker.admin.facade import facade_identity
+from retire_cluster.broker.admin.polls import answer_polls
+from retire_cluster.broker.admin.submit import gather, make, must_be_made_first, submit
+from retire_cluster.broker.admin.waits import unread, waited
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.devices.access import ADMIN, BUS, FEED
+from retire_cluster.broker.core.records.age import jump_text, jumped
+from retire_cluster.broker.core.records.event_log import fresh_epoch
+from retire_cluster.broker.core.restore import restore
+from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.damage import face, quarantine
-from retire_cluster.broker.feed import fresh_epoch
-from retire_cluster.broker.gate import Gate
-from retire_cluster.broker.handing_out import hand_out
-from retire_cluster.broker.polls import answer_polls
-from retire_cluster.broker.restore import restore
-from retire_cluster.broker.state import INLINE_PAYLOAD_BYTES, ClusterState
-from retire_cluster.broker.store import RowDamaged, Store, StoreError, StoreTrouble
+from retire_cluster.broker.net.handing_out import hand_out
+from retire_cluster.broker.net.sockets import WAITING, WAITING_OF_DEVICE, Bus, Clients, Feed, bind
+from retire_cluster.broker.net.zap import Gate
+from retire_cluster.broker.store.base import RowDamaged, Store, StoreError, StoreTrouble
 from retire_cluster.conf import failpoints
-from retire_cluster.conf.boot import boot_id
 from retire_cluster.conf.curve import Pair
+from retire_cluster.conf.machine.boot import boot_id
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas import wire
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, InternalError
-from retire_cluster.schemas.hosts import EVERYWHERE
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 log = logging.getLogger("broker")
 

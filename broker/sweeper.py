@@ -14,7 +14,7 @@ import zmq
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from retire_cluster.broker.sweeps import SWEEPS
+from retire_cluster.broker.core.sweeps import SWEEPS
 
 
 class Sweeper:

@@ -14,7 +14,7 @@ from retire_cluster.cli.target import Target, find_target
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
-from retire_cluster.schemas.jsontext import JSONError
+from retire_cluster.schemas.text.jsontext import JSONError
 
 PAGE_SIZE = 100
 

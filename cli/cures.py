@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from retire_cluster.schemas.errors import ClusterError, ValidationError
-from retire_cluster.schemas.requests import REQUIREMENTS
+from retire_cluster.schemas.rest.requests import REQUIREMENTS
 
 if TYPE_CHECKING:
     from retire_cluster.cli.common import Caller

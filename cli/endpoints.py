@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.conf.processes import is_same, pid_exists, started
-from retire_cluster.node import proctree
+from retire_cluster.conf.machine.processes import is_same, pid_exists, started
+from retire_cluster.node.process import proctree
 
 
 @dataclass(frozen=True)

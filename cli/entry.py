@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final, TextIO
 
-from retire_cluster.cli import descriptors, lifeline
-from retire_cluster.schemas.cleantext import escaped_lines
+from retire_cluster.cli import descriptors
+from retire_cluster.cli.up import lifeline
+from retire_cluster.schemas.text.cleantext import escaped_lines
 
 #: Import name of what a command may lack → what to hand to pip.
 _MAIN_NODE: Final = "retire-cluster[api]"
@@ -54,7 +55,7 @@ def worker() -> int:
 def hide_join_line() -> None:
     """Start this process again where others would read a join line in its command line."""
     # Imported here: `--help` is quick.
-    from retire_cluster.node import joinline
+    from retire_cluster.node.link import joinline
 
     joinline.hide()
 
@@ -66,7 +67,7 @@ def api() -> int:
 
 def status() -> int:
     """`retire-cluster-status`"""
-    return run_module("retire_cluster.cli.status", "retire-cluster-status", sys.argv[1:])
+    return run_module("retire_cluster.cli.verbs.status", "retire-cluster-status", sys.argv[1:])
 
 
 def run_module(module: str, program: str, argv: Sequence[str], function: str = "main") -> int:

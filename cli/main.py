@@ -25,26 +25,40 @@ class Verb(NamedTuple):
 
 _CLI = "retire_cluster.cli"
 VERBS: Final = {
-    "up": Verb(f"{_CLI}.up", "main", "everything at once: main node, REST facade, local workers"),
+    "up": Verb(
+        f"{_CLI}.up.up", "main", "everything at once: main node, REST facade, local workers"
+    ),
     "main": Verb("retire_cluster.broker.cli", "main", "the main node alone"),
     "api": Verb("retire_cluster.api.cli", "main", "the REST facade alone"),
     "worker": Verb("retire_cluster.node.cli", "main", "a worker on this device"),
-    "join": Verb(f"{_CLI}.join", "main", "join LINE: a worker on this device"),
-    "token": Verb(f"{_CLI}.token", "main", "create | ls | revoke: join lines for new devices"),
-    "keys": Verb(f"{_CLI}.api_keys", "main", "create | ls | revoke: keys for the REST API"),
-    "admin-key": Verb(f"{_CLI}.admin_key", "main", "create | ls | revoke: tooling elsewhere"),
-    "status": Verb(f"{_CLI}.status", "umbrella", "how the cluster is"),
-    "top": Verb(f"{_CLI}.top", "main", "the cluster as it works, redrawn"),
-    "devices": Verb(f"{_CLI}.devices", "main", "ls | show | ping | drain | resume | rm | readmit"),
-    "submit": Verb(f"{_CLI}.submit", "main", "submit TYPE [k=v ... | @file.json | -] [--wait]"),
-    "map": Verb(f"{_CLI}.map", "main", "map TYPE FILE.jsonl: a task for every line"),
-    "tasks": Verb(f"{_CLI}.tasks", "main", "ls | show | result | logs | cancel | retry | wait"),
-    "explain": Verb(f"{_CLI}.explain", "main", "why a task waits: device by device"),
-    "config": Verb(f"{_CLI}.config", "main", "get | set | reset"),
-    "doctor": Verb(f"{_CLI}.doctor", "main", "look for what is wrong, with the cure"),
-    "service": Verb(f"{_CLI}.service", "main", "install | uninstall | status: start at boot"),
-    "version": Verb(f"{_CLI}.version", "main", "versions of this installation"),
-    "completion": Verb(f"{_CLI}.completion", "main", "completion bash | zsh | fish | powershell"),
+    "join": Verb(f"{_CLI}.joining.join", "main", "join LINE: a worker on this device"),
+    "token": Verb(
+        f"{_CLI}.verbs.token", "main", "create | ls | revoke: join lines for new devices"
+    ),
+    "keys": Verb(f"{_CLI}.verbs.api_keys", "main", "create | ls | revoke: keys for the REST API"),
+    "admin-key": Verb(f"{_CLI}.verbs.admin_key", "main", "create | ls | revoke: tooling elsewhere"),
+    "status": Verb(f"{_CLI}.verbs.status", "umbrella", "how the cluster is"),
+    "top": Verb(f"{_CLI}.verbs.top", "main", "the cluster as it works, redrawn"),
+    "devices": Verb(
+        f"{_CLI}.verbs.devices", "main", "ls | show | ping | drain | resume | rm | readmit"
+    ),
+    "submit": Verb(
+        f"{_CLI}.verbs.submit", "main", "submit TYPE [k=v ... | @file.json | -] [--wait]"
+    ),
+    "map": Verb(f"{_CLI}.verbs.map", "main", "map TYPE FILE.jsonl: a task for every line"),
+    "tasks": Verb(
+        f"{_CLI}.verbs.tasks", "main", "ls | show | result | logs | cancel | retry | wait"
+    ),
+    "explain": Verb(f"{_CLI}.verbs.explain", "main", "why a task waits: device by device"),
+    "config": Verb(f"{_CLI}.verbs.config", "main", "get | set | reset"),
+    "doctor": Verb(f"{_CLI}.verbs.doctor", "main", "look for what is wrong, with the cure"),
+    "service": Verb(
+        f"{_CLI}.service.service", "main", "install | uninstall | status: start at boot"
+    ),
+    "version": Verb(f"{_CLI}.verbs.version", "main", "versions of this installation"),
+    "completion": Verb(
+        f"{_CLI}.verbs.completion", "main", "completion bash | zsh | fish | powershell"
+    ),
 }
 _SPELLINGS: Final = {"--version": "version", "-V": "version", "device": "devices", "task": "tasks"}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli.endpoints import running_main
-from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.loading import COMMAND_LINE, read_settings
+from retire_cluster.conf.machine.addresses import is_loopback
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterUnavailable
-from retire_cluster.schemas.hosts import bracketed
+from retire_cluster.schemas.text.hosts import bracketed
 
 DEFAULT_PORT = 8080
 #: A main node that is started anew is away for less.

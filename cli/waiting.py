@@ -10,8 +10,8 @@ from retire_cluster.cli import exits
 from retire_cluster.cli.common import Caller, Session
 from retire_cluster.cli.insisting import Insisting
 from retire_cluster.cli.output import Style, clean, pretty
-from retire_cluster.schemas import truncation
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
+from retire_cluster.schemas.text import truncation
 
 #: Seconds of one call; an idle wait costs a call every so often.
 _CALL_SECONDS = 10.0

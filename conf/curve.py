@@ -31,9 +31,9 @@ from typing import Any, BinaryIO, NamedTuple
 import zmq
 from zmq.utils import z85
 
-from retire_cluster.conf import ownership
+from retire_cluster.conf.machine import ownership
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.schemas.hosts import HostError, read_host
+from retire_cluster.schemas.text.hosts import HostError, read_host
 
 TOKEN_BYTES = 16
 JOIN_PREFIX = "rc1."

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
-from retire_cluster.schemas.hosts import HostError, read_bound, read_host
+from retire_cluster.schemas.text.hosts import HostError, read_bound, read_host
 
 ENVIRONMENT_PREFIX = "RETIRE_CLUSTER_"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retire_cluster.conf import curve
-from retire_cluster.conf.processes import is_same
-from retire_cluster.schemas.hosts import in_url
+from retire_cluster.conf.machine.processes import is_same
+from retire_cluster.schemas.text.hosts import in_url
 
 
 class JoinServer(NamedTuple):

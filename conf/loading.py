@@ -23,7 +23,7 @@ from retire_cluster.conf.fields import (
     from_text,
     wrong_with,
 )
-from retire_cluster.conf.homefolder import expanded, home_folder
+from retire_cluster.conf.machine.homefolder import expanded, home_folder
 from retire_cluster.conf.settings import SECTIONS, Settings, SettingsError, all_specs, specs
 
 if sys.version_info >= (3, 11):

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.conf.addresses import is_loopback
 from retire_cluster.conf.curve import ADMIN_KEY, ClientKeys, KeyFileError, client_keys
 from retire_cluster.conf.loading import default_data_dir
-from retire_cluster.conf.processes import is_same, started
+from retire_cluster.conf.machine.addresses import is_loopback
+from retire_cluster.conf.machine.processes import is_same, started
 
 
 def _folder() -> Path | None:

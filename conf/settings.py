@@ -23,7 +23,7 @@ from retire_cluster.conf.fields import (
     wrong_with,
 )
 from retire_cluster.schemas.errors import NotFound, ValidationError
-from retire_cluster.schemas.hosts import EVERYWHERE
+from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 __all__ = [
     "PUBLIC_SECTIONS",

@@ -13,18 +13,24 @@ from pathlib import Path
 
 import falcon
 
-from retire_cluster.api import keys as api_keys
-from retire_cluster.api import middleware
-from retire_cluster.api.auth import Access
-from retire_cluster.api.bodybudget import TellSender
-from retire_cluster.api.cluster import Cluster, GuardedCluster
-from retire_cluster.api.drain import Drain
-from retire_cluster.api.feed import EventFeed
-from retire_cluster.api.localusers import LocalUsers
-from retire_cluster.api.middleware import Gate
-from retire_cluster.api.parking import Parking
-from retire_cluster.api.peers import Hosts, Origins, Peers
-from retire_cluster.api.ratelimit import RateLimiter
+from retire_cluster.api.admission import keys as api_keys
+from retire_cluster.api.admission import middleware
+from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.bodybudget import TellSender
+from retire_cluster.api.admission.localusers import LocalUsers
+from retire_cluster.api.admission.middleware import Gate
+from retire_cluster.api.admission.peers import Hosts, Origins, Peers
+from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.api.admission.senders import sender_by
+from retire_cluster.api.admission.sessions import Sessions
+from retire_cluster.api.admission.strangers import Bounds
+from retire_cluster.api.admission.tickets import Tickets
+from retire_cluster.api.admission.toll import Toll
+from retire_cluster.api.content.submission import SubmissionReader
+from retire_cluster.api.mainnode.cluster import Cluster, GuardedCluster
+from retire_cluster.api.mainnode.feed import EventFeed
+from retire_cluster.api.mainnode.parking import Parking
+from retire_cluster.api.mainnode.stats import HttpStats, Reporter
 from retire_cluster.api.resources.cluster import Cluster as ClusterResource
 from retire_cluster.api.resources.cluster import ClusterHealth, Health, HealthProbe
 from retire_cluster.api.resources.config import Config, ConfigSection
@@ -36,21 +42,15 @@ from retire_cluster.api.resources.prometheus import Prometheus
 from retire_cluster.api.resources.stream import Stream
 from retire_cluster.api.resources.tasks import Task, Tasks
 from retire_cluster.api.resources.ui import Pages, Session
-from retire_cluster.api.senders import sender_by
-from retire_cluster.api.sessions import Sessions
-from retire_cluster.api.stats import HttpStats, Reporter
-from retire_cluster.api.strangers import Bounds
-from retire_cluster.api.submission import SubmissionReader
-from retire_cluster.api.tickets import Tickets
-from retire_cluster.api.toll import Toll
+from retire_cluster.api.serving.drain import Drain
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.conf.addresses import local_names, own_name
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
+from retire_cluster.conf.machine.addresses import local_names, own_name
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings, SettingsError, public_view
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.openapi import openapi_document
-from retire_cluster.schemas.operations import API
+from retire_cluster.schemas.rest.openapi import openapi_document
+from retire_cluster.schemas.rest.operations import API
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.api import keys as api_keys
+from retire_cluster.api.admission import keys as api_keys
 from retire_cluster.api.app import Facade, assemble, product_version
-from retire_cluster.api.envelope import utc
-from retire_cluster.api.one_core import OneCore
-from retire_cluster.api.websocket import StreamServer
-from retire_cluster.conf.addresses import is_loopback
+from retire_cluster.api.content.envelope import utc
+from retire_cluster.api.serving.one_core import OneCore
+from retire_cluster.api.serving.websocket import StreamServer
 from retire_cluster.conf.arguments import Parser
-from retire_cluster.conf.binding import why_not_listening
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
-from retire_cluster.conf.oserrors import naming
+from retire_cluster.conf.machine.addresses import is_loopback
+from retire_cluster.conf.machine.binding import why_not_listening
+from retire_cluster.conf.machine.oserrors import naming
+from retire_cluster.conf.machine.ownership import Foreign, check_folder
+from retire_cluster.conf.machine.prctl import hide_memory
+from retire_cluster.conf.machine.processes import started
 from retire_cluster.conf.outlet import last_words, tell
-from retire_cluster.conf.ownership import Foreign, check_folder
-from retire_cluster.conf.prctl import hide_memory
-from retire_cluster.conf.processes import started
 from retire_cluster.conf.settings import Settings, SettingsError
 from retire_cluster.schemas.errors import ClusterError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
+from retire_cluster.api.admission.keys import KeyFileError
 from retire_cluster.api.app import Facade, assemble
-from retire_cluster.api.keys import KeyFileError
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
 from retire_cluster.conf.settings import SettingsError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from retire_cluster.node import joinline
+from retire_cluster.node.link import joinline
 
 joinline.hide()
 

@@ -22,34 +22,43 @@ from retire_cluster.conf import logs
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.loading import read_settings
+from retire_cluster.conf.machine.ownership import Foreign, check_folder
+from retire_cluster.conf.machine.prctl import hide_memory
 from retire_cluster.conf.outlet import last_words
-from retire_cluster.conf.ownership import Foreign, check_folder
-from retire_cluster.conf.prctl import hide_memory
 from retire_cluster.conf.settings import ROLES, Settings, SettingsError
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.node import confine, credentials, joinline, probe, proctree, taskgroups
-from retire_cluster.node.catalog import Catalog
-from retire_cluster.node.clock import monotonic
-from retire_cluster.node.confine import Unconfined
-from retire_cluster.node.credentials import Credentials
-from retire_cluster.node.describing import OwnTypes, own_types
-from retire_cluster.node.identity import FolderLock, FolderTaken, check_id, device_id, host_name
-from retire_cluster.node.installed import Installed, Watcher
-from retire_cluster.node.leftovers import Leftovers
-from retire_cluster.node.limits import Bounds
-from retire_cluster.node.metrics import Sampler
-from retire_cluster.node.neighbour import NotLetIn, let_in
-from retire_cluster.node.policy import Policy, missing, running_as_root
-from retire_cluster.node.records import Introduction
-from retire_cluster.node.report import ending
-from retire_cluster.node.runner import Runner
-from retire_cluster.node.session import EXIT_OK, EXIT_REFUSED, Pace, Session
-from retire_cluster.node.sockets import DEFAULT_PORT, Address, Dialer
-from retire_cluster.node.spool import Spool
-from retire_cluster.node.taskprocess import Plan, TaskProcess, modules
+from retire_cluster.node.core.records import Introduction
+from retire_cluster.node.core.session import EXIT_OK, EXIT_REFUSED, Pace, Session
+from retire_cluster.node.device import probe
+from retire_cluster.node.device.clock import monotonic
+from retire_cluster.node.device.identity import (
+    FolderLock,
+    FolderTaken,
+    check_id,
+    device_id,
+    host_name,
+)
+from retire_cluster.node.device.metrics import Sampler
+from retire_cluster.node.device.policy import Policy, missing, running_as_root
+from retire_cluster.node.link import credentials, joinline
+from retire_cluster.node.link.credentials import Credentials
+from retire_cluster.node.link.neighbour import NotLetIn, let_in
+from retire_cluster.node.link.report import ending
+from retire_cluster.node.link.sockets import DEFAULT_PORT, Address, Dialer
+from retire_cluster.node.process import proctree
+from retire_cluster.node.process.limits import Bounds
+from retire_cluster.node.running.catalog import Catalog
+from retire_cluster.node.running.describing import OwnTypes, own_types
+from retire_cluster.node.running.installed import Installed, Watcher
+from retire_cluster.node.running.leftovers import Leftovers
+from retire_cluster.node.running.runner import Runner
+from retire_cluster.node.running.spool import Spool
+from retire_cluster.node.running.taskprocess import Plan, TaskProcess, modules
+from retire_cluster.node.running.workplace import Workplace, root_in
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.node.workplace import Workplace, root_in
-from retire_cluster.schemas.messages import first_left_out
+from retire_cluster.node.walls import confine, taskgroups
+from retire_cluster.node.walls.confine import Unconfined
+from retire_cluster.schemas.protocol.messages import first_left_out
 from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
 PROGRAM = "retire-cluster-worker"
@@ -323,8 +332,8 @@ def build(
 
 
 def _test(worker: Worker) -> int:
-    from retire_cluster.node.report import check
-    from retire_cluster.node.tryout import try_all
+    from retire_cluster.node.link.report import check
+    from retire_cluster.node.running.tryout import try_all
 
     sampler = Sampler(worker.settings.data_dir, monotonic)
     tried = try_all(
@@ -345,7 +354,7 @@ def _test(worker: Worker) -> int:
 
 
 def _run(worker: Worker, spool: Spool) -> int:
-    from retire_cluster.node.agent import Agent, Waker
+    from retire_cluster.node.link.agent import Agent, Waker
 
     me, settings = worker.introduction, worker.settings
     for reason in spool.reasons:

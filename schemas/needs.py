@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from retire_cluster.schemas import weburl
-from retire_cluster.schemas.cleantext import clean
+from retire_cluster.schemas.text import weburl
+from retire_cluster.schemas.text.cleantext import clean
 
 SHELL: Final = "a shell"
 PRIVATE: Final = "a private address"

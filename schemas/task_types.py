@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retire_cluster.schemas.messages import TypeInfo
+from retire_cluster.schemas.protocol.messages import TypeInfo
 
 MAX_SLEEP_SECONDS: Final = 86_400
 HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

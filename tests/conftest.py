@@ -1,15 +1,22 @@
-"""Shared by every test: the checkout's place, and `wait_until` in place of sleeping."""
+"""Shared by every test: kits that can be imported, the checkout, and waiting for conditions."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Tests are no packages; what they share is found as `tests.unit.broker.kit` and the like, wherever
+# pytest is started from. The root itself stays off the path: it has an `http` folder.
+_tests = sys.modules.setdefault("tests", ModuleType("tests"))
+_tests.__path__ = [str(Path(__file__).parent)]
 
 # How fast examples are made says something of the machine and nothing of the code.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -37,7 +37,7 @@ PINS, LOCK = ROOT / "requirements.txt", ROOT / "requirements.lock"
 #: What `up` needs; everything else is for work on the code.
 RUN_EXTRAS = ("api", "worker")
 #: What a device may get from a package index, by the hashes that its installer brings along.
-DEVICE_LOCK = ROOT / "cli" / "device.lock"
+DEVICE_LOCK = ROOT / "cli" / "joining" / "device.lock"
 DEVICE = frozenset({"pyzmq", "simpleeval", "urllib3", "tomli", "psutil", "orjson"})
 _HEAD = """\
 # requirements.txt with the SHA-256 of every file that may be installed, by

@@ -7,7 +7,7 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import envelope
+from retire_cluster.api.content import envelope
 
 
 class Resource:

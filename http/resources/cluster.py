@@ -6,10 +6,10 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import envelope
-from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.drain import Drain
+from retire_cluster.api.content import envelope
+from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
+from retire_cluster.api.serving.drain import Drain
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"

@@ -7,8 +7,8 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import validation
-from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.content import validation
+from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.errors import ValidationError
 

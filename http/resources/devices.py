@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import falcon
 
-from retire_cluster.api import validation
-from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.content import validation
+from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 
 PING_SECONDS = 1.5

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import falcon
 
-from retire_cluster.api import envelope, validation
-from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.parking import Parking
+from retire_cluster.api.admission.tickets import NO_KEY, Tickets
+from retire_cluster.api.content import envelope, validation
+from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.parking import Parking
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.tickets import NO_KEY, Tickets
 
 
 class Events(Resource):

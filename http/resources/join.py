@@ -6,13 +6,13 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import validation
-from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.content import validation
+from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import joining
-from retire_cluster.conf.addresses import is_loopback, public_host
+from retire_cluster.conf.machine.addresses import is_loopback, public_host
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas.hosts import read_host
+from retire_cluster.schemas.text.hosts import read_host
 
 _TOLD = ("token_id", "uses", "expires_at")
 

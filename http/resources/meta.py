@@ -7,13 +7,13 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import envelope, pages
-from retire_cluster.api.auth import Access
-from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.negotiation import names
-from retire_cluster.api.peers import prefix_of
+from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.peers import prefix_of
+from retire_cluster.api.content import envelope, pages
+from retire_cluster.api.content.negotiation import names
+from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.schemas.operations import OPERATIONS
+from retire_cluster.schemas.rest.operations import OPERATIONS
 
 API_VERSION = "v1"
 

@@ -15,9 +15,9 @@ from prometheus_client.core import (
     Metric,
 )
 
-from retire_cluster.api.cluster import GuardedCluster
+from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.stats import HttpStats
 from retire_cluster.api.resources.base import Resource
-from retire_cluster.api.stats import HttpStats
 from retire_cluster.schemas.errors import ClusterError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

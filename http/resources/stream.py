@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import falcon
 
-from retire_cluster.api.auth import Access
-from retire_cluster.api.feed import UPGRADE, EventFeed, Filter, Listener, Sink, Upgrade
-from retire_cluster.api.handshake import VERSION, UpgradeRequired, check, is_asked_for
-from retire_cluster.api.peers import Origins
+from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.peers import Origins
+from retire_cluster.api.admission.tickets import Tickets
+from retire_cluster.api.mainnode.feed import UPGRADE, EventFeed, Filter, Listener, Sink, Upgrade
 from retire_cluster.api.resources.base import Resource
-from retire_cluster.api.tickets import Tickets
+from retire_cluster.api.serving.handshake import VERSION, UpgradeRequired, check, is_asked_for
 from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden
 
 _INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same events"

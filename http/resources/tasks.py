@@ -6,20 +6,20 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api import validation
-from retire_cluster.api.auth import Access, network_of
-from retire_cluster.api.cluster import GuardedCluster
-from retire_cluster.api.envelope import spliced
-from retire_cluster.api.parking import Parking, Patience
-from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.strangers import Bounds
-from retire_cluster.api.submission import (
+from retire_cluster.api.admission.auth import Access, network_of
+from retire_cluster.api.admission.strangers import Bounds
+from retire_cluster.api.admission.toll import Toll
+from retire_cluster.api.content import validation
+from retire_cluster.api.content.envelope import spliced
+from retire_cluster.api.content.submission import (
     Submission,
     SubmissionReader,
     fingerprint,
     submit_args,
 )
-from retire_cluster.api.toll import Toll
+from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.parking import Parking, Patience
+from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import failpoints
 
 

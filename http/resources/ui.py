@@ -16,15 +16,15 @@ from typing import Any, Final
 
 import falcon
 
-from retire_cluster.api import validation
-from retire_cluster.api.auth import OTHER_USER, Access, Identity
-from retire_cluster.api.localusers import connection_of
-from retire_cluster.api.negotiation import accepts, has
+from retire_cluster.api.admission.auth import OTHER_USER, Access, Identity
+from retire_cluster.api.admission.localusers import connection_of
+from retire_cluster.api.admission.sessions import Sessions, set_cookie
+from retire_cluster.api.content import validation
+from retire_cluster.api.content.negotiation import accepts, has
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.sessions import Sessions, set_cookie
 from retire_cluster.schemas.errors import NotFound, Unauthorized
-from retire_cluster.schemas.strict import Schema
-from retire_cluster.schemas.validation import validate
+from retire_cluster.schemas.rest.strict import Schema
+from retire_cluster.schemas.rest.validation import validate
 
 PACKAGE: Final = "retire_cluster.api.ui"
 INDEX: Final = "index.html"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from retire_cluster.schemas.truncation import Cut
+from retire_cluster.schemas.text.truncation import Cut
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 #: Bytes a text result may have before it is cut and listed in `truncated`.

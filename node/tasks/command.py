@@ -18,9 +18,9 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from retire_cluster.node import limits as bounds
-from retire_cluster.node import proctree, walls
-from retire_cluster.node.headtail import HeadTail, Kept, cuts, fit, json_size
+from retire_cluster.node.process import limits as bounds
+from retire_cluster.node.process import proctree
+from retire_cluster.node.process.headtail import HeadTail, Kept, cuts, fit, json_size
 from retire_cluster.node.tasks import cwd
 from retire_cluster.node.tasks.base import (
     Answer,
@@ -37,8 +37,9 @@ from retire_cluster.node.tasks.base import (
     no_strangers,
 )
 from retire_cluster.node.tasks.links import leads_elsewhere
+from retire_cluster.node.walls import walls
+from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.wire import MAX_RESULT_BYTES
 
 INFO = BUILTIN["command"]
 MAX_TIMEOUT_SECONDS = 86_400
@@ -219,7 +220,7 @@ def _feed(process: subprocess.Popen[bytes], text: str) -> None:
 def _job_of(process: subprocess.Popen[bytes]) -> Any:
     if sys.platform != "win32":
         return None
-    from retire_cluster.node.winjob import Job
+    from retire_cluster.node.process.winjob import Job
 
     try:
         job = Job()

@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from retire_cluster.node import limits, walls
+from retire_cluster.node.process import limits
 from retire_cluster.node.tasks import words
 from retire_cluster.node.tasks.base import Answer, Context, Hopeless, NotHere, TaskFailed
-from retire_cluster.schemas.cleantext import clean
-from retire_cluster.schemas.jsontext import JSONError, dumps, is_deeper
-from retire_cluster.schemas.messages import TypeInfo
+from retire_cluster.node.walls import walls
+from retire_cluster.schemas.protocol.messages import TypeInfo
+from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.jsontext import JSONError, dumps, is_deeper
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
 
 GROUP = "retire_cluster.task_types"

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
-from retire_cluster.node.proctree import IS_LINUX
+from retire_cluster.node.process.proctree import IS_LINUX
 from retire_cluster.node.tasks.base import Denied, TaskFailed
 
 

@@ -6,8 +6,8 @@ import json
 import math
 from typing import Any
 
-from retire_cluster.schemas.cleantext import clean
-from retire_cluster.schemas.wire import MAX_RESULT_BYTES
+from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
+from retire_cluster.schemas.text.cleantext import clean
 
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000

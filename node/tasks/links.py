@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from retire_cluster.node import walls
+from retire_cluster.node.walls import walls
 
 
 def leads_elsewhere(program: str, search_path: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from retire_cluster.node import proctree
+from retire_cluster.node.process import proctree
 
 COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
 ANY_PORTS = ["--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.kit import Cluster, Process, until
-from tests.integration.test_node_cuts import install
+from tests.integration.node.test_cuts import install
 
 pytestmark = pytest.mark.slow
 

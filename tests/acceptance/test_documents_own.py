@@ -28,7 +28,7 @@ ELSEWHERE = {"cookbook.md": "test_cookbook.py", "tutorial.md": "test_tutorial.py
 BLOCKS = [block for path in DOCUMENTS if path.name not in ELSEWHERE for block in blocks(path)]
 #: How a block that is not run as it stands begins → why.
 NOT_RUN = {
-    "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/test_bootstrap.py",
+    "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/project/test_bootstrap.py",
     " you ──REST──▶ facade": "a picture",
     "retire-cluster-worker --join": "run below with a real line",
     "server {\n    listen 443": "tests/acceptance/test_proxy.py, where nginx is installed",
@@ -40,7 +40,7 @@ NOT_RUN = {
     "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
     '{"id": ': "an event; compared by test_an_event_looks_like_the_one_that_is_shown",
     "GET /api/v1/events ": "requests in words; tests/contract/test_contract_answers.py",
-    "websocat ": "clients of others; tests/integration/test_api_server.py is one",
+    "websocat ": "clients of others; tests/integration/api/test_server.py is one",
     "prometheus --config.file": "of others; tests/contract/test_monitoring.py runs promtool",
     "pip install openapi-python-client": "run by tests/acceptance/test_generated_client.py",
     ".venv/bin/python -m tests.chaos.redteam": "takes minutes; tests/chaos/test_chaos_redteam.py",

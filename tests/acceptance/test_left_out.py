@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.kit import Cluster, until
-from tests.integration.test_node_cuts import install
+from tests.integration.node.test_cuts import install
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.announce import Announcement
+from retire_cluster.cli.up.announce import Announcement
 from retire_cluster.conf.joining import JoinServer, one_line
 from tests.acceptance.documents import blocks, command_environment
 from tests.acceptance.kit import Cluster, Process, until

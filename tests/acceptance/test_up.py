@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from retire_cluster.node import proctree
+from retire_cluster.node.process import proctree
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Chaos tests share a kit of modules; tests are no packages, so it is made importable here."""
+"""Fixtures of the chaos tests."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.chaos.rig import Rig
-    from tests.chaos.zygote import Zygote
+from tests.chaos.rig import Rig
+from tests.chaos.zygote import Zygote
 
-    MakeRig = Callable[..., Rig]
-
-# `from tests.chaos.rig import Rig` works here and in `run.py`, wherever either is started from.
-for _name in ("chaos", "integration", "unit"):
-    _kit = sys.modules.setdefault(f"tests.{_name}", ModuleType(f"tests.{_name}"))
-    _kit.__path__ = [str(Path(__file__).parents[1] / _name)]
+MakeRig = Callable[..., Rig]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,8 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """The process that starts the product's processes."""
-    from tests.chaos.zygote import Zygote
-
     made = Zygote(tmp_path_factory.mktemp("zygote") / "zygote.log")
     yield made
     made.close()
@@ -46,8 +37,6 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 @pytest.fixture
 def make_rig(tmp_path: Path, zygote: Zygote) -> Iterator[MakeRig]:
     """Makes clusters (see `Rig`); nothing runs in them yet."""
-    from tests.chaos.rig import Rig
-
     with ExitStack() as stack:
 
         def make(**options: Any) -> Rig:

@@ -20,8 +20,8 @@ from typing import Any
 
 import zmq
 
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.task_types import BUILTIN
 from tests.chaos.rig import QUICK, Rig
 

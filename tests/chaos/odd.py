@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import proctree, sharedmem
-from retire_cluster.schemas.messages import Key
+from retire_cluster.node.process import proctree, sharedmem
+from retire_cluster.schemas.protocol.messages import Key
 from tests.chaos import odd_plugin
 from tests.integration.node_kit import Bus
 

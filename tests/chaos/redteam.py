@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retire_cluster.node import proctree
+from retire_cluster.node.process import proctree
 from tests.chaos import red
 from tests.chaos.red import Attack, NotHere, Target, Went
 

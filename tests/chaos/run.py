@@ -28,7 +28,7 @@ for _name in ("", ".chaos", ".integration", ".unit"):
 from hypothesis import HealthCheck, settings  # noqa: E402 - with the kit that can now be found
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 
-from retire_cluster.node import folders  # noqa: E402
+from retire_cluster.node.walls import folders  # noqa: E402
 from tests.chaos import fuzz, measure, odd  # noqa: E402
 from tests.chaos.kills import Campaign  # noqa: E402
 from tests.chaos.rig import Rig, eventually, rig  # noqa: E402

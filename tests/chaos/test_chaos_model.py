@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from retire_cluster.broker.store_sqlite import SQLiteStore
+from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.messages import Held, Key
+from retire_cluster.schemas.protocol.messages import Held, Key
 from retire_cluster.schemas.vocabulary import TERMINAL
-from tests.unit.broker_kit import Cluster, Member, settings_with
+from tests.unit.broker.kit import Cluster, Member, settings_with
 
 ENDED = {status.value for status in TERMINAL}
 DEVICES = ("one", "two", "three")

@@ -117,12 +117,12 @@ class Child:
 def _serve() -> None:
     # What a start would import, and with it what the commands import only when they run.
     import retire_cluster.api.cli
-    import retire_cluster.broker.admin_cluster
-    import retire_cluster.broker.admin_devices
-    import retire_cluster.broker.admin_tasks
+    import retire_cluster.broker.admin.cluster
+    import retire_cluster.broker.admin.devices
+    import retire_cluster.broker.admin.tasks
     import retire_cluster.broker.cli
-    import retire_cluster.node.agent
     import retire_cluster.node.cli
+    import retire_cluster.node.link.agent
     from retire_cluster.conf import failpoints
 
     mains = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.schemas.hosts import bracketed
+from retire_cluster.schemas.text.hosts import bracketed
 
 API = "/api/v1"
 MODULE = "retire_cluster.api.cli"

@@ -16,7 +16,7 @@ import time
 
 import zmq
 
-from retire_cluster.conf import openfiles
+from retire_cluster.conf.machine import openfiles
 
 CHUNK = 256 * 1024
 SECONDS = 6.0

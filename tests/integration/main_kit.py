@@ -19,16 +19,16 @@ import pytest
 import zmq
 
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.broker.open_store import open_store
 from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
+from retire_cluster.broker.store.opening import open_store
 from retire_cluster.broker.sweeper import Sweeper
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.messages import Key
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import Key
 from retire_cluster.schemas.task_types import BUILTIN
 
 PATIENCE_SECONDS = 30.0

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import zmq
 
-from retire_cluster.node import proctree
-from retire_cluster.schemas import messages, wire
-from retire_cluster.schemas.messages import AssignItem, FinishedItem, HeartbeatConfig, Key
+from retire_cluster.node.process import proctree
+from retire_cluster.schemas.protocol import messages, wire
+from retire_cluster.schemas.protocol.messages import AssignItem, FinishedItem, HeartbeatConfig, Key
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and /proc")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")

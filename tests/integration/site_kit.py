@@ -8,9 +8,9 @@ import threading
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from retire_cluster.api.admission.keys import Key, KeyRing, key_of
 from retire_cluster.api.app import create_app
-from retire_cluster.api.keys import Key, KeyRing, key_of
-from retire_cluster.api.websocket import StreamServer
+from retire_cluster.api.serving.websocket import StreamServer
 from retire_cluster.broker.client import AdminClient
 from tests.integration.main_kit import PATIENCE_SECONDS, MainNode
 

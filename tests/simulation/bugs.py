@@ -8,33 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import (
-    attempts,
-    given_back,
-    passing_over,
-    placing,
-    restore,
-    retry,
-    server,
-    standing,
-)
-from retire_cluster.broker import events as ev
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.age import Age
-from retire_cluster.broker.backlog import Head, Lanes
-from retire_cluster.broker.device import Device
-from retire_cluster.broker.events import Now
-from retire_cluster.broker.feed import EPOCH_STEP
-from retire_cluster.broker.handing_out import hand_out
-from retire_cluster.broker.matching import TaskClass
-from retire_cluster.broker.overtaking import Share, Waiting
+from retire_cluster.broker import server
+from retire_cluster.broker.core import attempts, restore, retry
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.placement import given_back, passing_over, placing, standing
+from retire_cluster.broker.core.placement.backlog import Head, Lanes
+from retire_cluster.broker.core.placement.matching import TaskClass
+from retire_cluster.broker.core.placement.overtaking import Share, Waiting
+from retire_cluster.broker.core.records.age import Age
+from retire_cluster.broker.core.records.event_log import EPOCH_STEP
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.task import Task
+from retire_cluster.broker.net.handing_out import hand_out
 from retire_cluster.broker.server import Broker
-from retire_cluster.broker.state import ClusterState
-from retire_cluster.broker.task import Task
-from retire_cluster.node import answers
-from retire_cluster.node.frames import RawFrame
-from retire_cluster.node.outbox import Outbox
-from retire_cluster.node.session import Session
+from retire_cluster.node.core.outbox import Outbox
+from retire_cluster.node.core.session import Session
+from retire_cluster.node.process import answers
+from retire_cluster.node.process.frames import RawFrame
 from tests.simulation.main_node import WALL_START_MS
 from tests.simulation.storage import Disk, LazyDisk
 from tests.simulation.world import swapped

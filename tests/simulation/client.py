@@ -10,8 +10,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.jsontext import dumps
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.text.jsontext import dumps
 from tests.simulation.network import Dial, Frames
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from retire_cluster.node import records
-from retire_cluster.node.catalog import Catalog
-from retire_cluster.node.outgoing import encoded
-from retire_cluster.node.policy import Policy
-from retire_cluster.node.records import Introduction, Result
-from retire_cluster.node.runner import Runner
-from retire_cluster.node.session import EXIT_REMOVED, Pace, Session
+from retire_cluster.node.core import records
+from retire_cluster.node.core.records import Introduction, Result
+from retire_cluster.node.core.session import EXIT_REMOVED, Pace, Session
+from retire_cluster.node.device.policy import Policy
+from retire_cluster.node.link.outgoing import encoded
+from retire_cluster.node.running.catalog import Catalog
+from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.tasks.base import Limits
 from retire_cluster.node.tasks.custom import CustomType
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.messages import (
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import (
     Assign,
     Heartbeat,
     Key,

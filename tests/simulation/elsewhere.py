@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from retire_cluster.broker.device import SLOT_UNITS
-from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.core.device import SLOT_UNITS
+from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
 from tests.simulation.facts import Fact, misfits
 

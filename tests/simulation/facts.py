@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.device import Device
-from retire_cluster.broker.rows import OutcomeRow, TaskRow
-from retire_cluster.schemas.jsontext import loads
-from retire_cluster.schemas.messages import Key
+from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
+from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.text.jsontext import loads
 from tests.simulation.engine import Violation
 
 #: The contract's state machine: (before, after); None: does not exist yet.

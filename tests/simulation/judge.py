@@ -12,17 +12,17 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from retire_cluster.broker import events as ev
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.feed import EventLog
-from retire_cluster.broker.rows import AttemptRow, LiveRow, OutcomeRow
-from retire_cluster.broker.state import ClusterState
-from retire_cluster.node.records import Attempt
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.cleantext import clean
-from retire_cluster.schemas.jsontext import JSONError, dumps, loads
-from retire_cluster.schemas.messages import Key
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.records.event_log import EventLog
+from retire_cluster.broker.core.rows import AttemptRow, LiveRow, OutcomeRow
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.node.core.records import Attempt
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
 from tests.simulation.client import Asked, Submission
 from tests.simulation.elsewhere import CAUSES, Elsewhere
 from tests.simulation.engine import Engine, Violation

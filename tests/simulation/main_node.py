@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import zmq
 
-from retire_cluster.broker.events import Now
+from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.sweeps import SWEEPS
 from retire_cluster.broker.server import Broker
-from retire_cluster.broker.store import StoreError
-from retire_cluster.broker.sweeps import SWEEPS
+from retire_cluster.broker.store.base import StoreError
 from retire_cluster.conf.settings import Settings
 from tests.simulation.engine import Violation
 from tests.simulation.network import TO_PEER

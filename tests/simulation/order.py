@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from retire_cluster.broker.device import Device
-from retire_cluster.broker.state import ClusterState
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
 from tests.simulation.facts import Fact, misfits
 

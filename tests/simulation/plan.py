@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retire_cluster.conf.settings import Database, Heartbeat, Retention, Scheduler, Settings
-from retire_cluster.schemas.messages import TypeInfo
+from retire_cluster.schemas.protocol.messages import TypeInfo
 from tests.simulation.client import Submission, payload
 from tests.simulation.device import Profile
 from tests.simulation.network import Weather

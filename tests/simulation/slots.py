@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retire_cluster.node import answers
-from retire_cluster.node.answers import Begun, Done, Progress
-from retire_cluster.node.frames import RawFrame
-from retire_cluster.node.slot import Died, Job, News
-from retire_cluster.schemas.jsontext import dumps, loads
-from retire_cluster.schemas.messages import Key
+from retire_cluster.node.process import answers
+from retire_cluster.node.process.answers import Begun, Done, Progress
+from retire_cluster.node.process.frames import RawFrame
+from retire_cluster.node.running.slot import Died, Job, News
+from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.text.jsontext import dumps, loads
 
 if TYPE_CHECKING:
     from tests.simulation.device import Worker

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from retire_cluster.broker import instructions as ins
-from retire_cluster.broker.rows import AttemptRow, OutcomeRow, Snapshot, TaskRow
-from retire_cluster.broker.store import MemoryStore, Payloads, Store, StoreError, StoreFull
-from retire_cluster.broker.store_sqlite import SQLiteStore
+from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, Snapshot, TaskRow
+from retire_cluster.broker.store.base import MemoryStore, Payloads, Store, StoreError, StoreFull
+from retire_cluster.broker.store.sqlite import SQLiteStore
 
 
 class Crash(BaseException):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.broker import server
-from retire_cluster.broker import state as state_module
-from retire_cluster.broker.events import Now
-from retire_cluster.broker.restore import restore
-from retire_cluster.broker.standing import IN_A_ROW
-from retire_cluster.broker.state import ClusterState
-from retire_cluster.node import runner
-from retire_cluster.schemas import wire
+from retire_cluster.broker.core import state as state_module
+from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.placement.standing import IN_A_ROW
+from retire_cluster.broker.core.restore import restore
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.node.running import runner
+from retire_cluster.schemas.protocol import wire
 from tests.simulation.client import Client
 from tests.simulation.device import Machine
 from tests.simulation.engine import Engine, Story, Violation

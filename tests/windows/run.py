@@ -28,7 +28,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from retire_cluster.cli import wheel
+from retire_cluster.cli.joining import wheel
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,39 +62,38 @@ NOT_NEEDED = {
 #: With `--chosen`: what differs on Windows (processes, files, paths, consoles), in three minutes.
 CHOSEN = (
     "tests/windows",
-    "tests/unit/test_bootstrap.py",
-    "tests/unit/test_broker_store.py",
-    "tests/unit/test_cli_main.py",
-    "tests/unit/test_cli_output.py",
-    "tests/unit/test_cli_service.py",
-    "tests/unit/test_cli_supervisor.py",
-    "tests/unit/test_cli_target.py",
-    "tests/unit/test_cli_verbs.py",
-    "tests/unit/test_curve.py",
-    "tests/unit/test_hosts.py",
-    "tests/unit/test_interpreters.py",
+    "tests/unit/project/test_bootstrap.py",
+    "tests/unit/broker/store/test_store.py",
+    "tests/unit/cli/test_main.py",
+    "tests/unit/cli/test_output.py",
+    "tests/unit/cli/service/test_service.py",
+    "tests/unit/cli/up/test_supervisor.py",
+    "tests/unit/cli/test_target.py",
+    "tests/unit/cli/verbs/test_verbs.py",
+    "tests/unit/conf/test_curve.py",
+    "tests/unit/schemas/text/test_hosts.py",
+    "tests/unit/project/test_interpreters.py",
     "tests/unit/test_layout.py",
-    "tests/unit/test_logs.py",
-    "tests/unit/test_node_answers.py",
-    "tests/unit/test_node_device.py",
-    "tests/unit/test_node_headtail.py",
-    "tests/unit/test_node_http.py",
-    "tests/unit/test_node_results.py",
-    "tests/unit/test_node_runner.py",
-    "tests/unit/test_node_spool.py",
-    "tests/unit/test_settings.py",
-    "tests/unit/test_settings_loading.py",
+    "tests/unit/conf/test_logs.py",
+    "tests/unit/node/process/test_answers.py",
+    "tests/unit/node/device/test_device.py",
+    "tests/unit/node/process/test_headtail.py",
+    "tests/unit/node/tasks/test_http_request.py",
+    "tests/unit/node/tasks/test_results.py",
+    "tests/unit/node/running/test_runner.py",
+    "tests/unit/node/running/test_spool.py",
+    "tests/unit/conf/test_settings.py",
+    "tests/unit/conf/test_loading.py",
 )
-CHOSEN_BUT = ("tests/unit/test_cli_main.py::test_completion_offers_only_flags_that_exist",)
+CHOSEN_BUT = ("tests/unit/cli/test_main.py::test_completion_offers_only_flags_that_exist",)
+_BOOTSTRAP = "tests/unit/project/test_bootstrap.py"
 #: What cannot be there → why.
 LEFT_OUT = {
-    "tests/unit/test_bootstrap.py::test_the_typing_tree_is_made_mended_and_pruned": (
-        "Wine makes no junctions"
-    ),
+    f"{_BOOTSTRAP}::test_the_typing_tree_is_made_mended_and_pruned": ("Wine makes no junctions"),
     "tests/unit/test_layout.py::test_static_tools_see_every_top_package": (
         "an embedded Python does not import from the folder it is started in"
     ),
-    "tests/unit/test_bootstrap.py::test_a_command_that_hangs_is_ended_with_all_it_started": (
+    f"{_BOOTSTRAP}::test_a_command_that_hangs_is_ended_with_all_it_started": (
         "Wine's taskkill has no /T: it ends no descendants"
     ),
 }

@@ -1,9 +1,9 @@
 """Record today's wire as the fixture of this version: `python -m tests.wire.record`.
 
 A real main node and a real worker process talk through a recorder that notes every byte. Run it
-after a change of the wire (`tests/unit/test_wire_shape.py` says when). It refuses a change that a
-peer of the recorded shape could not live with, unless `wire.PROTOCOL` was raised; `--unreleased`
-records all the same: nothing of the old shape has been released.
+after a change of the wire (`tests/unit/schemas/protocol/test_wire_shape.py` says when). It refuses
+a change that a peer of the recorded shape could not live with, unless `wire.PROTOCOL` was raised;
+`--unreleased` records all the same: nothing of the old shape has been released.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.messages import HeartbeatConfig, Held
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import HeartbeatConfig, Held
 from retire_cluster.schemas.task_types import BUILTIN
 
 KEY = (7, 1, 2**53 - 1, 3)

@@ -11,9 +11,9 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
-from retire_cluster.schemas.jsontext import dumps, loads
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.text.jsontext import dumps, loads
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from tests.wire.samples import FROM_BROKER, FROM_DEVICE
 

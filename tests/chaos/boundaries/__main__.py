@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from retire_cluster.node import proctree
+from retire_cluster.node.process import proctree
 from tests.chaos.boundaries import bus, device, web
 from tests.chaos.boundaries.hammer import Boundary, Found, hammer
 from tests.chaos.red.target import Target

@@ -10,8 +10,8 @@ import zmq
 
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
 from tests.chaos import fuzz
 from tests.chaos.boundaries import twist
 from tests.chaos.boundaries.hammer import BATCH, Boundary

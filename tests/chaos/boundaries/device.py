@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import zmq
 
-from retire_cluster.node import frames, spool
-from retire_cluster.node.records import Result
-from retire_cluster.node.spool import Spool
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
+from retire_cluster.node.core.records import Result
+from retire_cluster.node.process import frames
+from retire_cluster.node.running import spool
+from retire_cluster.node.running.spool import Spool
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
 from tests.chaos.boundaries import twist
 from tests.chaos.boundaries.hammer import Boundary
 from tests.integration.main_kit import quiet_environment

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from retire_cluster.conf.processes import started
+from retire_cluster.conf.machine.processes import started
 
 #: After so many cases a well-behaved peer has to be served.
 BATCH: Final = 100

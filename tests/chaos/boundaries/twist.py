@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from retire_cluster.schemas import wire
+from retire_cluster.schemas.protocol import wire
 
 #: Values that do not belong where they are put.
 _ODD: Final[tuple[Any, ...]] = (

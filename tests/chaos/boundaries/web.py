@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
-from retire_cluster.schemas.operations import OPERATIONS, Operation
+from retire_cluster.schemas.rest.operations import OPERATIONS, Operation
 from tests.chaos.boundaries import twist
 from tests.chaos.boundaries.hammer import Boundary
 from tests.chaos.red.target import Target
@@ -200,7 +200,7 @@ class Installer(Boundary):
         (place / "wheels").mkdir()
         code = (
             "import sys, time; from pathlib import Path\n"
-            "from retire_cluster.cli.joinserver import JoinServer\n"
+            "from retire_cluster.cli.joining.joinserver import JoinServer\n"
             "made = JoinServer('127.0.0.1', 0, '127.0.0.1', Path(sys.argv[1]))\n"
             "print(made.port, made.sha256, flush=True)\n"
             "sys.stdin.read()"

@@ -6,7 +6,7 @@ import psutil
 
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.target import API, until
-from tests.integration.test_join_attacks import NOWHERE, Device, Middle, serving, wheel
+from tests.integration.cli.test_join_attacks import NOWHERE, Device, Middle, serving, wheel
 
 
 def _changed_wheel(target: Target) -> str:

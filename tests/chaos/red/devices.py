@@ -11,8 +11,8 @@ from threading import Event, Thread
 
 import zmq
 
-from retire_cluster.schemas import messages as msg
-from retire_cluster.schemas import wire
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.task_types import BUILTIN
 from tests.chaos.red import Attack, Target, Went
 from tests.chaos.red.target import until

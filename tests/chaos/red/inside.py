@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retire_cluster.node import landlock, proctree
+from retire_cluster.node.process import proctree
+from retire_cluster.node.walls import landlock
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.known_tasks import main_node_gone_bad
+from tests.integration.node.test_confine import python_of
+from tests.integration.node.test_outliving import KILL_BOTH, escape
+from tests.integration.node.test_planted import PLANT
 from tests.integration.node_kit import Bus, alive_with, python
-from tests.integration.test_node_confine import python_of
-from tests.integration.test_node_outliving import KILL_BOTH, escape
-from tests.integration.test_node_planted import PLANT
 
 _ROOT = Path(__file__).resolve().parents[3]
 #: Opens what its server and keeper have, and answers in their place.

@@ -10,8 +10,8 @@ import time
 
 from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, Pair
-from retire_cluster.schemas import messages as msg
 from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.protocol import messages as msg
 from tests.chaos.red import Attack, Target, Went
 from tests.chaos.red.target import API, until
 from tests.integration.main_kit import RawDevice

@@ -22,7 +22,7 @@ import psutil
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf import curve, joining
 from retire_cluster.conf.curve import ClientKeys
-from retire_cluster.node import proctree
+from retire_cluster.node.process import proctree
 from retire_cluster.schemas.errors import ClusterError
 from tests.chaos.red.attack import Went
 from tests.integration.main_kit import RawDevice

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node import landlock, taskgroups
+from retire_cluster.node.walls import landlock, taskgroups
 from tests.chaos.red.attack import Attack, NotHere, Went
 from tests.chaos.red.target import Target
 

@@ -13,7 +13,7 @@ import time
 
 import psutil
 
-from retire_cluster.broker import intake
+from retire_cluster.broker.net import intake
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.target import API, COMMAND
 

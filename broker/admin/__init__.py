@@ -1,0 +1,1 @@
+"""The admin socket: the operations of tooling and of REST facades."""

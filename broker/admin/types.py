@@ -1,0 +1,66 @@
+"""`task.types`: what can be submitted, who offers it, and who describes it otherwise."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.core.devices.offers import DEVICES_TOLD, Judged
+from retire_cluster.schemas.rest.validation import json_schema
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
+
+#: Own types in one answer, and bytes of their descriptions.
+_TOLD: Final = 1_000
+_TOLD_BYTES: Final = 1024 * 1024
+
+
+@operation("task.types", {})
+def types(admin: Admin, call: Call) -> Reply:
+    """Every type that can be submitted, and who offers it now; those of most devices first."""
+    state = admin.state
+    online = [device for device in state.devices.values() if device.online]
+    builtin = list(BUILTIN_TASK_TYPES)
+    by_type: dict[str, Any] = {
+        name: {
+            "devices": sum(name in device.types for device in online),
+            **_described(Judged(BUILTIN[name], ())),
+        }
+        for name in builtin
+    }
+    custom: list[str] = []
+    told = 0
+    for name in sorted(state.offers.names, key=lambda name: (-len(state.offers.of(name)), name)):
+        judged = state.offers.judged(name)
+        assert judged is not None
+        described = _described(judged)
+        told += len(dumps(described))
+        if len(custom) >= _TOLD or told > _TOLD_BYTES:
+            break
+        custom.append(name)
+        here = sum(device.online for device in state.offers.of(name))
+        by_type[name] = {"devices": here, **described}
+    custom.sort()
+    return Reply(
+        {
+            "supported_types": [*builtin, *custom],
+            "builtin_types": builtin,
+            "custom_types": custom,
+            "total_count": len(builtin) + len(state.offers.names),
+            "not_shown": len(state.offers.names) - len(custom),
+            "online_devices": len(online),
+            "by_type": by_type,
+        }
+    )
+
+
+def _described(judged: Judged) -> dict[str, Any]:
+    info = judged.info
+    schema = info.payload_schema
+    return {
+        "payload_schema": {"type": "object"} if schema is None else json_schema(schema),
+        "description": info.description,
+        "repeatable": info.repeatable,
+        "described_otherwise_by": list(judged.otherwise[:DEVICES_TOLD]),
+    }

@@ -1,0 +1,447 @@
+"""Attempts of tasks: start, tell how far they are, finish, be lost or given back.
+
+A message about an attempt counts only with the exact key of the task's current attempt, from the
+device that has it (`current`); anything else is stale: counted, acknowledged, without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core import oversize
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.devices import enrolment, telling
+from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.instructions import (
+    Send,
+    StoreAttempts,
+    StoreOutcomes,
+)
+from retire_cluster.broker.core.placement import given_back, passing_over, standing
+from retire_cluster.broker.core.retry import Decision, decide
+from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.task import Task
+from retire_cluster.schemas.protocol.batches import FinishedGroup
+from retire_cluster.schemas.protocol.messages import (
+    Cancel,
+    FinishedAck,
+    FinishedItem,
+    Held,
+    Key,
+    Progress,
+    Reject,
+    Started,
+)
+from retire_cluster.schemas.text.cleantext import plain, plain_lines
+from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, Outcome, TaskStatus
+
+#: The pause after an assignment that could not be sent; it doubles …
+UNSENT_SECONDS = 0.5
+#: … up to this.
+UNSENT_AT_MOST_SECONDS = 30.0
+_FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
+MAX_ERROR_CHARACTERS = 4_096
+#: Devices remembered of a task, at most.
+MAX_TRIED = 8
+#: The outcome word of an attempt whose device was lost.
+LOST = "lost"
+
+
+def current(state: ClusterState, key: Key, device: Device) -> Task | None:
+    """The task whose current attempt, on this device, has this key; None for a stale key."""
+    task = state.tasks.get(key[0])
+    if task is not None and task.device is device and task.attempt == key[1]:
+        dispatch = task.dispatch
+        if dispatch is not None and dispatch.token == key[2] and dispatch.epoch == key[3]:
+            return task
+    state.stats.dropped["stale_attempt"] += 1
+    return None
+
+
+def started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
+    """Attempts began to run."""
+    for key in message.items:
+        task = current(state, key, device)
+        if task is not None and task.status is TaskStatus.ASSIGNED:
+            start(state, task, 0.0, now)
+
+
+def start(state: ClusterState, task: Task, elapsed_seconds: float, now: Now) -> None:
+    """An assigned attempt runs, since `elapsed_seconds` but not since before it was assigned."""
+    start_all(state, ((task, elapsed_seconds),), now)
+
+
+def start_all(state: ClusterState, starting: Sequence[tuple[Task, float]], now: Now) -> None:
+    """As `start`, for attempts on one device and how long each has run."""
+    if not starting:
+        return
+    for task, elapsed in starting:
+        if task.assigned_ms is not None:
+            elapsed = min(elapsed, max(0, now.wall_ms - task.assigned_ms) / 1000)
+        task.started_mono = now.mono - elapsed
+        task.started_ms = now.wall_ms - int(elapsed * 1000)
+        state.running[task.number] = task
+    state.move_all([task for task, _ in starting], "start", now)
+
+
+def progressed(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
+    """Attempts tell how far they are."""
+    for item in message.items:
+        task = current(state, item.key, device)
+        if task is None:
+            continue
+        task.progress = (item.percent, plain(item.message))
+        telling.progress(state, device, task, now)
+
+
+def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
+    """A batch of results: record the current ones, acknowledge all."""
+    device = state.connections.get(event.routing)
+    message = event.message
+    if event.key is not None and enrolment.is_strange(state, event.key, device, event.routing, now):
+        return
+    if device is None or device.session != message.session:
+        state.emit(Send(event.routing, Reject(message.session, "register", "say HELLO again")))
+        return
+    device.last_seen_mono = now.mono
+    outcomes: list[OutcomeRow] = []
+    deviating: list[int] = []
+    results, details = oversize.bounded(event.blobs)
+    start = 0
+    for group in message.groups:
+        end = start + len(group.tasks)
+        part = _Part(group, results[start:end], details[start:end])
+        ended = _succeeded if group.outcome == Outcome.SUCCESS else _settled
+        outcomes += ended(state, device, part, deviating, now)
+        start = end
+    if outcomes:
+        state.emit(StoreOutcomes(outcomes, deviating))
+    state.emit(Send(event.routing, FinishedAck(message.session, message.batch)))
+    state.note_room(device)
+
+
+class _Part(NamedTuple):
+    """Attempts that ended alike, and what each of them told."""
+
+    group: FinishedGroup
+    results: Sequence[bytes]
+    details: Sequence[bytes]
+
+
+def _succeeded(
+    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+) -> list[OutcomeRow]:
+    """Attempts that ended well: the outcomes of those that are current."""
+    group, results, details = part
+    found: dict[int, int] = {}
+    for index, (number, attempt) in enumerate(zip(group.tasks, group.attempts, strict=True)):
+        if number in found:
+            state.stats.dropped["stale_attempt"] += 1  # said twice
+        elif current(state, (number, attempt, group.token, group.epoch), device) is not None:
+            found[number] = index
+    if not found:
+        return []
+    tasks = [state.tasks[number] for number in found]
+    seconds, chosen = group.execution_seconds, list(found.values())
+    fresh = [(state.tasks[n], seconds[i]) for n, i in found.items()]
+    start_all(state, [pair for pair in fresh if pair[0].status is TaskStatus.ASSIGNED], now)
+    device.succeeded += len(tasks)
+    device.given_back = 0
+    if state.tallies or device.notes:
+        standing.succeeded(state, device, tasks, now)
+    changed = [task for task in tasks if task.deviates]
+    if changed:
+        standing.proves(state, device, changed, now)
+        deviating += [task.number for task in changed]
+    return _conclude_all(
+        state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
+        [results[index] for index in chosen], [details[index] for index in chosen],
+    )  # fmt: skip
+
+
+def _settled(
+    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+) -> list[OutcomeRow]:
+    """Attempts that ended otherwise: the outcomes of the tasks that end with them."""
+    rows = []
+    for item, result, detail in zip(part.group.items(), part.results, part.details, strict=True):
+        task = current(state, item.key, device)
+        row = None if task is None else _settle(state, device, task, item, result, detail, now)
+        if task is not None and row is not None:
+            rows.append(row)
+            if task.deviates:
+                deviating.append(task.number)
+    return rows
+
+
+def _settle(
+    state: ClusterState,
+    device: Device,
+    task: Task,
+    item: FinishedItem,
+    result: bytes,
+    details: bytes,
+    now: Now,
+) -> OutcomeRow | None:
+    """What a current result other than success means; the outcome if it ends the task."""
+    elsewhere = item.cause in ELSEWHERE
+    if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
+        # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
+        given_back.in_a_row(state, device, task, now)
+        give_back(state, task, Decision(None), "released", None, "given back by its device", now)
+        return None
+    if task.status is TaskStatus.ASSIGNED and not elsewhere:
+        start(state, task, item.execution_seconds, now)
+    cause = Cause.TIMEOUT if item.outcome == Outcome.TIMEOUT else (item.cause or Cause.ERROR)
+    message = plain_lines((item.error_message or str(cause))[:MAX_ERROR_CHARACTERS])
+    device.failed += 1
+    device.last_error = message[:500]
+    said_before = device.device_id in task.excluded
+    note_tried(task, device)
+    if elsewhere:
+        passing_over.exclude(state, device, task, message)
+        standing.lacks(state, device, task, Cause(cause), message, now)
+    elif cause == Cause.WORKER_LOST:
+        task.killers |= {device.device_id}
+    elif standing.counts(task, cause):
+        standing.failed(state, device, task, now)
+    decision = _decide(state, task, cause, started=True, said_before=said_before)
+    if elsewhere:
+        nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
+        if nobody is not None:
+            decision, message = Decision(TaskStatus.FAILED), nobody[:MAX_ERROR_CHARACTERS]
+    if decision.final is None:
+        give_back(
+            state, task, decision, item.outcome, cause, message, now,
+            seconds=item.execution_seconds, result=result, details=details,
+        )  # fmt: skip
+        return None
+    return conclude(
+        state, task, decision.final, _FINAL_EVENT[decision.final], now,
+        seconds=item.execution_seconds, cause=str(cause),
+        message=_noted(message, decision.note), result=result, details=details,
+    )  # fmt: skip
+
+
+def note_tried(task: Task, device: Device) -> None:
+    """An attempt on a device did not end well: other devices come first from now on."""
+    if len(task.tried) < MAX_TRIED:
+        task.tried |= {device.device_id}
+
+
+def _decide(
+    state: ClusterState, task: Task, cause: str, *, started: bool, said_before: bool = False
+) -> Decision:
+    scheduler = state.settings.scheduler
+    return decide(
+        task,
+        cause,
+        started=started,
+        rng=state.rng,
+        base_seconds=scheduler.retry_base_seconds,
+        cap_seconds=scheduler.retry_cap_seconds,
+        poison_devices=scheduler.poison_devices,
+        said_before=said_before,
+    )
+
+
+def _noted(message: str, note: str) -> str:
+    return f"{note} ({message})" if note else message
+
+
+def conclude(
+    state: ClusterState,
+    task: Task,
+    status: TaskStatus,
+    event: str,
+    now: Now,
+    *,
+    seconds: float | None = None,
+    cause: str | None = None,
+    message: str | None = None,
+    result: bytes = b"",
+    details: bytes = b"",
+) -> OutcomeRow:
+    """End a task; its outcome, for the caller to have stored."""
+    return _conclude_all(
+        state, (task,), status, event, now, (seconds,), (result,), (details,), cause, message
+    )[0]
+
+
+def _conclude_all(
+    state: ClusterState,
+    tasks: Sequence[Task],
+    status: TaskStatus,
+    event: str,
+    now: Now,
+    seconds: Sequence[float | None],
+    results: Sequence[bytes],
+    details: Sequence[bytes],
+    cause: str | None = None,
+    message: str | None = None,
+) -> list[OutcomeRow]:
+    """End tasks of one device (or none) alike."""
+    data: dict[str, Any] = {} if cause is None else {"cause": cause}
+    state.move_all(tasks, event, now, **data)
+    device = tasks[0].device
+    device_id = device.device_id if device is not None else None
+    ended_s = state.age.seconds(now)
+    rows = [
+        OutcomeRow(
+            task.number, status.value, device_id, task.attempt, task.assigned_ms, task.started_ms,
+            now.wall_ms, took, cause, message, task.retry_count, result, detail,
+            ended_s,
+        )
+        for task, took, result, detail in zip(tasks, seconds, results, details, strict=True)
+    ]  # fmt: skip
+    state.leave_device(tasks)
+    state.stats.ended(status, seconds, state.age.ms(now))
+    state.end(tasks)
+    return rows
+
+
+def give_back(
+    state: ClusterState,
+    task: Task,
+    decision: Decision,
+    outcome: str,
+    cause: str | None,
+    message: str | None,
+    now: Now,
+    *,
+    seconds: float | None = None,
+    result: bytes = b"",
+    details: bytes = b"",
+) -> None:
+    """An attempt ended but the task goes on: keep its history, wait, queue again."""
+    device = task.device
+    row = AttemptRow(
+        task.number,
+        task.attempt,
+        device.device_id if device is not None else None,
+        outcome,
+        cause,
+        message,
+        task.assigned_ms,
+        task.started_ms,
+        now.wall_ms,
+        seconds,
+        result,
+        details,
+    )
+    wait_seconds = decision.delay_seconds
+    if decision.costs_retry:
+        task.retries += 1
+        state.stats.retries[str(cause)] += 1
+        state.emit(StoreAttempts((row,)))
+    else:
+        state.returned.add(task.number)
+        counted = given_back.count(
+            task,
+            row.device_id,
+            task.attempt,
+            state.settings.scheduler,
+            elsewhere=cause in ELSEWHERE,
+        )
+        wait_seconds = max(wait_seconds, counted.wait_seconds)
+        replaced = () if counted.replaces is None else ((task.number, counted.replaces),)
+        state.emit(StoreAttempts((given_back.row_of(row, counted),), replaced))
+        if device is not None and device.device_id in given_back.last_choices(task):
+            note_tried(task, device)
+    state.leave_device((task,))
+    task.device = None
+    task.assigned_ms = task.started_ms = task.started_mono = None
+    state.move(task, "wait", now, cause=cause, message=message)
+    if wait_seconds > 0:
+        state.wait_until(task, now.mono + wait_seconds)
+    else:
+        become_due(state, task, now)
+    state.store_deviation(task, now)
+
+
+def not_sent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
+    """An attempt that never left: it costs nothing, blames nobody, and is tried again later."""
+    task = state.tasks.get(event.task)
+    if (
+        task is None
+        or task.status is not TaskStatus.ASSIGNED
+        or task.dispatch is None
+        or task.dispatch.token != event.token
+    ):
+        return
+    device = task.device
+    state.leave_device((task,))
+    task.device = None
+    task.assigned_ms = None
+    pause = min(UNSENT_SECONDS * 2.0 ** min(task.unsent, 10), UNSENT_AT_MOST_SECONDS)
+    task.unsent += 1
+    state.move(task, "wait", now, message=event.reason)
+    state.wait_until(task, now.mono + pause)
+    state.store_deviation(task, now)
+    if device is not None:
+        state.note_room(device)
+
+
+def become_due(state: ClusterState, task: Task, now: Now) -> None:
+    """A pending task's time has come."""
+    task.not_before_mono = 0.0
+    state.move(task, "due", now)
+    state.enqueue(task, now)
+
+
+def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool = False) -> None:
+    """An attempt's device is gone (or does not have it): run the task again, or give it up.
+
+    `free`: it costs nothing and blames nobody (the device was removed or gave it up).
+    """
+    device = task.device
+    began = task.status is TaskStatus.RUNNING
+    if began and device is not None and not free:
+        task.killers |= {device.device_id}
+        note_tried(task, device)
+    decision = Decision(None) if free else _decide(state, task, Cause.WORKER_LOST, started=began)
+    if decision.final is None:
+        give_back(state, task, decision, LOST, Cause.WORKER_LOST.value, reason, now)
+    else:
+        row = conclude(
+            state, task, decision.final, _FINAL_EVENT[decision.final], now,
+            cause=Cause.WORKER_LOST.value, message=_noted(reason, decision.note),
+        )  # fmt: skip
+        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device is not None:
+        state.note_room(device)
+
+
+def confirm(state: ClusterState, held: Held, task: Task, now: Now) -> None:
+    """Note what a device says of an attempt that it has."""
+    task.confirmed_mono = now.mono
+    if held.started and task.status is TaskStatus.ASSIGNED:
+        start(state, task, held.elapsed_seconds, now)
+
+
+def time_out(state: ClusterState, task: Task, now: Now) -> None:
+    """A running attempt is past its limit and its device did not end it: the broker does."""
+    device, key = task.device, task.key
+    assert device is not None
+    seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)
+    message = f"exceeded its limit of {task.spec.timeout_seconds} s"
+    note_tried(task, device)
+    standing.failed(state, device, task, now)
+    decision = _decide(state, task, Cause.TIMEOUT, started=True)
+    if decision.final is None:
+        give_back(
+            state, task, decision, Outcome.TIMEOUT, Cause.TIMEOUT.value, message, now,
+            seconds=seconds,
+        )  # fmt: skip
+    else:
+        row = conclude(
+            state, task, decision.final, _FINAL_EVENT[decision.final], now,
+            seconds=seconds, cause=Cause.TIMEOUT.value, message=message,
+        )  # fmt: skip
+        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    if device.online:
+        state.emit(Send(device.routing, Cancel(device.session, (key,), "timeout")))
+    state.note_room(device)

@@ -1,0 +1,278 @@
+"""A registered device as the broker sees it: who it is, whether it lives, how much room it has."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+from retire_cluster.broker.core.placement import notes
+from retire_cluster.broker.core.placement.notes import Kind, Note, Record
+from retire_cluster.broker.core.rows import DeviceRow
+from retire_cluster.broker.core.task import Task
+from retire_cluster.schemas.protocol.messages import Heartbeat, HeartbeatConfig, Hello, TypeInfo
+from retire_cluster.schemas.text.cleantext import plain, plain_lines
+from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus
+
+#: Attributes that the store keeps beside tags and types.
+_KEPT = (
+    "capabilities",
+    "drained",
+    "gone_s",
+    "hostname",
+    "instance",
+    "ip_address",
+    "last_error",
+    "last_heartbeat_ms",
+    "metrics",
+    "platform",
+    "role",
+    "slots",
+    "total_heartbeats",
+    "version",
+)
+#: A slot is this many units; an instant attempt takes one, any other a whole slot.
+SLOT_UNITS = INSTANT_PER_SLOT
+METRICS_KEPT = 60
+#: What a device may tell of its condition (docs/protocol.md); anything else is left out.
+METRICS = (
+    "cpu_percent",
+    "memory_percent",
+    "disk_percent",
+    "load_average",
+    "temperature_c",
+    "battery_percent",
+    "power_plugged",
+)
+
+
+class Device:
+    """One device, online or not. Its attempts are the truth of what it may be running."""
+
+    __slots__ = (
+        "accepting",
+        "attempts",
+        "capabilities",
+        "config",
+        "device_id",
+        "dirty",
+        "drained",
+        "dropped",
+        "failed",
+        "given_back",
+        "gone_s",
+        "hostname",
+        "instance",
+        "ip_address",
+        "last_error",
+        "last_heartbeat_ms",
+        "last_seen_mono",
+        "left_out",
+        "metrics",
+        "metrics_history",
+        "not_accepting_reason",
+        "noted_mono",
+        "notes",
+        "online",
+        "platform",
+        "records",
+        "refused",
+        "registered_ms",
+        "role",
+        "routing",
+        "rtt_ms",
+        "session",
+        "session_base_seconds",
+        "session_mono",
+        "slots",
+        "succeeded",
+        "tags",
+        "told_left",
+        "told_mono",
+        "total_heartbeats",
+        "types",
+        "used_units",
+        "version",
+        "walls",
+    )
+
+    def __init__(self, device_id: str, registered_ms: int, config: HeartbeatConfig) -> None:
+        self.device_id = device_id
+        self.registered_ms = registered_ms
+        #: The liveness settings it has acknowledged; its deadlines follow these.
+        self.config = config
+        self.role = ""
+        self.platform = ""
+        self.hostname = ""
+        self.version = ""
+        self.tags: frozenset[str] = frozenset()
+        self.slots = 1
+        self.capabilities: dict[str, Any] = {}
+        self.types: dict[str, TypeInfo] = {}
+        #: Own types that it has and does not offer, each with the reason.
+        self.left_out: tuple[str, ...] = ()
+        #: What it keeps tasks from, and by what, as it says.
+        self.walls: tuple[str, ...] = ()
+        #: Where its connection comes from, as the transport says.
+        self.ip_address = ""
+        self.instance = ""
+        self.session = ""
+        #: The connection it speaks from; empty while offline after a restart.
+        self.routing = b""
+        self.online = False
+        #: When it went away, on the cluster's age in seconds; None while it is here.
+        self.gone_s: int | None = None
+        #: Whether the device itself takes work (it may be draining).
+        self.accepting = True
+        self.not_accepting_reason = ""
+        #: Whether an administrator drained it.
+        self.drained = False
+        self.last_seen_mono = 0.0
+        self.last_heartbeat_ms: int | None = None
+        self.session_mono = 0.0
+        #: The node's age in seconds when it said HELLO.
+        self.session_base_seconds = 0.0
+        self.total_heartbeats = 0
+        self.rtt_ms: float | None = None
+        self.metrics: dict[str, Any] = {}
+        self.metrics_history: deque[dict[str, Any]] = deque(maxlen=METRICS_KEPT)
+        self.last_error = ""
+        self.succeeded = 0
+        self.failed = 0
+        #: Messages of it that were dropped because it says too much, by verb.
+        self.dropped: Counter[str] = Counter()
+        #: How many events it may still bring about at once (telling.py), and when that was so.
+        self.told_left, self.told_mono = float("inf"), 0.0
+        #: Attempts in a row that it gave back while it takes work.
+        self.given_back = 0
+        self.used_units = 0
+        #: Tasks placed here that have not ended, by number.
+        self.attempts: dict[int, Task] = {}
+        #: What it is passed over for, or lately was.
+        self.notes: dict[Kind, Note] = {}
+        #: When they were last stored because of a new one.
+        self.noted_mono = float("-inf")
+        #: Kinds of task that it failed and did not do well since.
+        self.records: dict[Kind, Record] = {}
+        #: Tasks that it said it cannot run (`Task.excluded`); some may have ended.
+        self.refused: set[int] = set()
+        #: Changed since it was last stored.
+        self.dirty = False
+
+    @property
+    def status(self) -> DeviceStatus:
+        """Online or offline."""
+        return DeviceStatus.ONLINE if self.online else DeviceStatus.OFFLINE
+
+    @property
+    def ready(self) -> bool:
+        """Whether work may be sent to it now."""
+        return self.online and self.accepting and not self.drained
+
+    @property
+    def free_units(self) -> int:
+        """Room for work, in slot units."""
+        return self.slots * SLOT_UNITS - self.used_units
+
+    @property
+    def load(self) -> float:
+        """Used share of its slots, 0 to 1."""
+        return self.used_units / (self.slots * SLOT_UNITS)
+
+    def units_of(self, task_type: str) -> int:
+        """The room an attempt of this type takes here."""
+        info = self.types.get(task_type)
+        return 1 if info is not None and info.instant else SLOT_UNITS
+
+    def uptime_seconds(self, now_mono: float) -> float:
+        """How long its node has been up; 0 while offline."""
+        if not self.online:
+            return 0.0
+        return self.session_base_seconds + max(0.0, now_mono - self.session_mono)
+
+    def hold(self, tasks: Sequence[Task]) -> None:
+        """Place attempts."""
+        for task in tasks:
+            self.attempts[task.number] = task
+            self.used_units += self.units_of(task.spec.task_type)
+
+    def release(self, tasks: Sequence[Task]) -> None:
+        """Attempts left (ended, lost or taken back)."""
+        for task in tasks:
+            if self.attempts.pop(task.number, None) is not None:
+                self.used_units -= self.units_of(task.spec.task_type)
+
+    def register(self, hello: Hello, routing: bytes, now_mono: float) -> None:
+        """Take over what a HELLO says."""
+        self.routing, self.instance, self.session = routing, hello.instance, hello.session
+        self.role, self.platform, self.hostname = hello.role, hello.platform, hello.hostname
+        self.version, self.tags, self.slots = hello.version, frozenset(hello.tags), hello.slots
+        self.capabilities = dict(hello.capabilities)
+        self.types = {info.name: info for info in hello.task_types}
+        self.accepting, self.not_accepting_reason = hello.accepting, ""
+        self.session_mono, self.session_base_seconds = now_mono, hello.uptime_seconds
+        self.last_seen_mono = now_mono
+        self.online = True
+        self.gone_s = None
+        self.dirty = True
+        # The types may have changed what an attempt weighs.
+        self.used_units = sum(self.units_of(t.spec.task_type) for t in self.attempts.values())
+
+    def beat(self, heartbeat: Heartbeat, now_mono: float, wall_ms: int) -> None:
+        """Take over what a heartbeat says."""
+        self.last_seen_mono, self.last_heartbeat_ms = now_mono, wall_ms
+        self.total_heartbeats += 1
+        self.accepting = heartbeat.accepting
+        self.not_accepting_reason = plain(heartbeat.not_accepting_reason)
+        self.rtt_ms = heartbeat.rtt_ms if heartbeat.rtt_ms is not None else self.rtt_ms
+        self.last_error = plain_lines(heartbeat.last_error) or self.last_error
+        metrics = {
+            name: heartbeat.metrics[name]
+            for name in METRICS
+            if isinstance(heartbeat.metrics.get(name), (int, float))
+        }
+        if metrics:
+            self.metrics = metrics
+            self.metrics_history.append({"at_ms": wall_ms, **metrics})
+        self.dirty = True
+
+    def row(self, removed_ms: int | None = None) -> DeviceRow:
+        """What the store keeps of it."""
+        self.dirty = False
+        document = {name: getattr(self, name) for name in _KEPT}
+        config = self.config
+        document["config"] = [config.version, config.interval, config.timeout, config.max_missed]
+        document["tags"] = sorted(self.tags)
+        document["types"] = [dict(vars(info)) for info in self.types.values()]
+        if self.notes:
+            document["notes"] = notes.rows(self.notes)
+        return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
+
+    @classmethod
+    def restored(
+        cls, row: DeviceRow, config: HeartbeatConfig, now_mono: float, age_s: int = 0
+    ) -> Device:
+        """From the store: offline, its lease counted from now.
+
+        `config`: the settings in force; the device may still go by those it acknowledged last, and
+        the longer lease of the two is safe. `age_s`: the cluster's age.
+        """
+        device = cls(row.device_id, row.registered_ms, config)
+        document = loads(row.document)
+        if "config" in document:
+            known = HeartbeatConfig(*document["config"])
+            if known.timeout > config.timeout:
+                device.config = known
+        for name in _KEPT:
+            if name in document:
+                setattr(device, name, document[name])
+        device.tags = frozenset(document["tags"])
+        device.types = {info["name"]: TypeInfo(**info) for info in document["types"]}
+        device.notes = notes.restored(document.get("notes"), age_s, now_mono)
+        device.last_seen_mono = now_mono
+        return device
+
+    def silent_for(self, now_mono: float) -> float:
+        """Seconds since it was last heard."""
+        return now_mono - self.last_seen_mono

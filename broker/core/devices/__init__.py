@@ -1,0 +1,1 @@
+"""Devices of the cluster: who they are, how they join, what they offer, how they leave."""

@@ -1,0 +1,489 @@
+"""Devices come, beat, change, drain, go and are removed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from retire_cluster.broker.core import attempts
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.devices import enrolment, telling, versions
+from retire_cluster.broker.core.devices.offers import bounded, is_safe
+from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.instructions import (
+    Answer,
+    ForgetDevices,
+    Send,
+    StoreConfig,
+    StoreDevices,
+)
+from retire_cluster.broker.core.placement import passing_over
+from retire_cluster.broker.core.records.timestamps import stamp
+from retire_cluster.broker.core.state import Challenge, ClusterState, Ping
+from retire_cluster.schemas.errors import ValidationError
+from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol.wire import PROTOCOL
+from retire_cluster.schemas.rest.payload import check_depth
+from retire_cluster.schemas.text.cleantext import plain, plain_lines, plain_value
+from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.vocabulary import (
+    BUILTIN_TASK_TYPES,
+    DEVICE_ID_PATTERN,
+    RESERVED_DEVICE_IDS,
+    TAG_PATTERN,
+    TASK_TYPE_PATTERN,
+    Platform,
+    Role,
+)
+
+#: How long a device that seems to live elsewhere may take to answer for itself.
+CHALLENGE_SECONDS = 1.0
+MAX_CAPABILITIES_DEPTH = 8
+MAX_CAPABILITIES_BYTES = 64 * 1024
+_NONCE_BITS = 48
+#: Why a device takes no work when it was an administrator's wish.
+DRAINED = "drained by the administrator"
+
+
+def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
+    """A device's message: HELLO registers, all else counts only within a session."""
+    message, routing = event.message, event.routing
+    if isinstance(message, msg.Enrol):
+        enrolment.enrol(state, event, message, now)
+        return
+    if isinstance(message, msg.Hello):
+        _hello(state, event, message, now)
+        return
+    device = state.connections.get(routing)
+    if event.key is not None and enrolment.is_strange(state, event.key, device, routing, now):
+        return
+    if device is None or device.session != message.session:
+        state.stats.dropped["unknown_session"] += 1
+        state.emit(Send(routing, msg.Reject(message.session, "register", "say HELLO again")))
+        return
+    device.last_seen_mono = now.mono
+    if isinstance(message, msg.Heartbeat):
+        _beat(state, device, message, now)
+    elif isinstance(message, msg.Started):
+        attempts.started(state, device, message, now)
+    elif isinstance(message, msg.Progress):
+        attempts.progressed(state, device, message, now)
+    elif isinstance(message, msg.ConfigAck):
+        _knows_config(state, device, message.version)
+    elif isinstance(message, msg.Pong):
+        _pong(state, device, message, now)
+    elif isinstance(message, msg.Drain):
+        device.accepting, device.not_accepting_reason = False, plain(message.reason) or "draining"
+        _changed(state, device, now)
+    else:
+        _goodbye(state, device, message, now)
+
+
+# --- HELLO ---------------------------------------------------------------------------------------
+
+
+def _fault(hello: msg.Hello) -> str:
+    """What is wrong with a HELLO beyond its form; empty when nothing is."""
+    if not re.fullmatch(DEVICE_ID_PATTERN, hello.device_id):
+        return f"device_id: {hello.device_id[:100]!r} is not letters, digits or _.:- (up to 100)"
+    if hello.device_id in RESERVED_DEVICE_IDS:
+        return f"device_id: {hello.device_id!r} is a name of the REST API's own; choose another"
+    if hello.platform not in Platform._value2member_map_:
+        return f"platform: {hello.platform!r} is none of linux, windows, android, darwin"
+    if hello.role not in Role._value2member_map_:
+        return f"role: {hello.role!r} is none of worker, compute, storage, mobile"
+    for tag in hello.tags:
+        if not re.fullmatch(TAG_PATTERN, tag):
+            return f"tags: {tag[:64]!r} is not letters, digits or _.:=- (up to 64)"
+    try:
+        check_depth(hello.capabilities, MAX_CAPABILITIES_DEPTH, where="capabilities")
+    except ValidationError as error:
+        return str(error)
+    if len(dumps(hello.capabilities)) > MAX_CAPABILITIES_BYTES:
+        return f"capabilities: more than {MAX_CAPABILITIES_BYTES} bytes of JSON"
+    return ""
+
+
+def _plain(hello: msg.Hello) -> msg.Hello:
+    """The HELLO without anything in its texts that steers who shows them."""
+    return replace(
+        hello,
+        version=plain(hello.version),
+        hostname=plain(hello.hostname),
+        capabilities=plain_value(hello.capabilities),
+        left_out=tuple(map(plain, hello.left_out)),
+        task_types=tuple(
+            replace(
+                info,
+                name=plain(info.name),
+                description=plain_lines(info.description),
+                distribution=plain(info.distribution),
+                distribution_version=plain(info.distribution_version),
+            )
+            for info in hello.task_types
+        ),
+    )
+
+
+def _type_fault(info: msg.TypeInfo) -> str:
+    """Why a type that a device offers is left out; empty when it is not."""
+    if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
+        return f"task type {info.name[:100]!r} is left out: its name is not a-z 0-9 _ . - (to 100)"
+    if info.payload_schema is not None and not is_safe(info.payload_schema):
+        return (
+            f"task type {info.name} is left out: its payload_schema uses rules that are not"
+            " allowed (docs/protocol.md)"
+        )
+    if info.instant and info.name not in BUILTIN_TASK_TYPES:
+        return f"task type {info.name} is left out: only built-in types are instant"
+    return ""
+
+
+def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now) -> None:
+    routing = event.routing
+
+    def refuse(code: str, text: str, retry_after_seconds: float | None = None) -> None:
+        state.stats.dropped[f"rejected_{code}"] += 1
+        state.emit(Send(routing, msg.Reject(hello.session, code, text, retry_after_seconds)))
+
+    if hello.protocol != PROTOCOL:
+        state.stats.dropped["rejected_protocol"] += 1
+        state.emit(Send(routing, versions.refusal(vars(hello))))
+        return
+    if fault := _fault(hello):
+        refuse("bad_hello", fault)
+        return
+    if event.key is not None and state.access.device_of(event.key) != hello.device_id:
+        # Who proves one device's key and says it is another is no mistake of ours to repeat.
+        enrolment.note_stranger(state, event.key, hello.device_id, now)
+        refuse("wrong_key", f"the key of this connection is not the one of {hello.device_id}")
+        return
+    if hello.device_id in state.tombstones:
+        refuse(
+            "removed",
+            f"{hello.device_id} was removed from this cluster; on the main node: "
+            f"retire-cluster devices readmit {hello.device_id}",
+        )
+        return
+    hello = _plain(hello)
+    device = state.devices.get(hello.device_id)
+    if device is not None and device.online:
+        lively = device.silent_for(now.mono) < device.config.interval * device.config.max_missed
+        if device.instance != hello.instance and lively and device.routing != routing:
+            _challenge(state, device, hello, event, now)
+            return
+    elif state.online_count >= state.settings.server.max_connections:
+        refuse(
+            "max_connections",
+            f"{state.online_count} devices are online, as many as server.max_connections allows",
+            10.0,
+        )
+        return
+    register(state, hello, routing, event.address, now)
+
+
+def _challenge(
+    state: ClusterState, device: Device, hello: msg.Hello, event: ev.FromDevice, now: Now
+) -> None:
+    deadline_mono = now.mono + CHALLENGE_SECONDS
+    waiting = state.challenges.get(device.device_id)
+    if waiting is not None and waiting.hello.instance == hello.instance:
+        # A newcomer that repeats itself must not put off its own turn.
+        deadline_mono = waiting.deadline_mono
+    nonce = state.rng.getrandbits(_NONCE_BITS)
+    state.challenges[device.device_id] = Challenge(
+        hello, event.routing, event.address, nonce, deadline_mono
+    )
+    state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
+
+
+def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now) -> None:
+    """Welcome a device; what it holds and what we think it holds are settled."""
+    kept, beyond = bounded(hello.task_types)
+    faults = {info.name: fault for info in kept if (fault := _type_fault(info))}
+    reasons = [*faults.values(), *beyond]
+    if hello.trial:
+        left_out, config = msg.first_left_out(reasons), state.heartbeat_config()
+        state.emit(Send(routing, msg.Welcome(hello.session, state.epoch, (), (), config, left_out)))
+        return
+    device = state.devices.get(hello.device_id)
+    if device is None:
+        device = Device(hello.device_id, now.wall_ms, state.heartbeat_config())
+        state.devices[hello.device_id] = device
+    was_online = device.online
+    previous = state.connections.get(routing)
+    if previous is not None and previous is not device:
+        take_offline(state, previous, now)  # the connection changed its device id
+        previous.routing, previous.session = b"", ""
+    state.connections.pop(device.routing, None)
+    # Who waited to take over from the one before does not take over from this one.
+    state.challenges.pop(device.device_id, None)
+    if not was_online:
+        state.online_count += 1
+    if reasons:
+        # One type costs itself, never its device.
+        kept = tuple(info for info in kept if info.name not in faults)
+        hello = replace(hello, task_types=kept)
+    if hello.instance != device.instance:
+        passing_over.forget(state, device, now)
+    elif device.notes or device.records or device.refused:
+        known = device.types
+        changed = {info.name for info in hello.task_types if known.get(info.name) != info}
+        if changed:
+            passing_over.forget_types(state, device, changed, now)
+    device.register(hello, routing, now.mono)
+    its_own = [reason[:500] for reason in hello.left_out]
+    device.left_out = msg.first_left_out([*reasons, *its_own])
+    device.walls = tuple(plain(wall)[:100] for wall in hello.walls)
+    if any("programs" in info.allows for info in hello.task_types):
+        state.restricting.add(device.device_id)
+    else:
+        state.restricting.discard(device.device_id)
+    device.ip_address = address
+    state.connections[routing] = device
+    state.offers.put(device)
+    keep, abandon = _settle(state, device, hello, now)
+    config = state.heartbeat_config()
+    if not keep or config.timeout >= device.config.timeout:
+        # WELCOME carries the settings in force; they hold from now on. But while it is on its way
+        # the device relies on a longer lease for what it has: that one holds until it beats.
+        device.config = config
+    for cls in state.classes.values():
+        cls.judge(device)
+    state.emit(
+        Send(
+            routing,
+            msg.Welcome(
+                hello.session,
+                state.epoch,
+                keep,
+                abandon,
+                state.heartbeat_config(),
+                msg.first_left_out(reasons),
+            ),
+        )
+    )
+    if device.drained:
+        state.emit(Send(routing, msg.Drain(hello.session, DRAINED)))
+    state.emit(StoreDevices((device.row(),)))
+    kind = "device.changed" if was_online else "device.online"
+    state.log.add(kind, now.wall_ms, device_id=device.device_id)
+    state.note_room(device)
+
+
+def _settle(
+    state: ClusterState, device: Device, hello: msg.Hello, now: Now
+) -> tuple[tuple[msg.Key, ...], tuple[msg.Key, ...]]:
+    held = {entry.key: entry for entry in hello.held}
+    unsent = set(hello.unsent)
+    keep: list[msg.Key] = []
+    for task in list(device.attempts.values()):
+        key = task.key
+        if key in held:
+            attempts.confirm(state, held[key], task, now)
+            keep.append(key)
+        elif key in unsent:
+            task.confirmed_mono = now.mono
+            keep.append(key)
+        else:
+            attempts.lose(state, task, "its device started anew without it", now)
+    kept = set(keep)
+    abandon = tuple(key for key in (*held, *unsent) if key not in kept)
+    return tuple(keep), abandon
+
+
+# --- within a session ----------------------------------------------------------------------------
+
+
+def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: Now) -> None:
+    accepted = device.accepting
+    device.beat(heartbeat, now.mono, now.wall_ms)
+    ack = msg.HeartbeatAck(device.session, heartbeat.beat, state.config_version)
+    state.emit(Send(device.routing, ack))
+    if not device.online:
+        come_back(state, device, now)
+    if heartbeat.held is not None:
+        _reconcile(state, device, heartbeat.held, now)
+    _knows_config(state, device, heartbeat.config_version)
+    if heartbeat.config_version != state.config_version:
+        state.emit(Send(device.routing, msg.Config(device.session, state.heartbeat_config())))
+    if heartbeat.not_accepting_reason == DRAINED and not device.drained:
+        # The RESUME never reached it.
+        state.emit(Send(device.routing, msg.Resume(device.session)))
+    if device.accepting != accepted:
+        _changed(state, device, now)
+
+
+def _knows_config(state: ClusterState, device: Device, version: int) -> None:
+    """The device goes by this version of the settings: its deadlines follow, if it is the newest.
+
+    Stored at once: a restarted broker must not give its work away before the device lets go.
+    """
+    if version == state.config_version != device.config.version:
+        device.config = state.heartbeat_config()
+        state.emit(StoreDevices((device.row(),)))
+
+
+def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now) -> None:
+    """Compare what the device has with what we gave it, after lost messages or a lost lease."""
+    strange = []
+    for entry in held:
+        task = state.tasks.get(entry.key[0])
+        if (
+            task is not None
+            and task.device is device
+            and task.dispatch is not None
+            and task.key == entry.key
+        ):
+            attempts.confirm(state, entry, task, now)
+        else:
+            strange.append(entry.key)
+    if strange:
+        state.emit(Send(device.routing, msg.Abandon(device.session, tuple(strange))))
+    patience = device.config.timeout
+    for task in list(device.attempts.values()):
+        if now.mono - task.confirmed_mono > patience:
+            attempts.lose(state, task, "its device does not have it", now)
+
+
+def come_back(state: ClusterState, device: Device, now: Now) -> None:
+    """A device that was silent is heard again in the same session."""
+    device.online = True
+    device.gone_s = None
+    if device.device_id not in state.offers.devices:
+        state.offers.put(device)
+    state.online_count += 1
+    for cls in state.classes.values():
+        cls.judge(device)
+    state.log.add("device.online", now.wall_ms, device_id=device.device_id)
+    state.note_room(device)
+
+
+def take_offline(state: ClusterState, device: Device, now: Now) -> None:
+    """A device is silent or gone; its attempts stay its own until the lease is over."""
+    if not device.online:
+        return
+    device.online = False
+    device.gone_s = state.age.seconds(now)
+    device.dirty = True
+    state.online_count -= 1
+    state.free.pop(device.device_id, None)
+    for cls in state.classes.values():
+        cls.forget(device)
+    state.log.add("device.offline", now.wall_ms, device_id=device.device_id)
+
+
+def _changed(state: ClusterState, device: Device, now: Now) -> None:
+    state.note_room(device)
+    telling.changed(state, device, now)
+
+
+def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> None:
+    challenge = state.challenges.get(device.device_id)
+    if challenge is not None and challenge.nonce == message.nonce:
+        del state.challenges[device.device_id]
+        text = f"another worker with the id {device.device_id} is connected and alive"
+        reject = msg.Reject(challenge.hello.session, "duplicate", text, 10.0)
+        state.emit(Send(challenge.routing, reject))
+        return
+    ping = state.pings.get(message.nonce)
+    if ping is not None and ping.device_id == device.device_id:
+        del state.pings[message.nonce]
+        elapsed = 1000 * (now.mono - ping.sent_mono)
+        state.emit(Answer(ping.ticket, ping_view(ping, elapsed, elapsed)))
+
+
+def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now) -> None:
+    take_offline(state, device, now)
+    reason = plain(message.reason) or "its device said goodbye"
+    for task in list(device.attempts.values()):
+        attempts.lose(state, task, reason, now, free=True)
+    state.connections.pop(device.routing, None)
+    device.routing, device.session = b"", ""
+    state.emit(StoreDevices((device.row(),)))
+
+
+# --- asked by an administrator -------------------------------------------------------------------
+
+
+def ping(state: ClusterState, event: ev.PingAsked, now: Now) -> None:
+    """A round trip to a device; one that is offline fails at once."""
+    device = state.devices[event.device_id]
+    record = Ping(
+        event.ticket, event.device_id, now.mono, now.wall_ms, now.mono + event.timeout_seconds
+    )
+    if not device.online:
+        state.emit(Answer(event.ticket, ping_view(record, None, 0.0)))
+        return
+    nonce = state.rng.getrandbits(_NONCE_BITS)
+    state.pings[nonce] = record
+    state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
+
+
+def ping_view(record: Ping, response_ms: float | None, duration_ms: float) -> dict[str, object]:
+    """The REST answer to a ping; `response_ms` None: the device did not answer."""
+    return {
+        "device_id": record.device_id,
+        "ping_successful": response_ms is not None,
+        "response_time_ms": None if response_ms is None else round(response_ms, 3),
+        "ping_timestamp": stamp(record.sent_ms),
+        "duration_ms": round(duration_ms, 3),
+    }
+
+
+def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
+    """Take a device out of the cluster; its work goes back to the queue free of charge."""
+    device = state.devices[event.device_id]
+    if device.online:
+        text = f"{device.device_id} was removed from this cluster"
+        state.emit(Send(device.routing, msg.Reject(device.session, "removed", text)))
+    take_offline(state, device, now)
+    for task in list(device.attempts.values()):
+        attempts.lose(state, task, "its device was removed", now, free=True)
+    state.connections.pop(device.routing, None)
+    state.challenges.pop(device.device_id, None)
+    passing_over.leave(state, device, now)
+    state.offers.drop(event.device_id)
+    del state.devices[event.device_id]
+    state.restricting.discard(event.device_id)
+    state.tombstones[event.device_id] = now.wall_ms
+    state.emit(StoreDevices((device.row(removed_ms=now.wall_ms),)))
+    state.log.add("device.removed", now.wall_ms, device_id=event.device_id)
+
+
+def readmit(state: ClusterState, event: ev.DeviceReadmitted, now: Now) -> None:
+    """Lift a tombstone: the device may register again, as a new one."""
+    del state.tombstones[event.device_id]
+    state.emit(ForgetDevices((event.device_id,)))
+    state.log.add("device.readmitted", now.wall_ms, device_id=event.device_id)
+
+
+def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
+    """Let a device finish what it has and give it nothing new, or end that."""
+    device = state.devices[event.device_id]
+    device.drained = event.drained
+    if device.online:
+        message: msg.Drain | msg.Resume = msg.Resume(device.session)
+        if event.drained:
+            message = msg.Drain(device.session, DRAINED)
+        else:
+            device.accepting, device.not_accepting_reason = True, ""
+        state.emit(Send(device.routing, message))
+    state.emit(StoreDevices((device.row(),)))
+    _changed(state, device, now)
+
+
+def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
+    """Apply settings that were validated as a whole; devices are told their part."""
+    state.settings = state.settings.with_sections(event.sections)
+    retention = state.settings.retention
+    state.log.resize(retention.event_rows, retention.audit_rows)
+    state.config_version += 1
+    state.emit(StoreConfig(event.persisted, state.config_version))
+    config = state.heartbeat_config()
+    for device in state.devices.values():
+        if device.online:
+            state.emit(Send(device.routing, msg.Config(device.session, config)))
+    fields = list(event.updated_fields)
+    state.log.add("config.changed", now.wall_ms, data={"updated_fields": fields})

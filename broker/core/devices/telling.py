@@ -1,0 +1,110 @@
+"""Events that devices bring about as often as they like: told at a pace, the newest always.
+
+Progress and changes of a device's mind are states, not steps: of many in a moment the last one is
+enough. A device brings about so many events at once and so many a second (`_AT_ONCE`, `_A_SECOND`),
+what is more waits for the sweep, by which time only the newest is told. Results are not counted
+here: each belongs to an attempt that was given out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.events import Flooded, Now
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.task import Task
+from retire_cluster.conf import curve
+
+log = logging.getLogger("broker")
+
+_AT_ONCE: Final = 100.0
+_A_SECOND: Final = 20.0
+#: Characters of a progress message in an event; its task's status has all of them.
+MAX_MESSAGE: Final = 200
+
+
+def progress(state: ClusterState, device: Device, task: Task, now: Now) -> None:
+    """A task's progress changed."""
+    if _may_tell(device, now):
+        _tell_progress(state, task, now)
+        state.untold.pop(task.number, None)
+    else:
+        state.untold[task.number] = None
+
+
+def changed(state: ClusterState, device: Device, now: Now) -> None:
+    """Whether a device takes work changed."""
+    if _may_tell(device, now):
+        _tell_change(state, device, now)
+        state.untold_devices.pop(device.device_id, None)
+    else:
+        state.untold_devices[device.device_id] = None
+
+
+def rest(state: ClusterState, now: Now) -> None:
+    """Tell what had to wait, as far as it may be told by now."""
+    for number in list(state.untold):
+        task = state.tasks.get(number)
+        device = None if task is None else task.device
+        if task is None or device is None or task.progress is None:
+            del state.untold[number]
+        elif _may_tell(device, now):
+            del state.untold[number]
+            _tell_progress(state, task, now)
+    for device_id in list(state.untold_devices):
+        device = state.devices.get(device_id)
+        if device is None:
+            del state.untold_devices[device_id]
+        elif _may_tell(device, now):
+            del state.untold_devices[device_id]
+            _tell_change(state, device, now)
+
+
+def flooded(state: ClusterState, event: Flooded, now: Now) -> None:
+    """A connection says more than it may: count it, and tell of it once a minute."""
+    who = event.who
+    if isinstance(who, str):
+        device = state.devices.get(state.access.device_of(who) or "")
+        source = curve.fingerprint(who)
+    else:
+        device, source = state.connections.get(who), who.hex()
+    if device is not None:
+        device.dropped.update(event.dropped)
+    times = state.denials.times("device.flooding", source, now.mono, sum(event.dropped.values()))
+    if not times:
+        return
+    name = None if device is None else device.device_id
+    kinds = sorted(event.dropped)
+    data = {"times": times, "kinds": kinds}
+    state.log.add("device.flooding", now.wall_ms, device_id=name, data=data)
+    log.warning(
+        "%s says more than it may: %d messages were dropped (%s)",
+        name or f"a connection ({source})", times, ", ".join(kinds),
+    )  # fmt: skip
+
+
+def _may_tell(device: Device, now: Now) -> bool:
+    waited = max(0.0, now.mono - device.told_mono)
+    device.told_left = min(_AT_ONCE, device.told_left + _A_SECOND * waited)
+    device.told_mono = now.mono
+    if device.told_left < 1.0:
+        return False
+    device.told_left -= 1.0
+    return True
+
+
+def _tell_progress(state: ClusterState, task: Task, now: Now) -> None:
+    assert task.progress is not None
+    assert task.device is not None
+    percent, message = task.progress
+    data = {"percent": percent, "message": message[:MAX_MESSAGE], "attempt": task.attempt}
+    state.log.add(
+        "task.progress", now.wall_ms, task.number, task.created_ms, task.device.device_id, data
+    )
+
+
+def _tell_change(state: ClusterState, device: Device, now: Now) -> None:
+    data = {"accepting": device.ready, "reason": device.not_accepting_reason}
+    state.log.add("device.changed", now.wall_ms, device_id=device.device_id, data=data)

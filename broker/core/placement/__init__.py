@@ -1,0 +1,1 @@
+"""Which queued task goes to which device, and which devices are passed over for it."""

@@ -1,0 +1,234 @@
+"""Requirements against devices: who is eligible, and why the others are not.
+
+Every task belongs to a *requirement class* (its type, its requirements, and where devices differ in
+it, what its payload needs). Eligibility is judged once per class and device, not per task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.placement.backlog import Lanes
+from retire_cluster.broker.core.placement.notes import Kind, Note
+from retire_cluster.schemas import needs
+from retire_cluster.schemas.text.jsontext import JSONError, loads
+
+NO_GB = 0.0
+
+
+class Requirements(NamedTuple):
+    """What a device must be or have (the REST document's `requirements`, without the limits)."""
+
+    min_cpu_cores: int = 0
+    min_memory_gb: float = NO_GB
+    min_storage_gb: float = NO_GB
+    required_platform: str = ""
+    required_role: str = ""
+    required_tags: frozenset[str] = frozenset()
+    gpu_required: bool = False
+    internet_required: bool = False
+    #: What the payload needs (`schemas.needs`); empty also where devices are not told apart by it.
+    needs: str = ""
+
+    @classmethod
+    def of(cls, document: bytes) -> Requirements:
+        """From a task's stored document.
+
+        One that was damaged on disk asks for nothing: its checksum keeps the task from being run.
+        """
+        try:
+            found = loads(document)
+            return cls.read(found.get("requirements") or {}, found.get("needs") or "")
+        except JSONError:
+            return cls()
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], needed: str = "") -> Requirements:
+        """From a validated `requirements` object, and the word for what the payload needs."""
+        return cls(
+            min_cpu_cores=given.get("min_cpu_cores") or 0,
+            min_memory_gb=float(given.get("min_memory_gb") or NO_GB),
+            min_storage_gb=float(given.get("min_storage_gb") or NO_GB),
+            required_platform=given.get("required_platform") or "",
+            required_role=given.get("required_role") or "",
+            required_tags=frozenset(given.get("required_tags") or ()),
+            gpu_required=bool(given.get("gpu_required")),
+            internet_required=bool(given.get("internet_required")),
+            needs=needed,
+        )
+
+
+class ClassKey(NamedTuple):
+    """What makes two tasks wait for the same devices."""
+
+    task_type: str
+    requirements: Requirements
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of task by which a device may be passed over for it."""
+        need = self.requirements.needs
+        whole = Kind(self.task_type, "")
+        return (Kind(self.task_type, need), whole) if need else (whole,)
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float:
+    """A capability as a number; a fact left out or odd counts as nothing."""
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return 0.0
+    return float(value)
+
+
+def unfit(key: ClassKey, device: Device) -> list[str]:
+    """Why this device, as it describes itself, can never run tasks of this class."""
+    need, facts = key.requirements, device.capabilities
+    reasons = []
+    info = device.types.get(key.task_type)
+    if info is None:
+        # What is off until a device's owner allows it: others are not installed there.
+        cure = " (its owner allows it with --allow command)" if key.task_type == "command" else ""
+        reasons.append(f"does not run {key.task_type}{cure}")
+    elif need.needs and info.allows:
+        refusal = needs.refusal(need.needs, info.allows)
+        if refusal is not None:
+            reasons.append(refusal)
+    if need.required_platform and need.required_platform != device.platform:
+        reasons.append(f"platform is not {need.required_platform}")
+    if need.required_role and need.required_role != device.role:
+        reasons.append(f"role is not {need.required_role}")
+    reasons.extend(f"missing tag {tag}" for tag in sorted(need.required_tags - device.tags))
+    if _number(facts, "cpu_count") < need.min_cpu_cores:
+        reasons.append(f"fewer than {need.min_cpu_cores} CPU cores")
+    if _number(facts, "memory_total_gb") < need.min_memory_gb:
+        reasons.append(f"less than {need.min_memory_gb:g} GB memory")
+    if _number(facts, "storage_total_gb") < need.min_storage_gb:
+        reasons.append(f"less than {need.min_storage_gb:g} GB storage")
+    if need.gpu_required and facts.get("has_gpu") is not True:
+        reasons.append("no GPU")
+    if need.internet_required and facts.get("has_internet") is not True:
+        reasons.append("no internet access")
+    return reasons
+
+
+def why_not(key: ClassKey, device: Device) -> list[str]:
+    """Why this device gets no tasks of this class; empty when it may."""
+    reasons = unfit(key, device)
+    if device.notes:
+        reasons += [note.message for note in notes_on(key, device)]
+    return reasons
+
+
+def notes_on(key: ClassKey, device: Device) -> list[Note]:
+    """For what this device is passed over for a class just now (passing_over.py)."""
+    found = (device.notes.get(kind) for kind in key.kinds)
+    return [note for note in found if note is not None and note.active]
+
+
+class TaskClass:
+    """One requirement class: its backlog and the reachable devices that may run it."""
+
+    __slots__ = ("_cursor", "blocked", "coming", "eligible", "key", "lanes", "ring")
+
+    def __init__(self, key: ClassKey) -> None:
+        self.key = key
+        self.lanes = Lanes()
+        #: Eligible devices that are online.
+        self.eligible: dict[str, Device] = {}
+        #: The same as a list, walked round so that work spreads; rebuilt when `eligible` changes.
+        self.ring: list[Device] = []
+        self._cursor = 0
+        #: No eligible device had room when last looked; set free by a device that gets room.
+        self.blocked = False
+        #: Devices that may come to run it, and when that was looked up (passing_over.py).
+        self.coming: tuple[frozenset[str], float, int] = (frozenset(), float("-inf"), 0)
+
+    def judge(self, device: Device) -> None:
+        """Note whether a reachable device is eligible."""
+        if why_not(self.key, device):
+            self.forget(device)
+        elif device.device_id not in self.eligible:
+            self.eligible[device.device_id] = device
+            self.ring.append(device)
+            self.blocked = False
+
+    def forget(self, device: Device) -> None:
+        """Note that a device is gone or no longer eligible."""
+        if self.eligible.pop(device.device_id, None) is not None:
+            self.ring = list(self.eligible.values())
+
+    def pick(
+        self, free: Mapping[str, Device], sample: int = 8, avoid: Collection[str] = ()
+    ) -> Device | None:
+        """An eligible device with room for one task, the least loaded of a few; None without one.
+
+        Looks through the shorter of the free devices and the eligible ones, never at `avoid`.
+        """
+        best: Device | None = None
+        seen = 0
+        task_type = self.key.task_type
+        for device in self._candidates(free):
+            if device.free_units < device.units_of(task_type) or not device.ready:
+                continue
+            if avoid and device.device_id in avoid:
+                continue
+            if best is None or device.load < best.load:
+                best = device
+            seen += 1
+            if seen >= sample:
+                break
+        return best
+
+    def nearly(self, free: Mapping[str, Device]) -> Device | None:
+        """The free device that lacks least to take one whole-slot task; None if none is eligible.
+
+        Small work of other classes would fill its last slot again and again.
+        """
+        ready = [device for device in self._candidates(free) if device.ready]
+        return max(ready, key=lambda device: device.free_units, default=None)
+
+    def _candidates(self, free: Mapping[str, Device]) -> Iterable[Device]:
+        if len(free) < len(self.ring):
+            eligible = self.eligible
+            for device_id, device in free.items():
+                if device_id in eligible:
+                    yield device
+            return
+        ring, count = self.ring, len(self.ring)
+        start = self._cursor % count if count else 0
+        self._cursor = start + 1
+        for offset in range(count):
+            device = ring[(start + offset) % count]
+            if device.device_id in free:
+                yield device
+
+
+class Classes(dict[ClassKey, TaskClass]):
+    """Requirement classes by their keys, and by the kinds of task they are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[Kind, list[TaskClass]] = {}
+
+    def add(self, key: ClassKey) -> TaskClass:
+        """A new class."""
+        cls = self[key] = TaskClass(key)
+        for kind in key.kinds:
+            self._of.setdefault(kind, []).append(cls)
+        return cls
+
+    def of(self, kind: Kind) -> Sequence[TaskClass]:
+        """The classes whose devices a note on a kind is about."""
+        return self._of.get(kind, ())
+
+    def drop_idle(self) -> None:
+        """Forget the classes that nothing waits in."""
+        busy = [cls for cls in self.values() if cls.lanes.size]
+        self.clear()
+        self._of.clear()
+        for cls in busy:
+            self[cls.key] = cls
+            for kind in cls.key.kinds:
+                self._of.setdefault(kind, []).append(cls)

@@ -1,0 +1,1 @@
+"""What is remembered beside live tasks and devices: the ledger, the event log, figures."""

@@ -1,0 +1,65 @@
+"""What happens after an attempt that did not succeed: a pure decision.
+
+Source of the rules: guarantees in the contract (causes kept apart, full jitter, poison guard).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from retire_cluster.broker.core.task import Task
+from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, TaskStatus
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Either wait and run again, or end in a status."""
+
+    #: The final status, or None to run again.
+    final: TaskStatus | None
+    #: Seconds to wait before running again.
+    delay_seconds: float = 0.0
+    #: Whether this run used up a retry.
+    costs_retry: bool = False
+    #: Added to the error message when it ends here.
+    note: str = ""
+
+
+def backoff_seconds(retries: int, rng: random.Random, base: float, cap: float) -> float:
+    """Full jitter: uniform between 0 and min(cap, base · 2ⁿ) before retry number n (from 0)."""
+    return rng.uniform(0.0, min(cap, base * 2.0 ** min(retries, 32)))
+
+
+def decide(
+    task: Task,
+    cause: str,
+    *,
+    started: bool,
+    rng: random.Random,
+    base_seconds: float,
+    cap_seconds: float,
+    poison_devices: int,
+    said_before: bool = False,
+) -> Decision:
+    """What to do with a task whose attempt ended with `cause`.
+
+    `started` tells whether the lost attempt had begun to run; one that had not is put back free of
+    charge. `poison_devices` different devices lost on it end it. The caller has already noted the
+    device in `task.killers`. `said_before`: this device had said already that it cannot run the
+    task, so that saying it again is not free: no task goes round for ever.
+    """
+    final = TaskStatus.TIMEOUT if cause == Cause.TIMEOUT else TaskStatus.FAILED
+    if cause == Cause.DETERMINISTIC:
+        return Decision(final)
+    if cause in ELSEWHERE and not said_before:
+        return Decision(None)
+    if cause == Cause.WORKER_LOST:
+        if len(task.killers) >= poison_devices:
+            return Decision(final, note=f"POISON: {len(task.killers)} devices were lost running it")
+        if not started:
+            return Decision(None)
+    if task.retries >= task.spec.max_retries:
+        return Decision(final)
+    delay = backoff_seconds(task.retries, rng, base_seconds, cap_seconds)
+    return Decision(None, delay_seconds=delay, costs_retry=True)

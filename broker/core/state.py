@@ -1,0 +1,504 @@
+"""The cluster: every task that has not ended, every device, and the one way to change them.
+
+Rules that hold here and are checked by `check_invariants`:
+
+- `ClusterState.handle(event, now)` is the only mutator. It returns instructions; it does no I/O,
+  reads no clock, draws randomness only from the generator it was given.
+- Store instructions of a turn are committed before any other instruction of it is performed.
+- A task changes its status only through `TRANSITIONS`. One that has ended leaves memory; it comes
+  back only by `RetryAsked`.
+- A message about an attempt counts only with the attempt's exact key, from the device that has it.
+
+The rules for what is asked of tasks, for attempts, devices, placement and sweeps live in `asked`,
+`attempts`, `membership`, `placing` and `sweeps`; all work on this state through the verbs at its
+end.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.devices.access import Access
+from retire_cluster.broker.core.devices.offers import Offers
+from retire_cluster.broker.core.instructions import Instruction, StoreLive, WaitOver
+from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
+from retire_cluster.broker.core.placement.notes import Kind, Noted, Tally
+from retire_cluster.broker.core.placement.overtaking import Share
+from retire_cluster.broker.core.records import audited
+from retire_cluster.broker.core.records.age import MARK_SECONDS, Age
+from retire_cluster.broker.core.records.audit import Denials
+from retire_cluster.broker.core.records.event_log import EventLog
+from retire_cluster.broker.core.records.ledger import Ledger
+from retire_cluster.broker.core.records.stats import Stats
+from retire_cluster.broker.core.rows import LiveRow, Mark, SubmissionRow
+from retire_cluster.broker.core.task import IllegalTransition, Task, TaskSpec, after
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas import needs
+from retire_cluster.schemas.ids import TaskIds
+from retire_cluster.schemas.protocol.messages import HeartbeatConfig, Hello
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+
+#: Payloads up to this size stay in memory while their task lives …
+INLINE_PAYLOAD_BYTES = 4_096
+#: … until all of them together reach this.
+INLINE_BUDGET_BYTES = 256 * 1024 * 1024
+_WORD = {status: status.value for status in TaskStatus}
+_EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
+#: Idle requirement classes kept for reuse.
+CLASSES_KEPT = 2_000
+#: Needs by which queues are told apart (passing_over.py), at most.
+MAX_APART = 256
+#: Devices that said a task cannot run there, as far as the store keeps them.
+DEVICES_KEPT = 64
+
+
+@dataclass(eq=False)
+class Wait:
+    """A parked `task.wait`; itself and no other, however alike."""
+
+    asked: ev.WaitAsked
+    unfinished: set[int]
+    deadline_mono: float
+
+
+@dataclass
+class Ping:
+    """A parked `device.ping`."""
+
+    ticket: ev.Ticket
+    device_id: str
+    sent_mono: float
+    sent_ms: int
+    deadline_mono: float
+
+
+@dataclass
+class Challenge:
+    """A HELLO for a device id that seems to be alive elsewhere: the old one was asked."""
+
+    hello: Hello
+    routing: bytes
+    address: str
+    nonce: int
+    deadline_mono: float
+
+
+class ClusterState:
+    """See the module's text. Attributes are for reading; change only through `handle`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        epoch: int,
+        salt: int,
+        rng: random.Random,
+        age: Age,
+        config_version: int = 1,
+    ) -> None:
+        self.settings = settings
+        self.config_version = config_version
+        self.epoch = epoch
+        self.ids = TaskIds(salt)
+        self.rng = rng
+        #: The clock by which things get old.
+        self.age = age
+        self.next_task = 1
+        self.next_dispatch = 1
+        self.tasks: dict[int, Task] = {}
+        self.devices: dict[str, Device] = {}
+        self.access = Access()
+        #: Removed device ids and when (epoch ms).
+        self.tombstones: dict[str, int] = {}
+        #: Connection → the device that is registered on it.
+        self.connections: dict[bytes, Device] = {}
+        self.classes = Classes()
+        #: Classes with queued tasks.
+        self.waiting: dict[ClassKey, TaskClass] = {}
+        #: How near the next placement is that may go before better-ranked work.
+        self.share = Share(rng)
+        #: Kinds of task whose queue is told apart, because devices differ in them.
+        self.apart: set[Kind] = set()
+        #: Devices that told which programs their owner allows.
+        self.restricting: set[str] = set()
+        #: What devices are passed over for, or lately were.
+        self.noted = Noted()
+        #: Where the sweep of stranded tasks goes on.
+        self.stranded_turn = 0
+        #: Kinds of task that failed somewhere: what the cluster has done of them since.
+        self.tallies: dict[Kind, Tally] = {}
+        #: Devices that may be given work now.
+        self.free: dict[str, Device] = {}
+        #: `(not_before_mono, task)` of pending tasks; entries may be stale.
+        self.pending: list[tuple[float, int]] = []
+        self.running: dict[int, Task] = {}
+        #: Tasks that a device gave back (given_back.py).
+        self.returned: set[int] = set()
+        self.submissions: dict[tuple[str, str], SubmissionRow] = {}
+        #: Dispatch batches whose attempts have all ended, to be forgotten by the next sweep.
+        self.ended_dispatches: list[int] = []
+        self.pings: dict[int, Ping] = {}
+        self.challenges: dict[str, Challenge] = {}
+        self.waits: dict[int, list[Wait]] = {}
+        self.all_waits: dict[Wait, None] = {}
+        #: `(deadline_mono, serial, wait)` of them, the next first; entries may be stale.
+        self._waits_due: list[tuple[float, int, Wait]] = []
+        self._waits_parked = 0
+        self.online_count = 0
+        self.inline_bytes = 0
+        self.ledger = Ledger()
+        self.log = EventLog(epoch, settings.retention.event_rows, settings.retention.audit_rows)
+        self.denials = Denials()
+        #: Tasks whose newest progress is not told yet, and devices whose newest change is not.
+        self.untold: dict[int, None] = {}
+        self.untold_devices: dict[str, None] = {}
+        self.stats = Stats()
+        #: When the sweep of device liveness last ran.
+        self.last_sweep_mono: float | None = None
+        #: The last retention left some for the next sweep.
+        self.more_is_old = False
+        #: Own types that devices offer: they may be submitted while these are away.
+        self.offers = Offers()
+        self._requirements: dict[bytes, Requirements] = {}
+        self._out: list[Instruction] = []
+
+    def handle(self, event: ev.Event, now: ev.Now) -> list[Instruction]:
+        """Apply one event; the instructions it leads to, in order.
+
+        Raises `IllegalTransition` for an event that a task's state does not allow.
+        """
+        try:
+            _handlers()[type(event)](self, event, now)
+            if self.log.acts.new:
+                self._out += audited.writes(self.log)
+            return self._out
+        finally:
+            self._out = []
+
+    def next_deadline(self) -> float | None:
+        """The monotonic time of the next thing that should not wait for a sweep, or None."""
+        times = [ping.deadline_mono for ping in self.pings.values()]
+        times += [challenge.deadline_mono for challenge in self.challenges.values()]
+        due = self._waits_due
+        while due and due[0][2] not in self.all_waits:
+            heapq.heappop(due)
+        if due:
+            times.append(due[0][0])
+        if self.pending:
+            times.append(self.pending[0][0])
+        return min(times, default=None)
+
+    # --- what the rules are made of --------------------------------------------------------------
+
+    def emit(self, instruction: Instruction) -> None:
+        """Add to the instructions of the event being handled."""
+        self._out.append(instruction)
+
+    def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
+        """What a restart needs to go on from here, when it was last noted so long ago."""
+        return self.age.mark(now, self.log.last, after_seconds)
+
+    def heartbeat_config(self) -> HeartbeatConfig:
+        """The liveness settings now in force."""
+        heartbeat = self.settings.heartbeat
+        return HeartbeatConfig(
+            self.config_version, heartbeat.interval, heartbeat.timeout, heartbeat.max_missed
+        )
+
+    def move(self, task: Task, event: str, now: ev.Now, **data: Any) -> TaskStatus:
+        """Let the table change a task's status; the ledger and the event log follow.
+
+        Raises `IllegalTransition` and changes nothing.
+        """
+        return self.move_all((task,), event, now, **data)
+
+    def move_all(self, tasks: Sequence[Task], event: str, now: ev.Now, **data: Any) -> TaskStatus:
+        """As `move`, for different tasks in one state, all on one device or all on none."""
+        before, device = tasks[0].status, tasks[0].device
+        status = after(before, event)
+        for task in tasks:
+            if task.status is not before:
+                raise IllegalTransition(task.status, event)
+        for task in tasks:
+            task.status = status
+        if before is TaskStatus.RUNNING:
+            for task in tasks:
+                self.running.pop(task.number, None)
+        numbers = [task.number for task in tasks]
+        device_id = device.device_id if device is not None else None
+        ended_s = self.age.seconds(now) if status in TERMINAL else 0
+        self.ledger.move_all(numbers, status, device_id, ended_s)
+        data["from"] = _WORD[before]
+        attempts = [task.attempt for task in tasks]
+        told: dict[str, Any] | list[dict[str, Any]]
+        if attempts.count(attempts[0]) == len(attempts):
+            told = {**data, "attempt": attempts[0]}
+        else:
+            told = [{**data, "attempt": attempt} for attempt in attempts]
+        created = [task.created_ms for task in tasks]
+        self.log.add_burst(_EVENT_TYPE[status], now.wall_ms, numbers, created, device_id, told)
+        return status
+
+    def enqueue(self, task: Task, now: ev.Now) -> None:
+        """Put a task that just became queued into its class's backlog."""
+        task.queued_mono = now.mono
+        self.enqueue_all((task,), self.class_of(task.spec))
+
+    def enqueue_all(self, tasks: Sequence[Task], cls: TaskClass) -> None:
+        """Put tasks of one class and priority, queued since just now, into its backlog."""
+        for task in tasks:
+            task.backlog = cls
+        cls.lanes.push(tasks)
+        self.waiting[cls.key] = cls
+
+    def requirements_of(self, spec: TaskSpec) -> Requirements:
+        """What tasks of this form ask of a device."""
+        need = self._requirements.get(spec.document)
+        if need is None:
+            need = Requirements.of(spec.document)
+            if len(self._requirements) > CLASSES_KEPT:
+                self._requirements.clear()
+            self._requirements[spec.document] = need
+        return need
+
+    def kind_of(self, spec: TaskSpec) -> Kind:
+        """The kind of task by which devices are passed over, or do well."""
+        return Kind(spec.task_type, self.requirements_of(spec).needs)
+
+    def tell_apart(self, kind: Kind) -> bool:
+        """Whether tasks of this need have a class of their own; from now on, if there is room."""
+        if kind.needs in needs.ALWAYS_APART or kind in self.apart:
+            return True
+        if len(self.apart) >= MAX_APART:
+            self.apart = {
+                kind
+                for kind in self.apart
+                if kind in self.noted.kinds or any(cls.lanes.size for cls in self.classes.of(kind))
+            }
+        if len(self.apart) >= MAX_APART:
+            return False
+        self.apart.add(kind)
+        return True
+
+    def class_of(self, spec: TaskSpec) -> TaskClass:
+        """The requirement class of a task, made when it is the first of its kind."""
+        need = self.requirements_of(spec)
+        if need.needs:
+            kind = Kind(spec.task_type, need.needs)
+            # A class for each program there is would make placing slow: only where it matters.
+            apart = kind in self.apart or kind.needs in needs.ALWAYS_APART
+            if not apart and not (self.restricting and self.tell_apart(kind)):
+                need = need._replace(needs="")
+        key = ClassKey(spec.task_type, need)
+        cls = self.classes.get(key)
+        if cls is None:
+            if len(self.classes) > CLASSES_KEPT:
+                self.classes.drop_idle()
+            cls = self.classes.add(key)
+            for device in self.devices.values():
+                if device.online:
+                    cls.judge(device)
+        return cls
+
+    def note_room(self, device: Device) -> None:
+        """A device may have got room (or lost it): keep `free` and the blocked classes right."""
+        if device.ready and device.free_units > 0:
+            self.free[device.device_id] = device
+            for cls in self.waiting.values():
+                if cls.blocked and device.device_id in cls.eligible:
+                    cls.blocked = False
+        else:
+            self.free.pop(device.device_id, None)
+
+    def leave_device(self, tasks: Sequence[Task]) -> None:
+        """Take the current attempts of tasks off their device, all the same one if any."""
+        device = tasks[0].device
+        if device is not None:
+            device.release(tasks)
+        for task in tasks:
+            dispatch = task.dispatch
+            if dispatch is not None:
+                dispatch.open -= 1
+                if dispatch.open == 0:
+                    self.ended_dispatches.append(dispatch.number)
+                task.dispatch = None
+            task.progress = None
+
+    def end(self, tasks: Sequence[Task]) -> None:
+        """Forget tasks that have just ended; who waits for them is told."""
+        for task in tasks:
+            number = task.number
+            del self.tasks[number]
+            if task.given_back:
+                self.returned.discard(number)
+            if task.payload is not None:
+                self.inline_bytes -= len(task.payload)
+            if number not in self.waits:
+                continue
+            for wait in self.waits.pop(number):
+                wait.unfinished.discard(number)
+                if not wait.unfinished:
+                    del self.all_waits[wait]
+                    self.emit(WaitOver.of(wait.asked))
+
+    def park(self, wait: Wait) -> None:
+        """Have a client wait for tasks, all of which are there."""
+        self.all_waits[wait] = None
+        for number in wait.unfinished:
+            self.waits.setdefault(number, []).append(wait)
+        # Most end long before their deadline; their entries must not pile up until then.
+        if len(self._waits_due) > 2 * len(self.all_waits) + 100:
+            self._waits_due = [entry for entry in self._waits_due if entry[2] in self.all_waits]
+            heapq.heapify(self._waits_due)
+        self._waits_parked += 1
+        heapq.heappush(self._waits_due, (wait.deadline_mono, self._waits_parked, wait))
+
+    def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
+        """The payloads that may stay in memory, None in place of the others."""
+        total = sum(map(len, payloads))
+        if (
+            max(map(len, payloads), default=0) <= INLINE_PAYLOAD_BYTES
+            and self.inline_bytes + total <= INLINE_BUDGET_BYTES
+        ):
+            self.inline_bytes += total
+            return payloads
+        return [self.keep_payload(payload) for payload in payloads]
+
+    def keep_payload(self, payload: bytes) -> bytes | None:
+        """The payload if it may stay in memory, else None."""
+        if (
+            len(payload) > INLINE_PAYLOAD_BYTES
+            or self.inline_bytes + len(payload) > INLINE_BUDGET_BYTES
+        ):
+            return None
+        self.inline_bytes += len(payload)
+        return payload
+
+    def wait_until(self, task: Task, not_before_mono: float) -> None:
+        """Note when a pending task is due."""
+        task.not_before_mono = not_before_mono
+        heapq.heappush(self.pending, (not_before_mono, task.number))
+
+    def store_deviation(self, task: Task, now: ev.Now) -> None:
+        """Have the store keep what differs from a fresh task."""
+        task.deviates = True
+        wait = max(0.0, task.not_before_mono - now.mono)
+        due = task.status is TaskStatus.PENDING and wait > 0
+        row = LiveRow(
+            task.number,
+            task.attempt,
+            task.retries,
+            task.stored_retries,
+            now.wall_ms + int(wait * 1000) if due else 0,
+            # What is left out after a restart is only asked once more.
+            tuple(sorted(task.excluded.items())[:DEVICES_KEPT]),
+            tuple(sorted(task.killers)),
+            tuple(sorted(task.tried)),
+            tuple((name, *times) for name, times in sorted(task.given_back.items())),
+        )
+        self.emit(StoreLive((row,)))
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` naming the first rule that does not hold."""
+        # Messages are made only when they are needed: tests call this after every event.
+        queued = 0
+        for number, task in self.tasks.items():
+            status = task.status
+            assert task.number == number, f"{_name(task)} is filed under {number}"
+            assert status not in TERMINAL, f"{_name(task)} has ended and is still in memory"
+            assert self.ledger.status(number) is status, f"{_name(task)} differs in the ledger"
+            running = status is TaskStatus.RUNNING
+            held = running or status is TaskStatus.ASSIGNED
+            assert held == (task.dispatch is not None), f"{_name(task)} and its lease disagree"
+            if held:
+                device = task.device
+                assert device is not None, f"{_name(task)} has no device"
+                assert device.attempts.get(number) is task, f"{_name(task)} is not on its device"
+                assert self.devices.get(device.device_id) is device, (
+                    f"{_name(task)} is on a stranger"
+                )
+            assert running == (number in self.running), f"{_name(task)} and `running` disagree"
+            assert bool(task.given_back) == (number in self.returned), f"{_name(task)} came back"
+            queued += status is TaskStatus.QUEUED
+        sizes = 0
+        for cls in self.classes.values():
+            size = cls.lanes.size
+            sizes += size
+            assert not size or cls.key in self.waiting, f"{cls.key} is not looked at"
+        assert sizes == queued, f"{queued} tasks are queued, the backlogs count {sizes}"
+        online = 0
+        for device in self.devices.values():
+            self._check_device(device)
+            online += device.online
+        for name in self.offers.devices:
+            assert name in self.devices, f"{name} offers types and is no member"
+        noted = sum(len(device.notes) for device in self.devices.values())
+        assert noted == self.noted.size, f"{noted} notes, counted {self.noted.size}"
+        assert online == self.online_count, f"{online} are online, counted {self.online_count}"
+        lives = self.ledger.total - self.ledger.ended()
+        assert lives == len(self.tasks), f"the ledger has {lives} live tasks, not all are here"
+        self.ledger.check_endings()
+
+    def _check_device(self, device: Device) -> None:
+        name = device.device_id
+        used = 0
+        for number, task in device.attempts.items():
+            used += device.units_of(task.spec.task_type)
+            assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
+            assert task.device is device, f"{name} holds task {number}, which is elsewhere"
+            assert task.dispatch is not None, f"{name} holds task {number}, which was let go"
+        assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
+        if device.online:
+            assert self.connections.get(device.routing) is device, f"{name} has no connection"
+            if device.ready and device.free_units > 0:
+                assert name in self.free, f"{name} has room and is not free"
+
+
+def _name(task: Task) -> str:
+    return f"task {task.number} ({task.status.value})"
+
+
+Handler = Callable[[ClusterState, Any, ev.Now], None]
+
+
+@functools.cache
+def _handlers() -> dict[type, Handler]:
+    # Imported at first use: the rules import this module.
+    from retire_cluster.broker.core import attempts, sweeps
+    from retire_cluster.broker.core import requests as asked
+    from retire_cluster.broker.core.devices import enrolment, membership, telling
+    from retire_cluster.broker.core.placement import placing
+
+    return {
+        ev.FromDevice: membership.heard,
+        ev.Flooded: telling.flooded,
+        ev.ResultsArrived: attempts.finished,
+        ev.TasksSubmitted: asked.submitted,
+        ev.CancelAsked: asked.cancel,
+        ev.TaskDamaged: asked.damaged,
+        ev.NotSent: attempts.not_sent,
+        ev.ResultDamaged: asked.result_damaged,
+        ev.RetryAsked: asked.retry,
+        ev.PingAsked: membership.ping,
+        ev.DeviceRemoved: membership.remove,
+        ev.DeviceReadmitted: membership.readmit,
+        ev.DrainAsked: membership.drain,
+        ev.ConfigChanged: membership.reconfigure,
+        ev.WaitAsked: asked.wait,
+        ev.Tick: sweeps.tick,
+        ev.Place: placing.place,
+        ev.TokenMade: enrolment.token_made,
+        ev.TokenRevoked: enrolment.token_revoked,
+        ev.AdminKeyAdded: enrolment.admin_added,
+        ev.AdminKeyRevoked: enrolment.admin_revoked,
+        ev.DeviceAuthorised: enrolment.authorised,
+        ev.ApiKeysUsed: enrolment.keys_used,
+        ev.ApiKeysChanged: enrolment.api_keys_changed,
+    }

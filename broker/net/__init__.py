@@ -1,0 +1,1 @@
+"""The sockets of the main node, and what it takes from whom."""

@@ -1,0 +1,1 @@
+"""Where tasks outlive the process."""

@@ -1,0 +1,1 @@
+"""What makes a device with nothing but Python a worker."""

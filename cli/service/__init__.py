@@ -1,0 +1,1 @@
+"""Parts of the cluster as services of the system."""

@@ -1,0 +1,1 @@
+"""`retire-cluster up`: main node, REST facade and workers under one supervisor."""

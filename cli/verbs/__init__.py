@@ -1,0 +1,1 @@
+"""The verbs that ask a running cluster or look at this installation."""

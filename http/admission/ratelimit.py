@@ -1,0 +1,87 @@
+"""Rate limits, counted by the main node so that all processes of a facade share them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import falcon
+
+from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.schemas.errors import RateLimitExceeded
+
+#: A dashboard open in a few tabs asks more often than the documented limits let a script.
+DASHBOARD_TIMES = 4
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a client stands after a request."""
+
+    #: Requests a minute.
+    limit: int
+    #: Left of them.
+    remaining: int
+    #: Epoch second when the oldest request leaves the minute.
+    reset: int
+
+    def headers(self) -> dict[str, str]:
+        """The documented response headers."""
+        return {
+            "X-RateLimit-Limit": str(self.limit),
+            "X-RateLimit-Remaining": str(self.remaining),
+            "X-RateLimit-Reset": str(self.reset),
+        }
+
+
+class RateLimiter:
+    """Counts requests a client.
+
+    :param cluster: the main node, which keeps the counters
+    :param enabled: whether anything is counted at all
+    :param per_minute: requests in any minute
+    :param per_hour: requests in any hour
+    :param burst: headroom on top of a minute's
+    """
+
+    def __init__(
+        self,
+        cluster: GuardedCluster,
+        *,
+        enabled: bool = True,
+        per_minute: int = 60,
+        per_hour: int = 1000,
+        burst: int = 10,
+    ) -> None:
+        self.enabled = enabled
+        self._cluster = cluster
+        self._limits = {"per_minute": per_minute, "per_hour": per_hour, "burst": burst}
+        self._dashboards = {name: DASHBOARD_TIMES * each for name, each in self._limits.items()}
+
+    def charge(self, req: falcon.Request) -> None:
+        """Count a request. Raises `RateLimitExceeded`, `ClusterUnavailable`."""
+        identity = req.context.identity
+        standing, over = self.hit(identity.client, dashboard=identity.dashboard)
+        req.context.standing = standing
+        if over is not None:
+            raise over
+
+    def hit(
+        self, client: str, *, dashboard: bool = False
+    ) -> tuple[Standing, RateLimitExceeded | None]:
+        """Count one request of `client`; a dashboard may make more of them.
+
+        Returns where it stands and, when it is over its limit, the error to answer. Raises
+        `ClusterUnavailable`.
+        """
+        limits = self._dashboards if dashboard else self._limits
+        data = self._cluster.data("rate.hit", {"client": client, **limits})
+        standing = Standing(int(data["limit"]), int(data["remaining"]), int(data["reset"]))
+        if data["allowed"]:
+            return standing, None
+        wait = max(1, math.ceil(float(data.get("retry_after") or 1)))
+        return standing, RateLimitExceeded(
+            f"Too many requests; try again in {wait} s",
+            details={"limit": standing.limit, "retry_after": wait},
+            retry_after=wait,
+        )

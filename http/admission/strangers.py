@@ -1,0 +1,67 @@
+"""What callers without a right of their own may submit: little, short and behind everybody else.
+
+While authentication is on that is whoever sends no key, or one without `submit`; while it is off,
+whoever is not on this machine, or is another user of it (`localusers`). How many tasks they may
+have is counted by the main node, for all processes of the facade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from retire_cluster.schemas.errors import Forbidden
+from retire_cluster.schemas.rest.requests import REQUIREMENTS
+from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS, SUBMIT
+
+#: The default: what nobody asked for is refused to nobody.
+MOST_RETRIES: Final[int] = REQUIREMENTS["max_retries"]["default"]
+PRIORITIES: Final = ("low", "normal")
+
+
+class Bounds(NamedTuple):
+    """As the settings say."""
+
+    #: Tasks waiting or running, of all strangers.
+    tasks: int
+    #: Longest timeout, and delay.
+    seconds: int
+
+    def told(self, address: str, *, auth: bool) -> dict[str, Any]:
+        """The argument of `task.submit` by which the main node counts."""
+        each = -(-self.tasks // 4)
+        told = {"address": address, "most": self.tasks, "most_each": each, "auth": auth}
+        return {"stranger": told}
+
+    def check(self, submissions: Iterable[dict[str, Any]], *, auth: bool, many: bool) -> None:
+        """Raises `Forbidden` for a submission, its defaults filled in, that is beyond them."""
+        seen: set[int] = set()
+        for index, fields in enumerate(submissions):
+            if id(fields) in seen:
+                continue
+            seen.add(id(fields))
+            needs = fields["requirements"]
+            where = f"tasks.{index}." if many else ""
+            for field, found, good, most in (
+                ("priority", fields["priority"], fields["priority"] in PRIORITIES, "normal"),
+                *self._numbers(needs, fields["delay_seconds"]),
+            ):
+                if not good:
+                    raise _beyond(where + field, found, most, auth=auth)
+
+    def _numbers(
+        self, needs: dict[str, Any], delay: float
+    ) -> Iterable[tuple[str, object, bool, object]]:
+        timeout, retries = needs["timeout_seconds"], needs["max_retries"]
+        yield "requirements.timeout_seconds", timeout, timeout <= self.seconds, self.seconds
+        yield "requirements.max_retries", retries, retries <= MOST_RETRIES, MOST_RETRIES
+        yield "delay_seconds", delay, delay <= self.seconds, self.seconds
+
+
+def _beyond(field: str, found: object, most: object, *, auth: bool) -> Forbidden:
+    cure = SEND_A_KEY if auth else START_WITH_KEYS
+    return Forbidden(
+        f"{field}: {found} is more than the {most} that a task submitted without a key may have;"
+        f" {cure}",
+        details={"field": field, "most": most, "scope": SUBMIT},
+    )

@@ -1,0 +1,84 @@
+"""Results that are given out again cost a request: only what is waited for is free."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import falcon
+
+from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.schemas.errors import TaskNotFound
+
+#: Results that are remembered as given out; of a client whose oldest are forgotten, all that ended
+#: before the newest of those counts as given out.
+_REMEMBERED = 50_000
+#: Clients of whom that is known.
+_CLIENTS = 1_000
+
+
+class Toll:
+    """Charges requests that would be free because they offer to wait, and did not have to.
+
+    A wait holds one of few places, so it bounds itself. A result that is there is answered at once:
+    it is free the first time that a client takes it, or a script that asks for it without end would
+    never meet a limit.
+
+    :param limiter: counts what is charged
+    """
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
+        self._lock = Lock()
+        #: Client and when it ended, by client, task and when.
+        self._given: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        #: Client → when the newest result ended that was given to it and is forgotten.
+        self._forgotten: OrderedDict[str, str] = OrderedDict()
+
+    def take(
+        self, req: falcon.Request, results: Iterable[Mapping[str, Any]], *, waited: bool
+    ) -> None:
+        """Results are about to be given out.
+
+        Raises `RateLimitExceeded` where this is to be paid for and cannot be.
+        """
+        if not self._is_uncounted(req):
+            return
+        client = req.context.identity.client
+        # A task that was retried ends once more.
+        keys = {
+            hash((client, each["task_id"], each["completed_at"])): str(each["completed_at"])
+            for each in results
+        }
+        if not self._are_new(client, keys) and keys and not waited:
+            self._limiter.charge(req)
+
+    @contextmanager
+    def of_nothing(self, req: falcon.Request) -> Iterator[None]:
+        """Charges, inside, a request for a task that does not exist. Raises as `take`."""
+        try:
+            yield
+        except TaskNotFound:
+            if self._is_uncounted(req):
+                self._limiter.charge(req)
+            raise
+
+    def _is_uncounted(self, req: falcon.Request) -> bool:
+        return self._limiter.enabled and req.context.standing is None
+
+    def _are_new(self, client: str, keys: Mapping[int, str]) -> bool:
+        """Whether any of them is given out for the first time, as far as that is known."""
+        with self._lock:
+            limit = self._forgotten.get(client, "")
+            new = [key for key, ended in keys.items() if key not in self._given and ended > limit]
+            self._given.update((key, (client, keys[key])) for key in new)
+            while len(self._given) > _REMEMBERED:
+                _, (owner, ended) = self._given.popitem(last=False)
+                self._forgotten[owner] = max(ended, self._forgotten.get(owner, ""))
+                self._forgotten.move_to_end(owner)
+            while len(self._forgotten) > _CLIENTS:
+                self._forgotten.popitem(last=False)
+        return bool(new)

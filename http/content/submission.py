@@ -1,0 +1,121 @@
+"""Task submissions: from a JSON body to what the main node's `task.submit` takes.
+
+Payloads leave here as bytes and are not read again until a device runs them. The fields around a
+payload repeat from task to task, so what they validate to is remembered: a batch of a thousand
+alike costs Cerberus one look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import orjson
+
+from retire_cluster.schemas.errors import PayloadTooLarge, ValidationError
+from retire_cluster.schemas.protocol.wire import MAX_PAYLOAD_BYTES
+from retire_cluster.schemas.rest import payload as payloads
+from retire_cluster.schemas.rest.requests import MAX_BATCH, TASK_BATCH, TASK_FIELDS, TASK_SUBMISSION
+from retire_cluster.schemas.rest.validation import validate
+
+_REMEMBERED = 1024
+
+
+class Submission(NamedTuple):
+    """One task to submit."""
+
+    #: Type, priority, requirements, metadata, delay: defaults filled in. Shared; never changed.
+    fields: dict[str, Any]
+    #: Its payload as JSON.
+    payload: bytes
+
+
+class SubmissionReader:
+    """Reads submissions. Safe to use from all threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, dict[str, Any]] = {}
+
+    def one(self, document: dict[str, Any]) -> Submission:
+        """The submission in the body of `POST /tasks`.
+
+        Raises `ValidationError`, or `PayloadTooLarge` for a payload above 256 KiB.
+        """
+        found = self._read(document, "")
+        if found is None:
+            validate(TASK_SUBMISSION, document)
+            raise ValidationError("payload", "must be an object")
+        return found
+
+    def many(self, document: dict[str, Any]) -> list[Submission]:
+        """The submissions in the body of `POST /tasks/batch`; raises like `one`."""
+        items = document.get("tasks")
+        if len(document) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH:
+            validate({**TASK_BATCH, "tasks": _without_items(TASK_BATCH["tasks"])}, document)
+            raise ValidationError("tasks", f"must have 1 to {MAX_BATCH} items")
+        found = []
+        for index, item in enumerate(items):
+            read = self._read(item, f"tasks.{index}") if isinstance(item, dict) else None
+            if read is None:
+                validate(TASK_BATCH, document)
+                raise ValidationError(f"tasks.{index}", "must be an object")
+            found.append(read)
+        return found
+
+    def _read(self, item: dict[str, Any], where: str) -> Submission | None:
+        """The submission, or None for one that the full schema has something against."""
+        rest = item.copy()
+        payload = rest.pop("payload", None)
+        if not isinstance(payload, dict):
+            return None
+        key = _dumps(rest)
+        fields = self._known.get(key)
+        if fields is None:
+            try:
+                fields = validate(TASK_FIELDS, rest, where=where)
+            except ValidationError:
+                return None
+            for name in ("metadata", "requirements"):
+                payloads.check_depth(fields[name], where=_dotted(where, name))
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = fields
+        place = _dotted(where, "payload")
+        text = _dumps(payload)
+        if len(text) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(
+                f"{place}: must not be larger than {MAX_PAYLOAD_BYTES} bytes as JSON",
+                details={"field": place, "limit_bytes": MAX_PAYLOAD_BYTES},
+            )
+        if text.count(b"{") + text.count(b"[") > payloads.MAX_DEPTH:
+            payloads.check_depth(payload, where=place)
+        payloads.check_builtin_payload(fields["task_type"], payload, where=place)
+        return Submission(fields, text)
+
+
+def submit_args(submissions: list[Submission]) -> dict[str, Any]:
+    """A batch as `task.submit` wants it: said once where all are alike."""
+    first = submissions[0].fields
+    if len(submissions) > 1 and all(each.fields is first for each in submissions):
+        return {"task": first, "count": len(submissions)}
+    return {"tasks": [each.fields for each in submissions]}
+
+
+def fingerprint(document: dict[str, Any]) -> str:
+    """What two bodies have in common that mean the same: SHA-256 of the canonical JSON."""
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise ValidationError("", f"cannot be written as JSON: {error}") from None
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _without_items(rules: dict[str, Any]) -> dict[str, Any]:
+    return {name: rule for name, rule in rules.items() if name != "schema"}

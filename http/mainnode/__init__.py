@@ -1,0 +1,1 @@
+"""What the facade knows and asks of the main node."""

@@ -1,0 +1,424 @@
+"""The worker's loop: one thread that owns the socket and moves events to and from the session.
+
+    poll -> transport news -> messages -> runner's news -> stop wishes -> tick -> send
+
+Slots and signal handlers reach it only by queues and one byte on a socket pair. Everything that
+decides is in session.py; everything that runs tasks is in runner.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import secrets
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import zmq
+
+from retire_cluster.conf import failpoints
+from retire_cluster.node.core.records import (
+    Connect,
+    Ended,
+    Event,
+    Exit,
+    Forget,
+    Instruction,
+    Keep,
+    Kill,
+    Learned,
+    LinkDown,
+    LinkUp,
+    Offers,
+    Opened,
+    Received,
+    Result,
+    Run,
+    Say,
+    Send,
+    Stop,
+    Tick,
+)
+from retire_cluster.node.core.session import EXIT_REFUSED, Session
+from retire_cluster.node.device import probe
+from retire_cluster.node.link.credentials import Credentials
+from retire_cluster.node.link.outgoing import encoded
+from retire_cluster.node.link.sockets import (
+    NEEDS_JOIN_STRING,
+    NOT_OURS,
+    REFUSED,
+    UP,
+    Dialer,
+    Link,
+)
+from retire_cluster.node.running.catalog import Catalog
+from retire_cluster.node.running.describing import OwnTypes
+from retire_cluster.node.running.runner import Runner
+from retire_cluster.node.running.spool import Spool, SpoolError
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.messages import (
+    Assign,
+    Enrol,
+    Enrolled,
+    FromBroker,
+    Heartbeat,
+    Reject,
+    Welcome,
+    first_left_out,
+    read_from_broker,
+)
+
+log = logging.getLogger("retire_cluster.node")
+
+#: Windows sees Ctrl-C only between two polls; elsewhere a byte wakes the loop.
+MAX_POLL_MS = 500 if sys.platform == "win32" else 5_000
+MAX_MESSAGES_A_TURN = 200
+REPROBE_SECONDS = 600.0
+GOODBYE_LINGER_MS = 1_000
+UNKNOWN_KEY = (
+    "it does not know this device's key: the device was forgotten there, or this port is not its"
+    " worker bus; join again with the line of `retire-cluster token create`"
+)
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Waker:
+    """One byte that ends a poll; usable from any thread and from signal handlers."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+
+    def __call__(self) -> None:
+        """Wakes the loop; when the pair is full it is about to wake anyway."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        """Takes the bytes out."""
+        with contextlib.suppress(OSError):
+            while self.reader.recv(4096):
+                pass
+
+    def close(self) -> None:
+        """Gives the pair back."""
+        self.reader.close()
+        self.writer.close()
+
+
+class Agent:
+    """Connects a session, a runner and a spool to a socket."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        runner: Runner,
+        catalog: Catalog,
+        spool: Spool,
+        dialer: Dialer,
+        credentials: Credentials | None = None,
+        welcomed: Callable[[], None] = lambda: None,
+        waker: Waker,
+        sample: Callable[[], Mapping[str, Any]],
+        capabilities: dict[str, Any],
+        clock: Callable[[], float],
+    ) -> None:
+        self._session = session
+        self._runner = runner
+        self._catalog = catalog
+        self._spool = spool
+        self._dialer = dialer
+        self._credentials = credentials
+        self._welcomed = welcomed
+        self._enrolment = ""
+        self._waker = waker
+        self._sample = sample
+        self._capabilities = capabilities
+        self._clock = clock
+        self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._own_types: queue.SimpleQueue[tuple[OwnTypes, str]] = queue.SimpleQueue()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._link: Link | None = None
+        #: Verb and frames of what is still to be sent.
+        self._outgoing: deque[tuple[bytes, list[bytes]]] = deque()
+        self._exit_code: int | None = None
+        self._probed_at = clock()
+        #: Messages that were not of the protocol.
+        self.malformed = 0
+
+    def stop(self, reason: str) -> None:
+        """Asks the worker to go; a second time, at once. From any thread or signal handler."""
+        self._stops.put(reason)
+        self._waker()
+
+    def replace_own_types(self, own: OwnTypes, change: str) -> None:
+        """Tasks that start later run these; `change`: what differs, in words. From any thread."""
+        self._own_types.put((own, change))
+        self._waker()
+
+    def run(self) -> int:
+        """Works until told to go; the exit code."""
+        self._poller.register(self._waker.reader, zmq.POLLIN)
+        try:
+            self._feed(Learned(self._capabilities))
+            self._feed(Opened())
+            while self._exit_code is None:
+                ready = self._wait()
+                self._read_transport(ready)
+                self._read_messages()
+                self._read_runner()
+                self._read_stops()
+                self._read_own_types()
+                self._reprobe()
+                self._feed(Tick())
+                self._flush()
+            self._leave()
+        finally:
+            self._runner.close()
+            self._drop_link(0)
+            self._context.term()
+            self._spool.close()
+        return self._exit_code
+
+    # --- one turn -----------------------------------------------------------------------------
+
+    def _wait(self) -> set[Any]:
+        """Sleeps until there is something to do; the sockets that woke it."""
+        now = self._clock()
+        due = [at for at in (self._session.next_due(), self._runner.next_due()) if at is not None]
+        # A millisecond more, so that the clock has passed the moment when we look at it.
+        wait_ms = min(max(0.0, (min(due) - now) * 1000 + 1), MAX_POLL_MS) if due else MAX_POLL_MS
+        if self._link is not None:
+            flags = zmq.POLLIN | (zmq.POLLOUT if self._outgoing else 0)
+            self._poller.register(self._link.socket, flags)
+        ready = {who for who, _ in self._poller.poll(int(wait_ms))}
+        if self._waker.reader.fileno() in ready:
+            self._waker.drain()
+        return ready
+
+    def _read_transport(self, ready: set[Any]) -> None:
+        link = self._link
+        if link is None or link.monitor not in ready:
+            return
+        for news in link.news():
+            if self._link is not link:
+                return
+            if news == REFUSED:
+                self._on_refused()
+            elif news != UP:
+                self._feed(LinkDown(news, news in (NEEDS_JOIN_STRING, NOT_OURS)))
+            elif self._credentials is not None and self._credentials.enrolling:
+                self._enrol(self._credentials)
+            else:
+                self._feed(LinkUp())
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _enrol(self, credentials: Credentials) -> None:
+        self._enrolment = secrets.token_hex(8)
+        message = Enrol(self._enrolment, self._session.device_id, credentials.pair.public)
+        verb, header = message.write()
+        self._outgoing.append((verb, wire.fold(wire.encode(wire.BUS, verb, header))))
+
+    def _read_enrolment(self, credentials: Credentials, record: FromBroker) -> None:
+        """What is said on a connection that is there to enrol."""
+        if isinstance(record, Enrolled) and record.session == self._enrolment:
+            try:
+                credentials.note_enrolled()
+            except OSError as error:
+                log.error("%s cannot be written: %s", credentials.path, error)
+            log.info("enrolled at %s; the join token is not needed again", self._dialer.address)
+            self._connect()
+        elif isinstance(record, Reject):
+            log.error("%s does not take this device: %s", self._dialer.address, record.message)
+            self._exit_code = EXIT_REFUSED
+
+    def _is_lifted(self, record: FromBroker) -> bool:
+        """Whether this device was removed and holds a join token that may undo that."""
+        removed = isinstance(record, Reject) and record.code == "removed"
+        return removed and self._credentials is not None and self._credentials.note_refused()
+
+    def _on_refused(self) -> None:
+        """The main node does not know our key: the socket must not go on dialling with it."""
+        credentials = self._credentials
+        self._drop_link(0)
+        if credentials is not None and credentials.note_refused():
+            self._connect()
+        elif credentials is not None and not credentials.was_enrolled:
+            log.error(
+                "%s refuses the join token: it is used up, expired or revoked. Make a new one on"
+                " the main node: retire-cluster token create",
+                self._dialer.address,
+            )
+            self._exit_code = EXIT_REFUSED
+        else:
+            self._feed(LinkDown(UNKNOWN_KEY, cured=True))
+
+    def _read_messages(self) -> None:
+        for _ in range(MAX_MESSAGES_A_TURN):
+            link = self._link
+            if link is None or self._exit_code is not None:
+                return
+            try:
+                frames = link.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = wire.decode(wire.BUS, frames)
+                record = read_from_broker(message.verb, message.header)
+                if isinstance(record, Assign) and record.count != len(message.blobs):
+                    raise wire.WireError("ASSIGN: one payload an item is required")
+            except wire.WireError as error:
+                self._count_malformed(error)
+                continue
+            if self._credentials is not None and self._credentials.enrolling:
+                self._read_enrolment(self._credentials, record)
+            elif self._is_lifted(record):
+                self._connect()  # with the token that lifts the removal
+            elif not isinstance(record, Enrolled):
+                if isinstance(record, Welcome):
+                    self._remember()
+                self._feed(Received(record, message.blobs))
+
+    def _remember(self) -> None:
+        try:
+            self._welcomed()
+        except OSError as error:
+            log.error("where this device joined cannot be kept for its next start: %s", error)
+
+    def _count_malformed(self, error: wire.WireError) -> None:
+        self.malformed += 1
+        if self.malformed == 1:
+            log.warning(
+                "%s sent something that is not of the protocol and is ignored: %s",
+                self._dialer.address,
+                error,
+            )
+
+    def _read_runner(self) -> None:
+        for event in self._runner.collect(self._clock()):
+            if isinstance(event, Ended):
+                failpoints.reach("device-after-run")
+            self._feed(event)
+        if self._runner.last_error:
+            self._session.last_error = self._runner.last_error
+
+    def _read_stops(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._feed(Stop(self._stops.get_nowait()))
+
+    def _read_own_types(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                own, change = self._own_types.get_nowait()
+                self._catalog.replace_own(own.types, own.left_out)
+                self._runner.renew(self._clock())
+                if change:
+                    log.info(
+                        "own task types: %s; every task from here on runs what is there", change
+                    )
+                self._feed(Offers(self._catalog.advertised(), first_left_out(own.left_out)))
+
+    def _reprobe(self) -> None:
+        now = self._clock()
+        if now - self._probed_at < REPROBE_SECONDS:
+            return
+        self._probed_at = now
+        has_internet = probe.guarded(probe.has_internet)
+        if has_internet is not None:
+            self._capabilities["has_internet"] = has_internet
+            self._feed(Learned(self._capabilities))
+
+    # --- instructions -------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        for instruction in self._session.handle(event, self._clock()):
+            self._perform(instruction)
+
+    def _perform(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Send):
+            self._send(instruction)
+        elif isinstance(instruction, Run):
+            failpoints.reach("device-before-run")
+            self._runner.run(instruction.attempts, self._clock())
+        elif isinstance(instruction, Kill):
+            self._runner.kill(instruction.keys, instruction.reason, self._clock())
+        elif isinstance(instruction, Keep):
+            failpoints.reach("device-before-spool")
+            self._store(lambda: self._spool.store(instruction.results))
+            failpoints.reach("device-after-spool")
+        elif isinstance(instruction, Forget):
+            failpoints.reach("device-after-ack")
+            self._store(lambda: self._spool.forget(instruction.keys))
+        elif isinstance(instruction, Connect):
+            self._connect()
+        elif isinstance(instruction, Say):
+            log.log(_LEVELS[instruction.level], "%s", instruction.text)
+        elif isinstance(instruction, Exit):
+            self._exit_code = instruction.code
+
+    def _store(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except SpoolError as error:
+            # The result still goes to the main node; only a power cut now could lose it.
+            if self._session.last_error != str(error):
+                log.error("%s", error)
+            self._session.last_error = str(error)
+
+    def _connect(self) -> None:
+        self._drop_link(0)
+        try:
+            self._link = Link(self._dialer, self._context)
+        except (zmq.ZMQError, ValueError) as error:
+            log.warning("cannot dial %s: %s", self._dialer.address, error)
+            return
+        self._poller.register(self._link.monitor, zmq.POLLIN)
+
+    def _drop_link(self, linger_ms: int) -> None:
+        self._outgoing.clear()
+        if self._link is None:
+            return
+        for each in (self._link.monitor, self._link.socket):
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(each)
+        self._link.close(linger_ms)
+        self._link = None
+
+    def _send(self, instruction: Send) -> None:
+        message = instruction.message
+        if isinstance(message, Heartbeat):
+            message = replace(message, metrics=dict(self._sample()))
+        frames = encoded(message, instruction.blobs, self._put_aside)
+        if frames:
+            self._outgoing.append((message.verb, wire.fold(frames)))
+
+    def _put_aside(self, result: Result, reason: str) -> None:
+        self._store(lambda: self._spool.set_aside(result, reason))
+
+    def _flush(self) -> None:
+        link = self._link
+        while self._outgoing and link is not None:
+            try:
+                link.socket.send_multipart(self._outgoing[0][1], zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            verb, _ = self._outgoing.popleft()
+            if verb == b"FINISHED":
+                failpoints.reach("device-after-send")
+
+    def _leave(self) -> None:
+        """Gives the last messages a moment to go out."""
+        link = self._link
+        if link is not None and self._outgoing and link.socket.poll(GOODBYE_LINGER_MS, zmq.POLLOUT):
+            self._flush()
+        self._drop_link(GOODBYE_LINGER_MS)

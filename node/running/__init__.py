@@ -1,0 +1,1 @@
+"""Attempts from their arrival at a worker to their results."""

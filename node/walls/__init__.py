@@ -1,0 +1,1 @@
+"""What a task is kept from on its device."""

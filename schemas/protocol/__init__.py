@@ -1,0 +1,1 @@
+"""The wire: frames, messages and batches between processes."""

@@ -1,0 +1,1 @@
+"""The REST contract: operations, requests, responses and their validation."""

@@ -1,0 +1,1 @@
+"""Texts and bytes from outside, bounded and cleaned."""

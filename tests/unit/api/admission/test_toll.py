@@ -1,0 +1,53 @@
+"""A result is free the first time a client takes it; a cycle over many is paid for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from retire_cluster.api.admission import toll
+from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.api.admission.toll import Toll
+
+
+class Counter:
+    """Counts what is charged, in place of the main node."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.charged = 0
+
+    def charge(self, req: object) -> None:
+        """One request."""
+        self.charged += 1
+
+
+def result(number: int) -> dict[str, Any]:
+    """A task that ended in its number's second."""
+    return {
+        "task_id": f"t{number}",
+        "completed_at": f"2026-01-01T00:{number // 60:02}:{number % 60:02}Z",
+    }
+
+
+def test_a_cycle_over_more_results_than_are_remembered_is_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(toll, "_REMEMBERED", 50)
+    counter = Counter()
+    charges = Toll(cast(RateLimiter, counter))
+
+    def take(client: str, number: int) -> int:
+        context = SimpleNamespace(identity=SimpleNamespace(client=client), standing=None)
+        before = counter.charged
+        req = cast(Any, SimpleNamespace(context=context))
+        charges.take(req, [result(number)], waited=False)
+        return counter.charged - before
+
+    assert sum(take("script", number) for number in range(200)) == 0, "each is new"
+    assert sum(take("script", number) for number in range(200)) == 200
+    assert sum(take("script", number) for number in range(200, 250)) == 0
+    assert take("other", 3) == 0, "another client has its own first time"
