@@ -33,11 +33,11 @@ from zmq.utils import z85
 
 from retire_cluster.conf.machine import ownership
 from retire_cluster.conf.usage import Unusable
+from retire_cluster.schemas.keys import is_key
 from retire_cluster.schemas.text.hosts import HostError, read_host
 
 TOKEN_BYTES = 16
 JOIN_PREFIX = "rc1."
-KEY_CHARACTERS = 40
 _CHECK_BYTES = 4
 _SEED_DOMAIN = b"retire-cluster enrolment 1\0"
 MAIN_KEY = Path("keys", "main.key")
@@ -81,26 +81,11 @@ def pair_of_token(token: bytes) -> Pair:
     return Pair(zmq.curve_public(secret).decode("ascii"), secret.decode("ascii"))
 
 
-def is_key(text: object) -> bool:
-    """Whether this is the Z85 text of a key."""
-    if not isinstance(text, str) or len(text) != KEY_CHARACTERS:
-        return False
-    try:
-        return len(z85.decode(text.encode("ascii"))) == 32
-    except (ValueError, KeyError, UnicodeEncodeError):
-        return False
-
-
 def lock(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
     """Have a socket that is not connected yet dial with these keys."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
-
-
-def fingerprint(key: str) -> str:
-    """A short name of a public key, for people."""
-    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from retire_cluster.broker.core.devices.access import AdminKey, Token
 from retire_cluster.broker.core.records.timestamps import stamp
 from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import Forbidden, NotFound, ValidationError
+from retire_cluster.schemas.keys import fingerprint, is_key
 from retire_cluster.schemas.rights import SCOPES
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
@@ -109,7 +110,7 @@ def list_admin_keys(admin: Admin, call: Call) -> Reply:
             "items": [
                 {
                     "name": key.name,
-                    "fingerprint": curve.fingerprint(key.key),
+                    "fingerprint": fingerprint(key.key),
                     "created_at": stamp(key.created_ms),
                 }
                 for key in found
@@ -198,6 +199,6 @@ def api_key_uses(admin: Admin, call: Call) -> Reply:
 
 def _key(call: Call) -> str:
     key: str = call.args["public_key"]
-    if not curve.is_key(key):
+    if not is_key(key):
         raise ValidationError("public_key", "must be a CURVE public key, 40 characters of Z85")
     return key

@@ -8,8 +8,8 @@ import secrets
 
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
 from retire_cluster.broker.admin.ratelimit import Limits
-from retire_cluster.conf import curve
 from retire_cluster.conf.curve import Pair
+from retire_cluster.schemas.keys import fingerprint
 
 _DOMAIN = b"retire-cluster dashboard session"
 
@@ -24,7 +24,7 @@ def facade_identity(pair: Pair | None, salt: int, admin_port: int) -> tuple[str,
         text = f"{salt}:{admin_port}".encode()
         return hashlib.sha256(text).hexdigest()[:12], secrets.token_bytes(32)
     return (
-        curve.fingerprint(pair.public),
+        fingerprint(pair.public),
         hmac.new(pair.secret.encode("ascii"), _DOMAIN, hashlib.sha256).digest(),
     )
 

@@ -17,8 +17,9 @@ from zmq.utils import z85
 
 from retire_cluster.broker.core.devices.access import ADMIN, BUS, Access
 from retire_cluster.broker.net.intake import Intake
-from retire_cluster.conf.curve import Pair, fingerprint
+from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.machine.addresses import plain_address
+from retire_cluster.schemas.keys import fingerprint
 
 log = logging.getLogger("broker")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retire_cluster.broker.core.rows import AccessRow
-from retire_cluster.conf import curve
+from retire_cluster.schemas.keys import is_key
 from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
 
 #: The sockets, as the handshake names them.
@@ -142,7 +142,7 @@ class Access:
                 if row.kind == "used":
                     self.key_uses[row.name] = int(document["at_ms"])
                     continue
-                if not curve.is_key(document["key"]):
+                if not is_key(document["key"]):
                     raise ValueError("its key is none")
                 if row.kind == "device":
                     self.enrol(row.name, document["key"], document["at_ms"])

@@ -10,8 +10,8 @@ from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import ForgetDevices, Send, StoreAccess
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import Forbidden, ValidationError
+from retire_cluster.schemas.keys import fingerprint, is_key
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
@@ -37,7 +37,7 @@ def note_stranger(state: ClusterState, key: str, device_id: str, now: Now) -> No
     times = state.denials.times("device.impersonated", key, now.mono)
     if times:
         data = {
-            "key": curve.fingerprint(key), "key_of": state.access.device_of(key), "times": times
+            "key": fingerprint(key), "key_of": state.access.device_of(key), "times": times
         }  # fmt: skip
         state.log.add(
             "device.impersonated", now.wall_ms, device_id=cleaned_id(device_id), data=data
@@ -64,7 +64,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
     if event.key is None:
         refuse("bad_hello", "this worker bus is not encrypted: join with HOST:PORT")
         return
-    if not re.fullmatch(DEVICE_ID_PATTERN, device_id) or not curve.is_key(key):
+    if not re.fullmatch(DEVICE_ID_PATTERN, device_id) or not is_key(key):
         refuse("bad_hello", "device_id or public_key is not of its form")
         return
     if device_id in RESERVED_DEVICE_IDS:
@@ -100,7 +100,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
     if state.tombstones.pop(device_id, None) is not None:
         state.emit(ForgetDevices((device_id,)))
     state.log.add("device.enrolled", now.wall_ms, device_id=device_id,
-                  data={"token": token.token_id, "key": curve.fingerprint(key)})  # fmt: skip
+                  data={"token": token.token_id, "key": fingerprint(key)})  # fmt: skip
     state.emit(Send(event.routing, msg.Enrolled(enrol_.session, device_id)))
 
 
@@ -147,7 +147,7 @@ def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> Non
         raise ValidationError("public_key", "is already another device's")
     if access.devices.get(event.device_id) != event.key and not event.trial:
         state.emit(StoreAccess((access.enrol(event.device_id, event.key, now.wall_ms),)))
-        data = {"key": curve.fingerprint(event.key)}
+        data = {"key": fingerprint(event.key)}
         state.log.add("device.authorised", now.wall_ms, device_id=event.device_id, data=data)
 
 

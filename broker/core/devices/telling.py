@@ -15,7 +15,7 @@ from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Flooded, Now
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.core.task import Task
-from retire_cluster.conf import curve
+from retire_cluster.schemas.keys import fingerprint
 
 log = logging.getLogger("broker")
 
@@ -67,7 +67,7 @@ def flooded(state: ClusterState, event: Flooded, now: Now) -> None:
     who = event.who
     if isinstance(who, str):
         device = state.devices.get(state.access.device_of(who) or "")
-        source = curve.fingerprint(who)
+        source = fingerprint(who)
     else:
         device, source = state.connections.get(who), who.hex()
     if device is not None:

@@ -15,6 +15,7 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.curve import Invitation, KeyFileError
 from retire_cluster.conf.machine.ownership import Foreign, check_folder
 from retire_cluster.node.link import credentials
+from retire_cluster.schemas.keys import is_key
 
 #: Always the same: names of tests are made of it.
 SERVER = curve.pair_of_token(b"a main node")
@@ -63,7 +64,7 @@ def test_a_host_is_not_taken_for_a_join_string(text: str) -> None:
 def test_the_pair_of_a_token_is_always_the_same_and_of_no_other_token() -> None:
     assert curve.pair_of_token(TOKEN) == curve.pair_of_token(TOKEN)
     assert curve.pair_of_token(TOKEN) != curve.pair_of_token(bytes(16))
-    assert curve.is_key(curve.pair_of_token(TOKEN).public)
+    assert is_key(curve.pair_of_token(TOKEN).public)
 
 
 # --- files ---------------------------------------------------------------------------------------
