@@ -40,7 +40,7 @@ NOT_RUN = {
     "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
     '{"id": ': "an event; compared by test_an_event_looks_like_the_one_that_is_shown",
     "GET /api/v1/events ": "requests in words; tests/contract/test_contract_answers.py",
-    "websocat ": "clients of others; tests/integration/api/test_server.py is one",
+    "websocat ": "clients of others; tests/integration/api/kit.py has one",
     "prometheus --config.file": "of others; tests/contract/test_monitoring.py runs promtool",
     "pip install openapi-python-client": "run by tests/acceptance/test_generated_client.py",
     ".venv/bin/python -m tests.chaos.redteam": "takes minutes; tests/chaos/test_chaos_redteam.py",

@@ -19,7 +19,7 @@ from retire_cluster.api.admission.bodybudget import (
     Sender,
 )
 from retire_cluster.broker.client import Answer
-from tests.integration.api.test_server import Bench, parse, read_all
+from tests.integration.api.kit import Bench, parse, read_all
 from tests.integration.broker.test_intake import Peak
 from tests.integration.main_kit import eventually
 
