@@ -7,7 +7,7 @@ import pytest
 from retire_cluster.api.mainnode.cluster import CHANGES, NOT_KNOWN
 from retire_cluster.broker.admin.calls import operations
 from retire_cluster.broker.client import AdminClient, NoAnswer
-from tests.unit.api.test_app import API, Bench
+from tests.unit.api.kit import API, Bench
 
 TASK = {"task_type": "echo", "payload": {}}
 
