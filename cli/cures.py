@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import ClusterError, ValidationError
 from retire_cluster.schemas.rest.requests import REQUIREMENTS
-
-if TYPE_CHECKING:
-    from retire_cluster.cli.common import Caller
 
 _BY_CODE: Final[Mapping[str, str]] = {
     "TASK_NOT_FOUND": "retire-cluster tasks ls shows the ids",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final, TextIO
 
-from retire_cluster.cli import descriptors
+from retire_cluster.cli import streams
 from retire_cluster.cli.up import lifeline
 from retire_cluster.schemas.text.cleantext import escaped_lines
 
@@ -93,7 +93,7 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
 
 def guarded(program: str, call: Callable[[], int]) -> int:
     """The exit code of `call()`; an output that takes nothing more changes no other one's."""
-    descriptors.settle()
+    streams.settle()
     try:
         return _code_of(program, call)
     finally:

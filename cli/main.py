@@ -26,12 +26,12 @@ class Verb(NamedTuple):
 _CLI = "retire_cluster.cli"
 VERBS: Final = {
     "up": Verb(
-        f"{_CLI}.up.up", "main", "everything at once: main node, REST facade, local workers"
+        f"{_CLI}.up.command", "main", "everything at once: main node, REST facade, local workers"
     ),
     "main": Verb("retire_cluster.broker.cli", "main", "the main node alone"),
     "api": Verb("retire_cluster.api.cli", "main", "the REST facade alone"),
     "worker": Verb("retire_cluster.node.cli", "main", "a worker on this device"),
-    "join": Verb(f"{_CLI}.joining.join", "main", "join LINE: a worker on this device"),
+    "join": Verb(f"{_CLI}.joining.command", "main", "join LINE: a worker on this device"),
     "token": Verb(
         f"{_CLI}.verbs.token", "main", "create | ls | revoke: join lines for new devices"
     ),
@@ -45,7 +45,7 @@ VERBS: Final = {
     "submit": Verb(
         f"{_CLI}.verbs.submit", "main", "submit TYPE [k=v ... | @file.json | -] [--wait]"
     ),
-    "map": Verb(f"{_CLI}.verbs.map", "main", "map TYPE FILE.jsonl: a task for every line"),
+    "map": Verb(f"{_CLI}.map.command", "main", "map TYPE FILE.jsonl: a task for every line"),
     "tasks": Verb(
         f"{_CLI}.verbs.tasks", "main", "ls | show | result | logs | cancel | retry | wait"
     ),
@@ -53,7 +53,7 @@ VERBS: Final = {
     "config": Verb(f"{_CLI}.verbs.config", "main", "get | set | reset"),
     "doctor": Verb(f"{_CLI}.verbs.doctor", "main", "look for what is wrong, with the cure"),
     "service": Verb(
-        f"{_CLI}.service.service", "main", "install | uninstall | status: start at boot"
+        f"{_CLI}.service.command", "main", "install | uninstall | status: start at boot"
     ),
     "version": Verb(f"{_CLI}.verbs.version", "main", "versions of this installation"),
     "completion": Verb(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from retire_cluster.cli import descriptors
+from retire_cluster.cli import streams
 from retire_cluster.cli.payloads import why
 from retire_cluster.schemas.errors import ValidationError
 
 
 def read_whole(field: str) -> str:
     """All of standard input. Raises `ValidationError` naming `field` when it cannot be read."""
-    if descriptors.was_closed("stdin"):
+    if streams.was_closed("stdin"):
         raise ValidationError(
             field, "standard input is closed (<&-); pipe something in, or name a file"
         )

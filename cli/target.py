@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.cli.endpoints import running_main
@@ -18,6 +19,19 @@ from retire_cluster.schemas.text.hosts import bracketed
 DEFAULT_PORT = 8080
 #: A main node that is started anew is away for less.
 _REFUSED_SECONDS = 1.0
+
+
+class Caller(Protocol):
+    """What verbs need of an admin client."""
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        blobs: Sequence[bytes] = (),
+        *,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

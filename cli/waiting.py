@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.common import Caller, Session
-from retire_cluster.cli.insisting import Insisting
 from retire_cluster.cli.output import Style, clean, pretty
+from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.session import Session
+from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 from retire_cluster.schemas.text import truncation
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import table
+from retire_cluster.cli.session import Session, call_each, connection_flags, run_verb, verb_parser
 from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import ValidationError
 
@@ -16,11 +16,11 @@ HEADERS = ("NAME", "FINGERPRINT", "CREATED")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "admin-key", "Keys that may use the admin socket from elsewhere. They may do everything."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
     create = verbs.add_parser(
         "create", help="make one and write it to a file", parents=parents, allow_abbrev=False
     )
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     revoke.add_argument("names", nargs="+", metavar="NAME")
     revoke.set_defaults(command=_revoke)
     args = parser.parse_args(argv)
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def _create(session: Session) -> int:
@@ -70,7 +70,7 @@ def _ls(session: Session) -> int:
 
 
 def _revoke(session: Session) -> int:
-    _, code = common.each(
+    _, code = call_each(
         session, "admin_key.revoke", "name", session.args.names,
         lambda data: f"{data['name']}: revoked",
     )  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from retire_cluster.api.admission import keys as api_keys
 from retire_cluster.api.content.envelope import utc
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.endpoints import running_api
 from retire_cluster.cli.output import table
+from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
 from retire_cluster.schemas.errors import ClusterError, NotFound, ValidationError
 from retire_cluster.schemas.rights import SCOPES
 
@@ -21,11 +21,11 @@ HEADERS = ("KEY", "SCOPES", "CREATED", "LAST USED", "NOTE")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "keys", "Keys for the REST API. A change counts at once; with keys, authentication is on."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
     create = verbs.add_parser(
         "create", help="make one; it is shown this once", parents=parents, allow_abbrev=False
     )
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     revoke.add_argument("key_ids", nargs="+", metavar="KEY", help="as `keys ls` names it")
     revoke.set_defaults(command=_revoke)
     args = parser.parse_args(argv)
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def _path(session: Session) -> Path:

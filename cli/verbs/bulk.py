@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Caller, Session
-from retire_cluster.cli.insisting import Settling
+from retire_cluster.cli import exits
+from retire_cluster.cli.retrying import Settling
+from retire_cluster.cli.session import PAGE_SIZE, Session, given
+from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import (
     CannotRetryTask,
     TaskJustEnded,
@@ -56,7 +57,7 @@ def run(session: Session) -> int:
     """Find, ask, do, tell."""
     args, verb = session.args, str(session.args.verb)
     statuses = (args.status,) if args.status else STATUSES[verb]
-    filters = common.given(task_type=args.type, priority=args.priority, device_id=args.device)
+    filters = given(task_type=args.type, priority=args.priority, device_id=args.device)
     counts = {status: _count(session.client, {**filters, "status": status}) for status in statuses}
     total = sum(counts.values())
     if total and not args.yes:
@@ -101,7 +102,7 @@ def _ids(client: Caller, filters: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     cursor: str | None = None
     while True:
-        asked = {**filters, "page_size": common.PAGE_SIZE, **common.given(after=cursor)}
+        asked = {**filters, "page_size": PAGE_SIZE, **given(after=cursor)}
         data = client.call("task.list", asked)
         found += [item["task_id"] for item in data["items"]]
         cursor = data["pagination"].get("next_cursor")

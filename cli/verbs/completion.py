@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.main import VERBS
+from retire_cluster.cli.session import verb_parser
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 _CONNECTION = (

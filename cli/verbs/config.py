@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, facts
 from retire_cluster.cli.payloads import read_pair, read_value
+from retire_cluster.cli.session import Session, connection_flags, given, run_verb, verb_parser
 from retire_cluster.schemas.errors import NotFound, ValidationError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser("config", "Settings of the running cluster.")
+    parser = verb_parser("config", "Settings of the running cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
     getter = verbs.add_parser("get", help="show them", parents=parents, allow_abbrev=False)
     getter.add_argument("name", nargs="?", metavar="SECTION[.NAME]")
     getter.set_defaults(command=get)
@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     resetter.set_defaults(command=reset)
     args = parser.parse_args(argv)
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def get(session: Session) -> int:
     """Show settings."""
     name = session.args.name or ""
     section, dot, field = name.partition(".")
-    data: Any = session.client.call("config.get", common.given(section=section))
+    data: Any = session.client.call("config.get", given(section=section))
     if dot:
         if field not in data:
             raise NotFound(f"{section} has no setting {field!r}; it has {', '.join(sorted(data))}")

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, facts, table
+from retire_cluster.cli.session import (
+    Session,
+    all_items,
+    call_each,
+    connection_flags,
+    given,
+    run_verb,
+    verb_parser,
+)
 from retire_cluster.schemas.vocabulary import Platform, Role
 
 HEADERS = ("DEVICE", "STATUS", "ROLE", "PLATFORM", "CORES", "GB", "UP", "LAST HEARTBEAT", "TAGS")
@@ -16,9 +24,9 @@ _PING_SECONDS = 1.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser("devices", "The machines of the cluster.")
+    parser = verb_parser("devices", "The machines of the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
 
     def add(name: str, text: str, command: Callable[[Session], int]) -> Any:
         found = verbs.add_parser(name, help=text, parents=parents, allow_abbrev=False)
@@ -40,16 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         add(name, text, command).add_argument("device_ids", nargs="+", metavar="ID")
     args = parser.parse_args(argv)
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def ls(session: Session) -> int:
     """List devices."""
     args, output = session.args, session.output
-    filters = common.given(
-        status=args.status, role=args.role, platform=args.platform, tags=args.tag
-    )
-    rows = list(common.pages(session.client, "device.list", filters))
+    filters = given(status=args.status, role=args.role, platform=args.platform, tags=args.tag)
+    rows = list(all_items(session.client, "device.list", filters))
     output.data(rows, devices_table(rows, output.style, output.width) if rows else "")
     if not rows:
         output.hint("no device" + (" matches" if filters else " has joined yet"))
@@ -102,7 +108,7 @@ def readmit(session: Session) -> int:
 def _each(
     session: Session, op: str, line: Callable[[Mapping[str, Any]], str], **extra: Any
 ) -> tuple[list[dict[str, Any]], int]:
-    return common.each(session, op, "device_id", session.args.device_ids, line, **extra)
+    return call_each(session, op, "device_id", session.args.device_ids, line, **extra)
 
 
 def devices_table(rows: Iterable[Mapping[str, Any]], style: Style, width: int = 0) -> str:

@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import PAGE_SIZE, Caller
+from retire_cluster.cli import exits
 from retire_cluster.cli.endpoints import running_api
 from retire_cluster.cli.output import Output, Style, clean
-from retire_cluster.cli.target import Target, find_target
+from retire_cluster.cli.session import PAGE_SIZE, connection_flags, verb_parser
+from retire_cluster.cli.target import Caller, Target, find_target
 from retire_cluster.cli.up.readiness import answers_ok
 from retire_cluster.cli.verbs.version import installed
 from retire_cluster.conf.loading import read_settings
@@ -51,10 +51,10 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb; exit 1 when something is broken."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "doctor",
         "Look for what is wrong; each finding ends with its cure.",
-        parents=[common.connection_flags()],
+        parents=[connection_flags()],
     )
     args = parser.parse_args(argv)
     output = Output.standard(as_json=args.json)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, clean, facts, table
+from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
 #: By how a reason begins; `{}` is how it goes on.
@@ -25,12 +25,12 @@ _CURES: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
-        "explain", "Why a task waits: device by device.", parents=[common.connection_flags()]
+    parser = verb_parser(
+        "explain", "Why a task waits: device by device.", parents=[connection_flags()]
     )
     parser.add_argument("task_id", metavar="TASK")
     args = parser.parse_args(argv)
-    return common.run(args, explain)
+    return run_verb(args, explain)
 
 
 def explain(session: Session) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Output, Style, facts
+from retire_cluster.cli.session import Session, all_items, connection_flags, given, run_verb
 from retire_cluster.cli.target import DEFAULT_PORT
 from retire_cluster.cli.verbs.devices import device_text, devices_table
 from retire_cluster.conf.arguments import Parser
@@ -29,7 +29,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
     parser = Parser(
         prog=prog,
         description="How the cluster is.",
-        parents=[common.connection_flags()],
+        parents=[connection_flags()],
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
         except ValueError as error:
             Output.standard().hint(f"{prog}: {error}")
             return exits.USAGE
-    return common.run(args, show, timeout_seconds=args.timeout)
+    return run_verb(args, show, timeout_seconds=args.timeout)
 
 
 def show(session: Session) -> int:
@@ -67,7 +67,7 @@ def show(session: Session) -> int:
     found = client.call("cluster.status")
     text = status_text(found, session.target.address, output.style)
     if args.devices or args.role:
-        rows = list(common.pages(client, "device.list", common.given(role=args.role)))
+        rows = list(all_items(client, "device.list", given(role=args.role)))
         found = {**found, "devices": rows}
         text = f"{text}\n\n{devices_table(rows, output.style, output.width)}"
     output.data(found, text)

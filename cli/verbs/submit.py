@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.payloads import (
     add_task_flags,
     check_sendable,
@@ -19,6 +18,7 @@ from retire_cluster.cli.payloads import (
     task_from_flags,
     why,
 )
+from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
 from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.waiting import look_again, wait_and_print
 from retire_cluster.schemas.errors import ValidationError
@@ -39,10 +39,10 @@ A value is JSON where it is JSON, else text; `name:=VALUE` insists on JSON.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "submit",
         "Give the cluster a task.",
-        parents=[common.connection_flags()],
+        parents=[connection_flags()],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.timeout is not None and (not args.wait or args.timeout < 0):
         parser.error("--timeout: goes with --wait and is not negative")
-    return common.run(args, submit)
+    return run_verb(args, submit)
 
 
 def submit(session: Session) -> int:

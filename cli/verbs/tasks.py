@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
-from retire_cluster.cli.insisting import Settling
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, facts, pretty, table
+from retire_cluster.cli.retrying import Settling
+from retire_cluster.cli.session import (
+    PAGE_SIZE,
+    Session,
+    call_each,
+    connection_flags,
+    given,
+    run_verb,
+    verb_parser,
+)
 from retire_cluster.cli.verbs import bulk
 from retire_cluster.cli.waiting import missing, print_result, wait_and_print
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
@@ -19,9 +27,9 @@ HEADERS = ("TASK", "STATUS", "TYPE", "PRIORITY", "CREATED", "SECONDS", "RETRIES"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser("tasks", "What was asked of the cluster.")
+    parser = verb_parser("tasks", "What was asked of the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
 
     def add(name: str, text: str, command: Callable[[Session], int]) -> Any:
         found = verbs.add_parser(name, help=text, parents=parents, allow_abbrev=False)
@@ -56,22 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     many = {"cancel": cancelling, "retry": retrying}.get(args.verb)
     if many is not None and bulk.is_bulk(many, args):
         args.command = bulk.run
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def ls(session: Session) -> int:
     """List tasks."""
     args, output = session.args, session.output
-    filters = common.given(
+    filters = given(
         status=args.status, task_type=args.type, priority=args.priority, device_id=args.device
     )
     rows: list[dict[str, Any]] = []
     cursor: str | None = None
     more = True
     while more:
-        left = args.limit - len(rows) if args.limit else common.PAGE_SIZE
-        asked = {**filters, "page_size": min(common.PAGE_SIZE, left)}
-        data = session.client.call("task.list", asked | common.given(after=cursor))
+        left = args.limit - len(rows) if args.limit else PAGE_SIZE
+        asked = {**filters, "page_size": min(PAGE_SIZE, left)}
+        data = session.client.call("task.list", asked | given(after=cursor))
         rows += data["items"]
         cursor = data["pagination"].get("next_cursor")
         more = bool(cursor and data["items"]) and (not args.limit or len(rows) < args.limit)
@@ -146,7 +154,7 @@ def _each(session: Session, op: str) -> int:
     def line(task: Mapping[str, Any]) -> str:
         return f"{task['task_id']}: {task['status']}"
 
-    return common.each(session, op, "task_id", session.args.task_ids, line)[1]
+    return call_each(session, op, "task_id", session.args.task_ids, line)[1]
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0) -> str:

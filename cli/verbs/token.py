@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import table
+from retire_cluster.cli.session import Session, call_each, connection_flags, run_verb, verb_parser
 from retire_cluster.conf import joining
 from retire_cluster.conf.machine.addresses import is_loopback, public_host
 from retire_cluster.schemas.text.hosts import HostError, bracketed, read_host
@@ -19,9 +19,9 @@ HEADERS = ("TOKEN", "STATE", "USED", "CREATED", "EXPIRES", "NOTE")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser("token", "Join lines: each lets new devices into the cluster.")
+    parser = verb_parser("token", "Join lines: each lets new devices into the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parents = [common.connection_flags()]
+    parents = [connection_flags()]
     create = verbs.add_parser(
         "create", help="make one and print the line to paste", parents=parents, allow_abbrev=False
     )
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     revoke.add_argument("token_ids", nargs="+", metavar="TOKEN")
     revoke.set_defaults(command=_revoke)
     args = parser.parse_args(argv)
-    return common.run(args, args.command)
+    return run_verb(args, args.command)
 
 
 def age(text: str) -> int:
@@ -119,7 +119,7 @@ def _ls(session: Session) -> int:
 
 
 def _revoke(session: Session) -> int:
-    _, code = common.each(
+    _, code = call_each(
         session, "token.revoke", "token_id", session.args.token_ids,
         lambda data: f"{data['token_id']}: revoked",
     )  # fmt: skip

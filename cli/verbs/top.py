@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
+from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, table
+from retire_cluster.cli.session import Session, all_items, connection_flags, run_verb, verb_parser
 from retire_cluster.cli.verbs.status import status_text
 from retire_cluster.schemas.text.cleantext import escaped_lines
 
@@ -22,10 +22,10 @@ _CLEAR = "\x1b[H\x1b[2J"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "top",
         "The cluster as it works; Ctrl-C ends it.",
-        parents=[common.connection_flags()],
+        parents=[connection_flags()],
     )
     parser.add_argument(
         "--interval", type=float, default=2.0, metavar="SECONDS", help="between two looks (2)"
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0.2 <= args.interval <= 3600:
         parser.error("--interval: must be from 0.2 to 3600")
-    return common.run(args, watch)
+    return run_verb(args, watch)
 
 
 def watch(session: Session, pause: Callable[[float], None] = time.sleep) -> int:
@@ -59,7 +59,7 @@ def look(session: Session) -> dict[str, Any]:
     """The cluster's status and every device's."""
     client = session.client
     status = client.call("cluster.status")
-    devices = list(common.pages(client, "device.list", {}))
+    devices = list(all_items(client, "device.list", {}))
     details = [
         client.call("device.get", {"device_id": device["device_id"]}) for device in devices[:_SHOWN]
     ]

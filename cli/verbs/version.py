@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.output import Output, facts
+from retire_cluster.cli.session import verb_parser
 
 LIBRARIES = (
     "pyzmq", "simpleeval", "urllib3", "falcon", "waitress", "orjson", "Cerberus", "APScheduler",

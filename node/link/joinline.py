@@ -20,7 +20,7 @@ STANDARD_INPUT = "-"
 MOST_BYTES = 4096
 #: As `conf.curve.looks_like_join`, before any library is there to be imported.
 _JOIN = re.compile(r"\s*rc[0-9]+\.\S{60,}")
-#: A supervisor's pipe is standard input (`cli.lifeline`).
+#: A supervisor's pipe is standard input (`cli.up.lifeline`).
 SUPERVISED = "RETIRE_CLUSTER_LIFELINE"
 
 

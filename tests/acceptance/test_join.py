@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.joining.joinserver import JoinServer
+from retire_cluster.cli.joining.server import JoinServer
 from retire_cluster.conf import joining
 from tests.acceptance.kit import COMMAND, Cluster, plain_environment, run, until
 

@@ -200,7 +200,7 @@ class Installer(Boundary):
         (place / "wheels").mkdir()
         code = (
             "import sys, time; from pathlib import Path\n"
-            "from retire_cluster.cli.joining.joinserver import JoinServer\n"
+            "from retire_cluster.cli.joining.server import JoinServer\n"
             "made = JoinServer('127.0.0.1', 0, '127.0.0.1', Path(sys.argv[1]))\n"
             "print(made.port, made.sha256, flush=True)\n"
             "sys.stdin.read()"

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retire_cluster.cli.joining import joinserver
+from retire_cluster.cli.joining import server as join_server
 from retire_cluster.conf import curve, joining
 from retire_cluster.conf.joining import JoinServer
 from tests import ports
@@ -135,7 +135,7 @@ class Middle:
         for name in LIBRARIES:
             file, content = wheel(name, "30.0")
             (self.kept / file).write_bytes(content)
-        server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", self.kept)
+        server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", self.kept)
         self.port, self.script = server.port, server.script
         own, content = server._wheel_name, server._wheel
         server.close()
@@ -186,14 +186,14 @@ def test_a_wheel_that_a_man_in_the_middle_added_is_not_looked_at(tmp_path: Path)
 def test_an_index_is_believed_by_the_hashes_of_the_lock_only(
     tmp_path: Path, version: str | None, told: str
 ) -> None:
-    lock = Path(joinserver.__file__).with_name("device.lock").read_text("utf-8")
+    lock = Path(join_server.__file__).with_name("device.lock").read_text("utf-8")
     pinned = dict(line.partition(" ")[0].split("==") for line in lock.splitlines() if "==" in line)
     files = {}
     for name in LIBRARIES:
         file, content = wheel(name, version or pinned[name], "evil = 1")
         files[f"/files/{file}"] = content
         files[f"/simple/{name}/"] = f'<a href="/files/{file}">{file}</a>'.encode()
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "none")
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "none")
     device = Device(tmp_path)
     try:
         with serving(files) as url:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli import common
-from retire_cluster.cli.common import Session
 from retire_cluster.cli.payloads import check_sendable
+from retire_cluster.cli.session import Session, connection_flags, run_verb
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.text import jsontext
 
@@ -87,9 +86,9 @@ def test_any_other_argument_that_cannot_be_sent_is_named(
         return len(jsontext.dumps(session.args.task_type))
 
     words = ["--cluster-port", "1", "--data-dir", str(tmp_path)]
-    args = common.connection_flags().parse_args(words)
+    args = connection_flags().parse_args(words)
     args.task_type = ["echo", "ec\udcff"]
-    assert common.run(args, ask) == 6
+    assert run_verb(args, ask) == 6
     assert "task-type: character 3 is not valid Unicode (\\udcff)" in capsys.readouterr().err
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.joining import join_script, joinserver, wheel
+from retire_cluster.cli.joining import join_script, wheel
+from retire_cluster.cli.joining import server as join_server
 from retire_cluster.conf import joining
 from retire_cluster.conf.joining import JoinServer
 
@@ -42,7 +43,7 @@ def test_the_wheel_is_what_runs_here_and_always_the_same() -> None:
 
 def test_the_script_knows_where_it_came_from_and_what_to_expect() -> None:
     kept = {"a-1-py3-none-any.whl": "cd" * 32}
-    text = joinserver.script("http://192.0.2.7:8084", "x.whl", SHA, kept).decode()
+    text = join_server.script("http://192.0.2.7:8084", "x.whl", SHA, kept).decode()
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(text).body
@@ -51,7 +52,7 @@ def test_the_script_knows_where_it_came_from_and_what_to_expect() -> None:
     (listed,) = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
     assert listed.value is not None
     assert ast.literal_eval(listed.value) == kept
-    lock = Path(joinserver.__file__).with_name("device.lock").read_text("utf-8")
+    lock = Path(join_server.__file__).with_name("device.lock").read_text("utf-8")
     assert values["LOCK"] == lock
     assert "://" not in lock
     assert (values["BASE"], values["WHEEL"]) == ("http://192.0.2.7:8084", "x.whl")
@@ -141,7 +142,7 @@ def test_only_wheels_that_fit_are_fetched(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_lock_is_cut_to_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = Path(joinserver.__file__).with_name("device.lock").read_text("utf-8")
+    lock = Path(join_server.__file__).with_name("device.lock").read_text("utf-8")
     monkeypatch.setattr(join_script, "LOCK", lock)
     found = join_script.locked(["pyzmq", "tomli"])
     assert re.findall("^[A-Za-z0-9]+", found, re.MULTILINE) == ["pyzmq", "tomli"]
@@ -153,7 +154,7 @@ def test_a_wheel_that_is_put_there_later_is_in_new_lines_and_old_lines_keep_work
     tmp_path: Path,
 ) -> None:
     kept = tmp_path / "wheels"
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
     try:
         old, script = server.sha256, server.script
         assert not server.refresh()
@@ -194,7 +195,7 @@ def test_only_its_own_files_are_served(tmp_path: Path, monkeypatch: pytest.Monke
     (kept / "pyzmq-1-py3-none-any.whl").write_bytes(b"kept")
     (kept / "notes.txt").write_text("private")
     (tmp_path / "secret.whl").write_text("private")
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
     try:
         monkeypatch.setattr(join_script, "BASE", f"http://127.0.0.1:{server.port}")
         assert join_script.fetch("/join.py", server.sha256) == server.script
@@ -218,7 +219,7 @@ def test_only_its_own_files_are_served(tmp_path: Path, monkeypatch: pytest.Monke
         server.close()
 
 
-def run_script(server: joinserver.JoinServer, home: Path, *words: str) -> tuple[int, str, str]:
+def run_script(server: join_server.JoinServer, home: Path, *words: str) -> tuple[int, str, str]:
     """The installer as a device gets it, where no package index answers."""
     script = home / "join.py"
     script.write_bytes(server.script)
@@ -240,7 +241,7 @@ def run_script(server: joinserver.JoinServer, home: Path, *words: str) -> tuple[
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["rc1.abc", "--help"]])
 def test_help_only_helps(tmp_path: Path, words: list[str]) -> None:
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
     try:
         code, out, err = run_script(server, tmp_path, *words)
     finally:
@@ -253,7 +254,7 @@ def test_help_only_helps(tmp_path: Path, words: list[str]) -> None:
 def test_without_an_index_and_without_wheels_one_line_says_at_once_what_to_put_where(
     tmp_path: Path,
 ) -> None:
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", tmp_path / "wheels")
     began = time.monotonic()
     try:
         code, _, err = run_script(server, tmp_path, "rc1.abc")
@@ -274,7 +275,7 @@ def test_wheels_that_do_not_fit_are_told_instead_of_a_trace(tmp_path: Path) -> N
     kept.mkdir()
     for name in join_script.libraries():
         (kept / f"{name}-1-cp27-cp27m-win32.whl").write_bytes(b"")
-    server = joinserver.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
+    server = join_server.JoinServer("127.0.0.1", 0, "127.0.0.1", kept)
     try:
         code, _, err = run_script(server, tmp_path, "rc1.abc")
     finally:

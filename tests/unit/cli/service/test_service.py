@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.service import service, units
+from retire_cluster.cli.service import command as service
+from retire_cluster.cli.service import units
 from retire_cluster.cli.service.units import Service
 
 COMMAND = ("/opt/py thon/bin/python", "-m", "retire_cluster.cli.main", "worker", "--tag", '50%"$x"')

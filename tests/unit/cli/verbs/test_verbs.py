@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli import cures, waiting
-from retire_cluster.cli.common import Session
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
-from retire_cluster.cli.insisting import Insisting
 from retire_cluster.cli.output import Output, Style
 from retire_cluster.cli.payloads import payload_from_words, requirements_from_words, seconds_of
+from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.session import Session
 from retire_cluster.cli.target import Target
-from retire_cluster.cli.up import plan, up
+from retire_cluster.cli.up import command as up
+from retire_cluster.cli.up import plan
 from retire_cluster.cli.up.announce import Announcement, quoted
 from retire_cluster.cli.verbs import config, devices, doctor, explain, submit, tasks, top
 from retire_cluster.cli.verbs.explain import explanation_text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.cli.joining import join_script
-from retire_cluster.cli.service.service import ServiceError, plan
+from retire_cluster.cli.service.command import ServiceError, plan
 from retire_cluster.cli.service.units import Service
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir, load, read_settings

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from retire_cluster.cli.common import Caller
+from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import ClusterUnavailable, QueueFull, TaskJustEnded
 
 #: A restart takes a second or two; nobody needs to hear of it.

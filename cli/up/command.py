@@ -36,7 +36,7 @@ from retire_cluster.cli.endpoints import (
     write_endpoints,
     write_json,
 )
-from retire_cluster.cli.joining.joinserver import JoinServer
+from retire_cluster.cli.joining.server import JoinServer
 from retire_cluster.cli.up.announce import (
     JOIN_NOTE,
     JOIN_SECONDS,
@@ -46,7 +46,7 @@ from retire_cluster.cli.up.announce import (
     commands_folder,
     quoted,
 )
-from retire_cluster.cli.up.keys import device_pair
+from retire_cluster.cli.up.local_workers import device_pair
 from retire_cluster.cli.up.plan import Plan, overrides, parser
 from retire_cluster.cli.up.readiness import Readiness
 from retire_cluster.cli.up.supervisor import Child, Exit, State, Supervisor

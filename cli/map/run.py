@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.common import Caller
-from retire_cluster.cli.insisting import Settling
+from retire_cluster.cli.map.journal import Journal, Submission, digest
+from retire_cluster.cli.map.progress import Progress
 from retire_cluster.cli.output import Output, clean_json
 from retire_cluster.cli.payloads import read_json_object, why
+from retire_cluster.cli.retrying import Settling
 from retire_cluster.cli.stdin import read_whole
-from retire_cluster.cli.verbs.journal import Journal, Submission, digest
-from retire_cluster.cli.verbs.progress import Progress
+from retire_cluster.cli.target import Caller
 from retire_cluster.cli.waiting import wait_for
 from retire_cluster.schemas.errors import CannotRetryTask, TaskNotFound, ValidationError
 from retire_cluster.schemas.text import jsontext

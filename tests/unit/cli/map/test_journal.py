@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.verbs.journal import Journal, Submission
+from retire_cluster.cli.map.journal import Journal, Submission
 
 
 def test_what_was_submitted_is_on_the_disk_before_what_was_put_aside_goes(

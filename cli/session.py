@@ -5,31 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from retire_cluster.cli import cures, exits
 from retire_cluster.cli.output import Output, clean
 from retire_cluster.cli.payloads import check_sendable
-from retire_cluster.cli.target import Target, find_target
+from retire_cluster.cli.target import Caller, Target, find_target
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
 from retire_cluster.schemas.text.jsontext import JSONError
 
 PAGE_SIZE = 100
-
-
-class Caller(Protocol):
-    """What verbs need of an admin client."""
-
-    def call(
-        self,
-        op: str,
-        args: Mapping[str, Any] | None = None,
-        blobs: Sequence[bytes] = (),
-        *,
-        timeout_seconds: float | None = None,
-    ) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ def verb_parser(prog: str, description: str, **options: Any) -> argparse.Argumen
     )
 
 
-def run(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 5.0) -> int:
+def run_verb(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 5.0) -> int:
     """Connect, run the command, turn what goes wrong into a message and an exit code."""
     output = Output.standard(as_json=args.json)
     try:
@@ -108,7 +95,7 @@ def _unsendable_word(args: argparse.Namespace, error: JSONError) -> ValidationEr
     return ValidationError("", f"this cannot be sent as JSON: {error}")
 
 
-def pages(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def all_items(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every item of a list operation, page by page."""
     page = 1
     while True:
@@ -119,7 +106,7 @@ def pages(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[
         page += 1
 
 
-def each(
+def call_each(
     session: Session,
     op: str,
     field: str,

@@ -7,13 +7,13 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 
-from retire_cluster.cli import common, exits
-from retire_cluster.cli.common import Session
-from retire_cluster.cli.insisting import Insisting
+from retire_cluster.cli import exits
+from retire_cluster.cli.map.journal import Journal
+from retire_cluster.cli.map.run import Lines, Run, settle
+from retire_cluster.cli.map.run import cancel as cancel_tasks
 from retire_cluster.cli.payloads import add_task_flags, task_from_flags
-from retire_cluster.cli.verbs import mapping
-from retire_cluster.cli.verbs.journal import Journal
-from retire_cluster.cli.verbs.mapping import Lines, Run
+from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
 from retire_cluster.schemas.errors import ValidationError
 
 _EPILOG = """\
@@ -34,9 +34,9 @@ changed are; what was cancelled runs again, what failed only with --retry-failed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb."""
-    parser = common.verb_parser(
+    parser = verb_parser(
         "map", "A task for every line of a file of JSON objects; results in the lines' order.",
-        parents=[common.connection_flags()], epilog=_EPILOG,
+        parents=[connection_flags()], epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("task_type", metavar="TYPE", nargs="?", help="what to do with each line")
@@ -68,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.cancel is not None:
         if args.task_type is not None:
             parser.error("--cancel: goes without TYPE and FILE")
-        return common.run(args, cancel)
+        return run_verb(args, cancel)
     if args.file is None:
         parser.error("TYPE and FILE.jsonl are required")
     if args.retry_failed and not args.resume:
         parser.error("--retry-failed: goes with --resume NAME")
-    return common.run(args, run)
+    return run_verb(args, run)
 
 
 def run(session: Session) -> int:
@@ -99,10 +99,10 @@ def cancel(session: Session) -> int:
     name = session.args.cancel
     client = _client(session)
     with Journal(session.target.data_dir / "map", name, "--cancel") as journal:
-        mapping.settle(client, journal)
+        settle(client, journal)
         if not journal.task_ids:
             raise ValidationError("--cancel", f"no run {name!r} is known on this machine")
-        count = mapping.cancel(client, journal.task_ids)
+        count = cancel_tasks(client, journal.task_ids)
     session.output.data({"cancelled": count}, f"{count} cancelled")
     return exits.OK
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.common import verb_parser
 from retire_cluster.cli.output import Output
 from retire_cluster.cli.service import units
 from retire_cluster.cli.service.units import Service
+from retire_cluster.cli.session import verb_parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.homefolder import home_folder
 from retire_cluster.conf.settings import SettingsError
