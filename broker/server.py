@@ -28,7 +28,7 @@ from retire_cluster.broker.admin.waits import unread, waited
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.devices.access import ADMIN, BUS, FEED
-from retire_cluster.broker.core.records.age import jump_text, jumped
+from retire_cluster.broker.core.records.clock import jump_text, jumped
 from retire_cluster.broker.core.records.event_log import fresh_epoch
 from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES, ClusterState
@@ -191,7 +191,7 @@ class Broker:
         now = self._now()
         self._watch_clock(now)
         if self._gate is not None:
-            self._gate.serve(now.mono, self.state.age.ms(now), self.state.stats.dropped)
+            self._gate.serve(now.mono, self.state.clock.age_ms(now), self.state.stats.dropped)
         if self._stalled:
             self._stalled_turn(now)
             return

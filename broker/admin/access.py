@@ -6,9 +6,9 @@ import secrets
 from typing import Any, Final
 
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.access import AdminKey, Token
-from retire_cluster.broker.core.records.timestamps import stamp
 from retire_cluster.conf import curve
 from retire_cluster.schemas.errors import Forbidden, NotFound, ValidationError
 from retire_cluster.schemas.keys import fingerprint, is_key
@@ -44,7 +44,7 @@ def create_token(admin: Admin, call: Call) -> Reply:
         token_id=args["token_id"] or secrets.token_hex(4),
         key=curve.pair_of_token(secret).public,
         created_ms=call.now.wall_ms,
-        expires_age_ms=admin.state.age.ms(call.now) + 1000 * args["age_seconds"],
+        expires_age_ms=admin.state.clock.age_ms(call.now) + 1000 * args["age_seconds"],
         uses=args["uses"],
         note=args["note"],
     )
@@ -77,7 +77,7 @@ def revoke_token(admin: Admin, call: Call) -> Reply:
 
 
 def _token_view(token: Token, admin: Admin, call: Call) -> dict[str, Any]:
-    age_ms = admin.state.age.ms(call.now)
+    age_ms = admin.state.clock.age_ms(call.now)
     return {
         "token_id": token.token_id,
         "state": token.state(age_ms),

@@ -17,9 +17,9 @@ from retire_cluster.broker.admin.strangers import Strangers
 from retire_cluster.broker.admin.submit_batch import Gathering
 from retire_cluster.broker.core.events import Event, Now, Ticket
 from retire_cluster.broker.core.instructions import Instruction
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.broker.store.base import Store
 from retire_cluster.broker.store.trouble import ReadTrouble
 from retire_cluster.conf.settings import Settings

@@ -7,10 +7,10 @@ from typing import Any, Final
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.admin.calls import Admin, Call, Poll, Reply, operation
 from retire_cluster.broker.admin.devices import breakdown
+from retire_cluster.broker.admin.timestamps import duration, stamp
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.records.stats import DURATION_BOUNDS
-from retire_cluster.broker.core.records.timestamps import duration, stamp
 from retire_cluster.conf.settings import SECTIONS, merge_section, public_view, specs
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest import requests
@@ -126,7 +126,7 @@ def metrics(admin: Admin, call: Call) -> Reply:
                 "request_rate": rate,
                 "error_rate": errors,
                 "dispatch_latency_ms": state.stats.dispatch_latency_ms(),
-                "tasks_per_second": state.stats.tasks_per_second(state.age.ms(call.now)),
+                "tasks_per_second": state.stats.tasks_per_second(state.clock.age_ms(call.now)),
             },
             "tasks": {
                 "by_status": by_status,

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.device import Device
-from retire_cluster.broker.core.records.timestamps import stamp
+from retire_cluster.broker.core.model import Device
 from retire_cluster.schemas.errors import DeviceNotFound
 from retire_cluster.schemas.rest import requests
 from retire_cluster.schemas.vocabulary import DeviceStatus, Role

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from retire_cluster.broker.core.task import Task, TaskSpec
+from retire_cluster.broker.core.model import Task, TaskSpec
 from retire_cluster.schemas.errors import RateLimitExceeded
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS

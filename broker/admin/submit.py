@@ -13,12 +13,12 @@ from typing import Any, Final
 from retire_cluster.broker.admin import strangers, views
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
 from retire_cluster.broker.admin.submit_batch import Gathered
+from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.admin.waits import park, wait_seconds
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.events import Ticket
 from retire_cluster.broker.core.instructions import StoreTasks
-from retire_cluster.broker.core.records.timestamps import stamp
-from retire_cluster.broker.core.task import TaskSpec
+from retire_cluster.broker.core.model import TaskSpec
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.errors import (
     IdempotencyConflict,
@@ -262,7 +262,7 @@ def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> dict[str
                 " requirements.timeout_seconds instead (retire-cluster: --timeout-seconds)",
             )
         return document
-    judged = admin.state.offers.judged(task_type)
+    judged = admin.state.own_types.judged(task_type)
     if judged is None:
         raise ValidationError(
             f"{prefix}task_type", f"no device of this cluster offers the task type {task_type!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from retire_cluster.broker.core.task import TaskSpec
+from retire_cluster.broker.core.model import TaskSpec
 
 if TYPE_CHECKING:
     from retire_cluster.broker.admin.calls import Call

@@ -7,14 +7,14 @@ from typing import Any, Final
 from retire_cluster.broker.admin import callers, views
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
 from retire_cluster.broker.admin.labels import label
+from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.admin.waits import task_ids
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.devices.offers import DEVICES_TOLD
+from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD
 from retire_cluster.broker.core.instructions import StoreOutcomes
+from retire_cluster.broker.core.model import TaskSpec
 from retire_cluster.broker.core.placement import why_waiting
 from retire_cluster.broker.core.records.ledger import Filter
-from retire_cluster.broker.core.records.timestamps import stamp
-from retire_cluster.broker.core.task import TaskSpec
 from retire_cluster.broker.store.base import RowDamaged
 from retire_cluster.schemas.errors import (
     CannotCancelTask,
@@ -177,7 +177,7 @@ def explain(admin: Admin, call: Call) -> Reply:
         return Reply(data)
     data.update(views.due(task, call.now))
     data["queued_reason"] = why_waiting.queued_reason(admin.state, task, call.now)
-    judged = admin.state.offers.judged(task.spec.task_type)
+    judged = admin.state.own_types.judged(task.spec.task_type)
     if judged is not None and judged.otherwise:
         data["described_otherwise_by"] = list(judged.otherwise[:DEVICES_TOLD])
     key = why_waiting.class_key(task)
@@ -302,7 +302,7 @@ def statistics(admin: Admin, call: Call) -> Reply:
                 "success_rate": round(success / ended, 4) if ended else 0.0,
                 "average_execution_time": state.stats.average_duration(),
                 "p95_execution_time": state.stats.p95_duration(),
-                "tasks_per_hour": state.stats.tasks_per_hour(state.age.ms(call.now)),
+                "tasks_per_hour": state.stats.tasks_per_hour(state.clock.age_ms(call.now)),
                 "device_utilization": state.stats.slot_utilization(),
             },
             "current_load": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
-from retire_cluster.broker.core.devices.offers import DEVICES_TOLD, Judged
+from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Judged
 from retire_cluster.schemas.rest.validation import json_schema
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.jsontext import dumps
@@ -31,15 +31,17 @@ def types(admin: Admin, call: Call) -> Reply:
     }
     custom: list[str] = []
     told = 0
-    for name in sorted(state.offers.names, key=lambda name: (-len(state.offers.of(name)), name)):
-        judged = state.offers.judged(name)
+    for name in sorted(
+        state.own_types.names, key=lambda name: (-len(state.own_types.of(name)), name)
+    ):
+        judged = state.own_types.judged(name)
         assert judged is not None
         described = _described(judged)
         told += len(dumps(described))
         if len(custom) >= _TOLD or told > _TOLD_BYTES:
             break
         custom.append(name)
-        here = sum(device.online for device in state.offers.of(name))
+        here = sum(device.online for device in state.own_types.of(name))
         by_type[name] = {"devices": here, **described}
     custom.sort()
     return Reply(
@@ -47,8 +49,8 @@ def types(admin: Admin, call: Call) -> Reply:
             "supported_types": [*builtin, *custom],
             "builtin_types": builtin,
             "custom_types": custom,
-            "total_count": len(builtin) + len(state.offers.names),
-            "not_shown": len(state.offers.names) - len(custom),
+            "total_count": len(builtin) + len(state.own_types.names),
+            "not_shown": len(state.own_types.names) - len(custom),
             "online_devices": len(online),
             "by_type": by_type,
         }

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retire_cluster.broker.core.device import METRICS, SLOT_UNITS, Device
+from retire_cluster.broker.admin.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.model import METRICS, SLOT_UNITS, Device, Task
 from retire_cluster.broker.core.records.event_log import Entry
-from retire_cluster.broker.core.records.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.ids import TaskIds
@@ -267,7 +266,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
         "total_heartbeats": device.total_heartbeats,
         "task_types": sorted(device.types),
         "task_types_left_out": list(device.left_out),
-        "task_types_disputed": state.offers.disputed(device),
+        "task_types_disputed": state.own_types.disputed(device),
         "walls": list(device.walls),
         "own_task_types": [
             {

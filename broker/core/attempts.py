@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import oversize
-from retire_cluster.broker.core.device import Device
-from retire_cluster.broker.core.devices import enrolment, telling
+from retire_cluster.broker.core.devices import enrolment, event_throttle
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import (
     Send,
     StoreAttempts,
     StoreOutcomes,
 )
-from retire_cluster.broker.core.placement import given_back, passing_over, standing
+from retire_cluster.broker.core.model import Device, Task
+from retire_cluster.broker.core.placement import outliers, passing_over, requeues
 from retire_cluster.broker.core.retry import Decision, decide
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.protocol.batches import FinishedGroup
 from retire_cluster.schemas.protocol.messages import (
     Cancel,
@@ -94,7 +93,7 @@ def progressed(state: ClusterState, device: Device, message: Progress, now: Now)
         if task is None:
             continue
         task.progress = (item.percent, plain(item.message))
-        telling.progress(state, device, task, now)
+        event_throttle.progress(state, device, task, now)
 
 
 def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
@@ -151,10 +150,10 @@ def _succeeded(
     device.succeeded += len(tasks)
     device.given_back = 0
     if state.tallies or device.notes:
-        standing.succeeded(state, device, tasks, now)
+        outliers.succeeded(state, device, tasks, now)
     changed = [task for task in tasks if task.deviates]
     if changed:
-        standing.proves(state, device, changed, now)
+        outliers.proves(state, device, changed, now)
         deviating += [task.number for task in changed]
     return _conclude_all(
         state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
@@ -190,7 +189,7 @@ def _settle(
     elsewhere = item.cause in ELSEWHERE
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
-        given_back.in_a_row(state, device, task, now)
+        requeues.in_a_row(state, device, task, now)
         give_back(state, task, Decision(None), "released", None, "given back by its device", now)
         return None
     if task.status is TaskStatus.ASSIGNED and not elsewhere:
@@ -203,11 +202,11 @@ def _settle(
     note_tried(task, device)
     if elsewhere:
         passing_over.exclude(state, device, task, message)
-        standing.lacks(state, device, task, Cause(cause), message, now)
+        outliers.lacks(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
-    elif standing.counts(task, cause):
-        standing.failed(state, device, task, now)
+    elif outliers.counts(task, cause):
+        outliers.failed(state, device, task, now)
     decision = _decide(state, task, cause, started=True, said_before=said_before)
     if elsewhere:
         nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
@@ -288,7 +287,7 @@ def _conclude_all(
     state.move_all(tasks, event, now, **data)
     device = tasks[0].device
     device_id = device.device_id if device is not None else None
-    ended_s = state.age.seconds(now)
+    ended_s = state.clock.age_seconds(now)
     rows = [
         OutcomeRow(
             task.number, status.value, device_id, task.attempt, task.assigned_ms, task.started_ms,
@@ -298,7 +297,7 @@ def _conclude_all(
         for task, took, result, detail in zip(tasks, seconds, results, details, strict=True)
     ]  # fmt: skip
     state.leave_device(tasks)
-    state.stats.ended(status, seconds, state.age.ms(now))
+    state.stats.ended(status, seconds, state.clock.age_ms(now))
     state.end(tasks)
     return rows
 
@@ -339,7 +338,7 @@ def give_back(
         state.emit(StoreAttempts((row,)))
     else:
         state.returned.add(task.number)
-        counted = given_back.count(
+        counted = requeues.count(
             task,
             row.device_id,
             task.attempt,
@@ -348,8 +347,8 @@ def give_back(
         )
         wait_seconds = max(wait_seconds, counted.wait_seconds)
         replaced = () if counted.replaces is None else ((task.number, counted.replaces),)
-        state.emit(StoreAttempts((given_back.row_of(row, counted),), replaced))
-        if device is not None and device.device_id in given_back.last_choices(task):
+        state.emit(StoreAttempts((requeues.row_of(row, counted),), replaced))
+        if device is not None and device.device_id in requeues.last_choices(task):
             note_tried(task, device)
     state.leave_device((task,))
     task.device = None
@@ -429,7 +428,7 @@ def time_out(state: ClusterState, task: Task, now: Now) -> None:
     seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)
     message = f"exceeded its limit of {task.spec.timeout_seconds} s"
     note_tried(task, device)
-    standing.failed(state, device, task, now)
+    outliers.failed(state, device, task, now)
     decision = _decide(state, task, Cause.TIMEOUT, started=True)
     if decision.final is None:
         give_back(

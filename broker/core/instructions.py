@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retire_cluster.broker.core.events import Ticket, WaitAsked
+from retire_cluster.broker.core.model import Dispatch, Task
 from retire_cluster.broker.core.rows import (
     AccessRow,
     AttemptRow,
@@ -22,7 +23,6 @@ from retire_cluster.broker.core.rows import (
     SubmissionRow,
     TaskRow,
 )
-from retire_cluster.broker.core.task import Dispatch, Task
 from retire_cluster.schemas.protocol.messages import FromBroker
 
 # --- store ---------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from retire_cluster.broker.core.instructions import (
     StoreTasks,
     WaitOver,
 )
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.rows import AttemptRow, SubmissionRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState, Wait
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.protocol.messages import Cancel
 from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, TaskStatus
 
@@ -66,7 +66,7 @@ def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
             delayed += tasks
         else:
             state.enqueue_all(tasks, state.class_of(spec))
-    at_s = state.age.seconds(now)
+    at_s = state.clock.age_seconds(now)
     records = [
         SubmissionRow(
             one.owner, one.key, one.fingerprint, first + one.start, one.size, now.wall_ms, at_s
@@ -90,7 +90,7 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
         seconds=None if task.started_mono is None else max(0.0, now.mono - task.started_mono),
     )  # fmt: skip
     if backlog is not None:
-        backlog.lanes.left()
+        backlog.leave()
     state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None and key is not None:
         if device.online:
@@ -112,7 +112,7 @@ def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
         message="its payload is damaged in the main node's store; submit it again",
     )  # fmt: skip
     if backlog is not None:
-        backlog.lanes.left()
+        backlog.leave()
     state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None:
         state.note_room(device)

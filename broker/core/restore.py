@@ -6,15 +6,14 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.model import Device, Dispatch, Task, TaskSpec, Times
 from retire_cluster.broker.core.placement import passing_over
-from retire_cluster.broker.core.placement.given_back import LEAST_SECONDS, Times
-from retire_cluster.broker.core.records import audited
-from retire_cluster.broker.core.records.age import resumed
+from retire_cluster.broker.core.placement.requeues import LEAST_SECONDS
+from retire_cluster.broker.core.records import audit_rows
+from retire_cluster.broker.core.records.clock import resumed
 from retire_cluster.broker.core.rows import IndexRow, LiveRow, Snapshot, TaskRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Dispatch, Task, TaskSpec
 from retire_cluster.conf.settings import Settings, merge_section
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.vocabulary import TaskStatus
@@ -31,20 +30,20 @@ def restore(
     """
     settings, warnings = _with_persisted(settings, snapshot)
     warnings += snapshot.warnings
-    age, told = resumed(snapshot.mark, now, boot)
+    clock, told = resumed(snapshot.mark, now, boot)
     warnings += [told] if told else []
     state = ClusterState(
         settings,
         epoch=snapshot.epoch,
         salt=snapshot.salt,
         rng=rng,
-        age=age,
+        clock=clock,
         config_version=snapshot.config_version,
     )
     state.next_task, state.next_dispatch = snapshot.next_task, snapshot.next_dispatch
     warnings += _devices(state, snapshot, now)
     warnings += state.access.load(snapshot.access)
-    audited.recall(state.log, snapshot.audit)
+    audit_rows.recall(state.log, snapshot.audit)
     _tasks(state, snapshot, now)
     held = {task.dispatch.number for task in state.tasks.values() if task.dispatch is not None}
     state.ended_dispatches = [row.number for row in snapshot.dispatches if row.number not in held]
@@ -55,7 +54,7 @@ def restore(
                 device.succeeded += count
             elif final in (TaskStatus.FAILED, TaskStatus.TIMEOUT):
                 device.failed += count
-    age_s = age.seconds(now)
+    age_s = clock.age_seconds(now)
     for ended_s, word, seconds in snapshot.recent:
         state.stats.recall(TaskStatus(word), (seconds,), 1000 * min(ended_s, age_s))
     # What is younger than the clock was noted after its last mark, or is damaged: it is new.
@@ -78,7 +77,7 @@ def _with_persisted(settings: Settings, snapshot: Snapshot) -> tuple[Settings, l
 
 
 def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
-    warnings, age_s = [], state.age.seconds(now)
+    warnings, age_s = [], state.clock.age_seconds(now)
     for row in snapshot.devices:
         if row.removed_ms is not None:
             state.tombstones[row.device_id] = row.removed_ms
@@ -89,9 +88,9 @@ def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
             continue
         if row.removed_ms is None:
             state.devices[row.device_id] = device
-            state.offers.put(device)
+            state.own_types.put(device)
             if device.gone_s is None:
-                device.gone_s = state.age.seconds(now)
+                device.gone_s = state.clock.age_seconds(now)
                 device.dirty = True
             passing_over.remember(state, device)
     return warnings
@@ -116,7 +115,7 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
     specs: dict[tuple[object, ...], TaskSpec] = {}
     rows = {row.number: row for row in snapshot.live}
     usual = rows.keys() - out.keys() - snapshot.deviations.keys()
-    after, age_s = 0, state.age.seconds(now)
+    after, age_s = 0, state.clock.age_seconds(now)
 
     def alike(line: IndexRow) -> tuple[object, ...]:
         nonlocal after
@@ -172,7 +171,7 @@ def _usual(
 
 def _waited(state: ClusterState, created_ms: int, now: Now) -> float:
     """Seconds that a task has waited; not longer than the cluster is old, whatever a clock says."""
-    return min(max(0, now.wall_ms - created_ms), state.age.ms(now)) / 1000
+    return min(max(0, now.wall_ms - created_ms), state.clock.age_ms(now)) / 1000
 
 
 def _payload(state: ClusterState, row: TaskRow, snapshot: Snapshot) -> bytes | None:

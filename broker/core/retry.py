@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from retire_cluster.broker.core.task import Task
+from retire_cluster.broker.core.model import Task
 from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, TaskStatus
 
 

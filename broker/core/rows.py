@@ -22,7 +22,7 @@ class AttemptRow(NamedTuple):
     execution_seconds: float | None
     result: bytes = b""
     details: bytes = b""
-    #: How many endings it stands for (given_back.py): itself, and those before it that were alike.
+    #: How many endings it stands for (requeues.py): itself, and those before it that were alike.
     times: int = 1
 
 

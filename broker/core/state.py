@@ -24,21 +24,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.devices.access import Access
-from retire_cluster.broker.core.devices.offers import Offers
+from retire_cluster.broker.core.devices.type_registry import TypeRegistry
 from retire_cluster.broker.core.instructions import Instruction, StoreLive, WaitOver
+from retire_cluster.broker.core.model import Device, Task, TaskSpec
+from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
 from retire_cluster.broker.core.placement.notes import Kind, Noted, Tally
-from retire_cluster.broker.core.placement.overtaking import Share
-from retire_cluster.broker.core.records import audited
-from retire_cluster.broker.core.records.age import MARK_SECONDS, Age
+from retire_cluster.broker.core.records import audit_rows
 from retire_cluster.broker.core.records.audit import Denials
+from retire_cluster.broker.core.records.clock import MARK_SECONDS, ClusterClock
 from retire_cluster.broker.core.records.event_log import EventLog
 from retire_cluster.broker.core.records.ledger import Ledger
 from retire_cluster.broker.core.records.stats import Stats
 from retire_cluster.broker.core.rows import LiveRow, Mark, SubmissionRow
-from retire_cluster.broker.core.task import IllegalTransition, Task, TaskSpec, after
+from retire_cluster.broker.core.transitions import IllegalTransition, after
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.ids import TaskIds
@@ -100,7 +100,7 @@ class ClusterState:
         epoch: int,
         salt: int,
         rng: random.Random,
-        age: Age,
+        clock: ClusterClock,
         config_version: int = 1,
     ) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class ClusterState:
         self.ids = TaskIds(salt)
         self.rng = rng
         #: The clock by which things get old.
-        self.age = age
+        self.clock = clock
         self.next_task = 1
         self.next_dispatch = 1
         self.tasks: dict[int, Task] = {}
@@ -139,7 +139,7 @@ class ClusterState:
         #: `(not_before_mono, task)` of pending tasks; entries may be stale.
         self.pending: list[tuple[float, int]] = []
         self.running: dict[int, Task] = {}
-        #: Tasks that a device gave back (given_back.py).
+        #: Tasks that a device gave back (requeues.py).
         self.returned: set[int] = set()
         self.submissions: dict[tuple[str, str], SubmissionRow] = {}
         #: Dispatch batches whose attempts have all ended, to be forgotten by the next sweep.
@@ -165,7 +165,7 @@ class ClusterState:
         #: The last retention left some for the next sweep.
         self.more_is_old = False
         #: Own types that devices offer: they may be submitted while these are away.
-        self.offers = Offers()
+        self.own_types = TypeRegistry()
         self._requirements: dict[bytes, Requirements] = {}
         self._out: list[Instruction] = []
 
@@ -177,7 +177,7 @@ class ClusterState:
         try:
             _handlers()[type(event)](self, event, now)
             if self.log.acts.new:
-                self._out += audited.writes(self.log)
+                self._out += audit_rows.writes(self.log)
             return self._out
         finally:
             self._out = []
@@ -203,7 +203,7 @@ class ClusterState:
 
     def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
         """What a restart needs to go on from here, when it was last noted so long ago."""
-        return self.age.mark(now, self.log.last, after_seconds)
+        return self.clock.mark(now, self.log.last, after_seconds)
 
     def heartbeat_config(self) -> HeartbeatConfig:
         """The liveness settings now in force."""
@@ -233,7 +233,7 @@ class ClusterState:
                 self.running.pop(task.number, None)
         numbers = [task.number for task in tasks]
         device_id = device.device_id if device is not None else None
-        ended_s = self.age.seconds(now) if status in TERMINAL else 0
+        ended_s = self.clock.age_seconds(now) if status in TERMINAL else 0
         self.ledger.move_all(numbers, status, device_id, ended_s)
         data["from"] = _WORD[before]
         attempts = [task.attempt for task in tasks]
@@ -437,7 +437,7 @@ class ClusterState:
         for device in self.devices.values():
             self._check_device(device)
             online += device.online
-        for name in self.offers.devices:
+        for name in self.own_types.devices:
             assert name in self.devices, f"{name} offers types and is no member"
         noted = sum(len(device.notes) for device in self.devices.values())
         assert noted == self.noted.size, f"{noted} notes, counted {self.noted.size}"
@@ -473,12 +473,12 @@ def _handlers() -> dict[type, Handler]:
     # Imported at first use: the rules import this module.
     from retire_cluster.broker.core import attempts, sweeps
     from retire_cluster.broker.core import requests as asked
-    from retire_cluster.broker.core.devices import enrolment, membership, telling
-    from retire_cluster.broker.core.placement import placing
+    from retire_cluster.broker.core.devices import enrolment, event_throttle, membership
+    from retire_cluster.broker.core.placement import assignment
 
     return {
         ev.FromDevice: membership.heard,
-        ev.Flooded: telling.flooded,
+        ev.Flooded: event_throttle.flooded,
         ev.ResultsArrived: attempts.finished,
         ev.TasksSubmitted: asked.submitted,
         ev.CancelAsked: asked.cancel,
@@ -493,7 +493,7 @@ def _handlers() -> dict[type, Handler]:
         ev.ConfigChanged: membership.reconfigure,
         ev.WaitAsked: asked.wait,
         ev.Tick: sweeps.tick,
-        ev.Place: placing.place,
+        ev.Place: assignment.place,
         ev.TokenMade: enrolment.token_made,
         ev.TokenRevoked: enrolment.token_revoked,
         ev.AdminKeyAdded: enrolment.admin_added,

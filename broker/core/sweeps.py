@@ -11,9 +11,8 @@ from itertools import takewhile
 from typing import Final, NamedTuple
 
 from retire_cluster.broker.core import attempts
-from retire_cluster.broker.core.device import SLOT_UNITS
-from retire_cluster.broker.core.devices import membership, telling
-from retire_cluster.broker.core.devices.offers import GONE_SECONDS
+from retire_cluster.broker.core.devices import event_throttle, membership
+from retire_cluster.broker.core.devices.type_registry import GONE_SECONDS
 from retire_cluster.broker.core.events import Now, Tick
 from retire_cluster.broker.core.instructions import (
     Answer,
@@ -24,9 +23,10 @@ from retire_cluster.broker.core.instructions import (
     StoreMark,
     WaitOver,
 )
-from retire_cluster.broker.core.placement import standing, stranded
-from retire_cluster.broker.core.records import audited
-from retire_cluster.broker.core.records.age import LONE_MARK_SECONDS
+from retire_cluster.broker.core.model import SLOT_UNITS
+from retire_cluster.broker.core.placement import outliers, unschedulable
+from retire_cluster.broker.core.records import audit_rows
+from retire_cluster.broker.core.records.clock import LONE_MARK_SECONDS
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.vocabulary import TaskStatus
 
@@ -115,7 +115,7 @@ def upkeep(state: ClusterState, now: Now) -> None:
     """Forget ended dispatch batches, measure slot use, go on with a retention that had more."""
     if state.more_is_old:
         retention(state, now)
-    telling.rest(state, now)
+    event_throttle.rest(state, now)
     if state.ended_dispatches:
         state.emit(ForgetDispatches(tuple(state.ended_dispatches)))
         state.ended_dispatches.clear()
@@ -131,21 +131,21 @@ def devices(state: ClusterState, now: Now) -> None:
     """Store what changed about devices (counters, last metrics) and what they were denied; count
     no more what is old.
     """
-    standing.expire(state, now)
+    outliers.expire(state, now)
     changed = tuple(device.row() for device in state.devices.values() if device.dirty)
     if changed:
         state.emit(StoreDevices(changed))
-    for write in audited.writes(state.log):
+    for write in audit_rows.writes(state.log):
         state.emit(write)
 
 
 def retention(state: ClusterState, now: Now) -> None:
     """Delete ended tasks that are too old or too many, and old idempotency records."""
-    settings, age_s = state.settings.retention, state.age.seconds(now)
-    for device_id in list(state.offers.devices):
+    settings, age_s = state.settings.retention, state.clock.age_seconds(now)
+    for device_id in list(state.own_types.devices):
         gone_s = state.devices[device_id].gone_s
         if gone_s is not None and age_s - gone_s > GONE_SECONDS:
-            state.offers.drop(device_id)
+            state.own_types.drop(device_id)
     ended = state.ledger.total - len(state.tasks)
     surplus = ended - settings.finished_rows
     before_s = age_s - int(settings.finished_days * 86_400)
@@ -182,7 +182,7 @@ SWEEPS: Final[dict[str, Sweep]] = {
     "liveness": Sweep(liveness, 1),
     "limits": Sweep(limits, 1),
     "upkeep": Sweep(upkeep, 1),
-    "stranded": Sweep(stranded.sweep, 1),
+    "stranded": Sweep(unschedulable.sweep, 1),
     "devices": Sweep(devices, 30),
     "retention": Sweep(retention, 60),
 }

@@ -12,16 +12,15 @@ from retire_cluster.broker import server
 from retire_cluster.broker.core import attempts, restore, retry
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
-from retire_cluster.broker.core.placement import given_back, passing_over, placing, standing
+from retire_cluster.broker.core.model import Device, Task
+from retire_cluster.broker.core.placement import assignment, outliers, passing_over, requeues
+from retire_cluster.broker.core.placement.aging import Share, Waiting
 from retire_cluster.broker.core.placement.backlog import Head, Lanes
 from retire_cluster.broker.core.placement.matching import TaskClass
-from retire_cluster.broker.core.placement.overtaking import Share, Waiting
-from retire_cluster.broker.core.records.age import Age
+from retire_cluster.broker.core.records.clock import ClusterClock
 from retire_cluster.broker.core.records.event_log import EPOCH_STEP
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.broker.net.handing_out import hand_out
 from retire_cluster.broker.server import Broker
 from retire_cluster.node.core.outbox import Outbox
@@ -137,17 +136,17 @@ def _overtakes_at_once() -> AbstractContextManager[None]:
 
 def _eats_the_queue() -> AbstractContextManager[None]:
     """Nobody compares how devices do."""
-    return swapped(standing, "failed", lambda *given: None)
+    return swapped(outliers, "failed", lambda *given: None)
 
 
 def _goes_back() -> AbstractContextManager[None]:
     """A retry goes wherever there is room, also where it failed."""
-    return swapped(placing._Pass, "_device_for", lambda self, cls, task, device: device)
+    return swapped(assignment._Pass, "_device_for", lambda self, cls, task, device: device)
 
 
 def _asks_again() -> AbstractContextManager[None]:
     """That a device cannot run a kind of task is not noted."""
-    return swapped(standing, "lacks", lambda *given: None)
+    return swapped(outliers, "lacks", lambda *given: None)
 
 
 def _believes_each() -> AbstractContextManager[None]:
@@ -156,7 +155,7 @@ def _believes_each() -> AbstractContextManager[None]:
     def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> None:
         passing_over.note(state, device, state.kind_of(task.spec), cause, message, now)
 
-    return swapped(standing, "lacks", lacks)
+    return swapped(outliers, "lacks", lacks)
 
 
 def _gives_up_early() -> AbstractContextManager[None]:
@@ -166,17 +165,17 @@ def _gives_up_early() -> AbstractContextManager[None]:
 
 def _comes_back_at_once() -> AbstractContextManager[None]:
     """However often a task was given back, it goes again at once."""
-    count = given_back.count
+    count = requeues.count
     return swapped(
-        given_back, "count", lambda *given, **how: count(*given, **how)._replace(wait_seconds=0.0)
+        requeues, "count", lambda *given, **how: count(*given, **how)._replace(wait_seconds=0.0)
     )
 
 
 def _keeps_every_row() -> AbstractContextManager[None]:
     """Each attempt that was given back is a row for ever."""
-    count = given_back.count
+    count = requeues.count
     return swapped(
-        given_back, "count", lambda *given, **how: count(*given, **how)._replace(replaces=None)
+        requeues, "count", lambda *given, **how: count(*given, **how)._replace(replaces=None)
     )
 
 
@@ -207,10 +206,10 @@ def _forgets_results() -> AbstractContextManager[None]:
 def _ages_by_the_wall_clock() -> AbstractContextManager[None]:
     """What is old is told by the wall clock, as dates are."""
 
-    def by_date(self: Age, now: Now) -> int:
+    def by_date(self: ClusterClock, now: Now) -> int:
         return now.wall_ms - WALL_START_MS + 40 * 86_400_000
 
-    return swapped(Age, "ms", by_date)
+    return swapped(ClusterClock, "age_ms", by_date)
 
 
 def _counts_epochs() -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from retire_cluster.broker.core.device import SLOT_UNITS
+from retire_cluster.broker.core.model import SLOT_UNITS
 from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
 from tests.simulation.facts import Fact, misfits

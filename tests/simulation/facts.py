@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.schemas.protocol.messages import Key
 from retire_cluster.schemas.text.jsontext import loads

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
 from tests.simulation.facts import Fact, misfits

@@ -14,7 +14,7 @@ from typing import Any
 from retire_cluster.broker import server
 from retire_cluster.broker.core import state as state_module
 from retire_cluster.broker.core.events import Now
-from retire_cluster.broker.core.placement.standing import IN_A_ROW
+from retire_cluster.broker.core.placement.outliers import IN_A_ROW
 from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.node.running import runner

@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import ForgetDevices, Send, StoreAccess
+from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.errors import Forbidden, ValidationError
 from retire_cluster.schemas.keys import fingerprint, is_key
@@ -76,7 +76,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
         # The answer was lost: said again, not counted again.
         state.emit(Send(event.routing, msg.Enrolled(enrol_.session, device_id)))
         return
-    if token is None or token.state(state.age.ms(now)) != "valid":
+    if token is None or token.state(state.clock.age_ms(now)) != "valid":
         refuse("token", "the join token is used up, expired or revoked; make a new one on the main"
                " node: retire-cluster token create")  # fmt: skip
         return
@@ -109,7 +109,7 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
 
 def token_made(state: ClusterState, event: ev.TokenMade, now: Now) -> None:
     """A new join token; those long over are forgotten."""
-    rows = [*state.access.prune(state.age.ms(now)), state.access.put_token(event.token)]
+    rows = [*state.access.prune(state.clock.age_ms(now)), state.access.put_token(event.token)]
     state.emit(StoreAccess(rows))
     state.log.add("token.created", now.wall_ms, data={"token": event.token.token_id})
 

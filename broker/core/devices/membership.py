@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import attempts
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.device import Device
-from retire_cluster.broker.core.devices import enrolment, telling, versions
-from retire_cluster.broker.core.devices.offers import bounded, is_safe
+from retire_cluster.broker.core.devices import enrolment, event_throttle, versions
+from retire_cluster.broker.core.devices.type_registry import bounded, is_safe
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import (
     Answer,
@@ -18,8 +18,8 @@ from retire_cluster.broker.core.instructions import (
     StoreConfig,
     StoreDevices,
 )
+from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement import passing_over
-from retire_cluster.broker.core.records.timestamps import stamp
 from retire_cluster.broker.core.state import Challenge, ClusterState, Ping
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.protocol import messages as msg
@@ -242,7 +242,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         state.restricting.discard(device.device_id)
     device.ip_address = address
     state.connections[routing] = device
-    state.offers.put(device)
+    state.own_types.put(device)
     keep, abandon = _settle(state, device, hello, now)
     config = state.heartbeat_config()
     if not keep or config.timeout >= device.config.timeout:
@@ -351,8 +351,8 @@ def come_back(state: ClusterState, device: Device, now: Now) -> None:
     """A device that was silent is heard again in the same session."""
     device.online = True
     device.gone_s = None
-    if device.device_id not in state.offers.devices:
-        state.offers.put(device)
+    if device.device_id not in state.own_types.devices:
+        state.own_types.put(device)
     state.online_count += 1
     for cls in state.classes.values():
         cls.judge(device)
@@ -365,7 +365,7 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
     if not device.online:
         return
     device.online = False
-    device.gone_s = state.age.seconds(now)
+    device.gone_s = state.clock.age_seconds(now)
     device.dirty = True
     state.online_count -= 1
     state.free.pop(device.device_id, None)
@@ -376,7 +376,7 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
 
 def _changed(state: ClusterState, device: Device, now: Now) -> None:
     state.note_room(device)
-    telling.changed(state, device, now)
+    event_throttle.changed(state, device, now)
 
 
 def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> None:
@@ -444,7 +444,7 @@ def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
     state.connections.pop(device.routing, None)
     state.challenges.pop(device.device_id, None)
     passing_over.leave(state, device, now)
-    state.offers.drop(event.device_id)
+    state.own_types.drop(event.device_id)
     del state.devices[event.device_id]
     state.restricting.discard(event.device_id)
     state.tombstones[event.device_id] = now.wall_ms

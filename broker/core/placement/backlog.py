@@ -1,6 +1,6 @@
 """Queued tasks of one requirement class: by priority, first in first out inside one.
 
-Waiting lifts nobody: who has waited longest can be asked for (`oldest`), and overtaking.py decides
+Waiting lifts nobody: who has waited longest can be asked for (`oldest`), and aging.py decides
 when it goes before better-ranked work.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from retire_cluster.broker.core.task import Task
+from retire_cluster.broker.core.model import Task
 from retire_cluster.schemas.vocabulary import Priority, TaskStatus
 
 _QUEUED = TaskStatus.QUEUED

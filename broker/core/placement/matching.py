@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement.backlog import Lanes
 from retire_cluster.broker.core.placement.notes import Kind, Note
 from retire_cluster.schemas import needs
@@ -144,6 +144,10 @@ class TaskClass:
         self.blocked = False
         #: Devices that may come to run it, and when that was looked up (passing_over.py).
         self.coming: tuple[frozenset[str], float, int] = (frozenset(), float("-inf"), 0)
+
+    def leave(self) -> None:
+        """Note that a queued task of it left otherwise than by being placed."""
+        self.lanes.left()
 
     def judge(self, device: Device) -> None:
         """Note whether a reachable device is eligible."""

@@ -1,5 +1,5 @@
 """What is noted of a device and a kind of task: records only, the rules are in passing_over.py
-(who is left out, and for how long) and standing.py (who fails what others do).
+(who is left out, and for how long) and outliers.py (who fails what others do).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Note:
         #: As the device said it, or what was seen of it.
         self.message = message
         self.since_mono = since_mono
-        #: The cluster's age then (age.py), which a restart does not begin anew.
+        #: The cluster's age then (clock.py), which a restart does not begin anew.
         self.since_s = since_s
         self.seconds = seconds
         self.until_mono = since_mono + seconds
@@ -149,7 +149,7 @@ class Noted:
 
 
 class Record:
-    """How a device does with a kind of task since it last did one well (standing.py)."""
+    """How a device does with a kind of task since it last did one well (outliers.py)."""
 
     __slots__ = ("at_mono", "bad", "firm", "others_bad", "others_ok", "said", "tasks")
 

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.admin.timestamps import ago
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import StoreDevices
+from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.placement.matching import TaskClass, notes_on, unfit
 from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Kind, Note
-from retire_cluster.broker.core.records.timestamps import ago
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.vocabulary import ELSEWHERE, FAILING, Cause
 
@@ -71,7 +70,7 @@ def note(
     seconds = min(longest_seconds, first_seconds * 2.0 ** min(times - 1, 16))
     if kind not in device.notes and len(device.notes) >= MAX_NOTES:
         _drop(state, device, min(device.notes, key=lambda one: device.notes[one].until_mono), now)
-    since_s = state.age.seconds(now)
+    since_s = state.clock.age_seconds(now)
     found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times, since_s)
     device.notes[kind] = found
     state.noted.add(device.device_id, kind, found.until_mono)

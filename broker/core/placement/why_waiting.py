@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
-from retire_cluster.broker.core.placement import given_back
+from retire_cluster.broker.core.model import Device, Task
+from retire_cluster.broker.core.placement import requeues
+from retire_cluster.broker.core.placement.assignment import PATIENCE_SECONDS
 from retire_cluster.broker.core.placement.matching import (
     ClassKey,
     Requirements,
@@ -16,9 +17,7 @@ from retire_cluster.broker.core.placement.matching import (
     why_not,
 )
 from retire_cluster.broker.core.placement.passing_over import seen
-from retire_cluster.broker.core.placement.placing import PATIENCE_SECONDS
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 
@@ -45,7 +44,7 @@ def obstacles(key: ClassKey, device: Device, now: Now | None = None) -> list[str
 
 
 def others_first(state: ClusterState, task: Task, device: Device, now: Now) -> list[str]:
-    """Why a device that could run a task does not get it: another one goes first (placing.py)."""
+    """Why a device that could run a task does not get it: another one goes first."""
     word = task.excluded.get(device.device_id)
     if word is not None:
         return [f"it said that it cannot run this task: {word}"]
@@ -78,6 +77,6 @@ def queued_reason(state: ClusterState, task: Task, now: Now) -> dict[str, Any]:
     if task.unsent and task.status is TaskStatus.PENDING:
         rejected["the main node could not read or send its payload: tried again"] = eligible
     view = {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
-    if returned := given_back.told(task):
+    if returned := requeues.told(task):
         view["given_back"] = returned
     return view

@@ -2,7 +2,8 @@
 
 What an administrator does, and devices that join by his tokens, is kept to its own number: nothing
 that a device or a stranger sends pushes it out. What was denied is kept apart from that again, and
-each source of it is told once a minute, with how often it was since. Both are stored (audited.py).
+each source of it is told once a minute, with how often it was since. Both are stored
+(audit_rows.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The event log: what happened, with one rising cursor that clients resume from.
 
-Kept in memory, newest `size` events. Those that are kept apart are stored, too (audited.py): a
+Kept in memory, newest `size` events. Those that are kept apart are stored, too (audit_rows.py): a
 broker begins with those of its forerunners, which keep their numbers. A broker's events are
 numbered from its epoch on, and the next one's epoch lies beyond. It is made of time and of chance,
 so that a backup that is restored does not number other events alike: a cursor from before lies in a

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from retire_cluster.broker.core.records.endings import Endings
+from retire_cluster.broker.core.records.retention_queue import RetentionQueue
 from retire_cluster.schemas.vocabulary import PRIORITIES, TERMINAL, TaskStatus
 
 STATUSES = tuple(TaskStatus)
@@ -72,7 +72,7 @@ class Ledger:
         self._device = array("I")
         #: Second of the cluster's age when it ended, 0 while it lives.
         self._ended = array("I")
-        self._endings = Endings()
+        self._endings = RetentionQueue()
         self._types = Names()
         self._devices = Names("")
         #: (status code, priority, type, device) → how many.

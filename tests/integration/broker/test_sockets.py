@@ -18,7 +18,7 @@ import zmq
 
 from retire_cluster.api.mainnode.cluster import GuardedCluster
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.broker.core.task import TRANSITIONS
+from retire_cluster.broker.core.transitions import TRANSITIONS
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire

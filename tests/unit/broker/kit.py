@@ -17,13 +17,12 @@ import pytest
 from retire_cluster.broker.admin.calls import Admin, Call, Facts, Reply
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.records.event_log import fresh_epoch
 from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.rows import OutcomeRow
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES
 from retire_cluster.broker.core.sweeps import SWEEPS
-from retire_cluster.broker.core.task import Task, TaskSpec
 from retire_cluster.broker.store.base import MemoryStore, Store
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import errors

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from retire_cluster.broker.admin import views
+from retire_cluster.broker.admin.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.placement import why_waiting
-from retire_cluster.broker.core.records.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
 from retire_cluster.schemas.protocol import messages as msg
 from tests.unit.broker.kit import WALL_MS, Cluster

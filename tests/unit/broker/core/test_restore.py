@@ -10,7 +10,7 @@ import pytest
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.placement.overtaking import BETWEEN
+from retire_cluster.broker.core.placement.aging import BETWEEN
 from retire_cluster.broker.store.base import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas.protocol import messages as msg
@@ -70,7 +70,7 @@ def picture(cluster: Cluster) -> dict[str, Any]:
         "by_type": state.ledger.by_type(),
         "by_priority": state.ledger.by_priority(),
         "inline_bytes": state.inline_bytes,
-        "advertised": sorted(state.offers.names),
+        "advertised": sorted(state.own_types.names),
     }
 
 
@@ -253,7 +253,7 @@ def test_figures_of_the_last_hour_are_kept(kept: Cluster) -> None:
     member.finish(seconds=2.0)
     kept.pass_time(60)
     kept.restart()
-    assert kept.state.stats.tasks_per_hour(kept.state.age.ms(kept.now)) == 3
+    assert kept.state.stats.tasks_per_hour(kept.state.clock.age_ms(kept.now)) == 3
     assert kept.state.stats.average_duration() == 2.0
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.retry import Decision, backoff_seconds, decide
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.vocabulary import Cause, TaskStatus
 from tests.unit.broker.kit import task_spec
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.devices import telling
+from retire_cluster.broker.core.devices import event_throttle
 from retire_cluster.broker.core.devices.access import Token
 from retire_cluster.broker.core.records import audit
 from retire_cluster.broker.core.records import event_log as feed
@@ -30,7 +30,7 @@ def test_progress_without_end_is_a_few_events_and_the_newest_is_told(cluster: Cl
     cluster.tick("upkeep")
     told = cluster.events("task.progress")
     assert told[-1][1]["message"] == "the last"
-    assert len(told[0][1]["message"]) == telling.MAX_MESSAGE
+    assert len(told[0][1]["message"]) == event_throttle.MAX_MESSAGE
     assert len(told) == 101
 
 

@@ -9,12 +9,11 @@ import pytest
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.devices.membership import (
     MAX_CAPABILITIES_BYTES,
     MAX_CAPABILITIES_DEPTH,
 )
-from retire_cluster.broker.core.task import Task
+from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, Held, TypeInfo
 from retire_cluster.schemas.protocol.wire import PROTOCOL
@@ -266,7 +265,7 @@ def test_a_connection_may_change_its_device_id_without_harm_to_either(cluster: C
 def test_advertised_types_stay_known_while_their_device_is_away(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))
-    assert "resize" in cluster.state.offers.names
+    assert "resize" in cluster.state.own_types.names
 
 
 # --- duplicates ----------------------------------------------------------------------------------

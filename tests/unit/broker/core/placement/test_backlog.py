@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.placement import backlog
 from retire_cluster.broker.core.placement.backlog import Lanes
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.vocabulary import PRIORITIES, TaskStatus
 from tests.unit.broker.kit import Cluster, task_spec
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.broker.core.device import SLOT_UNITS, Device
+from retire_cluster.broker.core.model import SLOT_UNITS, Device
 from retire_cluster.broker.core.placement.matching import ClassKey, Requirements, TaskClass, why_not
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, TypeInfo

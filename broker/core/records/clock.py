@@ -26,7 +26,7 @@ LONE_MARK_SECONDS = 3_600.0
 FIRST_MS = 1_000
 
 
-class Age:
+class ClusterClock:
     """The clock of one broker process.
 
     :param now: when it begins
@@ -39,26 +39,26 @@ class Age:
         self._offset_ms = age_ms - int(now.mono * 1000)
         self._marked_mono: float | None = None
 
-    def ms(self, now: Now) -> int:
+    def age_ms(self, now: Now) -> int:
         """Milliseconds that the cluster has lived."""
         return int(now.mono * 1000) + self._offset_ms
 
-    def seconds(self, now: Now) -> int:
+    def age_seconds(self, now: Now) -> int:
         """The same in whole seconds."""
-        return self.ms(now) // 1000
+        return self.age_ms(now) // 1000
 
     def mark(self, now: Now, last_event: int, after_seconds: float = MARK_SECONDS) -> Mark | None:
         """A mark for the store when the last one is so old, else None."""
         if self._marked_mono is not None and now.mono - self._marked_mono < after_seconds:
             return None
         self._marked_mono = now.mono
-        return Mark(self.ms(now), now.mono, now.wall_ms, self.boot, last_event)
+        return Mark(self.age_ms(now), now.mono, now.wall_ms, self.boot, last_event)
 
 
-def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[Age, str]:
+def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[ClusterClock, str]:
     """The clock of a process that follows another, and a warning when the wall clock was moved."""
     if mark is None:
-        return Age(now, boot=boot), ""
+        return ClusterClock(now, boot=boot), ""
     wall_seconds = (now.wall_ms - mark.wall_ms) / 1000
     if boot and boot == mark.boot and now.mono >= mark.mono:
         passed = now.mono - mark.mono
@@ -83,7 +83,7 @@ def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[Age, str]:
                 f"by the wall clock the main node was away for {_span(wall_seconds)}: counted as"
                 f" {_span(passed)}, because a clock may be wrong after a reboot"
             )
-    return Age(now, mark.age_ms + int(passed * 1000), boot), told
+    return ClusterClock(now, mark.age_ms + int(passed * 1000), boot), told
 
 
 def jumped(before: Now, now: Now) -> float:

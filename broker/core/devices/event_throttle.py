@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Flooded, Now
+from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas.keys import fingerprint
 
 log = logging.getLogger("broker")

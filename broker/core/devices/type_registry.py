@@ -15,7 +15,7 @@ import json
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
-from retire_cluster.broker.core.device import Device
+from retire_cluster.broker.core.model import Device
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.rest.validation import safe_schema
 from retire_cluster.schemas.text.jsontext import JSONError, dumps
@@ -51,7 +51,7 @@ class _Offer(NamedTuple):
     schema: str
 
 
-class Offers:
+class TypeRegistry:
     """Own types by the devices that offer them."""
 
     def __init__(self) -> None:

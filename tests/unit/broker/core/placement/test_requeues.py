@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from retire_cluster.broker.core.placement import given_back
+from retire_cluster.broker.core.placement import requeues
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.vocabulary import Outcome
 from tests.unit.broker.kit import Cluster, Member
@@ -69,7 +69,7 @@ def test_a_device_that_ends_every_attempt_for_nothing_gets_few(
     assert 3 <= play(cluster, liar, ending, 60.0) <= 10
     assert cluster.task(task).retries == 0
     rows = cluster.store.attempts(task)
-    assert len(rows) == given_back.ROWS_KEPT + 1
+    assert len(rows) == requeues.ROWS_KEPT + 1
     assert sum(row.times for row in rows) == cluster.task(task).attempt
     assert [row.number for row in rows[:3]] == [1, 2, 3]
     assert rows[-1].number == cluster.task(task).attempt
@@ -104,7 +104,7 @@ def test_saying_not_here_in_one_process_after_another_is_slowed_down_too(cluster
     (task,) = cluster.submit(max_retries=0)
     assert play(cluster, liar, not_here_in_a_new_process, 60.0) <= 10
     assert cluster.status(task) in ("queued", "pending")
-    assert len(cluster.store.attempts(task)) <= given_back.ROWS_KEPT + 1
+    assert len(cluster.store.attempts(task)) <= requeues.ROWS_KEPT + 1
 
 
 def test_what_was_counted_survives_a_restart(cluster: Cluster) -> None:
@@ -117,7 +117,7 @@ def test_what_was_counted_survives_a_restart(cluster: Cluster) -> None:
     assert cluster.task(task).given_back == before
     again = cluster.device("liar")
     play(cluster, again, released, 30.0)
-    assert len(cluster.store.attempts(task)) == given_back.ROWS_KEPT + 1
+    assert len(cluster.store.attempts(task)) == requeues.ROWS_KEPT + 1
 
 
 def test_who_drains_once_makes_nobody_wait(cluster: Cluster) -> None:
@@ -148,7 +148,7 @@ def test_refusals_of_many_devices_make_nobody_wait(cluster: Cluster) -> None:
 
 def test_many_devices_are_counted_together(cluster: Cluster) -> None:
     (task,) = cluster.submit(max_retries=0)
-    for number in range(given_back.MAX_DEVICES + 10):
+    for number in range(requeues.MAX_DEVICES + 10):
         member = cluster.device(f"d{number:03}")
         play(cluster, member, released, 0.25)
         cluster.pass_time(400.0)
@@ -158,8 +158,8 @@ def test_many_devices_are_counted_together(cluster: Cluster) -> None:
             released(member)
         member.say(msg.Goodbye(member.session))
     found = cluster.task(task)
-    assert len(found.given_back) <= given_back.MAX_DEVICES + 1
-    most = (given_back.MAX_DEVICES + 1) * (given_back.ROWS_KEPT + 1)
+    assert len(found.given_back) <= requeues.MAX_DEVICES + 1
+    most = (requeues.MAX_DEVICES + 1) * (requeues.ROWS_KEPT + 1)
     assert len(cluster.store.attempts(task)) <= most
 
 
@@ -168,7 +168,7 @@ def test_a_device_that_gives_back_many_tasks_gets_none_for_a_while(cluster: Clus
     cluster.device("honest", slots=1)
     cluster.submit(500, max_retries=0, timeout_seconds=3600)
     attempts = play(cluster, liar, released, 4.0)
-    assert attempts == given_back.IN_A_ROW
+    assert attempts == requeues.IN_A_ROW
     (note,) = liar.record.notes.values()
     assert note.message == "it gave back 20 tasks in a row that it had taken"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.devices import offers
+from retire_cluster.broker.core.devices import type_registry as offers
 from retire_cluster.cli.output import Style
 from retire_cluster.cli.verbs.explain import explanation_text
 from retire_cluster.schemas.errors import ValidationError
@@ -36,7 +36,7 @@ def test_endless_own_types_leave_no_trace(cluster: Cluster) -> None:
         some = tuple(own(f"t{turn}.{number}", LIE, "d" * 900) for number in range(500))
         liar.join(task_types=some)
         cluster.pass_time(1.0)
-    assert len(cluster.state.offers.names) == offers.MAX_OWN_TYPES
+    assert len(cluster.state.own_types.names) == offers.MAX_OWN_TYPES
     found = cluster.call("task.types").data
     assert len(found["custom_types"]) == offers.MAX_OWN_TYPES
     assert all(name.startswith("t199.") for name in found["custom_types"])
@@ -55,7 +55,7 @@ def test_many_devices_with_many_types_fit_into_one_answer(cluster: Cluster) -> N
     offering(cluster, "another", own("honest", HONEST))
     found = cluster.call("task.types").data
     assert "honest" in found["custom_types"]
-    assert found["not_shown"] + len(found["custom_types"]) == len(cluster.state.offers.names)
+    assert found["not_shown"] + len(found["custom_types"]) == len(cluster.state.own_types.names)
     assert found["not_shown"] > 0
     assert len(repr(found)) < 4_000_000
 
@@ -71,7 +71,7 @@ def test_a_type_that_is_too_much_is_left_out_and_the_others_stay(
     cluster: Cluster, info: TypeInfo, word: str
 ) -> None:
     member = offering(cluster, "box", info, own("fine", HONEST))
-    assert list(cluster.state.offers.names) == ["fine"]
+    assert list(cluster.state.own_types.names) == ["fine"]
     assert word in member.told(msg.Welcome)[-1].left_out[0]
     assert word in member.record.left_out[0]
 
@@ -105,11 +105,11 @@ def test_devices_that_join_after_a_type_was_judged_count_too(cluster: Cluster) -
 def test_a_hello_that_is_said_again_has_no_type_judged_anew(cluster: Cluster) -> None:
     """With 5,000 devices each judging took a third of a second."""
     member = offering(cluster, "box", own("resize", HONEST))
-    before = cluster.state.offers.judged("resize")
+    before = cluster.state.own_types.judged("resize")
     member.join(task_types=(own("resize", dict(HONEST)),))
-    assert cluster.state.offers.judged("resize") is before
+    assert cluster.state.own_types.judged("resize") is before
     member.join(task_types=(own("resize", LIE),))
-    judged = cluster.state.offers.judged("resize")
+    judged = cluster.state.own_types.judged("resize")
     assert judged is not None
     assert judged.info.payload_schema == LIE
 
@@ -164,13 +164,13 @@ def test_a_device_that_is_away_for_a_week_offers_nothing_until_it_is_back(
     cluster.tick("devices")
     cluster.restart()
     cluster.tick("retention")
-    assert "resize" in cluster.state.offers.names
+    assert "resize" in cluster.state.own_types.names
     cluster.pass_time(3.1 * DAY_SECONDS)
     cluster.tick("retention")
-    assert list(cluster.state.offers.names) == []
+    assert list(cluster.state.own_types.names) == []
     again = cluster.stranger("laptop")
     again.join(task_types=member.hello.task_types)
-    assert "resize" in cluster.state.offers.names
+    assert "resize" in cluster.state.own_types.names
 
 
 def test_a_device_that_falls_silent_for_a_week_comes_back_with_its_types(
@@ -186,6 +186,6 @@ def test_a_device_that_falls_silent_for_a_week_comes_back_with_its_types(
     assert not member.record.online
     cluster.pass_time(8 * DAY_SECONDS)
     cluster.tick("retention")
-    assert list(cluster.state.offers.names) == []
+    assert list(cluster.state.own_types.names) == []
     member.beat()
-    assert list(cluster.state.offers.names) == ["resize"]
+    assert list(cluster.state.own_types.names) == ["resize"]

@@ -15,8 +15,8 @@ import heapq
 import random
 from collections.abc import Iterable
 
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.placement.matching import TaskClass
-from retire_cluster.broker.core.task import Task
 
 #: Placements between two that overtake, at least.
 BETWEEN = 9

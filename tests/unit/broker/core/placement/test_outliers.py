@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retire_cluster.broker.core.devices.offers import MAX_OWN_TYPES
-from retire_cluster.broker.core.placement.standing import (
+from retire_cluster.broker.core.devices.type_registry import MAX_OWN_TYPES
+from retire_cluster.broker.core.placement.outliers import (
     LONGEST_PAUSE_SECONDS,
     MAX_KINDS,
     MAX_RECORDS,

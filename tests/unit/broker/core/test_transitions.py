@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import EVENTS, TRANSITIONS, IllegalTransition, Task, after
+from retire_cluster.broker.core.transitions import EVENTS, TRANSITIONS, IllegalTransition, after
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 from tests.unit.broker.kit import Cluster, task_spec
 

@@ -13,8 +13,8 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.devices.access import Token
 from retire_cluster.broker.core.events import Now
-from retire_cluster.broker.core.records.age import REBOOT_SECONDS, Age, jumped, resumed
-from retire_cluster.broker.core.records.endings import Endings
+from retire_cluster.broker.core.records.clock import REBOOT_SECONDS, ClusterClock, jumped, resumed
+from retire_cluster.broker.core.records.retention_queue import RetentionQueue
 from retire_cluster.broker.core.rows import Mark
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.conf.curve import new_pair
@@ -46,13 +46,13 @@ def set_clock(cluster: Cluster, seconds: float) -> None:
 
 def token(cluster: Cluster, seconds: int) -> str:
     key = new_pair().public
-    expires = cluster.state.age.ms(cluster.now) + 1000 * seconds
+    expires = cluster.state.clock.age_ms(cluster.now) + 1000 * seconds
     cluster.do(ev.TokenMade(Token("t", key, cluster.wall_ms, expires, 1)))
     return key
 
 
 def is_open(cluster: Cluster, key: str) -> bool:
-    return cluster.state.access.may_connect("bus", key, cluster.state.age.ms(cluster.now))
+    return cluster.state.access.may_connect("bus", key, cluster.state.clock.age_ms(cluster.now))
 
 
 @pytest.mark.parametrize("days", [30, -30, 3_650, -3_650])
@@ -188,8 +188,8 @@ def test_a_gap_counts_as_far_as_it_is_known(
 ) -> None:
     now = Now(mono, MARK.wall_ms + 1000 * wall_seconds)
     mark = MARK if boot else MARK._replace(boot="")
-    age, text = resumed(mark, now, boot)
-    assert age.ms(now) == MARK.age_ms + 1000 * passed
+    clock, text = resumed(mark, now, boot)
+    assert clock.age_ms(now) == MARK.age_ms + 1000 * passed
     assert told in text
     assert bool(text) == bool(told)
 
@@ -208,17 +208,17 @@ def test_the_age_never_goes_back_and_never_beyond_what_passed(
     steps: list[tuple[float, int, str]],
 ) -> None:
     mono, wall_ms, boot = 100.0, 1_700_000_000_000, 0
-    age = Age(Now(mono, wall_ms), boot="0")
-    before = age.ms(Now(mono, wall_ms))
+    clock = ClusterClock(Now(mono, wall_ms), boot="0")
+    before = clock.age_ms(Now(mono, wall_ms))
     for seconds, jump_ms, what in steps:
-        mark = age.mark(Now(mono, wall_ms), 0, 0.0)
+        mark = clock.mark(Now(mono, wall_ms), 0, 0.0)
         mono, wall_ms = mono + seconds, wall_ms + jump_ms
         most = seconds
         if what == "boot":
             boot, mono, most = boot + 1, 1.0, REBOOT_SECONDS
         if what != "on":
-            age, _ = resumed(mark, Now(mono, wall_ms), str(boot))
-        now_ms = age.ms(Now(mono, wall_ms))
+            clock, _ = resumed(mark, Now(mono, wall_ms), str(boot))
+        now_ms = clock.age_ms(Now(mono, wall_ms))
         assert -1 <= now_ms - before <= 1000 * most + 2
         before = now_ms
 
@@ -233,7 +233,7 @@ def test_a_jump_is_told_from_time_that_passes() -> None:
 
 @given(st.data())
 def test_the_queue_of_endings_agrees_with_a_sorted_list(data: Any) -> None:
-    queue, when, second = Endings(), {}, 0
+    queue, when, second = RetentionQueue(), {}, 0
     for step in data.draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=30)):
         task, wait = step
         second += wait

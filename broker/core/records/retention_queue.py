@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 
-class Endings:
+class RetentionQueue:
     """A queue of `(second, task)`."""
 
     def __init__(self) -> None:

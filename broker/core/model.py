@@ -1,19 +1,29 @@
-"""A registered device as the broker sees it: who it is, whether it lives, how much room it has."""
+"""Tasks that have not ended, and devices: what the core knows of each.
+
+Ended tasks are in the store, with one line each in the ledger.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from retire_cluster.broker.core.placement import notes
 from retire_cluster.broker.core.placement.notes import Kind, Note, Record
 from retire_cluster.broker.core.rows import DeviceRow
-from retire_cluster.broker.core.task import Task
-from retire_cluster.schemas.protocol.messages import Heartbeat, HeartbeatConfig, Hello, TypeInfo
+from retire_cluster.schemas.protocol.messages import (
+    Heartbeat,
+    HeartbeatConfig,
+    Hello,
+    Key,
+    TypeInfo,
+)
 from retire_cluster.schemas.text.cleantext import plain, plain_lines
 from retire_cluster.schemas.text.jsontext import dumps, loads
-from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus
+from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus, TaskStatus
 
 #: Attributes that the store keeps beside tags and types.
 _KEPT = (
@@ -45,6 +55,114 @@ METRICS = (
     "battery_percent",
     "power_plugged",
 )
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What tasks of one request have in common; shared by all tasks of the same form."""
+
+    task_type: str
+    #: 0 (low) to 3 (urgent).
+    priority: int
+    timeout_seconds: int
+    max_retries: int
+    #: JSON object `{"requirements", "metadata"}` as the client gave them, defaults filled in.
+    document: bytes
+
+
+class Backlog(Protocol):
+    """Where a queued task waits."""
+
+    def leave(self) -> None:
+        """Note that a task left it otherwise than by being placed."""
+
+
+class Times(NamedTuple):
+    """How often a device gave a task back."""
+
+    times: int
+    #: The attempt of the newest row that is kept of it.
+    attempt: int
+
+
+class Dispatch:
+    """One batch of assignments to one device: the lease that its attempts share."""
+
+    __slots__ = ("device_id", "epoch", "number", "open", "token")
+
+    def __init__(self, number: int, epoch: int, token: int, device_id: str) -> None:
+        #: The store's key of this batch.
+        self.number = number
+        self.epoch = epoch
+        self.token = token
+        self.device_id = device_id
+        #: Attempts of it that have not ended.
+        self.open = 0
+
+
+class Task:
+    """A task that has not ended. Monotonic times end in `_mono`, wall-clock ones in `_ms`.
+
+    What a fresh task does not have yet are class attributes: hundreds of tasks are made at once,
+    and setting each of these on each of them would cost as much as all the rest.
+    """
+
+    not_before_mono = 0.0
+    attempt = 0
+    retries = 0
+    dispatch: Dispatch | None = None
+    device: Device | None = None
+    backlog: Backlog | None = None
+    assigned_ms: int | None = None
+    started_ms: int | None = None
+    started_mono: float | None = None
+    #: When its device was last known to have it.
+    confirmed_mono = 0.0
+    #: `(percent or None, message)` as the device last told.
+    progress: tuple[float | None, str] | None = None
+    #: Devices that said it cannot run there, free of charge once each, and what they said.
+    excluded: Mapping[str, str] = MappingProxyType({})
+    #: Devices where an attempt did not end well, the first few: others are tried before them.
+    tried: frozenset[str] = frozenset()
+    #: Devices that were lost while running it (poison guard).
+    killers: frozenset[str] = frozenset()
+    #: Device → how often it gave the task back, free of charge (requeues.py).
+    given_back: Mapping[str, Times] = MappingProxyType({})
+    #: Whether the store has a `live` row for it.
+    deviates = False
+    #: How often it was placed and could not be sent.
+    unsent = 0
+    #: Retries used before the last manual retry (`retries` counts one generation).
+    stored_retries = 0
+
+    def __init__(
+        self,
+        number: int,
+        spec: TaskSpec,
+        created_ms: int,
+        payload: bytes | None,
+        status: TaskStatus,
+        queued_mono: float,
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.created_ms = created_ms
+        #: The payload's JSON text while it is kept in memory; None: read it from the store.
+        self.payload = payload
+        self.status = status
+        #: When it began to wait in its backlog; aging counts from here.
+        self.queued_mono = queued_mono
+
+    @property
+    def key(self) -> Key:
+        """The current attempt's key on the wire."""
+        assert self.dispatch is not None
+        return (self.number, self.attempt, self.dispatch.token, self.dispatch.epoch)
+
+    @property
+    def retry_count(self) -> int:
+        """Retries over all generations."""
+        return self.stored_retries + self.retries
 
 
 class Device:
@@ -142,7 +260,8 @@ class Device:
         self.failed = 0
         #: Messages of it that were dropped because it says too much, by verb.
         self.dropped: Counter[str] = Counter()
-        #: How many events it may still bring about at once (telling.py), and when that was so.
+        #: How many events it may still bring about at once , and when
+        #: that was so (event_throttle.py).
         self.told_left, self.told_mono = float("inf"), 0.0
         #: Attempts in a row that it gave back while it takes work.
         self.given_back = 0

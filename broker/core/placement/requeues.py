@@ -20,12 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.model import Device, Task, Times
 from retire_cluster.broker.core.placement.passing_over import note
 from retire_cluster.broker.core.rows import AttemptRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.conf.settings import Scheduler
 from retire_cluster.schemas.vocabulary import FAILING
 
@@ -45,14 +44,6 @@ OTHERS: Final = ""
 IN_A_ROW: Final = 20
 PAUSE_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
-
-
-class Times(NamedTuple):
-    """How often a device gave a task back."""
-
-    times: int
-    #: The attempt of the newest row that is kept of it.
-    attempt: int
 
 
 class Counted(NamedTuple):

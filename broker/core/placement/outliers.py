@@ -24,12 +24,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from retire_cluster.broker.core.device import Device
 from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Kind, Record, Tally
 from retire_cluster.broker.core.placement.passing_over import lift, note
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.task import Task
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, FAILING, Cause
 

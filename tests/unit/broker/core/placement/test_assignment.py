@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.device import SLOT_UNITS
+from retire_cluster.broker.core.model import SLOT_UNITS
 from retire_cluster.broker.core.rows import DispatchRow
 from retire_cluster.schemas.protocol.messages import Held
 from tests.unit.broker.kit import WALL_MS, Cluster, MakeCluster, only, settings_with
