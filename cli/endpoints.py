@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.conf.machine.processes import is_same, pid_exists, started
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ def pid_alive(pid: int) -> bool:
     """Whether a process with this id runs (not: has ended and waits to be collected)."""
     if not pid_exists(pid):
         return False
-    if not proctree.IS_LINUX:
+    if not process_tree.IS_LINUX:
         return True
-    found = proctree.find(pid)
+    found = process_tree.find(pid)
     return found is None or found.state not in ("Z", "X")
 
 

@@ -55,9 +55,9 @@ def worker() -> int:
 def hide_join_line() -> None:
     """Start this process again where others would read a join line in its command line."""
     # Imported here: `--help` is quick.
-    from retire_cluster.node.link import joinline
+    from retire_cluster.node.link import join_line
 
-    joinline.hide()
+    join_line.hide()
 
 
 def api() -> int:

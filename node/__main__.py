@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from retire_cluster.node.link import joinline
+from retire_cluster.node.link import join_line
 
-joinline.hide()
+join_line.hide()
 
 from retire_cluster.node.cli import main  # noqa: E402 - once the command line is clean
 

@@ -40,24 +40,24 @@ from retire_cluster.node.device.identity import (
 )
 from retire_cluster.node.device.metrics import Sampler
 from retire_cluster.node.device.policy import Policy, missing, running_as_root
-from retire_cluster.node.link import credentials, joinline
+from retire_cluster.node.link import credentials, join_line
 from retire_cluster.node.link.credentials import Credentials
-from retire_cluster.node.link.neighbour import NotLetIn, let_in
-from retire_cluster.node.link.report import ending
+from retire_cluster.node.link.local_enrolment import NotLetIn, let_in
 from retire_cluster.node.link.sockets import DEFAULT_PORT, Address, Dialer
-from retire_cluster.node.process import proctree
-from retire_cluster.node.process.limits import Bounds
 from retire_cluster.node.running.catalog import Catalog
-from retire_cluster.node.running.describing import OwnTypes, own_types
-from retire_cluster.node.running.installed import Installed, Watcher
+from retire_cluster.node.running.description import OwnTypes, own_types
 from retire_cluster.node.running.leftovers import Leftovers
+from retire_cluster.node.running.package_watcher import Installed, Watcher
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.spool import Spool
-from retire_cluster.node.running.taskprocess import Plan, TaskProcess, modules
+from retire_cluster.node.running.task_process import Plan, TaskProcess, modules
 from retire_cluster.node.running.workplace import Workplace, root_in
+from retire_cluster.node.selftest.report import ending
+from retire_cluster.node.system import process_tree
+from retire_cluster.node.system.resource_limits import Bounds
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.node.walls import confine, taskgroups
-from retire_cluster.node.walls.confine import Unconfined
+from retire_cluster.node.walls import task_cgroups
+from retire_cluster.node.walls.confinement import AUTO, Unconfined, find_confinement
 from retire_cluster.schemas.protocol.messages import first_left_out
 from retire_cluster.schemas.vocabulary import TAG_PATTERN, Platform
 
@@ -219,14 +219,14 @@ def build(
     role = settings.worker.role
     if settings.source_of("worker.role") == "default":
         role = probe.detect_role(platform).value
-    leftovers = Leftovers(folder / "task-processes.json", adopting=proctree.become_subreaper())
+    leftovers = Leftovers(folder / "task-processes.json", adopting=process_tree.become_subreaper())
     ended = leftovers.end_earlier()
     if ended:
         log.warning("ended %d process(es) that an earlier worker had left", ended)
     rules = settings.policy
     environment = policy.process_environment(os.environ, android=android)
     look = partial(
-        confine.find,
+        find_confinement,
         rules.user,
         rules.sandbox,
         folder,
@@ -245,7 +245,7 @@ def build(
         if confinement.user is not None:
             # The user's own is the worker's; a task gets its folder for one.
             environment.update(HOME=str(workplace.root), TMPDIR=str(workplace.root))
-        if rules.user or rules.sandbox != confine.AUTO:
+        if rules.user or rules.sandbox != AUTO:
             confinement.try_out(sys.executable, workplace.root, environment)
     except Unconfined as error:
         raise Unusable(str(error)) from None
@@ -256,7 +256,7 @@ def build(
         new_processes=rules.process_limit,
         cpu_percent=rules.cpu_percent,
     )
-    groups = taskgroups.find()
+    groups = task_cgroups.find()
     if bounds.cpu_percent and (groups is None or "cpu" not in groups.controllers):
         log.warning(
             "policy.cpu_percent is not kept: the system has handed no control group with"
@@ -332,8 +332,8 @@ def build(
 
 
 def _test(worker: Worker) -> int:
-    from retire_cluster.node.link.report import check
-    from retire_cluster.node.running.tryout import try_all
+    from retire_cluster.node.selftest.report import check
+    from retire_cluster.node.selftest.samples import try_all
 
     sampler = Sampler(worker.settings.data_dir, monotonic)
     tried = try_all(
@@ -466,9 +466,9 @@ def _line(arguments: argparse.Namespace) -> str | None:
     if arguments.join_file is not None:
         if arguments.join is not None:
             raise Unusable("--join-file: goes without --join")
-        return joinline.from_file(arguments.join_file) or None
-    if arguments.join == joinline.STANDARD_INPUT:
-        return joinline.from_standard_input()
+        return join_line.from_file(arguments.join_file) or None
+    if arguments.join == join_line.STANDARD_INPUT:
+        return join_line.from_standard_input()
     found: str | None = arguments.join
     return found
 

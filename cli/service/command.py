@@ -21,7 +21,7 @@ from retire_cluster.cli.session import verb_parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.homefolder import home_folder
 from retire_cluster.conf.settings import SettingsError
-from retire_cluster.node.link import joinline
+from retire_cluster.node.link import join_line
 
 #: In the worker's data folder, 0600.
 JOIN_FILE = "join.line"
@@ -111,7 +111,7 @@ def _service(args: argparse.Namespace, given: Sequence[str]) -> tuple[Service, s
     else:
         folder = str(read_settings({"data_dir": args.data_dir}, None).data_dir.absolute())
     given, join = list(given), ""
-    found = joinline.without_line(given) if args.role == "worker" else None
+    found = join_line.without_line(given) if args.role == "worker" else None
     if found is not None:
         # Units and tasks can be read by everybody, and so can command lines.
         given, join = found

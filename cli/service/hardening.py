@@ -43,7 +43,7 @@ _NO_TASKS_AND_SYSTEM = (
     "ProtectProc=invisible",
 )
 _TASKS = (
-    # For a control group for each task (taskgroups.py).
+    # For a control group for each task (task_cgroups.py).
     "Delegate=yes",
     "SystemCallFilter=~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap",
     "SystemCallErrorNumber=EPERM",

@@ -63,8 +63,8 @@ from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.outlet import WHY_VARIABLE, last_words, take_why, tell
 from retire_cluster.conf.settings import SettingsError
 from retire_cluster.node.device.policy import running_as_root
-from retire_cluster.node.process.proctree import become_subreaper
-from retire_cluster.node.tasks import custom
+from retire_cluster.node.system.process_tree import become_subreaper
+from retire_cluster.node.tasks import own_type
 from retire_cluster.schemas.errors import ClusterError, Forbidden
 
 #: How long an earlier cluster of the same folder may take to end.
@@ -404,7 +404,7 @@ class Up:
         self._announced = True
         assert self._main is not None
         self._serve_installer(self._main)
-        own_types = [entry.name for entry in custom.installed()] if running_as_root() else []
+        own_types = [entry.name for entry in own_type.installed()] if running_as_root() else []
         found = replace(
             self._announcement(self._join_line(self._main)),
             kept_back=self._plan.kept_back(own_types, is_root=running_as_root()),

@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any
 
 from retire_cluster.cli.up import lifeline
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
@@ -104,7 +104,7 @@ class Supervisor:
 
     :param output: file descriptor that takes what children print to standard output; None to
         leave it to them
-    :param adopting: this process inherits its children's orphans (`proctree.become_subreaper`)
+    :param adopting: this process inherits its children's orphans (`process_tree.become_subreaper`)
         and has no other children; what a child leaves behind is killed
     """
 
@@ -266,11 +266,11 @@ def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
 def kill_adopted(own: Sequence[int]) -> None:
     """Kill and collect every child process of this one but `own`, and theirs in turn."""
     for _ in range(20):  # a killed one's own children are adopted in turn
-        table = proctree.table().values()
+        table = process_tree.table().values()
         found = [p.pid for p in table if p.parent == os.getpid() and p.pid not in own]
         if not found:
             return
-        proctree.kill_all(found)
+        process_tree.kill_all(found)
         for pid in found:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -90,7 +90,7 @@ class Policy:
     pass_environment: frozenset[str] = frozenset()
     #: What `command` may run, as templates; empty: any program.
     commands: tuple[str, ...] = ()
-    #: Where `command` may be told to run, empty: anywhere; judged where it runs (cwd.py).
+    #: Where `command` may be told to run, empty: anywhere (see working_folder.py).
     folders: tuple[str, ...] = ()
     #: Tasks may use the network.
     network: bool = True

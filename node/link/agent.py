@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from retire_cluster.conf import failpoints
+from retire_cluster.node.core.encoding import encoded
 from retire_cluster.node.core.records import (
     Connect,
     Ended,
@@ -47,7 +48,6 @@ from retire_cluster.node.core.records import (
 from retire_cluster.node.core.session import EXIT_REFUSED, Session
 from retire_cluster.node.device import probe
 from retire_cluster.node.link.credentials import Credentials
-from retire_cluster.node.link.outgoing import encoded
 from retire_cluster.node.link.sockets import (
     NEEDS_JOIN_STRING,
     NOT_OURS,
@@ -57,7 +57,7 @@ from retire_cluster.node.link.sockets import (
     Link,
 )
 from retire_cluster.node.running.catalog import Catalog
-from retire_cluster.node.running.describing import OwnTypes
+from retire_cluster.node.running.description import OwnTypes
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.spool import Spool, SpoolError
 from retire_cluster.schemas.protocol import wire

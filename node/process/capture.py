@@ -12,7 +12,7 @@ import sys
 import threading
 
 from retire_cluster.node.process import streams
-from retire_cluster.node.process.headtail import HeadTail, Kept
+from retire_cluster.node.tasks.bounded_output import HeadTail, Kept
 
 MAX_BYTES = 64 * 1024
 _MARK_SECONDS = 1.0

@@ -3,7 +3,7 @@
 A frame is a kind (one byte), two 32-bit little-endian lengths, a JSON header and an opaque blob (a
 payload or a result: JSON text that is passed on). Each kind has its limits, and they are checked
 before anything is read for it: a task shares its process with what answers for it, so whatever
-comes out of there may be a stranger's. What an answer means is read in answers.py.
+comes out of there may be a stranger's. What an answer means is read in replies.py.
 """
 
 from __future__ import annotations

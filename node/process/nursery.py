@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from retire_cluster.node.process import answers, proctree, sharedmem
-from retire_cluster.node.process.answers import BadAnswer, Done, Progress
-from retire_cluster.node.process.attempt import MIN_PROGRESS_SECONDS, add_logs, reply
+from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import Frame, FrameError, RawFrame, read_frame, take_raw
-from retire_cluster.node.process.headtail import HeadTail
-from retire_cluster.node.process.template import Template
+from retire_cluster.node.process.perform import MIN_PROGRESS_SECONDS, add_logs, reply
+from retire_cluster.node.process.replies import BadAnswer, Done, Progress
+from retire_cluster.node.process.zygote import Template
+from retire_cluster.node.system import process_tree, shared_memory
+from retire_cluster.node.tasks.bounded_output import HeadTail
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 MAX_LOG_BYTES = 64 * 1024
@@ -166,12 +167,12 @@ class Nursery:
         return True
 
     def _end_leftovers(self, child: Child) -> None:
-        if not proctree.IS_LINUX:  # where its orphans are not inherited
+        if not process_tree.IS_LINUX:  # where its orphans are not inherited
             with contextlib.suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
-        if proctree.has_others():
-            proctree.kill_descendants(os.getpid(), reap=True)
-        sharedmem.remove_marked(sharedmem.mark)
+        if process_tree.has_others():
+            process_tree.kill_descendants(os.getpid(), reap=True)
+        shared_memory.remove_marked(shared_memory.mark)
 
 
 class Child:
@@ -204,7 +205,7 @@ class Child:
     def kill(self) -> None:
         """Ends it at once."""
         if self.status is None:
-            proctree.kill_all([self.pid])
+            process_tree.kill_all([self.pid])
 
     def hear(self, requests_fd: int) -> bool:
         """Takes the worker's word while the task runs; False when there will be no other."""
@@ -272,7 +273,7 @@ class Child:
     def _parse(self) -> None:
         try:
             while self._done is None and (frame := take_raw(self._pending, _SAID)) is not None:
-                answer = answers.read(frame)
+                answer = replies.read(frame)
                 if isinstance(answer, Done):
                     self._done = answer
                     self.answered_at = time.monotonic()
@@ -280,7 +281,7 @@ class Child:
                 elif isinstance(answer, Progress):
                     self._take_progress(answer)
         except (FrameError, BadAnswer, RecursionError, MemoryError) as error:
-            self._problem = answers.failed(str(error)).error_message
+            self._problem = replies.failed(str(error)).error_message
             self._pending.clear()
             self.kill()
 

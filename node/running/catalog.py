@@ -10,7 +10,7 @@ from typing import Any
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.tasks import command, echo, http_request, python_eval, sleep, system_info
 from retire_cluster.node.tasks.base import BadPayload, Denied, NotHere
-from retire_cluster.node.tasks.custom import CustomType
+from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.text.jsontext import JSONError, loads

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from retire_cluster.node.process import proctree, sharedmem
 from retire_cluster.node.running import workplace
+from retire_cluster.node.system import process_tree, shared_memory
 
 
 class Leftovers:
@@ -54,19 +54,19 @@ class Leftovers:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         ended = 0
-        if boot == proctree.boot_mark() and isinstance(rows, list):
+        if boot == process_tree.boot_mark() and isinstance(rows, list):
             for row in rows:
                 pid, started = int(row[0]), str(row[1])
-                process = proctree.find(pid)
+                process = process_tree.find(pid)
                 if process is not None and process.started == started:
-                    proctree.kill_tree(pid)
+                    process_tree.kill_tree(pid)
                     ended += 1
         workplace.remove_earlier(record.get("roots"))
         if isinstance(mark, str) and len(mark) == len(self.mark):
-            strays = proctree.marked(f"RC_WORKER={mark}")
-            proctree.kill_all(strays)
+            strays = process_tree.marked(f"RC_WORKER={mark}")
+            process_tree.kill_all(strays)
             ended += len(strays)
-            sharedmem.remove_marked(mark[: len(self.shared)])
+            shared_memory.remove_marked(mark[: len(self.shared)])
         with contextlib.suppress(OSError):
             self._path.unlink()
         return ended
@@ -78,7 +78,7 @@ class Leftovers:
             yield self._add
 
     def _add(self, pid: int) -> None:
-        process = None if sys.platform == "win32" else proctree.find(pid)
+        process = None if sys.platform == "win32" else process_tree.find(pid)
         with self._lock:
             self._started[pid] = "" if process is None else process.started
             self._write()
@@ -107,14 +107,14 @@ class Leftovers:
                 os.killpg(pid, signal.SIGKILL)
         if self._adopting:
             with self._starting:
-                proctree.kill_strays(self._others(pid))
+                process_tree.kill_strays(self._others(pid))
         elif killed:
-            processes = proctree.table()
+            processes = process_tree.table()
             spared = set(self._others(pid))
             for other in tuple(spared):
-                spared.update(p.pid for p in proctree.descendants(other, processes))
-            strays = proctree.marked(f"RC_WORKER={self.mark}")
-            proctree.kill_all(stray for stray in strays if stray not in spared)
+                spared.update(p.pid for p in process_tree.descendants(other, processes))
+            strays = process_tree.marked(f"RC_WORKER={self.mark}")
+            process_tree.kill_all(stray for stray in strays if stray not in spared)
 
     def _others(self, pid: int) -> list[int]:
         with self._lock:
@@ -122,7 +122,7 @@ class Leftovers:
 
     def _write(self) -> None:
         record = {
-            "boot": proctree.boot_mark(),
+            "boot": process_tree.boot_mark(),
             "mark": self.mark,
             "processes": list(self._started.items()),
             "roots": self._roots,

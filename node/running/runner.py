@@ -29,10 +29,10 @@ from retire_cluster.node.core.records import (
     Started,
     Told,
 )
-from retire_cluster.node.process.answers import Begun, Done, Progress
+from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running.catalog import Catalog, Kind, Place, decode
 from retire_cluster.node.running.slot import Died, Job, News, Slot
-from retire_cluster.node.running.taskprocess import TaskProcess
+from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
 from retire_cluster.schemas.protocol.messages import Key

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from retire_cluster.node.process import answers
-from retire_cluster.node.process.answers import Answer, BadAnswer, Begun, Done, Progress
+from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import FrameError
-from retire_cluster.node.running.taskprocess import TaskProcess
-from retire_cluster.node.tasks import words
+from retire_cluster.node.process.replies import Answer, BadAnswer, Begun, Done, Progress
+from retire_cluster.node.running.task_process import TaskProcess
+from retire_cluster.node.tasks import exception_text
 from retire_cluster.schemas.protocol.messages import Key
 
 log = logging.getLogger("retire_cluster.node")
@@ -131,7 +131,7 @@ class Slot(threading.Thread):
                 # Whatever it was, it costs this attempt and not the slot.
                 log.exception("a task process could not be looked after")
                 self._end_process()
-                self._tell(job.key, Died(None, words.of(error)))
+                self._tell(job.key, Died(None, exception_text.of(error)))
 
     def _work(self, job: Job) -> None:
         problem = "the task's process could not be started"
@@ -219,7 +219,7 @@ class Slot(threading.Thread):
         """Nothing that this process says can be relied on any more."""
         process.kill()
         self._end_process()
-        self._tell(job.key, answers.failed(str(error)))
+        self._tell(job.key, replies.failed(str(error)))
 
     def _tell(self, key: Key, what: Done | Died) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from retire_cluster.node.walls import folders
+from retire_cluster.node.system import task_folders
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -79,7 +79,7 @@ class Workplace:
         """Removes what an earlier worker's tasks left."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self.root):
-                if not folders.remove(self.root / name):
+                if not task_folders.remove(self.root / name):
                     self._stuck.append(str(self.root / name))
         self._make_root()
         if self._stuck:
@@ -87,7 +87,7 @@ class Workplace:
 
     def take(self) -> str:
         """A new empty folder, of the tasks' user. Raises `OSError`."""
-        name = folders.new_name()
+        name = task_folders.new_name()
         try:
             self._make_root()
             made = self._make(self.root, name)
@@ -100,18 +100,18 @@ class Workplace:
         return made
 
     def _make(self, root: Path, name: str) -> str:
-        made = folders.make(str(root), name)
+        made = task_folders.make(str(root), name)
         if self._user is not None and sys.platform != "win32":
             os.chown(made, *self._user)
         return made
 
     def give_back(self, folder: str) -> None:
         """Removes a folder, whose tasks have ended, and what could not be removed earlier."""
-        gone = folders.remove(folder)
+        gone = task_folders.remove(folder)
         with self._lock:
             # A few in turn: with many of them each task would wait for all.
             again, self._stuck = self._stuck[:_AGAIN], self._stuck[_AGAIN:]
-            self._stuck += [path for path in again if not folders.remove(path)]
+            self._stuck += [path for path in again if not task_folders.remove(path)]
             if gone:
                 return
             self._stuck.append(folder)
@@ -122,7 +122,7 @@ class Workplace:
     def close(self) -> None:
         """Removes the roots among temporary files."""
         with self._lock:
-            self._temporary = [path for path in self._temporary if not folders.remove(path)]
+            self._temporary = [path for path in self._temporary if not task_folders.remove(path)]
             self._note(list(self._temporary))
 
     def _words(self) -> str:
@@ -132,7 +132,7 @@ class Workplace:
         )[:500]
 
     def _make_root(self) -> None:
-        folders.open_way(str(self.root))
+        task_folders.open_way(str(self.root))
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISDIR(os.lstat(self.root).st_mode):
                 os.unlink(self.root)
@@ -162,4 +162,4 @@ def remove_earlier(roots: object) -> None:
             found = os.lstat(path)
             ours = sys.platform == "win32" or found.st_uid == os.geteuid()
             if stat.S_ISDIR(found.st_mode) and ours:
-                folders.remove(path)
+                task_folders.remove(path)

@@ -18,10 +18,8 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from retire_cluster.node.process import limits as bounds
-from retire_cluster.node.process import proctree
-from retire_cluster.node.process.headtail import HeadTail, Kept, cuts, fit, json_size
-from retire_cluster.node.tasks import cwd
+from retire_cluster.node.system import process_tree, resource_limits
+from retire_cluster.node.tasks import working_folder
 from retire_cluster.node.tasks.base import (
     Answer,
     BadPayload,
@@ -36,8 +34,9 @@ from retire_cluster.node.tasks.base import (
     as_text_map,
     no_strangers,
 )
-from retire_cluster.node.tasks.links import leads_elsewhere
-from retire_cluster.node.walls import walls
+from retire_cluster.node.tasks.bounded_output import HeadTail, Kept, cuts, fit, json_size
+from retire_cluster.node.tasks.program_links import leads_elsewhere
+from retire_cluster.node.walls import enforcement
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.task_types import BUILTIN
 
@@ -93,8 +92,8 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
         environment["RC_WORKER"] = os.environ["RC_WORKER"]
     text = payload.get("stdin")
     try:
-        with cwd.judged(payload.get("cwd"), limits.folders) as folder:
-            process = walls.start(
+        with working_folder.judged(payload.get("cwd"), limits.folders) as folder:
+            process = enforcement.start(
                 lambda: _start(command, folder, environment, text is not None), own
             )
     except OSError as error:
@@ -132,7 +131,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     if code:
         words = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         said = kept["stderr"].text[-4000:]
-        words += walls.hint(said, payload.get("cwd") or "") + bounds.hint(said)
+        words += enforcement.hint(said, payload.get("cwd") or "") + resource_limits.hint(said)
         raise TaskFailed(f"command {words}", result=result, cuts=cut)
     return Answer(result, cut)
 
@@ -179,14 +178,16 @@ def _unstarted(
         return Hopeless(f"the command cannot be started: {error}")
     missing = error.errno in _NOT_HERE or getattr(error, "winerror", None) in _NOT_HERE_ON_WINDOWS
     if not missing or isinstance(command, str):
-        return TaskFailed(f"the command cannot be started: {error}{bounds.hint(str(error))}")
+        return TaskFailed(
+            f"the command cannot be started: {error}{resource_limits.hint(str(error))}"
+        )
     own_path = any(name.upper() == "PATH" for name in payload.get("env") or {})
     leads = "" if own_path else leads_elsewhere(command[0], search_path)
     if error.errno == errno.ENOENT:
         words = f"there is no program {command[0]!r:.200} on this device{leads}"
     elif error.errno in (errno.EACCES, errno.EPERM):
         words = f"{command[0]!r:.200} may not be run on this device"
-        words += leads or walls.hint(str(error))
+        words += leads or enforcement.hint(str(error))
     else:
         words = f"{command[0]!r:.200} cannot be run on this device: {error.strerror}"
     in_folder = os.path.dirname(command[0]) != "" and not os.path.isabs(command[0])
@@ -220,7 +221,7 @@ def _feed(process: subprocess.Popen[bytes], text: str) -> None:
 def _job_of(process: subprocess.Popen[bytes]) -> Any:
     if sys.platform != "win32":
         return None
-    from retire_cluster.node.process.winjob import Job
+    from retire_cluster.node.system.windows_job import Job
 
     try:
         job = Job()
@@ -236,15 +237,15 @@ def _end_tree(process: subprocess.Popen[bytes], job: Any) -> None:
         job.close()
     elif os.name == "nt":
         if process.poll() is None:
-            proctree.kill_tree(process.pid)
+            process_tree.kill_tree(process.pid)
     else:
-        over = process.poll() is not None and proctree.IS_LINUX
+        over = process.poll() is not None and process_tree.IS_LINUX
         if not over:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
         # Most leave nothing behind; looking through all processes costs more than the program did.
-        if not over or proctree.has_others():
-            proctree.kill_descendants(os.getpid())
+        if not over or process_tree.has_others():
+            process_tree.kill_descendants(os.getpid())
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2.0)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from retire_cluster.node.process.headtail import Kept, cuts, fit, json_size
 from retire_cluster.node.tasks import http_addresses
 from retire_cluster.node.tasks.base import (
     Answer,
@@ -26,6 +25,7 @@ from retire_cluster.node.tasks.base import (
     as_text_map,
     no_strangers,
 )
+from retire_cluster.node.tasks.bounded_output import Kept, cuts, fit, json_size
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.task_types import BUILTIN, HTTP_METHODS
 from retire_cluster.schemas.text import weburl

@@ -22,7 +22,7 @@ from retire_cluster.node.tasks.base import (
     as_text,
     no_strangers,
 )
-from retire_cluster.node.tasks.jsonresult import NotJson, to_json
+from retire_cluster.node.tasks.json_result import NotJson, to_json
 from retire_cluster.schemas.task_types import BUILTIN
 
 INFO = BUILTIN["python_eval"]

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from retire_cluster.node.process.proctree import IS_ANDROID, IS_LINUX
+from retire_cluster.node.system.process_tree import IS_ANDROID, IS_LINUX
 
 #: With these ABIs the kernel learned the rest of what we ask for. Before the first of them it lets
 #: nobody move or link a file from one folder to another (EXDEV), whatever the rules say.

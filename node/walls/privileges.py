@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from retire_cluster.node.process.proctree import IS_LINUX
+from retire_cluster.node.system.process_tree import IS_LINUX
 
 #: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, NET_BIND_SERVICE, SYS_CHROOT,
 #: AUDIT_WRITE: what unpacking, installing and changing users need. The others change the machine,

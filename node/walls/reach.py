@@ -19,9 +19,10 @@ from pathlib import Path
 
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir
-from retire_cluster.node.tasks import custom
-from retire_cluster.node.walls import editable, pathways
-from retire_cluster.node.walls.pathways import is_below
+from retire_cluster.node.device import editable_installs
+from retire_cluster.node.tasks import own_type
+from retire_cluster.node.walls import paths
+from retire_cluster.node.walls.paths import is_below
 
 #: Programs and what comes with them, on any Linux.
 _SYSTEM = (
@@ -73,7 +74,7 @@ def of_this_device(
     :param programs: those that its owner names; a whole path may be anywhere
     :param modules: where task processes find modules
     """
-    ours, homes = _ours(data_dir, environ), pathways.homes(environ)
+    ours, homes = _ours(data_dir, environ), paths.homes(environ)
     code = list(_code(modules, homes))
     code += [os.path.realpath(path) for path in code]
     write: list[str] = []
@@ -87,12 +88,12 @@ def of_this_device(
         parted += [path] if parts != [real] else []
     named = [*_SYSTEM, *_configuration()]
     named += [name for name in programs if os.path.isabs(name) and os.path.isfile(name)]
-    theirs = [*pathways.of_programs(environ, homes, write), *_of_the_user(environ)]
+    theirs = [*paths.of_programs(environ, homes, write), *_of_the_user(environ)]
     theirs += _apart(modules, homes)
-    projects = [path for path in _projects(homes) if not pathways.leads_through(path, write)]
+    projects = [path for path in _projects(homes) if not paths.leads_through(path, write)]
     pythons = [*_pythons(homes), *projects]
     # What a task may change does not say what else is open: not to the next worker either.
-    wanted = [path for path in (*named, *theirs) if not pathways.leads_through(path, write)]
+    wanted = [path for path in (*named, *theirs) if not paths.leads_through(path, write)]
     inside = {*pythons, *modules}  # The installer puts a worker's environment beside its data.
     read = [
         part
@@ -189,17 +190,17 @@ def _of_the_user(environ: Mapping[str, str]) -> Iterator[str]:
 def _pythons(homes: Sequence[str]) -> Iterator[str]:
     """The interpreter, its libraries, this package, and the packages with own types."""
     for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix):
-        yield from pathways.of_prefix(prefix, homes)
+        yield from paths.of_prefix(prefix, homes)
     folders = [os.path.dirname(sys.executable), os.path.dirname(os.path.realpath(sys.executable))]
     folders.append(str(Path(__file__).resolve().parents[2]))
-    for point in custom.installed():
+    for point in own_type.installed():
         folders += _home_of(point.value.partition(":")[0].strip().partition(".")[0])
     yield from _apart(folders, homes)
 
 
 def _projects(homes: Sequence[str]) -> Iterator[str]:
     """The folders of packages with own types that are installed in place."""
-    for root in editable.roots(sys.path, custom.GROUP):
+    for root in editable_installs.roots(sys.path, own_type.GROUP):
         real = os.path.realpath(root)
         # A home folder that somebody made a package of holds more than that.
         if not any(is_below(home, real) for home in homes):

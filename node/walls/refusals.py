@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from retire_cluster.node.walls.landlock import READ, WRITE, Rule
-from retire_cluster.node.walls.pathways import is_below
+from retire_cluster.node.walls.paths import is_below
 
 #: What programs say of a file that is not theirs to use.
 REFUSED = ("permission denied", "read-only file system", "operation not permitted")

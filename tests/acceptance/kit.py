@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 
 COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
 ANY_PORTS = ["--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0"]
@@ -226,7 +226,7 @@ class Process:
 
     def tree(self) -> list[int]:
         """Every process below this one."""
-        return [process.pid for process in proctree.descendants(self.pid)]
+        return [process.pid for process in process_tree.descendants(self.pid)]
 
     def stop(self, seconds: float = 15.0) -> int:
         """SIGTERM to this process alone; its exit code."""

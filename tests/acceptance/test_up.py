@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ class Running:
 
     def tree(self) -> list[int]:
         """Every process below this one, those that run tasks included."""
-        below = proctree.descendants(self.process.pid)
+        below = process_tree.descendants(self.process.pid)
         return [process.pid for process in below] or self.pids()
 
     def call(self, path: str, body: Any = None, key: str | None = None) -> tuple[int, Any]:

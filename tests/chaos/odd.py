@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node.process import proctree, sharedmem
+from retire_cluster.node.system import process_tree, shared_memory
 from retire_cluster.schemas.protocol.messages import Key
 from tests.chaos import odd_plugin
 from tests.integration.node_kit import Bus
@@ -216,11 +216,11 @@ class Device:
         while (more := self._shared() - shared) and time.monotonic() < end:
             self.bus.step(50)
         # A keeper, a server and its seed for each slot; templates come and go.
-        below = proctree.descendants(self.process.pid)
+        below = process_tree.descendants(self.process.pid)
         if more:
             ours = {self.process.pid, *(process.pid for process in below)}
-            for pid in set(proctree.table()) - ours:
-                more -= sharedmem.held(pid, more)  # another program's
+            for pid in set(process_tree.table()) - ours:
+                more -= shared_memory.held(pid, more)  # another program's
         if more:
             found.problems.append(f"{deeds}: shared memory {more} is left")
         if len(below) > 5 * SLOTS:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 from tests.chaos import red
 from tests.chaos.red import Attack, NotHere, Target, Went
 
@@ -72,7 +72,7 @@ def chosen(all_of_them: Sequence[Attack], only: str) -> list[Attack]:
 def judge(attack: Attack, target: Target) -> Row:
     """Do it, then see whether the cluster still serves a stranger to all of this."""
     began = time.monotonic()
-    before = {process.pid for process in proctree.descendants(os.getpid())}
+    before = {process.pid for process in process_tree.descendants(os.getpid())}
     try:
         with _at_most(attack.seconds):
             seen = attack.run(target)
@@ -157,7 +157,7 @@ def _end_what_is_new(before: set[int]) -> None:
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline:  # the children of the dead become ours
         kept = before | Target.roots
-        left = [p.pid for p in proctree.descendants(me) if p.parent == me and p.pid not in kept]
+        left = [p.pid for p in process_tree.descendants(me) if p.parent == me and p.pid not in kept]
         if not left:
             return
         for pid in left:
@@ -194,7 +194,7 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{attack.number:4} {attack.name}" for attack in wanted))
         return 0
-    proctree.become_subreaper()
+    process_tree.become_subreaper()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
     started = time.monotonic()
     with folder() as place:
@@ -204,8 +204,8 @@ def main() -> int:
             print(f"  {row.attack.number} {row.attack.name}: {row.verdict}", flush=True)
 
         rows = run(wanted, lambda: Target(place / f"up-{next(count)}", *FLAGS), tell)
-    left = [process.pid for process in proctree.descendants(os.getpid())]
-    proctree.kill_all(left)
+    left = [process.pid for process in process_tree.descendants(os.getpid())]
+    process_tree.kill_all(left)
     print(f"\n{table(rows)}\n")
     counts = ", ".join(
         f"{sum(row.verdict == verdict for row in rows)} {verdict}"

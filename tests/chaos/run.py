@@ -28,7 +28,7 @@ for _name in ("", ".chaos", ".integration", ".unit"):
 from hypothesis import HealthCheck, settings  # noqa: E402 - with the kit that can now be found
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 
-from retire_cluster.node.walls import folders  # noqa: E402
+from retire_cluster.node.system import task_folders  # noqa: E402
 from tests.chaos import fuzz, measure, odd  # noqa: E402
 from tests.chaos.kills import Campaign  # noqa: E402
 from tests.chaos.rig import Rig, eventually, rig  # noqa: E402
@@ -201,7 +201,7 @@ def odd_tasks(wanted: int, seed: int) -> Iterator[Row]:
             with odd.device(folder) as device:
                 device.run(found, odd.drawn(left, seed))
         finally:
-            folders.remove(folder)  # it may be deeper than the standard library manages
+            task_folders.remove(folder)  # it may be deeper than the standard library manages
         print(f"  seed {seed}: {found.odd_tasks} odd tasks, {dict(found.outcomes)}", flush=True)
         seed += 1
     for problem in found.problems:

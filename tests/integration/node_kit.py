@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import zmq
 
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 from retire_cluster.schemas.protocol import messages, wire
 from retire_cluster.schemas.protocol.messages import AssignItem, FinishedItem, HeartbeatConfig, Key
 
@@ -231,11 +231,11 @@ def alive_with(mark: str) -> list[int]:
 
 def children_of(pid: int) -> list[int]:
     """Task processes of a worker, at any depth."""
-    return [process.pid for process in proctree.descendants(pid)]
+    return [process.pid for process in process_tree.descendants(pid)]
 
 
 def is_running(pid: int) -> bool:
-    process = proctree.find(pid)
+    process = process_tree.find(pid)
     return process is not None and process.state not in ("Z", "X")
 
 

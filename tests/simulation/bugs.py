@@ -25,7 +25,7 @@ from retire_cluster.broker.net.handing_out import hand_out
 from retire_cluster.broker.server import Broker
 from retire_cluster.node.core.outbox import Outbox
 from retire_cluster.node.core.session import Session
-from retire_cluster.node.process import answers
+from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import RawFrame
 from tests.simulation.main_node import WALL_START_MS
 from tests.simulation.storage import Disk, LazyDisk
@@ -220,13 +220,13 @@ def _counts_epochs() -> AbstractContextManager[None]:
 def _unread_answers() -> AbstractContextManager[None]:
     """What a task's own process says is passed on as it is."""
 
-    def unread(frame: RawFrame) -> answers.Done:
+    def unread(frame: RawFrame) -> replies.Done:
         said = json.loads(frame.header)
-        return answers.Done(
+        return replies.Done(
             said["outcome"], said["cause"], said["error_message"], frame.blob, b"", False
         )
 
-    return swapped(answers, "read", unread)
+    return swapped(replies, "read", unread)
 
 
 def _trouble_is_damage() -> AbstractContextManager[None]:

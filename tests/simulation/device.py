@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from retire_cluster.node.core import records
+from retire_cluster.node.core.encoding import encoded
 from retire_cluster.node.core.records import Introduction, Result
 from retire_cluster.node.core.session import EXIT_REMOVED, Pace, Session
 from retire_cluster.node.device.policy import Policy
-from retire_cluster.node.link.outgoing import encoded
 from retire_cluster.node.running.catalog import Catalog
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.node.tasks.custom import CustomType
+from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     Assign,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retire_cluster.node.process import answers
-from retire_cluster.node.process.answers import Begun, Done, Progress
+from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import RawFrame
+from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running.slot import Died, Job, News
 from retire_cluster.schemas.protocol.messages import Key
 from retire_cluster.schemas.text.jsontext import dumps, loads
@@ -157,13 +157,13 @@ class SimulatedSlot:
         done = Done(outcome, cause, message, result, b"", False)
         self._post(News(self, job.key, done))  # type: ignore[arg-type]
 
-    def _odd(self) -> answers.Answer:
+    def _odd(self) -> replies.Answer:
         """An answer as the real gate makes it of what no task should say."""
         header, blob = self._world.engine.rng.choice(ODD)
         try:
-            return answers.read(RawFrame("done", header, blob))
-        except answers.BadAnswer as error:
-            return answers.failed(str(error))
+            return replies.read(RawFrame("done", header, blob))
+        except replies.BadAnswer as error:
+            return replies.failed(str(error))
 
     def _die(self) -> None:
         job, self._job = self._job, None

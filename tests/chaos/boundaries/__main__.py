@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 from tests.chaos.boundaries import bus, device, web
 from tests.chaos.boundaries.hammer import Boundary, Found, hammer
 from tests.chaos.red.target import Target
@@ -64,7 +64,7 @@ def main() -> int:
     if unknown := set(wanted) - set(BOUNDARIES):
         parser.error(f"there is no boundary {', '.join(sorted(unknown))}")
     numbers = range(args.cases) if args.case is None else range(args.case, args.case + 1)
-    proctree.become_subreaper()
+    process_tree.become_subreaper()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
     rows: list[Found] = []
     for name in wanted:

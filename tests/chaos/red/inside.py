@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 from retire_cluster.node.walls import landlock
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.known_tasks import main_node_gone_bad
-from tests.integration.node.test_confine import python_of
+from tests.integration.node.test_confinement import python_of
 from tests.integration.node.test_outliving import KILL_BOTH, escape
 from tests.integration.node.test_planted import PLANT
 from tests.integration.node_kit import Bus, alive_with, python
@@ -150,7 +150,7 @@ def _outliving(target: Target) -> str:
             end = time.monotonic() + 2
             while alive := alive_with(mark):
                 if time.monotonic() > end:
-                    proctree.kill_all(alive)
+                    process_tree.kill_all(alive)
                     raise Went("a process without session, parent and environment lives on")
                 time.sleep(0.02)
             _next_works(bus, "its keeper was killed")
@@ -168,7 +168,7 @@ def _held_pipes(target: Target) -> str:
             except AssertionError:
                 raise Went("the slot waits for a pipe that somebody holds") from None
             finally:
-                proctree.kill_all(alive_with(mark))
+                process_tree.kill_all(alive_with(mark))
     return f"{refused}; without walls the slot is free again"
 
 

@@ -22,7 +22,7 @@ import psutil
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf import curve, joining
 from retire_cluster.conf.curve import ClientKeys
-from retire_cluster.node.process import proctree
+from retire_cluster.node.system import process_tree
 from retire_cluster.schemas.errors import ClusterError
 from tests.chaos.red.attack import Went
 from tests.integration.main_kit import RawDevice
@@ -38,7 +38,7 @@ WITNESS_SECONDS = 15.0
 T = TypeVar("T")
 _numbers = itertools.count(1)
 _WITNESS_TAG = "witness"
-_WITNESS_ADDRESS = "127.0.2.1" if proctree.IS_LINUX else "127.0.0.1"
+_WITNESS_ADDRESS = "127.0.2.1" if process_tree.IS_LINUX else "127.0.0.1"
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
@@ -472,18 +472,18 @@ class Target:
             other.close()
         if self._client is not None:
             self._client.close()
-        below = [process.pid for process in proctree.descendants(self.up.pid)]
+        below = [process.pid for process in process_tree.descendants(self.up.pid)]
         _end([self.up], seconds=15.0)
         self.roots.discard(self.up.pid)
         if self.up.stdout is not None:
             self.up.stdout.close()
-        proctree.kill_all(pid for pid in below if _is_below(pid, self.up.pid))
+        process_tree.kill_all(pid for pid in below if _is_below(pid, self.up.pid))
 
 
 def _next_address() -> str:
     """An address of this machine; only Linux has more than one without being told."""
     number = next(_numbers)
-    return f"127.0.1.{number % 250 + 1}" if proctree.IS_LINUX else "127.0.0.1"
+    return f"127.0.1.{number % 250 + 1}" if process_tree.IS_LINUX else "127.0.0.1"
 
 
 def _is_below(pid: int, root: int) -> bool:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.node.walls import landlock, taskgroups
+from retire_cluster.node.walls import landlock, task_cgroups
 from tests.chaos.red.attack import Attack, NotHere, Went
 from tests.chaos.red.target import Target
 
@@ -99,7 +99,7 @@ def _folders(target: Target) -> str:
 
 
 def _escape(target: Target) -> str:
-    if taskgroups.find() is None:
+    if task_cgroups.find() is None:
         raise NotHere("no control group is handed over to us")
     mark = f"73{target.main_pid}"
     code = (

@@ -39,7 +39,7 @@ def quiet(payload, context):
     return "quiet"
 """
 #: As on a system without fork.
-NO_FORK = "import retire_cluster.node.process.executor as executor\nexecutor.FORKS = False\n"
+NO_FORK = "import retire_cluster.node.process.server as executor\nexecutor.FORKS = False\n"
 
 
 def install(site: Path, types: str, *names: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.tasks import cwd
+from retire_cluster.node.tasks import working_folder
 from retire_cluster.node.tasks.base import Denied, TaskFailed
 from tests.integration.node_kit import COMMAND, Bus, Start, posix_only
 
@@ -57,7 +57,7 @@ def test_what_is_entered_is_what_was_judged_however_a_link_moves(tmp_path: Path)
     try:
         for _ in range(3000):
             try:
-                with cwd.judged(str(name), [str(good)]) as folder:
+                with working_folder.judged(str(name), [str(good)]) as folder:
                     assert folder is not None
                     assert os.path.samefile(folder, good)
                     entered += 1
@@ -75,7 +75,10 @@ def test_what_is_entered_is_what_was_judged_however_a_link_moves(tmp_path: Path)
 def test_a_folder_that_is_none_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "nothing"):
-        with pytest.raises(TaskFailed, match=r"payload\.cwd"), cwd.judged(str(tmp_path / name), ()):
+        with (
+            pytest.raises(TaskFailed, match=r"payload\.cwd"),
+            working_folder.judged(str(tmp_path / name), ()),
+        ):
             pass
-    with cwd.judged(None, ["/nowhere"]) as folder:
+    with working_folder.judged(None, ["/nowhere"]) as folder:
         assert folder is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.walls import confine, landlock
+from retire_cluster.node.walls import confinement, landlock
 from tests.integration.node.test_walls import KINDS, NOBODY, Box
 from tests.integration.node_kit import Bus, linux_only
 
@@ -91,8 +91,8 @@ def test_a_user_that_cannot_run_this_python_is_named_and_no_other_setting(tmp_pa
     closed.mkdir(mode=0o700)
     python = closed / "python"
     python.symlink_to(sys.executable)
-    found = confine.find(NOBODY, confine.AUTO, tmp_path / "data")
-    with pytest.raises(confine.Unconfined) as caught:
+    found = confinement.find_confinement(NOBODY, confinement.AUTO, tmp_path / "data")
+    with pytest.raises(confinement.Unconfined) as caught:
         found.try_out(str(python), tmp_path, dict(os.environ))
     text = str(caught.value)
     assert f"policy.user = {NOBODY}" in text

@@ -22,7 +22,7 @@ from retire_cluster.node.tasks.base import (
     TaskFailed,
     TimedOut,
 )
-from retire_cluster.node.tasks.jsonresult import to_json
+from retire_cluster.node.tasks.json_result import to_json
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.text.truncation import Cut
 

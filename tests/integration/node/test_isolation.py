@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.process import proctree, sharedmem
-from retire_cluster.node.walls import folders
+from retire_cluster.node.system import process_tree, shared_memory, task_folders
 from retire_cluster.schemas.protocol import messages
 from tests.integration.node_kit import (
     COMMAND,
@@ -114,7 +113,7 @@ def environ(site: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(site)}
 
 
-def task_folders(tmp_path: Path) -> list[str]:
+def folder_names(tmp_path: Path) -> list[str]:
     return [path.name for path in task_root(tmp_path / "w").glob("*/*")]
 
 
@@ -168,7 +167,7 @@ def test_the_folder_and_the_shared_memory_of_a_task_are_gone_however_it_ended(
 ) -> None:
     start(*ONE_SLOT, environ=environ)
     bus.welcome()
-    before = sharedmem.names()
+    before = shared_memory.names()
     code = (
         "from multiprocessing import shared_memory; import os, time\n"
         "block = shared_memory.SharedMemory(create=True, size=1000000)\n"
@@ -189,10 +188,10 @@ def test_the_folder_and_the_shared_memory_of_a_task_are_gone_however_it_ended(
         bus.send(messages.Cancel(bus.session, (key,), "cancelled"))
     expected = {"cancel": "cancelled", "timeout": "timeout"}.get(end, "failed")
     assert bus.result(key).item.outcome == expected
-    assert task_folders(tmp_path) == []
+    assert folder_names(tmp_path) == []
     name = (tmp_path / "name").read_text()
     if end != "keeper":  # nobody is left who knows what was the task's
-        assert name not in sharedmem.names() - before
+        assert name not in shared_memory.names() - before
     assert bus.run("asks", {"code": "1"}).data == 1
 
 
@@ -333,7 +332,7 @@ def test_an_attempt_that_never_started_is_no_timeout(
 
 
 def test_a_folder_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
-    folder = folders.make(str(tmp_path / "scratch"), "task-1")
+    folder = task_folders.make(str(tmp_path / "scratch"), "task-1")
     inner = Path(folder) / "a" / "b"
     inner.mkdir(parents=True)
     (inner / "file").touch()
@@ -354,7 +353,7 @@ def test_a_folder_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
     os.chmod(folder, 0o700)
     os.symlink(outside, Path(folder) / "out")
     os.chmod(folder, 0)
-    assert folders.remove(folder)
+    assert task_folders.remove(folder)
     assert os.listdir(tmp_path / "scratch") == []
     assert (outside / "kept").exists()
 
@@ -370,35 +369,35 @@ def test_an_unprivileged_owner_removes_what_was_closed_to_him(tmp_path: Path) ->
         code = 1
         try:
             os.setuid(65_534)
-            folder = folders.make(str(scratch / "work"), "task-1")
+            folder = task_folders.make(str(scratch / "work"), "task-1")
             os.makedirs(f"{folder}/a/b/c")
             for path in (f"{folder}/a/b", f"{folder}/a", folder, str(scratch / "work")):
                 os.chmod(path, 0)
-            second = folders.make(str(scratch / "work"), "task-2")
-            code = 0 if folders.remove(folder) and folders.remove(second) else 2
+            second = task_folders.make(str(scratch / "work"), "task-2")
+            code = 0 if task_folders.remove(folder) and task_folders.remove(second) else 2
         finally:
             os._exit(code)
     try:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
-        folders.remove(scratch)
+        task_folders.remove(scratch)
 
 
 def test_shared_memory_that_others_hold_is_left_alone(tmp_path: Path) -> None:
-    before = sharedmem.names()
-    path = Path(sharedmem.FOLDER) / f"isolation-{os.getpid()}"
+    before = shared_memory.names()
+    path = Path(shared_memory.FOLDER) / f"isolation-{os.getpid()}"
     held = path.open("wb")
     try:
-        assert sharedmem.remove_of([1], before) == 0
-        assert sharedmem.remove_of([], before) == 0
+        assert shared_memory.remove_of([1], before) == 0
+        assert shared_memory.remove_of([], before) == 0
         pid = os.fork()
         if pid == 0:
             signal.pause()
-        assert sharedmem.remove_of([pid], before) == 0, "this process holds it too"
+        assert shared_memory.remove_of([pid], before) == 0, "this process holds it too"
         held.close()
-        assert sharedmem.remove_of([pid], before) == 1
+        assert shared_memory.remove_of([pid], before) == 1
         assert not path.exists()
-        proctree.kill_all([pid])
+        process_tree.kill_all([pid])
         os.waitpid(pid, 0)
     finally:
         held.close()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.process import proctree
-from tests.integration.node.test_confine import nobody
+from retire_cluster.node.system import process_tree
+from tests.integration.node.test_confinement import nobody
 from tests.integration.node_kit import COMMAND, Bus, Start, children_of, linux_only
 
 __all__ = ["nobody"]
@@ -128,9 +128,9 @@ def test_what_a_task_did_to_the_process_others_come_from_costs_no_later_task(
     worker = start("--allow-root", "--slots", "1", environ={"PYTHONPATH": str(own_types)})
     bus.welcome()
     assert bus.run("at_import", {}).item.outcome == "success"
-    server = proctree.descendants(children_of(worker.pid)[0])[0].pid
+    server = process_tree.descendants(children_of(worker.pid)[0])[0].pid
     for pid in children_of(server):
-        proctree.kill_all([pid])
+        process_tree.kill_all([pid])
     for _ in range(2):
         ended = bus.run("at_import", {})
         assert ended.item.outcome == "success", ended.item.error_message

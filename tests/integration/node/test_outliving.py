@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.integration.node.test_confine import ALLOWED, nobody
+from tests.integration.node.test_confinement import ALLOWED, nobody
 from tests.integration.node_kit import (
     COMMAND,
     Bus,
@@ -125,18 +125,18 @@ def test_another_slots_task_goes_on_while_strays_are_ended(bus: Bus, start: Star
 
 STRAYS = """
 import os, subprocess, sys, time
-from retire_cluster.node.process import proctree
-proctree.become_subreaper()
+from retire_cluster.node.system import process_tree
+process_tree.become_subreaper()
 ours = subprocess.Popen(["sleep", "600"])
 known = subprocess.Popen(["sleep", "600"], start_new_session=True)
 # A child that goes and leaves one behind in its session, and one that has ended already.
 script = "setsid sleep 600 & setsid true & sleep 0.05"
 gone = subprocess.Popen(["sh", "-c", script], start_new_session=True)
 gone.wait()
-before = [p for p in proctree.descendants(os.getpid()) if p.pid not in (ours.pid, known.pid)]
+before = [p for p in process_tree.descendants(os.getpid()) if p.pid not in (ours.pid, known.pid)]
 assert before
-proctree.kill_strays([known.pid])
-left = {p.pid for p in proctree.descendants(os.getpid(), ended=True)}
+process_tree.kill_strays([known.pid])
+left = {p.pid for p in process_tree.descendants(os.getpid(), ended=True)}
 assert left == {ours.pid, known.pid}, left
 ours.kill(); known.kill()
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.node.test_confine import ALLOWED, bwrap, nobody
+from tests.integration.node.test_confinement import ALLOWED, bwrap, nobody
 from tests.integration.node_kit import COMMAND, Bus, Start, linux_only, python
 
 __all__ = ["bwrap", "nobody"]
@@ -118,7 +118,7 @@ def test_a_sandboxed_task_plants_nothing_for_the_next(
 
 def test_the_folder_a_worker_was_started_in_is_no_place_for_modules(tmp_path: Path) -> None:
     code = (
-        "from retire_cluster.node.running.taskprocess import modules; print('\\n'.join(modules()))"
+        "from retire_cluster.node.running.task_process import modules; print('\\n'.join(modules()))"
     )
     (tmp_path / "told.py").write_text(code)
     environ = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}"}

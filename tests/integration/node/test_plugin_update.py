@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.running.installed import Installed
-from retire_cluster.node.walls import editable, landlock
+from retire_cluster.node.device import editable_installs
+from retire_cluster.node.running.package_watcher import Installed
+from retire_cluster.node.walls import landlock
 from retire_cluster.schemas.protocol import messages
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from tests.integration.node.test_cuts import NO_FORK
@@ -188,15 +189,15 @@ def test_a_package_installed_in_place_while_a_worker_runs_is_open_or_the_setting
 )  # fmt: skip
 def test_odd_words_of_where_a_package_lies_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "direct_url.json").write_text(text)
-    assert editable.sources(str(tmp_path)) == []
+    assert editable_installs.sources(str(tmp_path)) == []
 
 
 def test_of_a_large_package_so_many_files_are_looked_at(tmp_path: Path) -> None:
     url = {"url": tmp_path.as_uri(), "dir_info": {"editable": True}}
     (tmp_path / "direct_url.json").write_text(json.dumps(url))
-    for number in range(editable.MAX_FILES + 5):
+    for number in range(editable_installs.MAX_FILES + 5):
         (tmp_path / f"m{number}.py").touch()
-    assert len(editable.sources(str(tmp_path))) == editable.MAX_FILES
+    assert len(editable_installs.sources(str(tmp_path))) == editable_installs.MAX_FILES
 
 
 def test_only_a_change_that_stands_still_counts_and_counts_once(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.node.device.policy import Policy
-from retire_cluster.node.running import describing
-from retire_cluster.node.running.describing import own_types
+from retire_cluster.node.running import description
+from retire_cluster.node.running.description import own_types
 from retire_cluster.node.running.leftovers import Leftovers
-from retire_cluster.node.running.taskprocess import Plan
+from retire_cluster.node.running.task_process import Plan
 from retire_cluster.node.running.workplace import Workplace
 from tests.integration.node.test_cuts import NO_FORK
 from tests.integration.node_kit import Bus, Start, posix_only
@@ -109,7 +109,7 @@ def test_an_endless_import_costs_its_own_time_and_type(
     assert "fine" in {kind.info.name for kind in found.types}
     (reason,) = [text for text in found.left_out if "endless" in text]
     assert "its import did not end within 3 s" in reason
-    assert describing.DESCRIBE_SECONDS >= 10
+    assert description.DESCRIBE_SECONDS >= 10
 
 
 def test_of_two_types_of_one_name_the_first_distribution_counts_and_it_is_told(

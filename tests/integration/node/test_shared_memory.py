@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.process import sharedmem
+from retire_cluster.node.system import shared_memory
 from tests.integration.node_kit import Bus, Start, linux_only, wait_until
 
 pytestmark = [linux_only, pytest.mark.usefixtures("without_walls")]
@@ -81,9 +81,9 @@ def test_no_name_stays_however_the_task_gave_its_segment_up(
         ended = bus.result(bus.assign("does", {"code": made + code}, 2))
         assert not outcome or ended.item.outcome == outcome, (what, ended)
         name = path.read_text()
-        if name in sharedmem.names():
+        if name in shared_memory.names():
             left.append(what)
-            Path(sharedmem.FOLDER, name).unlink()
+            Path(shared_memory.FOLDER, name).unlink()
     assert not left
 
 
@@ -105,8 +105,8 @@ def test_no_name_stays_when_the_worker_and_the_keeper_are_killed_at_once(
     first.wait()
     name = path.read_text()
     try:
-        assert name in sharedmem.names()
+        assert name in shared_memory.names()
         worker(start, environ)
-        wait_until(lambda: name not in sharedmem.names())
+        wait_until(lambda: name not in shared_memory.names())
     finally:
-        Path(sharedmem.FOLDER, name).unlink(missing_ok=True)
+        Path(shared_memory.FOLDER, name).unlink(missing_ok=True)

@@ -483,17 +483,18 @@ def _sleeping(seconds: str) -> bool:
 #: As behind the kernel of an Ubuntu 22.04, whose Landlock knows nothing of moving files.
 MOVER = """
 import os, sys
-from retire_cluster.node.walls import landlock, walls
+from retire_cluster.node.walls import enforcement, landlock
 landlock.abi = lambda: 1
 os.makedirs("one/two")
 open("one/file", "w").close()
-os.environ[walls.VARIABLE] = walls.Walls((landlock.Rule("/usr", landlock.READ),), True, "L").write()
-walls.learn(os.getcwd())
-walls.enter(os.getcwd())
+usr = landlock.Rule("/usr", landlock.READ)
+os.environ[enforcement.VARIABLE] = enforcement.Walls((usr,), True, "L").write()
+enforcement.learn(os.getcwd())
+enforcement.enter(os.getcwd())
 try:
     os.rename("one/file", "one/two/file")
 except OSError as error:
-    print(walls.hint(str(error)))
+    print(enforcement.hint(str(error)))
 """
 
 

@@ -207,7 +207,7 @@ time.sleep(60)
     outer = f"""
 import pathlib, sys, time
 from retire_cluster.cli.up.supervisor import Child, Supervisor
-from retire_cluster.node.process.proctree import become_subreaper
+from retire_cluster.node.system.process_tree import become_subreaper
 s = Supervisor(adopting=become_subreaper())
 s.add(Child("one", lambda: [sys.executable, "-c", {inner!r}]))
 s.start("one", time.monotonic())

@@ -15,7 +15,7 @@ from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.link.sockets import Address, parse_join
 from retire_cluster.node.running.catalog import Catalog, Place, decode
 from retire_cluster.node.tasks.base import BadPayload, Context, Denied, Limits, NotHere
-from retire_cluster.node.tasks.custom import CustomType
+from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import Platform, Role
 
@@ -307,10 +307,10 @@ def test_progress_is_kept_between_0_and_100() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX process table")
 def test_the_process_table_knows_this_process_and_its_parent() -> None:
-    from retire_cluster.node.process import proctree
+    from retire_cluster.node.system import process_tree
 
-    table = proctree.table()
+    table = process_tree.table()
     assert table[os.getpid()].parent == os.getppid()
-    assert os.getpid() in {process.pid for process in proctree.descendants(os.getppid(), table)}
-    assert proctree.find(os.getpid()) is not None
-    assert proctree.find(2**22 + 1) is None
+    assert os.getpid() in {process.pid for process in process_tree.descendants(os.getppid(), table)}
+    assert process_tree.find(os.getpid()) is not None
+    assert process_tree.find(2**22 + 1) is None

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.node.core.encoding import encoded
 from retire_cluster.node.core.records import Attempt, Ended, Result
 from retire_cluster.node.device.clock import monotonic
 from retire_cluster.node.device.policy import Policy
-from retire_cluster.node.link.outgoing import encoded
 from retire_cluster.node.running.catalog import Catalog, Kind, Place
 from retire_cluster.node.running.runner import Runner
-from retire_cluster.node.running.taskprocess import TaskProcess
+from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks.base import Limits
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol import wire

@@ -13,7 +13,7 @@ import pytest
 
 from retire_cluster.node.running.leftovers import Leftovers
 from retire_cluster.node.running.workplace import PREFIX, Workplace, root_in
-from retire_cluster.node.walls import folders
+from retire_cluster.node.system import task_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and links of POSIX")
 
@@ -127,8 +127,8 @@ def test_what_cannot_be_removed_is_told_and_tried_again(
     told: list[str] = []
     workplace.tell = told.append
     folder = workplace.take()
-    remove = folders.remove
-    monkeypatch.setattr(folders, "remove", lambda path: path != folder and remove(path))
+    remove = task_folders.remove
+    monkeypatch.setattr(task_folders, "remove", lambda path: path != folder and remove(path))
     workplace.give_back(folder)
     assert "1 folder(s) of tasks cannot be removed" in told[0]
     assert folder in told[0]
@@ -143,17 +143,17 @@ def test_many_that_cannot_be_removed_are_tried_again_a_few_at_a_time(
 ) -> None:
     workplace = Workplace(tmp_path / "task-work")
     stuck = [workplace.take() for _ in range(30)]
-    remove, tried = folders.remove, list[str]()
+    remove, tried = task_folders.remove, list[str]()
 
     def refuse(path: str) -> bool:
         tried.append(path)
         return False
 
-    monkeypatch.setattr(folders, "remove", refuse)
+    monkeypatch.setattr(task_folders, "remove", refuse)
     for folder in stuck:
         workplace.give_back(folder)
     assert len(tried) < 6 * len(stuck)
-    monkeypatch.setattr(folders, "remove", remove)
+    monkeypatch.setattr(task_folders, "remove", remove)
     for _ in stuck:
         workplace.give_back(workplace.take())
     assert not any(map(os.path.lexists, stuck))
@@ -167,7 +167,7 @@ def test_what_keeps_even_root_from_removing_a_file_is_taken_away(tmp_path: Path)
         done = subprocess.run(["chattr", "+i", str(fixed)], capture_output=True, check=False)
         if done.returncode:
             pytest.skip(f"no such attributes here: {done.stderr.decode()}")
-    assert folders.remove(folder)
+    assert task_folders.remove(folder)
 
 
 def test_a_later_worker_removes_what_an_earlier_one_had_among_temporary_files(
@@ -191,6 +191,6 @@ def test_a_task_of_a_usual_worker_has_room_for_the_sockets_of_its_programs(tmp_p
     usual = Path("/home/somebody/.local/share/retire-cluster/workers/1")
     root = root_in(usual)
     assert root is not None
-    task = os.path.join(root, folders.new_name(), folders.new_name())
+    task = os.path.join(root, task_folders.new_name(), task_folders.new_name())
     assert len(task + "/pymp-xxxxxxxx/listener-xxxxxxxx") <= 107
     assert root_in(tmp_path / ("long" * 40)) is None

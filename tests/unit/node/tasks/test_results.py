@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.node.tasks import words as error_words
-from retire_cluster.node.tasks.jsonresult import NotJson, to_json
+from retire_cluster.node.tasks import exception_text
+from retire_cluster.node.tasks.json_result import NotJson, to_json
 
 
 def test_results_become_plain_json() -> None:
@@ -126,8 +126,8 @@ def test_an_exception_that_cannot_say_its_text_keeps_its_type_and_trace(
 ) -> None:
     with pytest.raises(kind) as caught:
         raise kind("hidden")
-    assert error_words.of(caught.value).startswith(f"{kind.__name__}: (its text cannot be had")
-    trace = error_words.trace(caught.value)
+    assert exception_text.of(caught.value).startswith(f"{kind.__name__}: (its text cannot be had")
+    trace = exception_text.trace(caught.value)
     assert 'raise kind("hidden")' in trace
     assert kind.__name__ in trace
 
@@ -135,12 +135,12 @@ def test_an_exception_that_cannot_say_its_text_keeps_its_type_and_trace(
 def test_an_exception_of_an_odd_class_is_told_all_the_same() -> None:
     with pytest.raises(_Nameless) as caught:
         raise _Nameless("caf\udce9")
-    assert error_words.of(caught.value) == "_Nameless: caf\ufffd"
-    assert 'raise _Nameless("caf' in error_words.trace(caught.value)
+    assert exception_text.of(caught.value) == "_Nameless: caf\ufffd"
+    assert 'raise _Nameless("caf' in exception_text.trace(caught.value)
 
 
 def test_a_long_text_of_an_exception_says_how_much_is_left_out() -> None:
-    said = error_words.of(ValueError("x" * 10_000))
+    said = exception_text.of(ValueError("x" * 10_000))
     assert len(said) < 2_100
     assert said.endswith(f"[... {10_000 + len('ValueError: ') - 2_000} more characters]")
 
@@ -152,7 +152,7 @@ def test_the_trace_of_a_chain_is_unicode() -> None:
         except KeyError as first:
             raise ValueError("caf\udce9") from first
     except ValueError as error:
-        trace = error_words.trace(error)
+        trace = exception_text.trace(error)
     assert "KeyError: '\\udce9'" in trace
     assert "ValueError: caf\ufffd" in trace
     assert trace.encode()

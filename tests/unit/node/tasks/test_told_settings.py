@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.node.device.policy import missing
-from retire_cluster.node.process import limits
-from retire_cluster.node.process.limits import Bounds
+from retire_cluster.node.system import resource_limits
+from retire_cluster.node.system.resource_limits import Bounds
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ from retire_cluster.node.process.limits import Bounds
 def test_a_bound_that_a_task_met_is_named_where_there_is_one(
     monkeypatch: pytest.MonkeyPatch, said: str, setting: str
 ) -> None:
-    monkeypatch.setattr(limits, "current", Bounds(1 << 28, 0, 1 << 20, 7))
-    assert setting in limits.hint(said)
-    assert limits.hint("ValueError: no") == ""
-    monkeypatch.setattr(limits, "current", Bounds(new_processes=0))
-    assert limits.hint(said) == ""
+    monkeypatch.setattr(resource_limits, "current", Bounds(1 << 28, 0, 1 << 20, 7))
+    assert setting in resource_limits.hint(said)
+    assert resource_limits.hint("ValueError: no") == ""
+    monkeypatch.setattr(resource_limits, "current", Bounds(new_processes=0))
+    assert resource_limits.hint(said) == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths of POSIX")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.node.walls import confine, landlock, reach
-from retire_cluster.node.walls.confine import Confinement
-from retire_cluster.node.walls.pathways import is_below
+from retire_cluster.node.walls import landlock, reach
+from retire_cluster.node.walls.confinement import BWRAP, Confinement
+from retire_cluster.node.walls.paths import is_below
 from retire_cluster.node.walls.reach import Reach
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walls are Linux's")
@@ -107,7 +107,7 @@ def landlock_sees(path: str, opener: str, home: Path, read: Path | None = None) 
 
 def test_bubblewrap_binds_nothing_that_has_become_a_link(home: Path) -> None:
     read, write = made(home / "read"), made(home / "write")
-    confinement = Confinement(sandbox=confine.BWRAP, reach=Reach(read=(read,), write=(write,)))
+    confinement = Confinement(sandbox=BWRAP, reach=Reach(read=(read,), write=(write,)))
     assert {read, write} <= set(confinement.command(["true"], ()))
     for path in (read, write):
         os.rmdir(path)
