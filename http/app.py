@@ -15,42 +15,51 @@ import falcon
 
 from retire_cluster.api.admission import keys as api_keys
 from retire_cluster.api.admission import middleware
-from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.bodybudget import TellSender
 from retire_cluster.api.admission.localusers import LocalUsers
-from retire_cluster.api.admission.middleware import Gate
+from retire_cluster.api.admission.middleware import AdmissionMiddleware
 from retire_cluster.api.admission.peers import Hosts, Origins, Peers
-from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.api.admission.ratelimit import RequestLimiter
 from retire_cluster.api.admission.senders import sender_by
 from retire_cluster.api.admission.sessions import Sessions
-from retire_cluster.api.admission.strangers import Bounds
+from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.admission.tickets import Tickets
 from retire_cluster.api.admission.toll import Toll
 from retire_cluster.api.content.submission import SubmissionReader
-from retire_cluster.api.mainnode.cluster import Cluster, GuardedCluster
 from retire_cluster.api.mainnode.feed import EventFeed
+from retire_cluster.api.mainnode.link import AdminCaller, MainNodeLink
 from retire_cluster.api.mainnode.parking import Parking
 from retire_cluster.api.mainnode.stats import HttpStats, Reporter
-from retire_cluster.api.resources.cluster import Cluster as ClusterResource
-from retire_cluster.api.resources.cluster import ClusterHealth, Health, HealthProbe
-from retire_cluster.api.resources.config import Config, ConfigSection
-from retire_cluster.api.resources.devices import Device, Devices
-from retire_cluster.api.resources.events import Events, EventTicket
-from retire_cluster.api.resources.join import JoinTokens
-from retire_cluster.api.resources.meta import Docs, Index, OpenApi, Root
-from retire_cluster.api.resources.prometheus import Prometheus
-from retire_cluster.api.resources.stream import Stream
-from retire_cluster.api.resources.tasks import Task, Tasks
-from retire_cluster.api.resources.ui import Pages, Session
-from retire_cluster.api.serving.drain import Drain
+from retire_cluster.api.resources.cluster import (
+    ClusterHealthResource,
+    ClusterResource,
+    HealthProbe,
+    HealthResource,
+)
+from retire_cluster.api.resources.config import ConfigResource, ConfigSectionResource
+from retire_cluster.api.resources.devices import DeviceListResource, DeviceResource
+from retire_cluster.api.resources.events import EventsResource, EventTicketResource
+from retire_cluster.api.resources.join import JoinTokensResource
+from retire_cluster.api.resources.meta import (
+    DocsResource,
+    IndexResource,
+    OpenApiResource,
+    RootResource,
+)
+from retire_cluster.api.resources.prometheus import PrometheusResource
+from retire_cluster.api.resources.stream import StreamResource
+from retire_cluster.api.resources.tasks import TaskListResource, TaskResource
+from retire_cluster.api.resources.ui import DashboardFilesResource, SessionResource
+from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.conf.machine.addresses import local_names, own_name
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.settings import Settings, SettingsError, public_view
 from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.rest.endpoints import API
 from retire_cluster.schemas.rest.openapi import openapi_document
-from retire_cluster.schemas.rest.operations import API
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,11 @@ class Facade:
     """A facade put together, and the parts that its server needs to start and stop it."""
 
     app: falcon.App[falcon.Request, falcon.Response]
-    cluster: GuardedCluster
-    access: Access
+    cluster: MainNodeLink
+    access: Authorizer
     feed: EventFeed
     reporter: Reporter
-    drain: Drain
+    drain: Shutdown
     #: Whose body is on its way, for the server.
     sender: TellSender
 
@@ -83,10 +92,10 @@ def product_version() -> str:
 
 
 def create_app(
-    cluster: Cluster,
+    cluster: AdminCaller,
     settings: Settings,
     *,
-    keys: api_keys.KeyRing | None = None,
+    keys: api_keys.ApiKeyRing | None = None,
     key_file: Path | None = None,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
@@ -101,12 +110,12 @@ def create_app(
     :param monotonic: seconds, for deadlines
     """
     api = settings.api
-    ring = api_keys.KeyRing(
+    ring = api_keys.ApiKeyRing(
         [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())], key_file
     )
-    guarded = GuardedCluster(cluster, monotonic)
+    guarded = MainNodeLink(cluster, monotonic)
     sessions = Sessions(guarded, clock, monotonic)
-    access = Access(
+    access = Authorizer(
         ring,
         required=api.auth or bool(ring),
         reads=api.auth_reads,
@@ -119,16 +128,16 @@ def create_app(
     origins = Origins(api.cors_origins, enabled=api.cors)
     stats = HttpStats()
     reporter = Reporter(guarded, stats, key_uses=access.take_uses)
-    drain = Drain()
+    drain = Shutdown()
     tickets = Tickets(clock)
-    limiter = RateLimiter(
+    limiter = RequestLimiter(
         guarded,
         enabled=api.rate_limit,
         per_minute=api.rate_limit_per_minute,
         per_hour=api.rate_limit_per_hour,
         burst=api.rate_limit_burst,
     )
-    gate = Gate(
+    gate = AdmissionMiddleware(
         access=access,
         peers=peers,
         origins=origins,
@@ -162,9 +171,9 @@ def create_app(
         "prometheus_metrics": True,
     }
     probe = HealthProbe(guarded, drain)
-    index = Index(guarded, features)
+    index = IndexResource(guarded, features)
     whole = ClusterResource(guarded, auth_required=access.required)
-    devices, device = Devices(guarded), Device(guarded)
+    devices, device = DeviceListResource(guarded), DeviceResource(guarded)
     parking = Parking(
         drain,
         threads=api.threads,
@@ -174,21 +183,21 @@ def create_app(
         monotonic=monotonic,
     )
     toll = Toll(limiter)
-    bounds = Bounds(api.stranger_tasks, api.stranger_seconds)
-    tasks = Tasks(guarded, access, SubmissionReader(), parking, toll, bounds)
-    task = Task(guarded, access, parking, toll)
-    config = Config(guarded, public_view(api))
+    bounds = StrangerLimits(api.stranger_tasks, api.stranger_seconds)
+    tasks = TaskListResource(guarded, access, SubmissionReader(), parking, toll, bounds)
+    task = TaskResource(guarded, access, parking, toll)
+    config = ConfigResource(guarded, public_view(api))
 
     route = app.add_route
-    route("/", Root(index, access))
-    route("/health", Health(probe))
-    route("/api/health", Health(probe))
-    route("/metrics", Prometheus(guarded, stats))
+    route("/", RootResource(index, access))
+    route("/health", HealthResource(probe))
+    route("/api/health", HealthResource(probe))
+    route("/metrics", PrometheusResource(guarded, stats))
     route(API, index)
-    route(f"{API}/openapi.json", OpenApi(document))
-    route(f"{API}/docs", Docs(document))
+    route(f"{API}/openapi.json", OpenApiResource(document))
+    route(f"{API}/docs", DocsResource(document))
     route(f"{API}/cluster/status", whole, suffix="status")
-    route(f"{API}/cluster/health", ClusterHealth(probe))
+    route(f"{API}/cluster/health", ClusterHealthResource(probe))
     route(f"{API}/cluster/metrics", whole, suffix="metrics")
     route(f"{API}/cluster/config", whole, suffix="config")
     route(f"{API}/devices", devices)
@@ -198,7 +207,7 @@ def create_app(
     route(f"{API}/devices/{{device_id}}/ping", device, suffix="ping")
     route(f"{API}/devices/{{device_id}}/drain", device, suffix="drain")
     route(f"{API}/devices/{{device_id}}/resume", device, suffix="resume")
-    route(f"{API}/join-tokens", JoinTokens(guarded, settings))
+    route(f"{API}/join-tokens", JoinTokensResource(guarded, settings))
     route(f"{API}/tasks", tasks)
     route(f"{API}/tasks/batch", tasks, suffix="batch")
     route(f"{API}/tasks/results", tasks, suffix="results")
@@ -211,20 +220,20 @@ def create_app(
     route(f"{API}/tasks/{{task_id}}/explanation", task, suffix="explanation")
     route(f"{API}/tasks/{{task_id}}/cancel", task, suffix="cancel")
     route(f"{API}/tasks/{{task_id}}/retry", task, suffix="retry")
-    route(f"{API}/events", Events(guarded, parking))
-    route(f"{API}/events/ticket", EventTicket(tickets))
+    route(f"{API}/events", EventsResource(guarded, parking))
+    route(f"{API}/events/ticket", EventTicketResource(tickets))
     route(f"{API}/config", config)
-    route(f"{API}/config/server", ConfigSection(guarded, "server"))
-    route(f"{API}/config/heartbeat", ConfigSection(guarded, "heartbeat"))
+    route(f"{API}/config/server", ConfigSectionResource(guarded, "server"))
+    route(f"{API}/config/heartbeat", ConfigSectionResource(guarded, "heartbeat"))
     route(f"{API}/config/reset", config, suffix="reset")
-    pages, session = Pages(), Session(access, sessions, product_version())
+    pages, session = DashboardFilesResource(), SessionResource(access, sessions, product_version())
     route("/ui", pages)
     route("/ui/session", session)
     route("/ui/login", session, suffix="login")
     route("/ui/logout", session, suffix="logout")
     route("/ui/{name}", pages)
     feed = EventFeed(guarded)
-    route("/ws", Stream(feed, access, origins, tickets))
+    route("/ws", StreamResource(feed, access, origins, tickets))
     return Facade(app, guarded, access, feed, reporter, drain, sender_by(access, peers))
 
 
@@ -239,7 +248,7 @@ def _peers(settings: Settings) -> Peers:
 def assemble(settings: Settings) -> Facade:
     """The facade that `settings` describe: dials the main node, reads the key file.
 
-    Raises `SettingsError` or `keys.KeyFileError`.
+    Raises `SettingsError` or `keys.ApiKeyFileError`.
     """
     api = settings.api
 

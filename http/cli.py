@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if new_key:
             redaction.add(new_key)
         facade = assemble(settings)
-    except (SettingsError, Foreign, api_keys.KeyFileError) as error:
+    except (SettingsError, Foreign, api_keys.ApiKeyFileError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(naming(error, settings.data_dir))

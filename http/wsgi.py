@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from retire_cluster.api.admission.keys import KeyFileError
+from retire_cluster.api.admission.keys import ApiKeyFileError
 from retire_cluster.api.app import Facade, assemble
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
@@ -21,7 +21,7 @@ def _build() -> Facade:
         settings = read_settings({})
         configure(settings.logging, settings.api.keys)
         return assemble(settings)
-    except (SettingsError, KeyFileError) as error:
+    except (SettingsError, ApiKeyFileError) as error:
         print(f"retire-cluster-api: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -25,11 +25,11 @@ from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.protocol.batches import FinishedGroup
 from retire_cluster.schemas.protocol.messages import (
+    AttemptKey,
     Cancel,
     FinishedAck,
     FinishedItem,
     Held,
-    Key,
     Progress,
     Reject,
     Started,
@@ -49,7 +49,7 @@ MAX_TRIED = 8
 LOST = "lost"
 
 
-def current(state: ClusterState, key: Key, device: Device) -> Task | None:
+def current(state: ClusterState, key: AttemptKey, device: Device) -> Task | None:
     """The task whose current attempt, on this device, has this key; None for a stale key."""
     task = state.tasks.get(key[0])
     if task is not None and task.device is device and task.attempt == key[1]:

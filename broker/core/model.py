@@ -15,10 +15,10 @@ from retire_cluster.broker.core.placement import notes
 from retire_cluster.broker.core.placement.notes import Kind, Note, Record
 from retire_cluster.broker.core.rows import DeviceRow
 from retire_cluster.schemas.protocol.messages import (
+    AttemptKey,
     Heartbeat,
     HeartbeatConfig,
     Hello,
-    Key,
     TypeInfo,
 )
 from retire_cluster.schemas.text.cleantext import plain, plain_lines
@@ -154,7 +154,7 @@ class Task:
         self.queued_mono = queued_mono
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AttemptKey:
         """The current attempt's key on the wire."""
         assert self.dispatch is not None
         return (self.number, self.attempt, self.dispatch.token, self.dispatch.epoch)

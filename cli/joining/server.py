@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.api.serving.drain import Drain
-from retire_cluster.api.serving.waitress_server import FacadeServer, Patience
+from retire_cluster.api.serving.shutdown import Shutdown
+from retire_cluster.api.serving.waitress_server import FacadeServer, SlowClientLimits
 from retire_cluster.cli.joining import wheel
 from retire_cluster.schemas.text.hosts import in_url
 
@@ -27,7 +27,7 @@ _LOCK = Path(__file__).with_name("device.lock")
 _SCRIPTS_KEPT = 100
 _PART_BYTES = 1024 * 1024
 #: A home's devices, not the public; an installer that is under way when we stop is run again.
-_PATIENCE = Patience(connections=100, drain_seconds=1.0)
+_PATIENCE = SlowClientLimits(connections=100, drain_seconds=1.0)
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
@@ -93,7 +93,9 @@ class JoinServer:
         self._thread.join(5)
 
     def _listen(self, host: str, port: int) -> FacadeServer:
-        return FacadeServer(self._answer, host, port, drain=Drain(), threads=2, patience=_PATIENCE)
+        return FacadeServer(
+            self._answer, host, port, drain=Shutdown(), threads=2, patience=_PATIENCE
+        )
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -52,14 +52,14 @@ def _path(session: Session) -> Path:
     return session.target.data_dir / api_keys.FILE_NAME
 
 
-def _kept(path: Path) -> list[api_keys.Key]:
+def _kept(path: Path) -> list[api_keys.ApiKey]:
     try:
         return api_keys.read_keys(path)
-    except api_keys.KeyFileError as error:
+    except api_keys.ApiKeyFileError as error:
         raise ValidationError("", str(error)) from None
 
 
-def _write(path: Path, keys: Sequence[api_keys.Key]) -> None:
+def _write(path: Path, keys: Sequence[api_keys.ApiKey]) -> None:
     try:
         api_keys.write_keys(path, keys)
     except OSError as error:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from retire_cluster.api.admission.keys import Key, KeyRing
-from retire_cluster.api.admission.localusers import Connection, LocalUsers, connection_of
+from retire_cluster.api.admission.keys import ApiKey, ApiKeyRing
+from retire_cluster.api.admission.localusers import ClientConnection, LocalUsers, connection_of
 from retire_cluster.api.admission.peers import Peer
 from retire_cluster.api.admission.sessions import Sessions
 from retire_cluster.schemas import rights
@@ -21,7 +21,7 @@ from retire_cluster.schemas.errors import (
     RateLimitExceeded,
     Unauthorized,
 )
-from retire_cluster.schemas.rest.operations import Operation
+from retire_cluster.schemas.rest.endpoints import Endpoint
 from retire_cluster.schemas.rights import Door
 
 WRONG_KEYS_PER_MINUTE = 10
@@ -45,7 +45,7 @@ class Identity:
 
     peer: Peer
     #: The valid key it presented, or None.
-    key: Key | None
+    key: ApiKey | None
     #: It presented a key that is not valid.
     wrong_key: bool = False
     #: It is the dashboard: signed in, or on this machine without authentication.
@@ -55,7 +55,7 @@ class Identity:
     #: Its cookie could not be judged: the main node is silent.
     unknown: ClusterError | None = None
     #: What it came by, where whose process that is may still be asked.
-    connection: Connection | None = None
+    connection: ClientConnection | None = None
 
     @property
     def client(self) -> str:
@@ -90,7 +90,7 @@ def presented_key(environ: Mapping[str, Any]) -> str | None:
     return None
 
 
-class Access:
+class Authorizer:
     """Decides on every request who its client is and whether it may do what it asks.
 
     :param keys: the accepted keys
@@ -105,7 +105,7 @@ class Access:
 
     def __init__(
         self,
-        keys: KeyRing,
+        keys: ApiKeyRing,
         *,
         required: bool,
         reads: bool = False,
@@ -168,7 +168,7 @@ class Access:
         taken, self._uses = self._uses, {}
         return taken
 
-    def check(self, identity: Identity, operation: Operation) -> None:
+    def check(self, identity: Identity, operation: Endpoint) -> None:
         """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`.
 
         What tasks of their type need is asked where the type is known: `check_submission`, and the

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, RateLimitExceeded
 
 if TYPE_CHECKING:
-    from retire_cluster.api.admission.localusers import Connection
+    from retire_cluster.api.admission.localusers import ClientConnection
 
 #: A body up to this is not counted.
 UNCOUNTED_BYTES: Final = 64 * 1024
@@ -39,11 +39,11 @@ class Sender(NamedTuple):
 
 
 #: Tells whose body it is by the address, the headers of the request and the connection.
-TellSender = Callable[[str, Mapping[str, str], "Connection | None"], Sender]
+TellSender = Callable[[str, Mapping[str, str], "ClientConnection | None"], Sender]
 
 
 def nobody_strange(
-    address: str, _headers: Mapping[str, str], _connection: Connection | None = None
+    address: str, _headers: Mapping[str, str], _connection: ClientConnection | None = None
 ) -> Sender:
     """For a server that has no callers with rights of their own."""
     return Sender(address, stranger=False)

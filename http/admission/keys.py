@@ -27,12 +27,12 @@ _log = logging.getLogger("api")
 ALL_SCOPES = ("admin",)
 
 
-class KeyFileError(ValueError):
+class ApiKeyFileError(ValueError):
     """The key file cannot be used; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """One API key, without the key."""
 
     #: First 16 characters of the digest: names the key in logs, limits and idempotency.
@@ -56,10 +56,12 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def key_of(text: str, *, scopes: Iterable[str] = ALL_SCOPES, note: str = "", at: str = "") -> Key:
+def key_of(
+    text: str, *, scopes: Iterable[str] = ALL_SCOPES, note: str = "", at: str = ""
+) -> ApiKey:
     """The record of a key."""
     digest = digest_of(text)
-    return Key(digest[:16], digest, tuple(scopes), note, at)
+    return ApiKey(digest[:16], digest, tuple(scopes), note, at)
 
 
 def generate() -> str:
@@ -67,7 +69,7 @@ def generate() -> str:
     return "rc_" + secrets.token_urlsafe(32)
 
 
-class KeyRing:
+class ApiKeyRing:
     """The keys that are accepted.
 
     :param keys: those of this start
@@ -75,15 +77,15 @@ class KeyRing:
         process that reads it
     """
 
-    def __init__(self, keys: Iterable[Key] = (), path: Path | None = None) -> None:
+    def __init__(self, keys: Iterable[ApiKey] = (), path: Path | None = None) -> None:
         self._given = tuple(keys)
         self._path = path
-        self._kept: tuple[Key, ...] = ()
+        self._kept: tuple[ApiKey, ...] = ()
         self._stamp: tuple[int, ...] | None = None
         self._refresh()
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[ApiKey, ...]:
         """All of them, now."""
         self._refresh()
         return self._given + self._kept
@@ -104,12 +106,12 @@ class KeyRing:
             return
         try:
             self._kept = tuple(read_keys(self._path))
-        except KeyFileError as error:
+        except ApiKeyFileError as error:
             # Whoever had a key keeps it; nobody new gets in.
             _log.error("%s; the keys read before go on to count", error)
         self._stamp = stamp
 
-    def find(self, presented: str) -> Key | None:
+    def find(self, presented: str) -> ApiKey | None:
         """The key that was presented, or None. Takes the same time whichever it is."""
         digest = digest_of(presented)
         found = None
@@ -118,13 +120,13 @@ class KeyRing:
                 found = key
         return found
 
-    def by_id(self, key_id: str) -> Key | None:
+    def by_id(self, key_id: str) -> ApiKey | None:
         """The key of this id, or None."""
         return next((key for key in self.keys if key.key_id == key_id), None)
 
 
-def read_keys(path: Path) -> list[Key]:
-    """The keys kept in a file; none when there is no file. Raises `KeyFileError`."""
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys kept in a file; none when there is no file. Raises `ApiKeyFileError`."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -135,30 +137,30 @@ def read_keys(path: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     except Foreign as error:
-        raise KeyFileError(str(error)) from None
+        raise ApiKeyFileError(str(error)) from None
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+        raise ApiKeyFileError(f"{path} cannot be read: {error.strerror}") from None
     try:
         return [_read_key(row) for row in json.loads(raw)["keys"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise KeyFileError(
+        raise ApiKeyFileError(
             f"{path} is not a key file ({error}); move it away to start without it"
         ) from None
 
 
-def _read_key(row: Any) -> Key:
+def _read_key(row: Any) -> ApiKey:
     digest = row["digest"]
     if not isinstance(digest, str) or len(bytes.fromhex(digest)) != 32:
         raise ValueError("a digest is not SHA-256")
     scopes = tuple(row.get("scopes", ALL_SCOPES))
     if not set(scopes) <= set(SCOPES):
         raise ValueError(f"scopes are {', '.join(SCOPES)}")
-    return Key(
+    return ApiKey(
         digest[:16], digest, scopes, str(row.get("note", "")), str(row.get("created_at", ""))
     )
 
 
-def write_keys(path: Path, keys: Iterable[Key]) -> None:
+def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
     """Replace the file by these keys, at once and readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [asdict(key) for key in keys]

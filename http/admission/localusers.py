@@ -32,7 +32,7 @@ _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 UNKNOWN_USER: Final = -1
 
 
-class Connection:
+class ClientConnection:
     """One connection, by the addresses and ports of its two ends.
 
     :param peer: the client's address and port
@@ -69,14 +69,14 @@ class Connection:
         return _look_up(self._peer, self._own, _rows(), sure=self._sure)
 
 
-def connection_of(environ: Mapping[str, Any]) -> Connection | None:
+def connection_of(environ: Mapping[str, Any]) -> ClientConnection | None:
     """The connection of a WSGI request; None where the server does not tell."""
     found = environ.get(CONNECTION)
-    if isinstance(found, Connection):
+    if isinstance(found, ClientConnection):
         return found
     try:
         peer = str(environ["REMOTE_ADDR"]), int(environ["REMOTE_PORT"])
-        return Connection(peer, ("", int(environ["SERVER_PORT"])), sure=False)
+        return ClientConnection(peer, ("", int(environ["SERVER_PORT"])), sure=False)
     except (KeyError, ValueError):
         return None
 
@@ -88,7 +88,7 @@ class LocalUsers:
         effective = getattr(os, "geteuid", lambda: 0)()
         self._own = frozenset((effective, 0) if own is None else own)
 
-    def may(self, connection: Connection | None, *, through_proxy: bool) -> bool:
+    def may(self, connection: ClientConnection | None, *, through_proxy: bool) -> bool:
         """Whether a client of this machine is one of them, as far as that can be known.
 
         A proxy's client is not: the proxy says on which machine it is, and not who.

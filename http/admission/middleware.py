@@ -12,12 +12,12 @@ from typing import Any
 import falcon
 from falcon.constants import COMBINED_METHODS
 
-from retire_cluster.api.admission.auth import CHALLENGE, Access, Identity
+from retire_cluster.api.admission.auth import CHALLENGE, Authorizer, Identity
 from retire_cluster.api.admission.peers import Hosts, Origins, Peers
-from retire_cluster.api.admission.ratelimit import RateLimiter, Standing
+from retire_cluster.api.admission.ratelimit import RequestLimiter, Standing
 from retire_cluster.api.admission.sessions import set_cookie
 from retire_cluster.api.content import envelope
-from retire_cluster.api.mainnode.cluster import NOT_KNOWN
+from retire_cluster.api.mainnode.link import NOT_KNOWN
 from retire_cluster.api.mainnode.stats import HttpStats, Reporter
 from retire_cluster.schemas.errors import (
     ClusterError,
@@ -30,13 +30,13 @@ from retire_cluster.schemas.errors import (
     UnsupportedMediaType,
     ValidationError,
 )
-from retire_cluster.schemas.rest.operations import API, OPERATIONS, Operation
+from retire_cluster.schemas.rest.endpoints import API, ENDPOINTS, Endpoint
 from retire_cluster.schemas.rest.requests import parse_query, split_query
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 _CHANGING = frozenset({"POST", "PUT", "DELETE", "PATCH"})
-_UNLIMITED = frozenset({row.path for row in OPERATIONS.values() if row.unlimited})
-_LOCAL = frozenset(row.path for row in OPERATIONS.values() if not row.needs_cluster)
+_UNLIMITED = frozenset({row.path for row in ENDPOINTS.values() if row.unlimited})
+_LOCAL = frozenset(row.path for row in ENDPOINTS.values() if not row.needs_cluster)
 _REQUEST_HEADERS = "Content-Type, X-API-Key, Authorization, X-Request-ID, Idempotency-Key"
 _EXPOSED = (
     "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After,"
@@ -51,7 +51,7 @@ _log = logging.getLogger("api")
 _requests_log = logging.getLogger("api.requests")
 
 
-class Gate:
+class AdmissionMiddleware:
     """Falcon middleware: everything that is the same for all endpoints.
 
     :param hosts: the names this API may be called by; None: by any
@@ -62,11 +62,11 @@ class Gate:
     def __init__(
         self,
         *,
-        access: Access,
+        access: Authorizer,
         peers: Peers,
         origins: Origins,
         hosts: Hosts | None,
-        limiter: RateLimiter,
+        limiter: RequestLimiter,
         stats: HttpStats,
         reporter: Reporter | None = None,
         clock: Callable[[], float] = time.time,
@@ -127,7 +127,7 @@ class Gate:
     ) -> None:
         """May it do this, and is its query one of this endpoint."""
         method = "GET" if req.method == "HEAD" else req.method
-        operation: Operation | None = OPERATIONS.get((method, req.uri_template or ""))
+        operation: Endpoint | None = ENDPOINTS.get((method, req.uri_template or ""))
         req.context.operation = operation
         if operation is None:
             return
@@ -171,7 +171,7 @@ class Gate:
             },
         )
 
-    def _query(self, operation: Operation, text: str) -> Mapping[str, Any]:
+    def _query(self, operation: Endpoint, text: str) -> Mapping[str, Any]:
         """The query as typed values. Shared between requests: clients repeat theirs."""
         key = (operation.operation_id, text)
         found = self._queries.get(key)

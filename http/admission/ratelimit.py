@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import falcon
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.schemas.errors import RateLimitExceeded
 
 #: A dashboard open in a few tabs asks more often than the documented limits let a script.
@@ -34,7 +34,7 @@ class Standing:
         }
 
 
-class RateLimiter:
+class RequestLimiter:
     """Counts requests a client.
 
     :param cluster: the main node, which keeps the counters
@@ -46,7 +46,7 @@ class RateLimiter:
 
     def __init__(
         self,
-        cluster: GuardedCluster,
+        cluster: MainNodeLink,
         *,
         enabled: bool = True,
         per_minute: int = 60,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from retire_cluster.api.admission.auth import Access, Identity, network_of, presented_key
+from retire_cluster.api.admission.auth import Authorizer, Identity, network_of, presented_key
 from retire_cluster.api.admission.bodybudget import Sender, TellSender
-from retire_cluster.api.admission.localusers import Connection
+from retire_cluster.api.admission.localusers import ClientConnection
 from retire_cluster.api.admission.peers import Peers
 
 
-def sender_by(access: Access, peers: Peers) -> TellSender:
+def sender_by(access: Authorizer, peers: Peers) -> TellSender:
     """Tells senders by the address of a connection and waitress's headers of a request.
 
     A browser that signed in counts as a stranger here: who it is may have to be asked for, and no
@@ -18,7 +18,7 @@ def sender_by(access: Access, peers: Peers) -> TellSender:
     """
 
     def sender(
-        address: str, headers: Mapping[str, str], connection: Connection | None = None
+        address: str, headers: Mapping[str, str], connection: ClientConnection | None = None
     ) -> Sender:
         environ = {f"HTTP_{name}": value for name, value in headers.items()}
         peer = peers.of({"REMOTE_ADDR": address, **environ})

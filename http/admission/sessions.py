@@ -22,7 +22,7 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api.admission.peers import prefix_of
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 
 SESSION_SECONDS: Final = 7 * 86_400
 PREFIX: Final = "retire_cluster_"
@@ -60,7 +60,7 @@ class Sessions:
 
     def __init__(
         self,
-        cluster: GuardedCluster,
+        cluster: MainNodeLink,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,7 +90,7 @@ class Sessions:
         if PREFIX not in header:
             return None
         # SameSite=Strict lets pages of other ports of this host send the cookie too; their browser
-        # says so here. What changes something has had its Origin checked (middleware.Gate).
+        # says so here. What changes something has had its Origin checked (admission/middleware.py).
         site = str(environ.get("HTTP_SEC_FETCH_SITE", "none")).strip().lower()
         if site not in ("same-origin", "none"):
             return None

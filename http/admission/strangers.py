@@ -19,7 +19,7 @@ MOST_RETRIES: Final[int] = REQUIREMENTS["max_retries"]["default"]
 PRIORITIES: Final = ("low", "normal")
 
 
-class Bounds(NamedTuple):
+class StrangerLimits(NamedTuple):
     """As the settings say."""
 
     #: Tasks waiting or running, of all strangers.

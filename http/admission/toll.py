@@ -10,7 +10,7 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.api.admission.ratelimit import RequestLimiter
 from retire_cluster.schemas.errors import TaskNotFound
 
 #: Results that are remembered as given out; of a client whose oldest are forgotten, all that ended
@@ -30,7 +30,7 @@ class Toll:
     :param limiter: counts what is charged
     """
 
-    def __init__(self, limiter: RateLimiter) -> None:
+    def __init__(self, limiter: RequestLimiter) -> None:
         self._limiter = limiter
         self._lock = Lock()
         #: Client and when it ended, by client, task and when.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from retire_cluster.api.content import envelope
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.schemas.errors import ClusterError
 
 #: An idle feed looks for new listeners this often.
@@ -42,7 +42,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Filter:
+class EventFilter:
     """Which events a listener wants; an empty field wants all."""
 
     type: str = ""
@@ -70,7 +70,7 @@ class Listener:
     """
 
     def __init__(
-        self, sink: Sink, wanted: Filter, since: int, may_listen: Callable[[], bool] = _always
+        self, sink: Sink, wanted: EventFilter, since: int, may_listen: Callable[[], bool] = _always
     ) -> None:
         self.sink = sink
         self.wanted = wanted
@@ -82,7 +82,7 @@ class Listener:
 class EventFeed:
     """Reads events while anyone listens. Its thread starts with the first listener of a process."""
 
-    def __init__(self, cluster: GuardedCluster) -> None:
+    def __init__(self, cluster: MainNodeLink) -> None:
         self._cluster = cluster
         self._changed = threading.Condition()
         self._listeners: list[Listener] = []

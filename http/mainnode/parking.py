@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import falcon
 
 from retire_cluster.api.admission.auth import Identity
-from retire_cluster.api.serving.drain import Drain
+from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.schemas.errors import RateLimitExceeded, Unauthorized
 
 #: A parked request looks this often whether the server was told to stop.
@@ -27,12 +27,12 @@ _CLIENTS_KEPT = 10_000
 _ASKED_AGAIN, _CURSORS_KEPT = 8, 10_000
 
 
-class Patience:
+class WaitBudget:
     """How much longer one request may wait."""
 
     def __init__(
         self,
-        drain: Drain,
+        drain: Shutdown,
         monotonic: Callable[[], float],
         seconds: float,
         still_valid: Callable[[], bool],
@@ -113,7 +113,7 @@ class Parking:
 
     def __init__(
         self,
-        drain: Drain,
+        drain: Shutdown,
         *,
         threads: int,
         still_valid: Callable[[Identity], bool],
@@ -134,7 +134,7 @@ class Parking:
         self._asked: OrderedDict[tuple[str, int], int] = OrderedDict()
 
     @contextmanager
-    def park(self, req: falcon.Request, seconds: float) -> Iterator[Patience]:
+    def park(self, req: falcon.Request, seconds: float) -> Iterator[WaitBudget]:
         """Hold a place while this request waits; without one its patience is over at once.
 
         Raises `Unauthorized` when its key was revoked while it waited.
@@ -144,7 +144,7 @@ class Parking:
         asked = seconds > 0 and bool(req.env.get("wsgi.multithread"))
         with ExitStack() as stack:
             got = asked and self._take_place(identity, stack)
-            yield Patience(
+            yield WaitBudget(
                 self._drain,
                 self._monotonic,
                 seconds if got else 0.0,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.rest.operations import API
+from retire_cluster.schemas.rest.endpoints import API
 
 REPORT_INTERVAL_SECONDS = 2.0
 _FAREWELL_SECONDS = 0.5
@@ -84,7 +84,7 @@ class Reporter:
 
     def __init__(
         self,
-        cluster: GuardedCluster,
+        cluster: MainNodeLink,
         stats: HttpStats,
         *,
         interval_seconds: float = REPORT_INTERVAL_SECONDS,

@@ -7,9 +7,9 @@ from typing import Any
 import falcon
 
 from retire_cluster.api.content import envelope
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.serving.drain import Drain
+from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"
@@ -18,7 +18,7 @@ _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"
 class HealthProbe:
     """Asks the main node how it is and adds how this facade is."""
 
-    def __init__(self, cluster: GuardedCluster, drain: Drain) -> None:
+    def __init__(self, cluster: MainNodeLink, drain: Shutdown) -> None:
         self._cluster = cluster
         self._drain = drain
 
@@ -42,7 +42,7 @@ class HealthProbe:
         return _UNHEALTHY if words == {_UNHEALTHY} else _DEGRADED, components, True
 
 
-class Health(Resource):
+class HealthResource(Resource):
     """`/health`: the one answer without an envelope, made for monitors."""
 
     def __init__(self, probe: HealthProbe) -> None:
@@ -64,7 +64,7 @@ class Health(Resource):
         )
 
 
-class ClusterHealth(Resource):
+class ClusterHealthResource(Resource):
     """The same in the envelope; 503 when not healthy."""
 
     def __init__(self, probe: HealthProbe) -> None:
@@ -94,10 +94,10 @@ class ClusterHealth(Resource):
         )
 
 
-class Cluster(Resource):
+class ClusterResource(Resource):
     """Status, metrics and configuration of the cluster."""
 
-    def __init__(self, cluster: GuardedCluster, *, auth_required: bool) -> None:
+    def __init__(self, cluster: MainNodeLink, *, auth_required: bool) -> None:
         self._cluster = cluster
         self._auth_required = auth_required
 

@@ -7,20 +7,20 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.content import validation
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.content import reading
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.errors import ValidationError
 
 
-class Config(Resource):
+class ConfigResource(Resource):
     """The complete configuration.
 
     :param api_section: this facade's own settings, without secrets; the main node only knows what
         it was started with itself
     """
 
-    def __init__(self, cluster: GuardedCluster, api_section: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: MainNodeLink, api_section: Mapping[str, Any]) -> None:
         self._cluster = cluster
         self._api_section = dict(api_section)
 
@@ -30,7 +30,7 @@ class Config(Resource):
 
     def on_post_reset(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Back to the defaults."""
-        validation.checked_body(req)
+        reading.checked_body(req)
         data = self._cluster.data("config.reset")
         current = self._with_own(data["current_config"])
         answer(req, resp, {**data, "current_config": current}, message="Configuration reset")
@@ -39,10 +39,10 @@ class Config(Resource):
         return {**sections, "api": self._api_section}
 
 
-class ConfigSection(Resource):
+class ConfigSectionResource(Resource):
     """One section that may be changed."""
 
-    def __init__(self, cluster: GuardedCluster, section: str) -> None:
+    def __init__(self, cluster: MainNodeLink, section: str) -> None:
         self._cluster = cluster
         self._section = section
 
@@ -52,7 +52,7 @@ class ConfigSection(Resource):
 
     def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Change those that are given; the others stay."""
-        values = validation.checked_body(req)
+        values = reading.checked_body(req)
         if not values:
             raise ValidationError("", "the body names no setting to change")
         data = self._cluster.data("config.update", {"section": self._section, "values": values})

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import falcon
 
-from retire_cluster.api.content import validation
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.content import reading
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 
 PING_SECONDS = 1.5
 
 
-class Devices(Resource):
+class DeviceListResource(Resource):
     """All devices."""
 
-    def __init__(self, cluster: GuardedCluster) -> None:
+    def __init__(self, cluster: MainNodeLink) -> None:
         self._cluster = cluster
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -27,26 +27,26 @@ class Devices(Resource):
         answer(req, resp, self._cluster.data("device.summary"))
 
 
-class Device(Resource):
+class DeviceResource(Resource):
     """One device."""
 
-    def __init__(self, cluster: GuardedCluster) -> None:
+    def __init__(self, cluster: MainNodeLink) -> None:
         self._cluster = cluster
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Everything known of it."""
-        device_id = validation.device_id(device_id)
+        device_id = reading.device_id(device_id)
         answer(req, resp, self._cluster.data("device.get", {"device_id": device_id}))
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Its status and load."""
-        device_id = validation.device_id(device_id)
+        device_id = reading.device_id(device_id)
         answer(req, resp, self._cluster.data("device.status", {"device_id": device_id}))
 
     def on_post_ping(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """A round trip to it; that it did not answer is an answer too."""
-        device_id = validation.device_id(device_id)
-        validation.checked_body(req)
+        device_id = reading.device_id(device_id)
+        reading.checked_body(req)
         data = self._cluster.data(
             "device.ping",
             {"device_id": device_id, "timeout_seconds": PING_SECONDS},
@@ -66,13 +66,13 @@ class Device(Resource):
     def _steer(
         self, req: falcon.Request, resp: falcon.Response, op: str, device_id: str, message: str
     ) -> None:
-        device_id = validation.device_id(device_id)
-        validation.checked_body(req)
+        device_id = reading.device_id(device_id)
+        reading.checked_body(req)
         answer(req, resp, self._cluster.data(op, {"device_id": device_id}), message=message)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Remove it; its running tasks go back to the queue."""
-        device_id = validation.device_id(device_id)
-        validation.checked_body(req)
+        device_id = reading.device_id(device_id)
+        reading.checked_body(req)
         data = self._cluster.data("device.remove", {"device_id": device_id})
         answer(req, resp, data, message="Device removed")

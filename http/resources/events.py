@@ -5,16 +5,16 @@ from __future__ import annotations
 import falcon
 
 from retire_cluster.api.admission.tickets import NO_KEY, Tickets
-from retire_cluster.api.content import envelope, validation
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.content import envelope, reading
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.mainnode.parking import Parking
 from retire_cluster.api.resources.base import Resource, answer
 
 
-class Events(Resource):
+class EventsResource(Resource):
     """`GET /events`: what happened after a cursor, waiting for it if need be."""
 
-    def __init__(self, cluster: GuardedCluster, parking: Parking) -> None:
+    def __init__(self, cluster: MainNodeLink, parking: Parking) -> None:
         self._cluster = cluster
         self._parking = parking
 
@@ -38,7 +38,7 @@ class Events(Resource):
         answer(req, resp, {**data, "gap": gap})
 
 
-class EventTicket(Resource):
+class EventTicketResource(Resource):
     """`POST /events/ticket`: lets a page that holds a key open `/ws`."""
 
     def __init__(self, tickets: Tickets) -> None:
@@ -46,7 +46,7 @@ class EventTicket(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A ticket that is good for a minute."""
-        validation.checked_body(req)
+        reading.checked_body(req)
         key = req.context.identity.key
         ticket, expires_at = self._tickets.issue(NO_KEY if key is None else key.key_id)
         answer(req, resp, {"ticket": ticket, "expires_at": envelope.utc(expires_at)})

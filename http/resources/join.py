@@ -6,8 +6,8 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.content import validation
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.content import reading
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import joining
 from retire_cluster.conf.machine.addresses import is_loopback, public_host
@@ -17,10 +17,10 @@ from retire_cluster.schemas.text.hosts import read_host
 _TOLD = ("token_id", "uses", "expires_at")
 
 
-class JoinTokens(Resource):
+class JoinTokensResource(Resource):
     """`POST /join-tokens`: a token, as the line that a device needs."""
 
-    def __init__(self, cluster: GuardedCluster, settings: Settings) -> None:
+    def __init__(self, cluster: MainNodeLink, settings: Settings) -> None:
         self._cluster = cluster
         self._data_dir = settings.data_dir
         self._main_host = settings.api.cluster_host
@@ -28,7 +28,7 @@ class JoinTokens(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make one. Whoever has the line may join, so it is an administrator's to make."""
-        args = validation.checked_body(req)
+        args = reading.checked_body(req)
         host = read_host(args.pop("host", None) or self._address())
         made = self._cluster.data("token.create", args)
         join = joining.join_string(made, host)

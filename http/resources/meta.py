@@ -7,29 +7,29 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.peers import prefix_of
 from retire_cluster.api.content import envelope, pages
 from retire_cluster.api.content.negotiation import names
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.schemas.rest.operations import OPERATIONS
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 
 API_VERSION = "v1"
 
 
-class Index(Resource):
+class IndexResource(Resource):
     """`/api/v1`: what there is.
 
     :param features: feature name → whether this facade has it on
     """
 
-    def __init__(self, cluster: GuardedCluster, features: Mapping[str, bool]) -> None:
+    def __init__(self, cluster: MainNodeLink, features: Mapping[str, bool]) -> None:
         self._cluster = cluster
         self._features = dict(features)
         self._endpoints = [
             {"method": row.method, "path": row.path, "description": row.summary}
-            for row in OPERATIONS.values()
+            for row in ENDPOINTS.values()
             if row.path != "/"
         ]
 
@@ -47,10 +47,10 @@ class Index(Resource):
         )
 
 
-class Root(Resource):
+class RootResource(Resource):
     """`/`: the dashboard for a browser, the index for a program."""
 
-    def __init__(self, index: Index, access: Access) -> None:
+    def __init__(self, index: IndexResource, access: Authorizer) -> None:
         self._index = index
         self._access = access
 
@@ -66,7 +66,7 @@ class Root(Resource):
             self._index.on_get(req, resp)
 
 
-class OpenApi(Resource):
+class OpenApiResource(Resource):
     """`/api/v1/openapi.json`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ class OpenApi(Resource):
             resp.data = self._text
 
 
-class Docs(Resource):
+class DocsResource(Resource):
     """`/api/v1/docs`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.mainnode.stats import HttpStats
 from retire_cluster.api.resources.base import Resource
 from retire_cluster.schemas.errors import ClusterError
@@ -24,10 +24,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "retire_cluster_"
 
 
-class Prometheus(Resource):
+class PrometheusResource(Resource):
     """Answers a scrape. A silent main node gives `retire_cluster_up 0`, not an error."""
 
-    def __init__(self, cluster: GuardedCluster, stats: HttpStats) -> None:
+    def __init__(self, cluster: MainNodeLink, stats: HttpStats) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._cluster = cluster
         self._stats = stats

@@ -6,10 +6,17 @@ from collections.abc import Callable
 
 import falcon
 
-from retire_cluster.api.admission.auth import Access
+from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.peers import Origins
 from retire_cluster.api.admission.tickets import Tickets
-from retire_cluster.api.mainnode.feed import UPGRADE, EventFeed, Filter, Listener, Sink, Upgrade
+from retire_cluster.api.mainnode.feed import (
+    UPGRADE,
+    EventFeed,
+    EventFilter,
+    Listener,
+    Sink,
+    Upgrade,
+)
 from retire_cluster.api.resources.base import Resource
 from retire_cluster.api.serving.handshake import VERSION, UpgradeRequired, check, is_asked_for
 from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden
@@ -17,10 +24,12 @@ from retire_cluster.schemas.errors import ClusterUnavailable, Forbidden
 _INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same events"
 
 
-class Stream(Resource):
+class StreamResource(Resource):
     """Turns a request into a WebSocket that carries one JSON event a message."""
 
-    def __init__(self, feed: EventFeed, access: Access, origins: Origins, tickets: Tickets) -> None:
+    def __init__(
+        self, feed: EventFeed, access: Authorizer, origins: Origins, tickets: Tickets
+    ) -> None:
         self._feed = feed
         self._access = access
         self._origins = origins
@@ -49,7 +58,7 @@ class Stream(Resource):
         since = query.pop("since", None)
         begin = self._feed.now() if since is None else since
         # Events carry ids in lower case; a UUID means the same in any.
-        wanted = Filter(**{**query, "task_id": query.get("task_id", "").lower()})
+        wanted = EventFilter(**{**query, "task_id": query.get("task_id", "").lower()})
 
         def opened(sink: Sink) -> Callable[[], None]:
             listener = Listener(sink, wanted, begin, lambda: self._access.still_valid(identity))

@@ -6,10 +6,10 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.admission.auth import Access, network_of
-from retire_cluster.api.admission.strangers import Bounds
+from retire_cluster.api.admission.auth import Authorizer, network_of
+from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.admission.toll import Toll
-from retire_cluster.api.content import validation
+from retire_cluster.api.content import reading
 from retire_cluster.api.content.envelope import spliced
 from retire_cluster.api.content.submission import (
     Submission,
@@ -17,23 +17,23 @@ from retire_cluster.api.content.submission import (
     fingerprint,
     submit_args,
 )
-from retire_cluster.api.mainnode.cluster import GuardedCluster
-from retire_cluster.api.mainnode.parking import Parking, Patience
+from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.mainnode.parking import Parking, WaitBudget
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import failpoints
 
 
-class Tasks(Resource):
+class TaskListResource(Resource):
     """All tasks."""
 
     def __init__(
         self,
-        cluster: GuardedCluster,
-        access: Access,
+        cluster: MainNodeLink,
+        access: Authorizer,
         reader: SubmissionReader,
         parking: Parking,
         toll: Toll,
-        bounds: Bounds,
+        bounds: StrangerLimits,
     ) -> None:
         self._cluster = cluster
         self._bounds = bounds
@@ -49,7 +49,7 @@ class Tasks(Resource):
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Submit one task."""
-        document = validation.json_body(req)
+        document = reading.json_body(req)
         submission = self._reader.one(document)
         data = self._submit(req, resp, document, [submission], {"task": submission.fields})
         answer(
@@ -67,7 +67,7 @@ class Tasks(Resource):
     def on_post_batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Submit many tasks, all or none."""
         stranger = self._access.is_stranger(req.context.identity)
-        document = validation.json_body(req, stranger=stranger)
+        document = reading.json_body(req, stranger=stranger)
         submissions = self._reader.many(document)
         args = {**submit_args(submissions), "brief": True}
         data = self._submit(req, resp, document, submissions, args)
@@ -81,7 +81,7 @@ class Tasks(Resource):
 
     def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The results of many tasks, once all have ended or the wait is over."""
-        args = {"task_ids": validation.checked_body(req)["task_ids"], "timeout_seconds": 0}
+        args = {"task_ids": reading.checked_body(req)["task_ids"], "timeout_seconds": 0}
         with self._toll.of_nothing(req):
             found = self._cluster.call("task.wait", args, patient=True)
         wait = float(req.context.query["wait"])
@@ -98,7 +98,7 @@ class Tasks(Resource):
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Cancel many tasks."""
-        args = {"task_ids": validation.checked_body(req)["task_ids"]}
+        args = {"task_ids": reading.checked_body(req)["task_ids"]}
         args |= self._access.caller(req.context.identity)
         data = self._cluster.call("task.cancel_many", args, patient=True).data
         answer(req, resp, data, message=f"{len(data['cancelled'])} tasks cancelled")
@@ -127,7 +127,7 @@ class Tasks(Resource):
                 (each.fields for each in submissions), auth=auth, many="tasks" in document
             )
             args |= self._bounds.told(network_of(identity.peer.address), auth=auth)
-        key = validation.idempotency_key(req)
+        key = reading.idempotency_key(req)
         if key is not None:
             args["owner"] = identity.owner
             args["idempotency_key"] = key
@@ -140,7 +140,7 @@ class Tasks(Resource):
         return data
 
 
-def await_ends(cluster: GuardedCluster, task_ids: list[str], patience: Patience) -> bool:
+def await_ends(cluster: MainNodeLink, task_ids: list[str], patience: WaitBudget) -> bool:
     """Wait until these tasks have ended, one by one; whether any did."""
     ended = False
     for task_id in task_ids:
@@ -156,11 +156,11 @@ def await_ends(cluster: GuardedCluster, task_ids: list[str], patience: Patience)
     return ended
 
 
-class Task(Resource):
+class TaskResource(Resource):
     """One task."""
 
     def __init__(
-        self, cluster: GuardedCluster, access: Access, parking: Parking, toll: Toll
+        self, cluster: MainNodeLink, access: Authorizer, parking: Parking, toll: Toll
     ) -> None:
         self._cluster = cluster
         self._access = access
@@ -177,7 +177,7 @@ class Task(Resource):
 
     def on_get_result(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Its result, once it has one or the wait is over."""
-        task_id = validation.task_id(task_id)
+        task_id = reading.task_id(task_id)
         wait = float(req.context.query["wait"])
         waited = False
         with self._toll.of_nothing(req):
@@ -206,11 +206,11 @@ class Task(Resource):
         answer(req, resp, data, message="Task queued again")
 
     def _change(self, op: str, req: falcon.Request, task_id: str) -> dict[str, Any]:
-        task_id = validation.task_id(task_id)
-        validation.checked_body(req)
+        task_id = reading.task_id(task_id)
+        reading.checked_body(req)
         caller = self._access.caller(req.context.identity)
         return self._cluster.data(op, {"task_id": task_id, **caller})
 
     def _show(self, req: falcon.Request, resp: falcon.Response, op: str, task_id: str) -> None:
-        found = self._cluster.call(op, {"task_id": validation.task_id(task_id)})
+        found = self._cluster.call(op, {"task_id": reading.task_id(task_id)})
         answer(req, resp, spliced(found))

@@ -16,14 +16,14 @@ from typing import Any, Final
 
 import falcon
 
-from retire_cluster.api.admission.auth import OTHER_USER, Access, Identity
+from retire_cluster.api.admission.auth import OTHER_USER, Authorizer, Identity
 from retire_cluster.api.admission.localusers import connection_of
 from retire_cluster.api.admission.sessions import Sessions, set_cookie
-from retire_cluster.api.content import validation
+from retire_cluster.api.content import reading
 from retire_cluster.api.content.negotiation import accepts, has
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.errors import NotFound, Unauthorized
-from retire_cluster.schemas.rest.strict import Schema
+from retire_cluster.schemas.rest.dialect import Schema
 from retire_cluster.schemas.rest.validation import validate
 
 PACKAGE: Final = "retire_cluster.api.ui"
@@ -72,7 +72,7 @@ def load_files() -> dict[str, StaticFile]:
     return found
 
 
-class Pages(Resource):
+class DashboardFilesResource(Resource):
     """`/ui/` and the files beside it."""
 
     def __init__(self) -> None:
@@ -109,10 +109,10 @@ class Pages(Resource):
             resp.set_header("Content-Encoding", "gzip")
 
 
-class Session(Resource):
+class SessionResource(Resource):
     """`/ui/session`, `/ui/login`, `/ui/logout`: who the browser is, by its cookie."""
 
-    def __init__(self, access: Access, sessions: Sessions, version: str) -> None:
+    def __init__(self, access: Authorizer, sessions: Sessions, version: str) -> None:
         self._access = access
         self._sessions = sessions
         self._version = version
@@ -127,7 +127,7 @@ class Session(Resource):
 
     def on_post_login(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Give a valid key's holder a session: a cookie that scripts cannot read."""
-        key = validate(_LOGIN, validation.json_body(req))["key"].strip()
+        key = validate(_LOGIN, reading.json_body(req))["key"].strip()
         identity = self._access.identify(req.context.identity.peer, key)
         if self._access.required:
             if identity.key is None:

@@ -19,7 +19,7 @@ from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
 from retire_cluster.api.admission.bodybudget import UNCOUNTED_BYTES, BodyBudget, Sender, TellSender
-from retire_cluster.api.admission.localusers import Connection
+from retire_cluster.api.admission.localusers import ClientConnection
 from retire_cluster.api.content import envelope
 from retire_cluster.api.content.bodies import MAX_BODY_BYTES, body_limit, too_large
 from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError
@@ -61,7 +61,7 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         address: str = "",
         sender: TellSender | None = None,
         budget: BodyBudget | None = None,
-        connection: Connection | None = None,
+        connection: ClientConnection | None = None,
     ) -> None:
         super().__init__(adj)
         #: Monotonic seconds of the first byte.

@@ -29,8 +29,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from retire_cluster.api.admission.bodybudget import BodyBudget, OneByOne, TellSender, nobody_strange
-from retire_cluster.api.admission.localusers import Connection
-from retire_cluster.api.serving.drain import Drain
+from retire_cluster.api.admission.localusers import ClientConnection
 from retire_cluster.api.serving.one_core import OneCore
 from retire_cluster.api.serving.parser import (
     MAX_HEADER_BYTES,
@@ -38,6 +37,7 @@ from retire_cluster.api.serving.parser import (
     EnvelopeErrorTask,
     StrictParser,
 )
+from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.conf.machine import openfiles
 from retire_cluster.conf.machine.addresses import dial_host
 from retire_cluster.schemas.text.hosts import EVERYWHERE, in_url
@@ -48,7 +48,7 @@ _ACCEPTED_A_TURN = 64
 
 
 @dataclass(frozen=True)
-class Patience:
+class SlowClientLimits:
     """How long, and how many, clients are borne with."""
 
     #: Seconds for a request's headers to be complete.
@@ -78,17 +78,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = EnvelopeErrorTask
     #: Monotonic seconds and bytes pending when the answer under way was first seen unsent.
     sending_since: tuple[float, int] | None = None
-    _connection: Connection | None = None
+    _connection: ClientConnection | None = None
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> ClientConnection:
         """Its two ends, for who asks whose the other one is."""
         if self._connection is None:
             try:
                 own = self.server.fix_addr(self.socket.getsockname())
             except OSError:  # it has ended
                 own = ("", self.server.port)
-            self._connection = Connection(tuple(self.addr[:2]), tuple(own[:2]))
+            self._connection = ClientConnection(tuple(self.addr[:2]), tuple(own[:2]))
         return self._connection
 
     def parser_class(self, adj: Any) -> StrictParser:
@@ -131,7 +131,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Whether it only waits for its client: idle, or a request not complete yet."""
         return not (self.requests or self.total_outbufs_len)
 
-    def is_too_slow(self, now_mono: float, patience: Patience) -> bool:
+    def is_too_slow(self, now_mono: float, patience: SlowClientLimits) -> bool:
         """Whether its client has taken longer than anyone needs."""
         request = self.request
         if request is not None:
@@ -178,14 +178,14 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         host: str,
         port: int,
         *,
-        drain: Drain,
+        drain: Shutdown,
         threads: int = 16,
-        patience: Patience | None = None,
+        patience: SlowClientLimits | None = None,
         sender: TellSender = nobody_strange,
         speaks_for_many: Iterable[str] = (),
         one_core: OneCore | None = None,
     ) -> None:
-        self.patience = patience or Patience()
+        self.patience = patience or SlowClientLimits()
         self.drain = drain
         self.sender = sender
         self.bodies = BodyBudget()

@@ -31,7 +31,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from retire_cluster.api.admission.localusers import CONNECTION
 from retire_cluster.api.mainnode.feed import UPGRADE, OnOpen
 from retire_cluster.api.serving.handshake import is_asked_for, tokens
-from retire_cluster.api.serving.waitress_server import Channel, FacadeServer, Patience
+from retire_cluster.api.serving.waitress_server import Channel, FacadeServer, SlowClientLimits
 from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 
 MAX_STREAMS = 500
@@ -212,7 +212,7 @@ class StreamChannel(Channel):
         """A stream is never given up for a newcomer."""
         return self.stream is None and super().is_waiting()
 
-    def is_too_slow(self, now_mono: float, patience: Patience) -> bool:
+    def is_too_slow(self, now_mono: float, patience: SlowClientLimits) -> bool:
         """Streams have their own limits."""
         return self.stream is None and super().is_too_slow(now_mono, patience)
 

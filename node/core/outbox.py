@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from retire_cluster.node.core.records import Result
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.protocol.wire import BATCH_BYTES, split_batch
 
 #: Of what was sent and is not acknowledged yet: a main node that is slower than the network would
@@ -30,13 +30,13 @@ class Outbox:
         self._last_batch = 0
         self._on_disk = {result.key for result in stored}
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: AttemptKey) -> bool:
         return key in self._unacked
 
     def __len__(self) -> int:
         return len(self._unacked)
 
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[AttemptKey, ...]:
         """Keys of everything owed, in the order it ended."""
         return tuple(self._unacked)
 
@@ -47,7 +47,7 @@ class Outbox:
         if on_disk:
             self._on_disk.add(result.key)
 
-    def acknowledged(self, batch: int) -> list[Key]:
+    def acknowledged(self, batch: int) -> list[AttemptKey]:
         """A batch has arrived for good; the keys of it that may leave the disk."""
         return self._forget(result.key for result in self._take(batch))
 
@@ -60,7 +60,7 @@ class Outbox:
             results = self._take(batch)
             self._waiting += [result for result in results if result.key in self._unacked]
 
-    def drop(self, keys: Iterable[Key]) -> list[Key]:
+    def drop(self, keys: Iterable[AttemptKey]) -> list[AttemptKey]:
         """Nobody wants these any more; the keys of them that may leave the disk."""
         gone = {key for key in keys if key in self._unacked}
         if gone:
@@ -105,7 +105,7 @@ class Outbox:
         self._unacked_bytes -= size
         return results
 
-    def _forget(self, keys: Iterable[Key]) -> list[Key]:
+    def _forget(self, keys: Iterable[AttemptKey]) -> list[AttemptKey]:
         from_disk = []
         for key in keys:
             self._unacked.pop(key, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.protocol.messages import FromBroker, FromDevice, Key, TypeInfo
+from retire_cluster.schemas.protocol.messages import AttemptKey, FromBroker, FromDevice, TypeInfo
 
 
 class Attempt:
@@ -29,7 +29,7 @@ class Attempt:
 
     def __init__(
         self,
-        key: Key,
+        key: AttemptKey,
         created_ms: int,
         ids: TaskIds,
         task_type: str,
@@ -60,7 +60,7 @@ class Attempt:
 class Result(NamedTuple):
     """How one attempt ended here; kept until the main node has it."""
 
-    key: Key
+    key: AttemptKey
     outcome: str
     execution_seconds: float
     cause: str | None
@@ -74,7 +74,7 @@ class Result(NamedTuple):
 class Told(NamedTuple):
     """How far an attempt says it is."""
 
-    key: Key
+    key: AttemptKey
     percent: float | None
     message: str
 
@@ -137,7 +137,7 @@ class Received(NamedTuple):
 class Started(NamedTuple):
     """Attempts began to run."""
 
-    keys: list[Key]
+    keys: list[AttemptKey]
 
 
 class Progressed(NamedTuple):
@@ -214,7 +214,7 @@ class Run(NamedTuple):
 class Kill(NamedTuple):
     """End these attempts, their whole process trees, for one of the reasons above."""
 
-    keys: list[Key]
+    keys: list[AttemptKey]
     reason: str
 
 
@@ -227,7 +227,7 @@ class Keep(NamedTuple):
 class Forget(NamedTuple):
     """These stored results are no longer needed."""
 
-    keys: list[Key]
+    keys: list[AttemptKey]
 
 
 class Say(NamedTuple):

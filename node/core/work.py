@@ -12,7 +12,7 @@ from retire_cluster.node.core.outbox import Outbox
 from retire_cluster.node.core.records import ABANDONED, CANCELLED, TIMEOUT, Attempt, Result
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol import messages
-from retire_cluster.schemas.protocol.messages import Held, Key, ProgressItem
+from retire_cluster.schemas.protocol.messages import AttemptKey, Held, ProgressItem
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 
@@ -38,10 +38,10 @@ class Work:
         self._progress_seconds = progress_seconds
         self._emit = emit
         #: Attempts the device has and has not finished.
-        self.held: dict[Key, Attempt] = {}
+        self.held: dict[AttemptKey, Attempt] = {}
         self.outbox = Outbox(stored)
-        self._started_news: list[Key] = []
-        self._progress_news: dict[Key, records.Told] = {}
+        self._started_news: list[AttemptKey] = []
+        self._progress_news: dict[AttemptKey, records.Told] = {}
         self._progress_at = now
 
     # --- what comes in ------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class Work:
         if attempts:
             self._emit(records.Run(attempts))
 
-    def started(self, keys: Iterable[Key], now: float) -> None:
+    def started(self, keys: Iterable[AttemptKey], now: float) -> None:
         """Attempts that run from now on."""
         for key in keys:
             attempt = self.held.get(key)
@@ -104,7 +104,7 @@ class Work:
         if durable:
             self._emit(records.Keep(durable))
 
-    def cancel(self, keys: Sequence[Key], reason: str) -> None:
+    def cancel(self, keys: Sequence[AttemptKey], reason: str) -> None:
         """The main node ends attempts, as `cancelled` or by `timeout`."""
         reason = CANCELLED if reason == "cancelled" else TIMEOUT
         self.kill([key for key in keys if key in self.held], reason)
@@ -115,7 +115,7 @@ class Work:
                 words = "it was not on this device"
                 self.outbox.add(Result(key, reason, 0.0, cause, words, b"", b""))
 
-    def abandon(self, keys: Sequence[Key]) -> None:
+    def abandon(self, keys: Sequence[AttemptKey]) -> None:
         """Nobody wants these any more, nor their results."""
         self.kill([key for key in keys if key in self.held], ABANDONED)
         for key in keys:
@@ -127,13 +127,13 @@ class Work:
         """The main node has these results."""
         self._forget(self.outbox.acknowledged(batch))
 
-    def kill(self, keys: Iterable[Key], reason: str) -> None:
+    def kill(self, keys: Iterable[AttemptKey], reason: str) -> None:
         """Have attempts killed; that they ended is heard later."""
         listed = list(keys)
         if listed:
             self._emit(records.Kill(listed, reason))
 
-    def _forget(self, keys: list[Key]) -> None:
+    def _forget(self, keys: list[AttemptKey]) -> None:
         if keys:
             self._emit(records.Forget(keys))
 
@@ -144,11 +144,11 @@ class Work:
         rows = ((key, attempt.started_at) for key, attempt in self.held.items())
         return tuple(Held(k, at is not None, 0.0 if at is None else now - at) for k, at in rows)
 
-    def unrepeatable(self) -> list[Key]:
+    def unrepeatable(self) -> list[AttemptKey]:
         """Attempts that may not run twice."""
         return [key for key, attempt in self.held.items() if not attempt.repeatable]
 
-    def unstarted(self) -> list[Key]:
+    def unstarted(self) -> list[AttemptKey]:
         """Attempts that wait for a slot."""
         return [key for key, attempt in self.held.items() if attempt.started_at is None]
 
@@ -180,5 +180,5 @@ class Work:
             self._emit(records.Send(message, blobs))
 
 
-def _released(key: Key, why: str) -> Result:
+def _released(key: AttemptKey, why: str) -> Result:
     return Result(key, Outcome.RELEASED.value, 0.0, None, why, b"", b"")

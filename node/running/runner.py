@@ -35,7 +35,7 @@ from retire_cluster.node.running.slot import Died, Job, News, Slot
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.jsontext import dumps
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
@@ -95,12 +95,12 @@ class Runner:
         self._clock = clock
         self._wake = wake
         self._waiting: deque[tuple[Attempt, Kind]] = deque()
-        self._active: dict[Key, _Active] = {}
-        self._timers: list[tuple[float, Key]] = []
+        self._active: dict[AttemptKey, _Active] = {}
+        self._timers: list[tuple[float, AttemptKey]] = []
         self._threads: list[Slot] = []
         self._idle: list[Slot] = []
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._started: list[Key] = []
+        self._started: list[AttemptKey] = []
         self._told: list[Told] = []
         self._results: list[Result] = []
         #: The last thing that kept this device from running a task, for heartbeats.
@@ -131,7 +131,7 @@ class Runner:
             self._echo(instant)
         self._fill(now)
 
-    def kill(self, keys: list[Key], reason: str, now: float) -> None:
+    def kill(self, keys: list[AttemptKey], reason: str, now: float) -> None:
         """Ends attempts, running or waiting, for one of the reasons in records.py."""
         wanted = set(keys)
         if self._waiting and not wanted.isdisjoint(a.key for a, _ in self._waiting):
@@ -295,7 +295,7 @@ class Runner:
             elif isinstance(what, Died):
                 self._died(active, what, now)
 
-    def _give_up(self, key: Key, error: Exception, now: float) -> None:
+    def _give_up(self, key: AttemptKey, error: Exception, now: float) -> None:
         """The last line of defence: an error of ours costs the attempt it was met with, no more."""
         log.error("an attempt failed by an error of the worker's own", exc_info=error)
         active = self._active.pop(key, None)
@@ -409,7 +409,7 @@ class Runner:
             )
             self._add(active, Outcome.FAILED.value, Cause.WORKER_LOST.value, message, now)
 
-    def _end_unstarted(self, key: Key, reason: str) -> None:
+    def _end_unstarted(self, key: AttemptKey, reason: str) -> None:
         if reason == CANCELLED:
             outcome, cause = Outcome.CANCELLED, None
         elif reason == TIMEOUT:
@@ -427,9 +427,9 @@ class Runner:
         key, elapsed = active.attempt.key, now - active.began
         self._results.append(Result(key, outcome, elapsed, cause, message, b"", b""))
 
-    def _fail(self, key: Key, failure: TaskFailed) -> None:
+    def _fail(self, key: AttemptKey, failure: TaskFailed) -> None:
         outcome, cause = failure.outcome.value, failure.cause.value
         self._results.append(Result(key, outcome, 0.0, cause, failure.message, b"", b""))
 
-    def _set_timer(self, at: float, key: Key) -> None:
+    def _set_timer(self, at: float, key: AttemptKey) -> None:
         heapq.heappush(self._timers, (at, key))

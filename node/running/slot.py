@@ -19,7 +19,7 @@ from retire_cluster.node.process.frames import FrameError
 from retire_cluster.node.process.replies import Answer, BadAnswer, Begun, Done, Progress
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import exception_text
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -32,7 +32,7 @@ MIN_PROGRESS_SECONDS = 0.02
 class Job(NamedTuple):
     """What a task process is asked to do."""
 
-    key: Key
+    key: AttemptKey
     header: dict[str, Any]
     payload: bytes
 
@@ -50,7 +50,7 @@ class News(NamedTuple):
     """What a slot tells the runner of an attempt; `Done` and `Died` are the last of it."""
 
     slot: Slot
-    key: Key
+    key: AttemptKey
     what: Begun | Progress | Done | Died
 
 
@@ -66,7 +66,7 @@ class Slot(threading.Thread):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._process: TaskProcess | None = None
-        self._current: Key | None = None
+        self._current: AttemptKey | None = None
         self._doomed = False
         self._closing = False
         #: The process began before what it may have imported was replaced.
@@ -81,7 +81,7 @@ class Slot(threading.Thread):
             self._doomed = False
         self._jobs.put(job)
 
-    def kill(self, key: Key) -> None:
+    def kill(self, key: AttemptKey) -> None:
         """Ends the attempt and everything it started; `died` is told when all of it is gone."""
         with self._lock:
             if self._current != key:
@@ -96,7 +96,7 @@ class Slot(threading.Thread):
         with self._lock:
             self._outdated = True
 
-    def ask_to_stop(self, key: Key) -> None:
+    def ask_to_stop(self, key: AttemptKey) -> None:
         """Tells the attempt that it is cancelled, without any force yet."""
         with self._lock:
             process = self._process if self._current == key else None
@@ -221,7 +221,7 @@ class Slot(threading.Thread):
         self._end_process()
         self._tell(job.key, replies.failed(str(error)))
 
-    def _tell(self, key: Key, what: Done | Died) -> None:
+    def _tell(self, key: AttemptKey, what: Done | Died) -> None:
         with self._lock:
             self._current = None
         self._post(News(self, key, what))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from retire_cluster.conf.machine.oserrors import naming
 from retire_cluster.node.core.records import Result
-from retire_cluster.schemas.protocol.fields import number, row_key
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.fields import attempt_key, number
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 from retire_cluster.schemas.text.cleantext import clean
 from retire_cluster.schemas.vocabulary import Cause, Outcome
@@ -51,7 +51,7 @@ class Spool:
         """Opens or makes the file. Raises `OSError`."""
         self._path = path
         self._compact_bytes = compact_bytes
-        self._live: dict[Key, Result] = {}
+        self._live: dict[AttemptKey, Result] = {}
         #: Damaged places met while reading.
         self.damaged = 0
         #: Why each record was set aside while reading.
@@ -82,7 +82,7 @@ class Spool:
                 error.errno, f"cannot store results: {naming(error, self._path)}"
             ) from None
 
-    def forget(self, keys: Iterable[Key]) -> None:
+    def forget(self, keys: Iterable[AttemptKey]) -> None:
         """Drops results. Not synced: forgetting one twice does no harm. Raises `SpoolError`."""
         gone = [key for key in keys if self._live.pop(key, None) is not None]
         if not gone:
@@ -240,14 +240,14 @@ def read_result(row: object, data: bytes, details: bytes) -> Result:
         raise ValueError("its result or details are too large")
     took = number(seconds, "its duration")
     message = None if message is None else clean(message)
-    return Result(row_key(key, 4, "its key"), outcome, took, cause, message, data, details)
+    return Result(attempt_key(key, 4, "its key"), outcome, took, cause, message, data, details)
 
 
 def _checksum(kind: bytes, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(kind))
 
 
-def _key(row: object) -> Key:
+def _key(row: object) -> AttemptKey:
     if not isinstance(row, list) or len(row) != 4 or not all(type(n) is int for n in row):
         raise ValueError("no key")
     return (row[0], row[1], row[2], row[3])

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from retire_cluster.schemas.protocol.fields import (
     MAX_ITEMS,
+    AttemptKey,
     Header,
-    Key,
     numbers,
     rows,
     text,
@@ -47,7 +47,7 @@ def _bounded(groups: Iterable[FinishedGroup | AssignGroup]) -> None:
 class AssignItem(NamedTuple):
     """One attempt to run; its payload is the blob at the same position."""
 
-    key: Key
+    key: AttemptKey
     #: The task's creation time: with the message's salt it makes the public id.
     created_ms: int
     task_type: str
@@ -146,7 +146,7 @@ class Assign(_Grouped):
 class FinishedItem(NamedTuple):
     """How one attempt ended, as its device says."""
 
-    key: Key
+    key: AttemptKey
     outcome: str
     execution_seconds: float
     cause: str | None

@@ -11,7 +11,7 @@ from retire_cluster.schemas.protocol.wire import WireError
 
 Header = Mapping[str, Any]
 #: `(task, attempt, token, epoch)`: the name of one attempt under one lease.
-Key = tuple[int, int, int, int]
+AttemptKey = tuple[int, int, int, int]
 
 MAX_ITEMS = 20_000
 MAX_TEXT = 4_096
@@ -70,7 +70,7 @@ def rows(header: Header, name: str) -> list[Any]:
     return value
 
 
-def row_key(row: object, size: int, name: str) -> Key:
+def attempt_key(row: object, size: int, name: str) -> AttemptKey:
     """The key at the beginning of a row of `size` fields."""
     if not isinstance(row, (list, tuple)) or len(row) != size:
         raise WireError(f"{name}: each item has {size} fields")
@@ -88,9 +88,9 @@ def row_key(row: object, size: int, name: str) -> Key:
     return (task, attempt, token, epoch)
 
 
-def keys(header: Header, name: str) -> tuple[Key, ...]:
+def attempt_keys(header: Header, name: str) -> tuple[AttemptKey, ...]:
     """A list of keys."""
-    return tuple(row_key(row, 4, name) for row in rows(header, name))
+    return tuple(attempt_key(row, 4, name) for row in rows(header, name))
 
 
 def texts(header: Header, name: str, limit: int = 200) -> tuple[str, ...]:

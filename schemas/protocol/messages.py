@@ -16,26 +16,26 @@ from retire_cluster.schemas.protocol.batches import Assign as Assign
 from retire_cluster.schemas.protocol.batches import AssignItem as AssignItem
 from retire_cluster.schemas.protocol.batches import Finished as Finished
 from retire_cluster.schemas.protocol.batches import FinishedItem as FinishedItem
+from retire_cluster.schemas.protocol.fields import AttemptKey as AttemptKey
 from retire_cluster.schemas.protocol.fields import (
     Header,
+    attempt_key,
+    attempt_keys,
     flag,
-    keys,
     mapping,
     number,
-    row_key,
     rows,
     text,
     texts,
     whole,
 )
-from retire_cluster.schemas.protocol.fields import Key as Key
 from retire_cluster.schemas.protocol.wire import PROTOCOL, WireError
 
 
 class Held(NamedTuple):
     """An attempt that a device has and has not finished."""
 
-    key: Key
+    key: AttemptKey
     started: bool
     elapsed_seconds: float
 
@@ -43,7 +43,7 @@ class Held(NamedTuple):
 def _held(header: Header, name: str) -> tuple[Held, ...]:
     found = []
     for row in rows(header, name):
-        key = row_key(row, 6, name)
+        key = attempt_key(row, 6, name)
         if not isinstance(row[4], bool):
             raise WireError(f"{name}: started is true or false")
         found.append(Held(key, row[4], number(row[5], f"{name}.elapsed_seconds")))
@@ -53,7 +53,7 @@ def _held(header: Header, name: str) -> tuple[Held, ...]:
 class ProgressItem(NamedTuple):
     """How far one attempt is."""
 
-    key: Key
+    key: AttemptKey
     #: 0 to 100, or None when unknown.
     percent: float | None
     message: str
@@ -143,7 +143,7 @@ class Hello(_Verb):
     capabilities: dict[str, Any]
     task_types: tuple[TypeInfo, ...]
     held: tuple[Held, ...] = ()
-    unsent: tuple[Key, ...] = ()
+    unsent: tuple[AttemptKey, ...] = ()
     accepting: bool = True
     uptime_seconds: float = 0.0
     #: Own types that it does not offer, each with the reason.
@@ -175,7 +175,7 @@ class Hello(_Verb):
             capabilities=mapping(header, "capabilities"),
             task_types=_task_types(header),
             held=_held(header, "held"),
-            unsent=keys(header, "unsent"),
+            unsent=attempt_keys(header, "unsent"),
             accepting=flag(header, "accepting", True),
             uptime_seconds=number(header.get("uptime_seconds", 0), "uptime_seconds"),
             left_out=texts(header, "left_out", MAX_LEFT_OUT),
@@ -249,11 +249,11 @@ class Started(_Verb):
 
     verb = b"STARTED"
     session: str
-    items: tuple[Key, ...]
+    items: tuple[AttemptKey, ...]
 
     @classmethod
     def read(cls, header: Header) -> Started:
-        return cls(text(header, "session", limit=100), keys(header, "items"))
+        return cls(text(header, "session", limit=100), attempt_keys(header, "items"))
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class Progress(_Verb):
     def read(cls, header: Header) -> Progress:
         items = []
         for row in rows(header, "items"):
-            key = row_key(row, 6, "items")
+            key = attempt_key(row, 6, "items")
             percent = None if row[4] is None else number(row[4], "percent", high=100)
             if not isinstance(row[5], str):
                 raise WireError("items.message: a text is required")
@@ -365,8 +365,8 @@ class Welcome(_Verb):
     verb = b"WELCOME"
     session: str
     epoch: int
-    keep: tuple[Key, ...]
-    abandon: tuple[Key, ...]
+    keep: tuple[AttemptKey, ...]
+    abandon: tuple[AttemptKey, ...]
     config: HeartbeatConfig
     #: Of the types it offers, those that the main node does not take, each with the reason.
     left_out: tuple[str, ...] = ()
@@ -381,8 +381,8 @@ class Welcome(_Verb):
         return cls(
             session=text(header, "session", limit=100),
             epoch=whole(header, "epoch"),
-            keep=keys(header, "keep"),
-            abandon=keys(header, "abandon"),
+            keep=attempt_keys(header, "keep"),
+            abandon=attempt_keys(header, "abandon"),
             config=HeartbeatConfig.read(mapping(header, "config")),
             left_out=texts(header, "left_out", MAX_LEFT_OUT),
         )
@@ -463,7 +463,7 @@ class Cancel(_Verb):
 
     verb = b"CANCEL"
     session: str
-    items: tuple[Key, ...]
+    items: tuple[AttemptKey, ...]
     reason: str
 
     @classmethod
@@ -471,7 +471,7 @@ class Cancel(_Verb):
         reason = text(header, "reason", limit=50)
         if reason not in ("cancelled", "timeout"):
             raise WireError("reason: cancelled or timeout is required")
-        return cls(text(header, "session", limit=100), keys(header, "items"), reason)
+        return cls(text(header, "session", limit=100), attempt_keys(header, "items"), reason)
 
 
 @dataclass(frozen=True)
@@ -480,11 +480,11 @@ class Abandon(_Verb):
 
     verb = b"ABANDON"
     session: str
-    items: tuple[Key, ...]
+    items: tuple[AttemptKey, ...]
 
     @classmethod
     def read(cls, header: Header) -> Abandon:
-        return cls(text(header, "session", limit=100), keys(header, "items"))
+        return cls(text(header, "session", limit=100), attempt_keys(header, "items"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from retire_cluster.schemas.errors import BY_CODE
-from retire_cluster.schemas.rest.operations import OPERATIONS, Operation
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS, Endpoint
 from retire_cluster.schemas.rest.requests import TASK_ID_PATTERN
 from retire_cluster.schemas.rest.responses import SCHEMAS, TEXT, TIME
 from retire_cluster.schemas.rest.validation import field_json_schema, json_schema
@@ -52,7 +52,7 @@ def openapi_document(
     operations list a key as needed.
     """
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS.values():
+    for operation in ENDPOINTS.values():
         needs_key = auth_required and (
             bool(operation.scope) or (auth_reads and not operation.always_open)
         )
@@ -69,7 +69,7 @@ def openapi_document(
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(op.tag for op in OPERATIONS.values())],
+        "tags": [{"name": tag} for tag in dict.fromkeys(op.tag for op in ENDPOINTS.values())],
         "paths": paths,
         "components": {
             "schemas": {
@@ -85,7 +85,7 @@ def openapi_document(
     }
 
 
-def _operation(operation: Operation, needs_key: bool) -> dict[str, Any]:
+def _operation(operation: Endpoint, needs_key: bool) -> dict[str, Any]:
     key: list[dict[str, list[str]]] = [{"ApiKey": []}, {"Bearer": []}]
     found: dict[str, Any] = {
         "operationId": operation.operation_id,
@@ -147,7 +147,7 @@ def _query_parameter(name: str, rules: dict[str, Any]) -> dict[str, Any]:
     return parameter
 
 
-def _responses(operation: Operation) -> dict[str, Any]:
+def _responses(operation: Endpoint) -> dict[str, Any]:
     found: dict[str, Any] = {str(operation.status): _success(operation)}
     by_status: dict[int, list[str]] = {}
     for code in _codes(operation):
@@ -183,9 +183,9 @@ _DEVICE_OF: Final = {
 }
 
 
-def _links(operation: Operation) -> dict[str, Any]:
+def _links(operation: Endpoint) -> dict[str, Any]:
     """How a program goes on from this answer, for tools that chain operations."""
-    by_id = {row.operation_id: row for row in OPERATIONS.values()}
+    by_id = {row.operation_id: row for row in ENDPOINTS.values()}
     found = {}
     for name in operation.leads_to:
         target = by_id[name]
@@ -205,7 +205,7 @@ def _links(operation: Operation) -> dict[str, Any]:
     return found
 
 
-def _codes(operation: Operation) -> list[str]:
+def _codes(operation: Endpoint) -> list[str]:
     codes = ["VALIDATION_ERROR", *operation.errors]
     if not operation.always_open:
         codes += ["UNAUTHORIZED"]
@@ -221,7 +221,7 @@ def _codes(operation: Operation) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
-def _success(operation: Operation) -> dict[str, Any]:
+def _success(operation: Endpoint) -> dict[str, Any]:
     if operation.status == 101:
         return {"description": "From here on the connection is a WebSocket"}
     content: dict[str, Any] = {}
@@ -249,7 +249,7 @@ def _success(operation: Operation) -> dict[str, Any]:
     return found
 
 
-def _envelope(operation: Operation) -> dict[str, Any]:
+def _envelope(operation: Endpoint) -> dict[str, Any]:
     data: dict[str, Any] = {"$ref": f"#/components/schemas/{operation.answer}"}
     properties: dict[str, Any] = {
         "status": {"const": "success"},
@@ -265,7 +265,7 @@ def _envelope(operation: Operation) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _example(operation: Operation) -> dict[str, Any]:
+def _example(operation: Endpoint) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": "success",
         "data": operation.example,

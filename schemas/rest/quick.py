@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from retire_cluster.schemas.rest.strict import (
+from retire_cluster.schemas.rest.dialect import (
     TYPES,
     Schema,
     StrictValidator,

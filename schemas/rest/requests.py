@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.rest.strict import MAX_INT, MIN_INT, Schema, StrictValidator
+from retire_cluster.schemas.rest.dialect import MAX_INT, MIN_INT, Schema, StrictValidator
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.vocabulary import (
     DEVICE_ID_PATTERN,

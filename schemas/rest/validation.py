@@ -17,7 +17,7 @@ from cerberus import errors as cerberus_errors
 
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest import quick
-from retire_cluster.schemas.rest.strict import (
+from retire_cluster.schemas.rest.dialect import (
     MAX_INT,
     MIN_INT,
     TYPES,

@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.rest.strict import MAX_INT, MIN_INT
+from retire_cluster.schemas.rest.dialect import MAX_INT, MIN_INT
 from retire_cluster.schemas.text.jsontext import JSONError, loads
 
 #: What the values of one text may cost: a value 1, a member's name 3 more, a list or an object 8

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from retire_cluster.node.system import process_tree, shared_memory
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from tests.chaos import odd_plugin
 from tests.integration.node_kit import Bus
 
@@ -159,17 +159,17 @@ class Device:
 
     # --- parts --------------------------------------------------------------------------------
 
-    def _assign(self, task_type: str, payload: Any, deeds: tuple[str, ...]) -> Key:
+    def _assign(self, task_type: str, payload: Any, deeds: tuple[str, ...]) -> AttemptKey:
         seconds = TIMEOUT_SECONDS if odd_plugin.SLOW & set(deeds) else LONG_SECONDS
         return self.bus.assign(task_type, payload, seconds)
 
-    def _witness(self) -> Key:
+    def _witness(self) -> AttemptKey:
         self._count += 1
         key = self.bus.assign("witness", {"n": self._count}, 30)
         self._began[key[0]] = time.monotonic()
         return key
 
-    def _see(self, found: Found, keys: list[Key], deeds: tuple[str, ...]) -> None:
+    def _see(self, found: Found, keys: list[AttemptKey], deeds: tuple[str, ...]) -> None:
         for key in keys:
             try:
                 ended = self.bus.result(key)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.protocol.messages import Held, Key
+from retire_cluster.schemas.protocol.messages import AttemptKey, Held
 from retire_cluster.schemas.vocabulary import TERMINAL
 from tests.unit.broker.kit import Cluster, Member, settings_with
 
@@ -40,7 +40,7 @@ class ClusterModel(RuleBasedStateMachine):
         store = SQLiteStore(self.folder / "cluster.db") if durable else None
         self.cluster = Cluster(settings_with(), store=store, seed=seed)
         self.members: dict[str, Member] = {}
-        self.old_keys: list[tuple[str, Key]] = []
+        self.old_keys: list[tuple[str, AttemptKey]] = []
         #: Acknowledged tasks by public id, and what was first seen of their end.
         self.promised: dict[str, dict[str, Any] | None] = {}
         self.by_key: dict[str, list[str]] = {}

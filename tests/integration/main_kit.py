@@ -28,7 +28,7 @@ from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.task_types import BUILTIN
 
 PATIENCE_SECONDS = 30.0
@@ -152,7 +152,7 @@ class RawDevice:
         self._count = 0
         self._waiting: list[wire.Message] = []
         #: `(key, task id, type, payload)` of every assignment so far.
-        self.assigned: list[tuple[Key, str, str, bytes]] = []
+        self.assigned: list[tuple[AttemptKey, str, str, bytes]] = []
 
     def close(self) -> None:
         """Gone without a word."""
@@ -232,19 +232,19 @@ class RawDevice:
         with contextlib.suppress(zmq.Again):
             self.hello()
 
-    def next_task(self) -> tuple[Key, str, str, bytes]:
+    def next_task(self) -> tuple[AttemptKey, str, str, bytes]:
         """The next assignment that was not taken yet."""
         while not self.assigned:
             self.expect(msg.Assign)
         return self.assigned.pop(0)
 
-    def started(self, *keys: Key) -> None:
+    def started(self, *keys: AttemptKey) -> None:
         """STARTED."""
         self.send(msg.Started(self.session, keys))
 
     def finished(
         self,
-        *keys: Key,
+        *keys: AttemptKey,
         outcome: str = "success",
         cause: str | None = None,
         result: bytes = b'{"ok":true}',

@@ -20,7 +20,12 @@ import zmq
 
 from retire_cluster.node.system import process_tree
 from retire_cluster.schemas.protocol import messages, wire
-from retire_cluster.schemas.protocol.messages import AssignItem, FinishedItem, HeartbeatConfig, Key
+from retire_cluster.schemas.protocol.messages import (
+    AssignItem,
+    AttemptKey,
+    FinishedItem,
+    HeartbeatConfig,
+)
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and /proc")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
@@ -122,10 +127,12 @@ class Bus:
         self.send(messages.Welcome(hello.session, self.epoch, keep, (), self.config))
         return hello
 
-    def assign(self, task_type: str, payload: Any, timeout_seconds: int = 30) -> Key:
+    def assign(self, task_type: str, payload: Any, timeout_seconds: int = 30) -> AttemptKey:
         return self.assign_all([(task_type, payload)], timeout_seconds)[0]
 
-    def assign_all(self, tasks: list[tuple[str, Any]], timeout_seconds: int = 30) -> list[Key]:
+    def assign_all(
+        self, tasks: list[tuple[str, Any]], timeout_seconds: int = 30
+    ) -> list[AttemptKey]:
         items, blobs = [], []
         for task_type, payload in tasks:
             self.last += 1
@@ -135,14 +142,14 @@ class Bus:
         self.send(messages.Assign.of(self.session, tuple(items)), *blobs)
         return [item.key for item in items]
 
-    def result(self, key: Key) -> Ended:
+    def result(self, key: AttemptKey) -> Ended:
         self.until(lambda: key[0] in self.ended, f"the result of {key}")
         return self.ended[key[0]]
 
     def run(self, task_type: str, payload: Any, timeout_seconds: int = 30) -> Ended:
         return self.result(self.assign(task_type, payload, timeout_seconds))
 
-    def started(self, key: Key) -> None:
+    def started(self, key: AttemptKey) -> None:
         self.until(
             lambda: any(isinstance(m, messages.Started) and key in m.items for m in self.seen),
             f"the start of {key}",

@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from retire_cluster.api.admission.keys import Key, KeyRing, key_of
+from retire_cluster.api.admission.keys import ApiKey, ApiKeyRing, key_of
 from retire_cluster.api.app import create_app
 from retire_cluster.api.serving.websocket import StreamServer
 from retire_cluster.broker.client import AdminClient
@@ -32,12 +32,12 @@ class Said(NamedTuple):
 class Site:
     """One facade process's worth of REST, on a socket, over a main node."""
 
-    def __init__(self, node: MainNode, *keys: str | Key, **options: Any) -> None:
+    def __init__(self, node: MainNode, *keys: str | ApiKey, **options: Any) -> None:
         settings = node.settings
         options = {"rate_limit": False, "threads": 8, **options}
         settings = settings.with_sections({"api": replace(settings.api, **options)})
         client = AdminClient(port=node.facts.admin_port, timeout_seconds=PATIENCE_SECONDS)
-        ring = KeyRing([key if isinstance(key, Key) else key_of(key) for key in keys])
+        ring = ApiKeyRing([key if isinstance(key, ApiKey) else key_of(key) for key in keys])
         self.facade = create_app(client, settings, keys=ring if keys else None)
         self.server = StreamServer(
             self.facade.app, "127.0.0.1", 0, drain=self.facade.drain, threads=8

@@ -24,8 +24,8 @@ from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     Assign,
+    AttemptKey,
     Heartbeat,
-    Key,
     TypeInfo,
     read_from_broker,
 )
@@ -71,8 +71,8 @@ class Disk:
     """The durable spool. Forgetting is not synced: after a crash it may not have happened."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Result] = {}
-        self._unsynced_forgets: dict[Key, Result] = {}
+        self._kept: dict[AttemptKey, Result] = {}
+        self._unsynced_forgets: dict[AttemptKey, Result] = {}
         #: Whether it survives a crash at all.
         self.durable = True
 
@@ -85,7 +85,7 @@ class Disk:
         self._unsynced_forgets.clear()
         self._kept.update((result.key, result) for result in results)
 
-    def forget(self, keys: Iterable[Key]) -> None:
+    def forget(self, keys: Iterable[AttemptKey]) -> None:
         """Write, without syncing."""
         for key in keys:
             result = self._kept.pop(key, None)

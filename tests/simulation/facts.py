@@ -13,7 +13,7 @@ from typing import Any, Final
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.jsontext import loads
 from tests.simulation.engine import Violation
 
@@ -49,7 +49,7 @@ class Fact:
     status: str | None = None
     attempt: int = 0
     #: The current attempt, and the device that has it.
-    key: Key | None = None
+    key: AttemptKey | None = None
     device: str = ""
     #: Retries used in this generation, and in those before.
     retries: int = 0

@@ -20,7 +20,7 @@ from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.node.core.records import Attempt
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.cleantext import clean
 from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
 from tests.simulation.client import Asked, Submission
@@ -74,9 +74,9 @@ class Judge:
         #: Task → times it was really started anywhere.
         self._starts: dict[int, int] = {}
         #: What really runs now: key → where.
-        self._running: dict[Key, Worker] = {}
+        self._running: dict[AttemptKey, Worker] = {}
         #: Attempts that were given to a device's process.
-        self._delivered: set[Key] = set()
+        self._delivered: set[AttemptKey] = set()
         #: Devices that were ever removed: their work is given away at once.
         self._removed: set[str] = set()
         #: Device → when the main node last heard it (its monotonic clock).
@@ -243,7 +243,7 @@ class Judge:
         if isinstance(message, (msg.Heartbeat, msg.Goodbye)):
             return frozenset(fact.number for fact in self.book.on(device.device_id))
         if isinstance(message, msg.Started):
-            keys: list[Key] = list(message.items)
+            keys: list[AttemptKey] = list(message.items)
         elif isinstance(message, (msg.Finished, msg.Progress)):
             keys = [item.key for item in message.items]
         else:
@@ -646,7 +646,7 @@ class Judge:
             self._delivered.add(attempt.key)
             self.engine.tell(worker.name, f"takes attempt {attempt.key}", [attempt.key[0]])
 
-    def started(self, key: Key, worker: Worker, task_type: str) -> int:
+    def started(self, key: AttemptKey, worker: Worker, task_type: str) -> int:
         """An attempt really starts; the number of times its task was started so far."""
         count = self._starts[key[0]] = self._starts.get(key[0], 0) + 1
         self.engine.tell(worker.name, f"starts attempt {key}, start number {count}", [key[0]])
@@ -655,12 +655,12 @@ class Judge:
         self._running[key] = worker
         return count
 
-    def stopped(self, key: Key, worker: Worker) -> None:
+    def stopped(self, key: AttemptKey, worker: Worker) -> None:
         """An attempt does not run any more."""
         self.engine.tell(worker.name, f"attempt {key} runs no more", [key[0]])
         self._running.pop(key, None)
 
-    def _check_alone(self, key: Key, worker: Worker) -> None:
+    def _check_alone(self, key: AttemptKey, worker: Worker) -> None:
         """What may not run twice does not run in two places, as far as devices can promise it."""
         fact = self.book.facts.get(key[0])
         if fact is None or fact.generation or fact.outcome is not None or self.world.plan.excuses:

@@ -14,7 +14,7 @@ from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import RawFrame
 from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running.slot import Died, Job, News
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.jsontext import dumps, loads
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class SimulatedSlot:
         self._started = False
         self._then(self._world.engine.rng.choice((0.0, 0.02, 0.4)), self._begin)
 
-    def kill(self, key: Key) -> None:
+    def kill(self, key: AttemptKey) -> None:
         """End it, tree and all; that may take a moment."""
         if self._job is not None and self._job.key == key:
             self._then(self._world.engine.rng.choice((0.0, 0.05, 0.3)), self._die)
 
-    def ask_to_stop(self, key: Key) -> None:
+    def ask_to_stop(self, key: AttemptKey) -> None:
         """These tasks do not listen."""
 
     def close(self) -> None:

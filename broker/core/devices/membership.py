@@ -274,10 +274,10 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
 
 def _settle(
     state: ClusterState, device: Device, hello: msg.Hello, now: Now
-) -> tuple[tuple[msg.Key, ...], tuple[msg.Key, ...]]:
+) -> tuple[tuple[msg.AttemptKey, ...], tuple[msg.AttemptKey, ...]]:
     held = {entry.key: entry for entry in hello.held}
     unsent = set(hello.unsent)
-    keep: list[msg.Key] = []
+    keep: list[msg.AttemptKey] = []
     for task in list(device.attempts.values()):
         key = task.key
         if key in held:

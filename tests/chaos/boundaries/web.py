@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
-from retire_cluster.schemas.rest.operations import OPERATIONS, Operation
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS, Endpoint
 from tests.chaos.boundaries import twist
 from tests.chaos.boundaries.hammer import Boundary
 from tests.chaos.red.target import Target
@@ -60,7 +60,7 @@ class Rest(Boundary):
     def __init__(self, target: Target) -> None:
         self.target = target
         self._task_id = target.submit("echo", {"n": 0})
-        self._rows = [row for row in OPERATIONS.values() if row.path != "/ws"]
+        self._rows = [row for row in ENDPOINTS.values() if row.path != "/ws"]
         self._connection = http.client.HTTPConnection("127.0.0.1", target.api_port, timeout=20)
         self._logged = 0
 
@@ -79,7 +79,7 @@ class Rest(Boundary):
         request = Request(row.method, path, body, tuple(headers))
         return Request(raw=_bent(request, rng)) if rng.random() < 0.15 else request
 
-    def _path(self, row: Operation, rng: random.Random) -> str:
+    def _path(self, row: Endpoint, rng: random.Random) -> str:
         known = {"task_id": self._task_id}
         words = []
         for word in row.path.split("/"):
@@ -96,7 +96,7 @@ class Rest(Boundary):
             query.append(("wait", "0"))
         return "/".join(words) + (f"?{urlencode(query)}" if query else "")
 
-    def _body(self, row: Operation, rng: random.Random) -> bytes | None:
+    def _body(self, row: Endpoint, rng: random.Random) -> bytes | None:
         if row.body is None:
             return twist.cut(b"{}", rng) if rng.random() < 0.05 else None
         base: Any = row.body_example if row.body_example is not None else {}

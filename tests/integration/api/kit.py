@@ -17,9 +17,9 @@ from wsproto.events import (
     TextMessage,
 )
 
-from retire_cluster.api.admission.keys import KeyRing, key_of
+from retire_cluster.api.admission.keys import ApiKeyRing, key_of
 from retire_cluster.api.app import Facade, create_app
-from retire_cluster.api.serving.waitress_server import Patience
+from retire_cluster.api.serving.waitress_server import SlowClientLimits
 from retire_cluster.api.serving.websocket import StreamServer
 from retire_cluster.broker.client import Answer
 from retire_cluster.conf.settings import Api, Settings
@@ -84,7 +84,7 @@ class Bench:
     def __init__(
         self,
         *keys: str,
-        patience: Patience | None = None,
+        patience: SlowClientLimits | None = None,
         key_file: Path | None = None,
         **options: Any,
     ) -> None:
@@ -94,7 +94,7 @@ class Bench:
         self.facade: Facade = create_app(
             self.log,
             settings,
-            keys=KeyRing(map(key_of, keys)) if keys else None,
+            keys=ApiKeyRing(map(key_of, keys)) if keys else None,
             key_file=key_file,
         )
         self.server = StreamServer(

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from retire_cluster.api.admission import sockdiag
-from retire_cluster.api.admission.localusers import UNKNOWN_USER, Connection, LocalUsers
+from retire_cluster.api.admission.localusers import UNKNOWN_USER, ClientConnection, LocalUsers
 from retire_cluster.cli.verbs.doctor import says_notice
 from retire_cluster.schemas import rights
-from retire_cluster.schemas.rest.operations import OPERATIONS
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 from retire_cluster.schemas.rights import Cell
 from tests.integration.main_kit import PATIENCE_SECONDS, MainNode, settings_for
 from tests.integration.site_kit import Site
@@ -115,7 +115,7 @@ def _posts(site: Site) -> float:
 
 @as_root
 def test_another_user_of_this_machine_meets_the_column_of_no_key(site: Site) -> None:
-    rows = [row for row in OPERATIONS.values() if row.operation_id not in ("streamEvents",)]
+    rows = [row for row in ENDPOINTS.values() if row.operation_id not in ("streamEvents",)]
     asked = []
     for row in rows:
         path = row.path.replace("{device_id}", "nobody").replace(
@@ -199,12 +199,12 @@ def test_whose_a_connection_is_in_every_spelling_of_loopback(bound: str, dialled
             with accepted:
                 own = accepted.getsockname()
                 ends = [(host.removeprefix("::ffff:"), port) for host, port, *_ in (peer, own)]
-                assert Connection(ends[0], ends[1]).user() == os.geteuid()
-                assert Connection(ends[0], ("", own[1]), sure=False).user() == os.geteuid()
+                assert ClientConnection(ends[0], ends[1]).user() == os.geteuid()
+                assert ClientConnection(ends[0], ("", own[1]), sure=False).user() == os.geteuid()
                 another = (ends[1][0], ends[1][1] ^ 1)
-                assert Connection(ends[0], another).user() is None, "nobody listens there"
-                known = Connection(ends[0], ends[1])
-                late = Connection(ends[0], ends[1])
+                assert ClientConnection(ends[0], another).user() is None, "nobody listens there"
+                known = ClientConnection(ends[0], ends[1])
+                late = ClientConnection(ends[0], ends[1])
                 assert known.user() == os.geteuid()
                 client.close()
                 assert late.user() == UNKNOWN_USER
@@ -231,7 +231,7 @@ def test_the_kernel_is_asked_for_one_socket_and_not_for_all(host: str) -> None:
 
 
 def test_only_its_own_user_and_root_may_and_never_through_a_proxy() -> None:
-    class Of(Connection):
+    class Of(ClientConnection):
         def __init__(self, user: int | None) -> None:
             self._found = user
 

@@ -10,7 +10,7 @@ import pytest
 from retire_cluster.api.mainnode import parking
 from retire_cluster.api.mainnode.parking import AT_ONCE, GATHER_SECONDS
 from retire_cluster.api.serving import websocket
-from retire_cluster.api.serving.drain import Drain
+from retire_cluster.api.serving.shutdown import Shutdown
 from tests.integration.api.kit import Bench, parse, read_all
 
 
@@ -65,7 +65,7 @@ def test_whoever_waits_for_one_task_after_the_other_is_answered_as_fast_as_they_
 
 @pytest.mark.parametrize(("known", "seconds"), [(True, 0.0), (False, GATHER_SECONDS)])
 def test_only_polls_of_strangers_are_held_for_what_comes_next(known: bool, seconds: float) -> None:
-    patience = parking.Patience(Drain(), time.monotonic, 60.0, lambda: True, known=known)
+    patience = parking.WaitBudget(Shutdown(), time.monotonic, 60.0, lambda: True, known=known)
     assert patience.gather_seconds == seconds
 
 

@@ -11,7 +11,7 @@ from retire_cluster.api.admission.keys import key_of
 from retire_cluster.schemas import rights
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.rest.operations import OPERATIONS, Operation
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS, Endpoint
 from retire_cluster.schemas.rights import Cell
 from retire_cluster.schemas.task_types import BUILTIN
 from tests.integration.main_kit import MainNode, settings_for
@@ -71,7 +71,7 @@ def refused(said: Said) -> bool:
     return said.status == 401 or (said.status == 403 and "scope" in said.json["error_details"])
 
 
-def do(site: Site, row: Operation, key: str, task_type: str, **headers: str) -> Said:
+def do(site: Site, row: Endpoint, key: str, task_type: str, **headers: str) -> Said:
     """An operation, on a task of this type where it is about one."""
     body: Any = None if row.body is None or row.body_optional else {}
     path = row.path.replace("{device_id}", "nobody")
@@ -88,7 +88,7 @@ def do(site: Site, row: Operation, key: str, task_type: str, **headers: str) -> 
     return site.ask(row.method, path, body, key=key, **headers)
 
 
-def cells(row: Operation, expected: Cell) -> Iterator[tuple[str, bool]]:
+def cells(row: Endpoint, expected: Cell) -> Iterator[tuple[str, bool]]:
     """Task types, and whether this one is let through."""
     yield HARMLESS, expected is not Cell.NO
     if row.right.by_type:
@@ -102,7 +102,7 @@ def test_every_cell_of_the_table_is_what_the_facade_does(
 ) -> None:
     site = closed if reads_closed else guarded
     wrong = []
-    for row in OPERATIONS.values():
+    for row in ENDPOINTS.values():
         for scope in ("", *rights.SCOPES):
             expected = rights.cell(row.operation_id, scope, reads_closed=reads_closed)
             for task_type, passes in cells(row, expected):
@@ -116,7 +116,7 @@ def test_without_authentication_strangers_meet_the_column_of_no_key(node: MainNo
     site = Site(node)
     try:
         wrong = []
-        for row in OPERATIONS.values():
+        for row in ENDPOINTS.values():
             expected = rights.cell(row.operation_id, "", reads_closed=False)
             for task_type, passes in cells(row, expected):
                 near = do(site, row, "", task_type)
@@ -134,7 +134,7 @@ def test_the_table_says_what_it_has_to() -> None:
     def of(operation_id: str, scope: str, reads_closed: bool = False) -> str:
         return str(rights.cell(operation_id, scope, reads_closed=reads_closed))
 
-    assert set(rights.RIGHTS) == {row.operation_id for row in OPERATIONS.values()}
+    assert set(rights.RIGHTS) == {row.operation_id for row in ENDPOINTS.values()}
     assert (of("getTaskResults", "submit"), of("getTaskResults", "submit", True)) == ("yes", "no")
     assert (of("retryTask", "submit"), of("retryTask", "submit:dangerous")) == ("harmless", "yes")
     assert (of("cancelTasks", "submit"), of("cancelTask", "read")) == ("harmless", "no")

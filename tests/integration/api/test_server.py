@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.serving.waitress_server import Patience
+from retire_cluster.api.serving.waitress_server import SlowClientLimits
 from retire_cluster.api.serving.websocket import StreamServer
 from tests.integration.api.kit import Bench, parse, read_all
 
@@ -129,7 +129,7 @@ def is_closed_within(connection: socket.socket, seconds: float, drip: bytes = b"
 
 
 def test_clients_that_drip_their_headers_or_body_are_closed() -> None:
-    bench = Bench(patience=Patience(header_seconds=0.5, body_seconds=0.5))
+    bench = Bench(patience=SlowClientLimits(header_seconds=0.5, body_seconds=0.5))
     try:
         headers, body = bench.connect(), bench.connect()
         headers.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n")
@@ -144,7 +144,7 @@ def test_clients_that_drip_their_headers_or_body_are_closed() -> None:
 
 
 def test_clients_that_do_not_take_their_answer_are_closed() -> None:
-    bench = Bench(patience=Patience(reader_seconds=0.5, bytes_per_second=1e6))
+    bench = Bench(patience=SlowClientLimits(reader_seconds=0.5, bytes_per_second=1e6))
     bench.log.status = lambda: {"text": "x" * 8_000_000}
     try:
         slow = []
@@ -167,7 +167,7 @@ def test_clients_that_do_not_take_their_answer_are_closed() -> None:
 
 def test_no_address_takes_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StreamServer, "_is_free", lambda *_: False)
-    bench = Bench(patience=Patience(connections_per_address=5))
+    bench = Bench(patience=SlowClientLimits(connections_per_address=5))
     try:
         idle = [bench.connect() for _ in range(20)]
         assert bench.health() == 200
@@ -179,7 +179,7 @@ def test_no_address_takes_all_connections(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_when_there_are_too_many_the_longest_idle_makes_room() -> None:
-    bench = Bench(patience=Patience(connections=20))
+    bench = Bench(patience=SlowClientLimits(connections=20))
     try:
         idle = [bench.connect() for _ in range(60)]
         for _ in range(5):

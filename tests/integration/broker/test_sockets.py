@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import zmq
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.broker.core.transitions import TRANSITIONS
 from retire_cluster.schemas import errors
@@ -510,7 +510,7 @@ def test_a_call_that_is_answered_unavailable_keeps_its_connection_and_the_breake
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    guarded = GuardedCluster(AdminClient("127.0.0.1", port, timeout_seconds=PATIENCE_SECONDS))
+    guarded = MainNodeLink(AdminClient("127.0.0.1", port, timeout_seconds=PATIENCE_SECONDS))
     try:
         for _ in range(2):
             with pytest.raises(errors.ClusterUnavailable, match="this one not now"):

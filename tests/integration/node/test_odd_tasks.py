@@ -10,7 +10,7 @@ import pytest
 
 from retire_cluster.node.core.records import Result
 from retire_cluster.node.running.spool import Spool
-from retire_cluster.schemas.protocol.messages import Finished, Key
+from retire_cluster.schemas.protocol.messages import AttemptKey, Finished
 from tests.integration.node_kit import COMMAND, Bus, Start, linux_only, python
 
 ODD_TYPES = r'''
@@ -249,7 +249,7 @@ def test_forged_answers_fail_their_own_attempt_and_nothing_else(
     exec(ODD_TYPES, namespace)
     worker = start("--allow-root", environ=odd_types)
     bus.welcome()
-    waiting: list[tuple[str, Key, Key]] = []
+    waiting: list[tuple[str, AttemptKey, AttemptKey]] = []
     for what in namespace["FORGED"]:
         bad, good = bus.assign_all([("forge", {"what": what}), ("witness", {"beside": what})])
         waiting.append((what, bad, good))

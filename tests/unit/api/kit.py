@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from falcon import testing
 
-from retire_cluster.api.admission.keys import KeyRing, key_of
+from retire_cluster.api.admission.keys import ApiKeyRing, key_of
 from retire_cluster.api.app import Facade, create_app
 from retire_cluster.broker.client import Answer
 from retire_cluster.conf.settings import Api, Settings
@@ -99,7 +99,7 @@ class Bench:
         self.facade: Facade = create_app(
             self.cluster,
             Settings(data_dir=Path("data"), api=api),
-            keys=KeyRing(map(key_of, keys)),
+            keys=ApiKeyRing(map(key_of, keys)),
             clock=lambda: 1672574400.25,
         )
         self.facade.reporter.stop()

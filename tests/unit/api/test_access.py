@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.schemas.rest.operations import OPERATIONS
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 from tests.unit.api.kit import API, ECHO, TASK_ID, Bench, code_of
 
 # --- access --------------------------------------------------------------------------------------
@@ -14,7 +14,7 @@ from tests.unit.api.kit import API, ECHO, TASK_ID, Bench, code_of
 
 def test_protected_operations_are_401_without_a_key() -> None:
     bench = Bench("secret")
-    for row in OPERATIONS.values():
+    for row in ENDPOINTS.values():
         path = row.path.replace("{task_id}", TASK_ID).replace("{device_id}", "laptop-001")
         result = bench.ask(row.method, path, headers={"Content-Type": "application/json"})
         assert (result.status_code == 401) is bool(row.scope), row

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retire_cluster.schemas.rest.operations import OPERATIONS
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 from tests.unit.api.kit import API, PAGES, TASK_ID, Bench, code_of
 
 # --- the table and the routes are one ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda row: row.operation_id)
+@pytest.mark.parametrize("operation", ENDPOINTS.values(), ids=lambda row: row.operation_id)
 def test_every_operation_of_the_table_is_routed(bench: Bench, operation: Any) -> None:
     path = operation.path.replace("{task_id}", TASK_ID).replace("{device_id}", "laptop-001")
     result = bench.ask(operation.method, path, headers={"Content-Type": "application/json"})
@@ -26,7 +26,7 @@ def test_every_operation_of_the_table_is_routed(bench: Bench, operation: Any) ->
 
 @pytest.mark.parametrize(
     "operation",
-    [row for row in OPERATIONS.values() if row.method == "GET"],
+    [row for row in ENDPOINTS.values() if row.method == "GET"],
     ids=lambda row: row.operation_id,
 )
 def test_head_works_wherever_get_does(bench: Bench, operation: Any) -> None:
@@ -190,7 +190,7 @@ def test_the_documentation_page_needs_nothing_from_elsewhere(bench: Bench) -> No
     assert "<code>queued_reason.eligible_devices</code>" in text
     assert re.search(r'From here: .*<a href="#getTaskResult">', text)
     assert "`" not in re.sub(r"<pre[^>]*>.*?</pre>", "", text, flags=re.S)
-    for row in OPERATIONS.values():
+    for row in ENDPOINTS.values():
         assert row.operation_id in text
 
 
@@ -202,7 +202,7 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=10,
 )
-_PATHS = st.sampled_from([path for _, path in OPERATIONS]) | st.text(max_size=20).map(
+_PATHS = st.sampled_from([path for _, path in ENDPOINTS]) | st.text(max_size=20).map(
     lambda text: "/" + text
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from falcon import testing
 
-from retire_cluster.api.admission.keys import KeyRing, key_of, write_keys
+from retire_cluster.api.admission.keys import ApiKeyRing, key_of, write_keys
 from retire_cluster.api.app import create_app
 from retire_cluster.api.resources.ui import PACKAGE, load_files
 from retire_cluster.broker.client import Answer
@@ -69,7 +69,7 @@ class Site:
         facade = create_app(
             self.main,
             Settings(data_dir=Path("data"), api=Api(**options)),
-            keys=KeyRing(map(key_of, keys)),
+            keys=ApiKeyRing(map(key_of, keys)),
             key_file=key_file,
             clock=lambda: self.now,
         )

@@ -27,7 +27,7 @@ from retire_cluster.broker.store.base import MemoryStore, Store
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.protocol.wire import PROTOCOL
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.jsontext import dumps
@@ -84,7 +84,7 @@ class Member:
         return self.cluster.state.devices[self.device_id]
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[AttemptKey]:
         """The attempts it has, by the core's account, in order of their tasks."""
         return sorted(task.key for task in self.record.attempts.values())
 
@@ -120,13 +120,13 @@ class Member:
         fields.setdefault("config_version", self.cluster.state.config_version)
         return self.say(msg.Heartbeat(self.session, 1, held=rows, **fields))
 
-    def start(self, *keys: Key) -> list[ins.Instruction]:
+    def start(self, *keys: AttemptKey) -> list[ins.Instruction]:
         """STARTED, of everything it has when no key is given."""
         return self.say(msg.Started(self.session, keys or tuple(self.keys)))
 
     def finish(
         self,
-        *keys: Key,
+        *keys: AttemptKey,
         outcome: str = "success",
         cause: str | None = None,
         error: str | None = None,
@@ -142,7 +142,7 @@ class Member:
         blobs = [result, details] * len(items)
         return self.cluster.do(ev.ResultsArrived(self.routing, message, blobs))
 
-    def fail(self, *keys: Key, cause: str = "error") -> list[ins.Instruction]:
+    def fail(self, *keys: AttemptKey, cause: str = "error") -> list[ins.Instruction]:
         """FINISHED with outcome `failed`."""
         return self.finish(*keys, outcome="failed", cause=cause, error="it broke", result=b"")
 
@@ -272,7 +272,9 @@ class Cluster:
         self.do(ev.TasksSubmitted([spec] * count, [payload] * count, delays))
         return list(range(first, first + count))
 
-    def give(self, count: int = 1, member: Member | None = None, **task: Any) -> tuple[Member, Key]:
+    def give(
+        self, count: int = 1, member: Member | None = None, **task: Any
+    ) -> tuple[Member, AttemptKey]:
         """A device and the key of the (last) task that was just placed on it."""
         member = member or self.device(slots=count)
         numbers = self.submit(count, **task)

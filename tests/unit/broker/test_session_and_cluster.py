@@ -17,7 +17,7 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.node.core import records
 from retire_cluster.node.core.session import Phase, Session
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.jsontext import dumps, loads
 from tests.unit.broker.kit import TYPES, Cluster, MakeCluster, settings_with
 
@@ -34,12 +34,12 @@ class Node:
         self.exit_code: int | None = None
         self.linked = True
         self.routing = b""
-        self.running: dict[Key, float] = {}
-        self.waiting: deque[Key] = deque()
+        self.running: dict[AttemptKey, float] = {}
+        self.waiting: deque[AttemptKey] = deque()
         self.slots = slots
         #: Attempts that were killed, and why.
-        self.killed: dict[Key, str] = {}
-        self.runs: list[Key] = []
+        self.killed: dict[AttemptKey, str] = {}
+        self.runs: list[AttemptKey] = []
         self.sessions = 0
         self.up = False
         #: The next message it sends for which this is true gets lost.
@@ -86,7 +86,7 @@ class Node:
         verb, header = order.message.write()
         self.world.to_broker(self, verb, loads(dumps(header)), list(order.blobs))
 
-    def _kill(self, keys: list[Key], reason: str) -> None:
+    def _kill(self, keys: list[AttemptKey], reason: str) -> None:
         self.killed.update(dict.fromkeys(keys, reason))
         for key in keys:
             self.running.pop(key, None)

@@ -17,9 +17,9 @@ from retire_cluster.node.core.session import Session
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import (
     AssignItem,
+    AttemptKey,
     HeartbeatConfig,
     Held,
-    Key,
     TypeInfo,
 )
 from tests.unit.broker.kit import Cluster, MakeCluster, settings_with
@@ -100,7 +100,7 @@ def test_a_restarted_broker_waits_for_the_lease_that_a_device_knows(
 # --- the device ----------------------------------------------------------------------------------
 
 
-KEY: Key = (1, 1, 77, 5)
+KEY: AttemptKey = (1, 1, 77, 5)
 
 
 class Device:

@@ -11,7 +11,7 @@ from retire_cluster.broker.admin.calls import operations
 from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
 from retire_cluster.schemas.protocol import messages
-from retire_cluster.schemas.rest.operations import rights_table
+from retire_cluster.schemas.rest.endpoints import rights_table
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 ROOT = Path(__file__).resolve().parents[3]

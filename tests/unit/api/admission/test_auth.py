@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retire_cluster.api.admission.auth import Access, Identity, network_of, presented_key
+from retire_cluster.api.admission.auth import Authorizer, Identity, network_of, presented_key
 from retire_cluster.api.admission.keys import (
-    KeyFileError,
-    KeyRing,
+    ApiKeyFileError,
+    ApiKeyRing,
     generate,
     key_of,
     read_keys,
@@ -26,13 +26,13 @@ from retire_cluster.api.admission.peers import Hosts, Origins, Peer, Peers
 from retire_cluster.api.admission.tickets import LIFETIME_SECONDS, NO_KEY, Tickets
 from retire_cluster.conf.machine.addresses import local_names
 from retire_cluster.schemas.errors import Forbidden, RateLimitExceeded, Unauthorized
-from retire_cluster.schemas.rest.operations import OPERATIONS
+from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 
 NEAR, FAR = Peer("127.0.0.1", loopback=True), Peer("192.0.2.7", loopback=False)
-REMOVE = OPERATIONS["DELETE", "/api/v1/devices/{device_id}"]
-STATUS = OPERATIONS["GET", "/api/v1/cluster/status"]
-HEALTH = OPERATIONS["GET", "/health"]
-METRICS = OPERATIONS["GET", "/metrics"]
+REMOVE = ENDPOINTS["DELETE", "/api/v1/devices/{device_id}"]
+STATUS = ENDPOINTS["GET", "/api/v1/cluster/status"]
+HEALTH = ENDPOINTS["GET", "/health"]
+METRICS = ENDPOINTS["GET", "/metrics"]
 
 
 class Clock:
@@ -43,9 +43,9 @@ class Clock:
         return self.now
 
 
-def access(*keys: str, reads: bool = False, clock: Clock | None = None) -> Access:
-    ring = KeyRing(map(key_of, keys))
-    return Access(ring, required=bool(keys), reads=reads, monotonic=clock or Clock())
+def access(*keys: str, reads: bool = False, clock: Clock | None = None) -> Authorizer:
+    ring = ApiKeyRing(map(key_of, keys))
+    return Authorizer(ring, required=bool(keys), reads=reads, monotonic=clock or Clock())
 
 
 # --- who may -------------------------------------------------------------------------------------
@@ -95,8 +95,8 @@ def test_harmless_types_need_no_key_and_others_do() -> None:
 
 
 def test_a_key_may_do_what_its_scopes_say() -> None:
-    ring = KeyRing([key_of("reader", scopes=["read"]), key_of("sender", scopes=["submit"])])
-    gate = Access(ring, required=True, reads=True)
+    ring = ApiKeyRing([key_of("reader", scopes=["read"]), key_of("sender", scopes=["submit"])])
+    gate = Authorizer(ring, required=True, reads=True)
     reader, sender = gate.identify(FAR, "reader"), gate.identify(FAR, "sender")
     gate.check(reader, STATUS)
     with pytest.raises(Forbidden, match="admin"):
@@ -153,7 +153,7 @@ def test_a_key_comes_in_either_header(environ: dict[str, str], key: str | None) 
 
 @given(st.text())
 def test_any_text_can_be_presented_as_a_key(text: str) -> None:
-    assert KeyRing([key_of("key")]).find(text) is None or text == "key"
+    assert ApiKeyRing([key_of("key")]).find(text) is None or text == "key"
 
 
 # --- kept keys -----------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_kept_keys_are_hashes_in_a_file_of_its_owner_only(tmp_path: Path) -> Non
 
 def test_a_changed_key_file_counts_from_the_next_request_on(tmp_path: Path) -> None:
     path = tmp_path / "api-keys.json"
-    ring = KeyRing([key_of("given")], path)
+    ring = ApiKeyRing([key_of("given")], path)
     assert ring.find("later") is None
     write_keys(path, [key_of("later", scopes=["read"])])
     found = ring.find("later")
@@ -186,7 +186,7 @@ def test_a_changed_key_file_counts_from_the_next_request_on(tmp_path: Path) -> N
 
 
 def test_the_last_use_of_a_key_is_told_once() -> None:
-    access = Access(KeyRing([key_of("key")]), required=True, clock=lambda: 12.5)
+    access = Authorizer(ApiKeyRing([key_of("key")]), required=True, clock=lambda: 12.5)
     access.identify(NEAR, "key")
     access.identify(NEAR, "wrong")
     assert access.take_uses() == {key_of("key").key_id: 12_500}
@@ -205,7 +205,7 @@ def test_generated_keys_are_long_and_differ() -> None:
 def test_a_broken_key_file_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(content, "utf-8")
-    with pytest.raises(KeyFileError, match=r"keys\.json"):
+    with pytest.raises(ApiKeyFileError, match=r"keys\.json"):
         read_keys(path)
 
 
@@ -214,7 +214,7 @@ def test_an_unreadable_key_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text("{}", "utf-8")
     path.chmod(0)
-    with pytest.raises(KeyFileError):
+    with pytest.raises(ApiKeyFileError):
         read_keys(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from retire_cluster.api.admission import toll
-from retire_cluster.api.admission.ratelimit import RateLimiter
+from retire_cluster.api.admission.ratelimit import RequestLimiter
 from retire_cluster.api.admission.toll import Toll
 
 
@@ -38,7 +38,7 @@ def test_a_cycle_over_more_results_than_are_remembered_is_charged(
 ) -> None:
     monkeypatch.setattr(toll, "_REMEMBERED", 50)
     counter = Counter()
-    charges = Toll(cast(RateLimiter, counter))
+    charges = Toll(cast(RequestLimiter, counter))
 
     def take(client: str, number: int) -> int:
         context = SimpleNamespace(identity=SimpleNamespace(client=client), standing=None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.broker.client import Answer, NoAnswer
 from retire_cluster.schemas.errors import ClusterUnavailable, InternalError, TaskNotFound
 from tests.unit.api.kit import API, Bench, MemoryCluster, code_of
@@ -59,7 +59,7 @@ def test_health_is_off_while_the_server_drains(bench: Bench) -> None:
 
 def test_a_silent_main_node_holds_one_caller_at_a_time() -> None:
     cluster = MemoryCluster()
-    guarded = GuardedCluster(cluster)
+    guarded = MainNodeLink(cluster)
     cluster.answers["x"] = NoAnswer()
     nested: list[type[BaseException]] = []
     original: Callable[..., Answer] = cluster.call_raw
@@ -85,7 +85,7 @@ def test_a_silent_main_node_holds_one_caller_at_a_time() -> None:
 
 def test_an_error_answer_is_an_answer() -> None:
     cluster = MemoryCluster()
-    guarded = GuardedCluster(cluster)
+    guarded = MainNodeLink(cluster)
     for error in (TaskNotFound(), InternalError(), ClusterUnavailable("not now")):
         cluster.answers["x"] = error
         with pytest.raises(type(error)):

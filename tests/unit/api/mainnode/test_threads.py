@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.mainnode.cluster import GuardedCluster
-from retire_cluster.api.mainnode.feed import EventFeed, Filter, Listener
+from retire_cluster.api.mainnode.feed import EventFeed, EventFilter, Listener
+from retire_cluster.api.mainnode.link import MainNodeLink
 from retire_cluster.api.mainnode.stats import HttpStats, Reporter
 from retire_cluster.broker.client import Answer
 
@@ -77,28 +77,28 @@ def ended_thread() -> threading.Thread:
 
 
 def test_the_feed_outlives_a_fault_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
-    feed = EventFeed(GuardedCluster(OddCluster(KeyError("next"))))
+    feed = EventFeed(MainNodeLink(OddCluster(KeyError("next"))))
     sink = Sink()
-    feed.add(Listener(sink, Filter(), 0))
+    feed.add(Listener(sink, EventFilter(), 0))
     until(lambda: sink.texts)
     assert "events could not be handed on" in caplog.text
     assert feed.stop()
 
 
 def test_a_listener_that_fails_takes_nothing_from_the_others() -> None:
-    feed = EventFeed(GuardedCluster(OddCluster()))
+    feed = EventFeed(MainNodeLink(OddCluster()))
     well = Sink()
-    feed.add(Listener(Sink(RuntimeError("gone")), Filter(), 0))
-    feed.add(Listener(well, Filter(), 0))
+    feed.add(Listener(Sink(RuntimeError("gone")), EventFilter(), 0))
+    feed.add(Listener(well, EventFilter(), 0))
     until(lambda: len(well.texts) >= 3)
     assert feed.stop()
 
 
 def test_a_feed_whose_thread_has_died_gets_another_with_the_next_listener() -> None:
-    feed = EventFeed(GuardedCluster(OddCluster()))
+    feed = EventFeed(MainNodeLink(OddCluster()))
     feed._thread = ended_thread()
     sink = Sink()
-    feed.add(Listener(sink, Filter(), 0))
+    feed.add(Listener(sink, EventFilter(), 0))
     until(lambda: sink.texts)
     assert feed.stop()
 
@@ -107,7 +107,7 @@ def test_the_reporter_outlives_a_fault_and_reports_what_it_could_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster, stats = OddCluster(ZeroDivisionError()), HttpStats()
-    reporter = Reporter(GuardedCluster(cluster), stats, interval_seconds=0.01)
+    reporter = Reporter(MainNodeLink(cluster), stats, interval_seconds=0.01)
     stats.observe("GET", "/x", 200, 0.1)
     reporter.ensure_running()
     until(lambda: cluster.calls.count("facade.report") >= 3)

@@ -12,7 +12,7 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.rows import AttemptRow, LiveRow, OutcomeRow, SubmissionRow, TaskRow
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.protocol.messages import Held, Key
+from retire_cluster.schemas.protocol.messages import AttemptKey, Held
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from tests.unit.broker.kit import (
@@ -712,7 +712,7 @@ def ask(cluster: Cluster, numbers: list[int], seconds: float = 5.0) -> list[ins.
 
 def test_a_wait_is_over_when_all_its_tasks_have_ended(cluster: Cluster) -> None:
     member, _ = cluster.give(2)
-    keys: list[Key] = member.keys
+    keys: list[AttemptKey] = member.keys
     numbers = [key[0] for key in keys]
     assert ask(cluster, numbers) == []
     assert only(ins.WaitOver, member.finish(keys[0])) == []

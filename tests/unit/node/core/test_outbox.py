@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from retire_cluster.node.core.outbox import Outbox
 from retire_cluster.node.core.records import Result
-from retire_cluster.schemas.protocol.messages import Key
+from retire_cluster.schemas.protocol.messages import AttemptKey
 
 MIB = 1024 * 1024
 #: What the main node lets a connection have on its way, less what waits in its sockets.
@@ -14,7 +14,7 @@ MOST = 24 * MIB
 def owing(count: int, size: int) -> Outbox:
     outbox = Outbox()
     for number in range(1, count + 1):
-        key: Key = (number, 1, 1, 1)
+        key: AttemptKey = (number, 1, 1, 1)
         outbox.add(Result(key, "success", 0.1, None, None, b"x" * size, b""))
     return outbox
 

@@ -14,7 +14,12 @@ from retire_cluster.node.core import records
 from retire_cluster.node.core.records import Result
 from retire_cluster.node.core.session import Pace, Phase, Session
 from retire_cluster.schemas.protocol import messages
-from retire_cluster.schemas.protocol.messages import AssignItem, HeartbeatConfig, Key, TypeInfo
+from retire_cluster.schemas.protocol.messages import (
+    AssignItem,
+    AttemptKey,
+    HeartbeatConfig,
+    TypeInfo,
+)
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES, PROTOCOL
 
 CONFIG = HeartbeatConfig(version=1, interval=5.0, timeout=30.0, max_missed=3)
@@ -31,7 +36,7 @@ ME = records.Introduction(
 )
 
 
-def key(number: int, epoch: int = 7) -> Key:
+def key(number: int, epoch: int = 7) -> AttemptKey:
     return (number, 1, 10, epoch)
 
 
@@ -71,7 +76,10 @@ class Driver:
         return self(records.Tick())
 
     def welcome(
-        self, keep: tuple[Key, ...] = (), abandon: tuple[Key, ...] = (), epoch: int = 7
+        self,
+        keep: tuple[AttemptKey, ...] = (),
+        abandon: tuple[AttemptKey, ...] = (),
+        epoch: int = 7,
     ) -> list[records.Instruction]:
         session = self.session.session
         return self.receive(messages.Welcome(session, epoch, keep, abandon, CONFIG))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retire_cluster.schemas.rest import quick, requests
-from retire_cluster.schemas.rest.strict import StrictValidator, type_names
+from retire_cluster.schemas.rest.dialect import StrictValidator, type_names
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.task_types import BUILTIN
 

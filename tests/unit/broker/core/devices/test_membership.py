@@ -17,7 +17,7 @@ from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, Held, TypeInfo
 from retire_cluster.schemas.protocol.wire import PROTOCOL
-from retire_cluster.schemas.rest.operations import API, OPERATIONS
+from retire_cluster.schemas.rest.endpoints import API, ENDPOINTS
 from retire_cluster.schemas.text.jsontext import dumps, loads
 from retire_cluster.schemas.vocabulary import RESERVED_DEVICE_IDS, TaskStatus
 from tests.unit.broker.kit import WALL_MS, Cluster, MakeCluster, only, sent, settings_with, wrong
@@ -83,7 +83,7 @@ def test_a_hello_with_a_bad_field_is_refused_naming_it(
 
 def test_no_device_may_have_the_name_of_a_resource_beside_it(cluster: Cluster) -> None:
     beside = f"{API}/devices/"
-    paths = [row.path for row in OPERATIONS.values() if row.path.startswith(beside)]
+    paths = [row.path for row in ENDPOINTS.values() if row.path.startswith(beside)]
     names = {path[len(beside) :].partition("/")[0] for path in paths}
     assert {name for name in names if not name.startswith("{")} == RESERVED_DEVICE_IDS
     args = {"device_id": "summary", "public_key": "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"}

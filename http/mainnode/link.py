@@ -36,7 +36,7 @@ NOT_KNOWN: Final = (
 )
 
 
-class Cluster(Protocol):
+class AdminCaller(Protocol):
     """What the facade needs of an admin client (`broker.client.AdminClient` is one)."""
 
     timeout_seconds: float
@@ -55,14 +55,16 @@ class Cluster(Protocol):
         """Give back all sockets."""
 
 
-class GuardedCluster:
+class MainNodeLink:
     """`Cluster` that fails fast while the main node is known to be silent.
 
     :param cluster: the admin client
     :param monotonic: clock in seconds
     """
 
-    def __init__(self, cluster: Cluster, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, cluster: AdminCaller, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._cluster = cluster
         self._monotonic = monotonic
         self._lock = threading.Lock()

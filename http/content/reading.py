@@ -18,7 +18,7 @@ from retire_cluster.schemas.errors import (
     UnsupportedMediaType,
     ValidationError,
 )
-from retire_cluster.schemas.rest.operations import Operation
+from retire_cluster.schemas.rest.endpoints import Endpoint
 from retire_cluster.schemas.rest.payload import parse_json_object
 from retire_cluster.schemas.rest.requests import TASK_ID_PATTERN
 from retire_cluster.schemas.rest.validation import validate
@@ -74,8 +74,8 @@ def json_body(
 
 
 def checked_body(req: falcon.Request) -> dict[str, Any]:
-    """The body as its row in `schemas/rest/operations.py` wants it, defaults filled in."""
-    operation: Operation = req.context.operation
+    """The body as its row in `schemas/rest/endpoints.py` wants it, defaults filled in."""
+    operation: Endpoint = req.context.operation
     document = json_body(req, optional=operation.body_optional)
     return validate(operation.body or {}, document)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Drain:
+class Shutdown:
     """Tells requests that the server was asked to stop."""
 
     def __init__(self) -> None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from retire_cluster.schemas.rest import requests
-from retire_cluster.schemas.rest.strict import Schema
+from retire_cluster.schemas.rest.dialect import Schema
 from retire_cluster.schemas.rights import RIGHTS, Door, Right, table
 from retire_cluster.schemas.vocabulary import API as API
 
 
 @dataclass(frozen=True)
-class Operation:
+class Endpoint:
     """One method of one path."""
 
     method: str
@@ -96,34 +96,34 @@ _SUBMISSION_EXAMPLE: Final = {
 
 _ROWS: Final = (
     # --- the API itself ---
-    Operation(
+    Endpoint(
         "GET", "/health", "getHealth", "Cluster", "Simple health check for monitoring",
         "Health", unlimited=True, bare=True, example=_HEALTH_EXAMPLE,
     ),
-    Operation(
+    Endpoint(
         "GET", "/api/health", "getHealthAlias", "Cluster", "The same as /health",
         "Health", unlimited=True, bare=True, example=_HEALTH_EXAMPLE,
     ),
-    Operation(
+    Endpoint(
         "GET", "/metrics", "getPrometheusMetrics", "Cluster", "Metrics for Prometheus",
         "", unlimited=True, needs_cluster=False, bare=True, media_type="text/plain",
     ),
-    Operation(
+    Endpoint(
         "GET", "/", "getRoot", "API",
         "The API's index for a program; a browser is sent to the dashboard",
         "ApiInfo",
     ),
-    Operation("GET", API, "getApi", "API", "What this API offers", "ApiInfo"),
-    Operation(
+    Endpoint("GET", API, "getApi", "API", "What this API offers", "ApiInfo"),
+    Endpoint(
         "GET", f"{API}/openapi.json", "getOpenApi", "API", "This API as an OpenAPI 3.1 document",
         "", needs_cluster=False, bare=True,
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/docs", "getDocs", "API", "This API as a page to read",
         "", needs_cluster=False, bare=True, media_type="text/html",
     ),
     # --- cluster ---
-    Operation(
+    Endpoint(
         "GET", f"{API}/cluster/status", "getClusterStatus", "Cluster",
         "Devices, health percentage, resource totals and task counts", "ClusterStatus",
         example={
@@ -141,20 +141,20 @@ _ROWS: Final = (
             "tasks": {"by_status": {"queued": 3, "running": 2}, "queued": 3, "running": 2},
         },
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/cluster/health", "getClusterHealth", "Cluster",
         "Health in the envelope; 503 when not healthy", "ClusterHealth",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/cluster/metrics", "getClusterMetrics", "Cluster",
         "Performance and utilization, measured", "ClusterMetrics",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/cluster/config", "getClusterConfig", "Cluster",
         "Cluster configuration settings", "ClusterConfig",
     ),
     # --- devices ---
-    Operation(
+    Endpoint(
         "GET", f"{API}/devices", "listDevices", "Devices", "Devices, by device id", "Device",
         query=requests.DEVICE_LIST_QUERY, paged=True,
         example=[
@@ -170,40 +170,40 @@ _ROWS: Final = (
             }
         ],
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/devices/summary", "getDeviceSummary", "Devices",
         "Summary statistics of all devices", "DeviceSummary",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/devices/{{device_id}}", "getDevice", "Devices",
         "Everything about one device", "DeviceDetails", errors=_DEVICE,
         leads_to=("getDeviceStatus", "pingDevice", "drainDevice", "removeDevice"),
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/devices/{{device_id}}/status", "getDeviceStatus", "Devices",
         "Current status and load of a device", "DeviceState", errors=_DEVICE,
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/devices/{{device_id}}/ping", "pingDevice", "Devices",
         "A real round trip to the device; 200 even when it does not answer", "Ping",
         body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/devices/{{device_id}}/drain", "drainDevice", "Devices",
         "Give a device nothing new; what it has it finishes", "DeviceState",
         body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/devices/{{device_id}}/resume", "resumeDevice", "Devices",
         "End a drain", "DeviceState",
         body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
-    Operation(
+    Endpoint(
         "DELETE", f"{API}/devices/{{device_id}}", "removeDevice", "Devices",
         "Remove a device; its running tasks go back to the queue", "DeviceRemoval",
         body=requests.NO_BODY, body_optional=True, errors=_DEVICE,
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/join-tokens", "makeJoinToken", "Devices",
         "The line that lets a new device join, with a token made for it", "JoinToken",
         body=requests.JOIN_TOKEN, body_optional=True, status=201,
@@ -211,7 +211,7 @@ _ROWS: Final = (
         " join with `HOST:PORT`. Tokens are listed and revoked by `retire-cluster token`.",
     ),
     # --- tasks ---
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks", "submitTask", "Tasks", "Submit a task", "TaskSubmitted",
         body=requests.TASK_SUBMISSION, status=201, errors=_SUBMIT,
         leads_to=("getTaskStatus", "getTaskResult", "getTask", "explainTask", "cancelTask"),
@@ -232,14 +232,14 @@ _ROWS: Final = (
             "submitted_at": _TIME,
         },
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks/batch", "submitTasks", "Tasks",
         "Submit up to 1000 tasks: all or none", "BatchSubmitted",
         body=requests.TASK_BATCH, status=201, errors=_SUBMIT,
         body_example={"tasks": [{"task_type": "echo", "payload": {"n": 1}}]},
         example={"task_ids": [_TASK_UUID], "submitted_at": _TIME},
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks/results", "getTaskResults", "Tasks",
         "The results of up to 1000 tasks in one answer", "TaskResults", errors=_TASK,
         query=requests.RESULT_QUERY,
@@ -248,36 +248,36 @@ _ROWS: Final = (
         " did not fit into one answer (8 MiB) under `omitted`: ask for these again.",
         example={"results": [], "unfinished": [_TASK_UUID], "omitted": []},
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks/cancel", "cancelTasks", "Tasks",
         "Cancel up to 1000 tasks; running ones are killed", "TasksCancelled",
         body=requests.TASKS_CANCEL, body_example={"task_ids": [_TASK_UUID]},
         description="Tasks that have ended, or are not known, are listed under `not_cancelled`.",
         example={"cancelled": [_TASK_UUID], "not_cancelled": [], "cancelled_at": _TIME},
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks", "listTasks", "Tasks", "Tasks, newest first", "Task",
         query=requests.TASK_LIST_QUERY, paged=True,
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/statistics", "getTaskStatistics", "Tasks",
         "Execution statistics and performance, measured", "TaskStatistics",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/types", "getTaskTypes", "Tasks",
         "Task types, built in and of all devices", "TaskTypes",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/{{task_id}}", "getTask", "Tasks",
         "A task with payload, requirements, attempts and result", "TaskDetails", errors=_TASK,
         leads_to=("getTaskResult", "cancelTask", "retryTask", "getDevice"),
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/{{task_id}}/status", "getTaskStatus", "Tasks",
         "Current status, progress and, while it waits, why", "TaskState", errors=_TASK,
         leads_to=("getTaskResult", "explainTask", "cancelTask", "retryTask", "getDevice"),
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/{{task_id}}/result", "getTaskResult", "Tasks",
         "The result of a finished task", "TaskResult", errors=(*_TASK, "NO_TASK_RESULT"),
         query=requests.RESULT_QUERY,
@@ -290,7 +290,7 @@ _ROWS: Final = (
             "error_traceback": None, "logs": "", "truncated": None,
         },
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/tasks/{{task_id}}/explanation", "explainTask", "Tasks",
         "Per device, whether it may run the task now and why not", "TaskExplanation",
         errors=_TASK,
@@ -304,13 +304,13 @@ _ROWS: Final = (
             ],
         },
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks/{{task_id}}/cancel", "cancelTask", "Tasks",
         "Cancel a waiting or running task; a running one is killed", "TaskCancelled",
         body=requests.NO_BODY, body_optional=True,
         errors=(*_TASK, "CANNOT_CANCEL_TASK"),
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/tasks/{{task_id}}/retry", "retryTask", "Tasks",
         "Run a failed, timed-out or cancelled task again", "TaskRetried",
         body=requests.NO_BODY, body_optional=True,
@@ -318,19 +318,19 @@ _ROWS: Final = (
         leads_to=("getTaskStatus", "getTaskResult"),
     ),
     # --- events ---
-    Operation(
+    Endpoint(
         "GET", f"{API}/events", "pollEvents", "Events", "Events after a cursor, as a long poll",
         "Events", query=requests.EVENTS_QUERY, unlimited=True, leads_to=("pollEvents",),
         description="Pass the `next` of one answer as `since` of the next request. `gap: true`"
         " says that some events between are no longer kept. `/ws` streams the same events.",
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/events/ticket", "makeEventTicket", "Events",
         "A short-lived ticket for /ws?ticket=, for pages that cannot send headers",
         "EventTicket", body=requests.NO_BODY, body_optional=True,
         needs_cluster=False, leads_to=("streamEvents",),
     ),
-    Operation(
+    Endpoint(
         "GET", "/ws", "streamEvents", "Events", "Events as a WebSocket, one JSON event a message",
         "", query=requests.STREAM_QUERY, status=101, unlimited=True, bare=True,
         needs_cluster=False,
@@ -339,30 +339,30 @@ _ROWS: Final = (
         " `id` of the last event it got. Without `Upgrade: websocket` the answer is 426.",
     ),
     # --- configuration ---
-    Operation(
+    Endpoint(
         "GET", f"{API}/config", "getConfig", "Configuration", "The complete configuration",
         "Configuration",
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/config/server", "getServerConfig", "Configuration",
         "Server configuration", "ServerConfig",
     ),
-    Operation(
+    Endpoint(
         "PUT", f"{API}/config/server", "updateServerConfig", "Configuration",
         "Change some of it; applied at once", "ConfigUpdated",
         body=requests.SERVER_CONFIG, body_example={"max_connections": 100},
     ),
-    Operation(
+    Endpoint(
         "GET", f"{API}/config/heartbeat", "getHeartbeatConfig", "Configuration",
         "Heartbeat configuration", "HeartbeatConfig",
     ),
-    Operation(
+    Endpoint(
         "PUT", f"{API}/config/heartbeat", "updateHeartbeatConfig", "Configuration",
         "Change some of it; pushed to the devices at once", "ConfigUpdated",
         body=requests.HEARTBEAT_CONFIG,
         body_example={"interval": 60, "timeout": 300, "max_missed": 3},
     ),
-    Operation(
+    Endpoint(
         "POST", f"{API}/config/reset", "resetConfig", "Configuration",
         "Reset all configuration to defaults", "ConfigReset",
         body=requests.NO_BODY, body_optional=True,
@@ -370,7 +370,7 @@ _ROWS: Final = (
 )  # fmt: skip
 
 #: `(method, path template)` → its row; HEAD is not listed, it works wherever GET does.
-OPERATIONS: Final[dict[tuple[str, str], Operation]] = {(row.method, row.path): row for row in _ROWS}
+ENDPOINTS: Final[dict[tuple[str, str], Endpoint]] = {(row.method, row.path): row for row in _ROWS}
 
 
 def rights_table() -> str:
