@@ -297,6 +297,10 @@ class Cluster:
         """A task's public id; it was made at the beginning unless said otherwise."""
         return self.state.ids.public(number, created_ms)
 
+    def cancel(self, number: int) -> list[ins.Instruction]:
+        """Cancel a task."""
+        return self.do(ev.CancelAsked(number))
+
     def retry(self, number: int) -> list[ins.Instruction]:
         """A manual retry, with what the shell reads from the store."""
         row = self.store.task(number)
@@ -345,6 +349,25 @@ def only(kind: type[I], found: Sequence[ins.Instruction]) -> list[I]:
 def sent(found: Sequence[ins.Instruction]) -> list[Any]:
     """The messages that a turn sends, without where to."""
     return [i.message for i in found if isinstance(i, ins.Send)]
+
+
+def rejected(found: list[ins.Instruction]) -> msg.Reject:
+    """The one answer of a turn, which refuses a HELLO."""
+    (message,) = sent(found)
+    assert isinstance(message, msg.Reject)
+    return message
+
+
+def challenge(cluster: Cluster) -> tuple[Any, Any, int]:
+    """A device that lives, a second process with its id, and the nonce of the question."""
+    old = cluster.device()
+    new = cluster.stranger()
+    found = new.join(instance="a second process")
+    (instruction,) = found
+    assert isinstance(instruction, ins.Send)
+    assert instruction.routing == old.routing
+    assert isinstance(instruction.message, msg.Ping)
+    return old, new, instruction.message.nonce
 
 
 def submit(
