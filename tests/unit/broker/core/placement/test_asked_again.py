@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retire_cluster.broker.core.placement.passing_over import REFUSED_KEPT, REJOIN_SECONDS
-from tests.unit.broker.core.placement.test_passing_over import lacks, notes, owns
+from tests.unit.broker.core.placement.kit import lacks, notes, owns
 from tests.unit.broker.kit import Cluster, Member
 
 
