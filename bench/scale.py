@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.report import Figure
-from retire_cluster.broker.admin.calls import Admin, Call
+from retire_cluster.broker.admin.calls import Call
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.submit import submit
+from retire_cluster.broker.admin.tasks import list_tasks
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.server import Broker
@@ -87,7 +90,8 @@ class _Cluster:
         for _ in range(0, count, size):
             args = {"task": fields, "count": size, "first_only": True}
             payload = [b'{"duration":1,"note":"' + b"x" * 80 + b'"}'] * size
-            self.admin.run(Call((b"c", 1), "task.submit", args, payload, self.now))
+            call = Call((b"c", 1), "task.submit", args, payload, self.now)
+            submit.perform(self.admin, call)
             self.commit()
 
     def fill(self, queued: int) -> None:
@@ -149,7 +153,8 @@ def _pages(cluster: _Cluster) -> float:
     for _ in range(10):
         for wanted in filters:
             began = time.perf_counter()
-            reply = cluster.admin.run(Call((b"c", 1), "task.list", wanted, (), cluster.now))
+            call = Call((b"c", 1), "task.list", wanted, (), cluster.now)
+            reply = list_tasks.perform(cluster.admin, call)
             assert reply is not None
             dumps(reply.data)
             times.append(1000 * (time.perf_counter() - began))

@@ -17,7 +17,7 @@ from types import FrameType
 
 import zmq
 
-from retire_cluster.broker.net.sockets import BindError
+from retire_cluster.broker.net.binding import BindError
 from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
 from retire_cluster.broker.store.base import Store, StoreDamaged, StoreError
 from retire_cluster.broker.store.opening import open_store, set_aside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from retire_cluster.broker.admin.calls import Admin
+from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.store.base import RowDamaged, StoreError
 

@@ -20,10 +20,13 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from retire_cluster.broker.admin.calls import Admin, Call, Facts, Operation, Reply, Run, find
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.admin.facade import facade_identity
 from retire_cluster.broker.admin.polls import answer_polls
+from retire_cluster.broker.admin.registry import AdminOperation, Run
 from retire_cluster.broker.admin.submit import gather, make, must_be_made_first, submit
+from retire_cluster.broker.admin.table import find
 from retire_cluster.broker.admin.waits import unread, waited
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
@@ -33,8 +36,12 @@ from retire_cluster.broker.core.records.event_log import fresh_epoch
 from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES, ClusterState
 from retire_cluster.broker.damage import face, quarantine
+from retire_cluster.broker.facts import Facts
+from retire_cluster.broker.net.binding import WAITING, WAITING_OF_DEVICE, bind
+from retire_cluster.broker.net.bus import Bus
+from retire_cluster.broker.net.clients import Clients
+from retire_cluster.broker.net.feed import Feed
 from retire_cluster.broker.net.handing_out import hand_out
-from retire_cluster.broker.net.sockets import WAITING, WAITING_OF_DEVICE, Bus, Clients, Feed, bind
 from retire_cluster.broker.net.zap import Gate
 from retire_cluster.broker.store.base import RowDamaged, Store, StoreError, StoreTrouble
 from retire_cluster.conf import failpoints
@@ -121,10 +128,10 @@ class Broker:
         self._space_mono = self._floods_mono = 0.0
         self._later: list[ev.Event] = []
         #: Reads that met a damaged row: asked again when it has been dealt with.
-        self._put_off: list[tuple[Operation, Call] | ins.WaitOver] = []
+        self._put_off: list[tuple[AdminOperation, Call] | ins.WaitOver] = []
         #: Calls of the turn under way that are still to be answered.
         self._answers: list[tuple[ev.Ticket, Reply | ClusterError]] = []
-        self._reads: list[tuple[Operation, Call]] = []
+        self._reads: list[tuple[AdminOperation, Call]] = []
         self.state, self._started = self._restore()
         self._gate: Gate | None = None
         bus_locked = keys is not None and not server.insecure
@@ -339,7 +346,7 @@ class Broker:
             except ClusterError as error:
                 self._clients.refuse(call.ticket, error)
                 continue
-            if operation.run is submit:
+            if operation is submit:
                 if must_be_made_first(self._admin, call):
                     self._make_gathered()
                 self._attempt(operation, call, later, gather)
@@ -368,13 +375,13 @@ class Broker:
 
     def _attempt(
         self,
-        operation: Operation,
+        operation: AdminOperation,
         call: Call,
         answer: Callable[[ev.Ticket, Reply | ClusterError], None],
         run: Run | None = None,
     ) -> None:
         try:
-            reply = self._admin.run(call) if run is None else run(self._admin, call)
+            reply = operation.perform(self._admin, call) if run is None else run(self._admin, call)
         except ClusterError as error:
             # A refusal may rest on what this turn did, so it waits for the commit as well.
             answer(call.ticket, error)
@@ -468,7 +475,9 @@ class Broker:
         else:
             self._answer(over.ticket, reply, done=True)
 
-    def _is_put_off(self, damage: RowDamaged, asked: tuple[Operation, Call] | ins.WaitOver) -> bool:
+    def _is_put_off(
+        self, damage: RowDamaged, asked: tuple[AdminOperation, Call] | ins.WaitOver
+    ) -> bool:
         """Whether a read waits for the next turn, because that deals with what it met."""
         waits = any(
             isinstance(event, ev.ResultDamaged) and event.task == damage.task

@@ -5,7 +5,9 @@ from __future__ import annotations
 import secrets
 from typing import Any, Final
 
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.access import AdminKey, Token

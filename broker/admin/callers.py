@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from retire_cluster.broker.admin.calls import Admin
+from retire_cluster.broker.admin.context import Admin
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.rights import SCOPES, judge
 

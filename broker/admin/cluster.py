@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from retire_cluster.broker.admin import views
-from retire_cluster.broker.admin.calls import Admin, Call, Poll, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin, Poll
 from retire_cluster.broker.admin.devices import breakdown
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import duration, stamp
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.records.event_log import Entry

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import secrets
 
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.admin.ratelimit import Limits
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.conf.curve import Pair
 from retire_cluster.schemas.keys import fingerprint
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from retire_cluster.broker.admin.calls import Admin, Poll, Reply
+from retire_cluster.broker.admin.calls import Reply
 from retire_cluster.broker.admin.cluster import polled
+from retire_cluster.broker.admin.context import Admin, Poll
 from retire_cluster.broker.core.events import Ticket
 from retire_cluster.schemas.errors import ClusterError, InternalError
 

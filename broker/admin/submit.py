@@ -11,7 +11,9 @@ import functools
 from typing import Any, Final
 
 from retire_cluster.broker.admin import strangers, views
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.submit_batch import Gathered
 from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.admin.waits import park, wait_seconds

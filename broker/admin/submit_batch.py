@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from retire_cluster.broker.admin.calls import Call
 from retire_cluster.broker.core.model import TaskSpec
-
-if TYPE_CHECKING:
-    from retire_cluster.broker.admin.calls import Call
 
 
 class Gathered(NamedTuple):

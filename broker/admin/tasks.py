@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from retire_cluster.broker.admin import callers, views
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.admin.labels import label
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.admin.waits import task_ids
 from retire_cluster.broker.core import events as ev

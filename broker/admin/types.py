@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Judged
 from retire_cluster.schemas.rest.validation import json_schema
 from retire_cluster.schemas.task_types import BUILTIN

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from retire_cluster.broker.admin import views
-from retire_cluster.broker.admin.calls import Admin, Call, Reply, operation
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.instructions import WaitOver
 from retire_cluster.schemas.errors import ValidationError

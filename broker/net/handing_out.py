@@ -13,7 +13,7 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.instructions import SendAssign
 from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.net.sockets import Bus
+from retire_cluster.broker.net.bus import Bus
 from retire_cluster.broker.store.base import Store
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.batches import Assign, AssignGroup

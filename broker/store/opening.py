@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from retire_cluster.broker.store.base import MemoryStore, Store, StoreError
+from retire_cluster.broker.store.base import Store, StoreError
+from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
 
 _SQLITE = "sqlite:///"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from retire_cluster.broker.store.base import MemoryStore
+from retire_cluster.broker.store.memory import MemoryStore
 from tests.simulation.device import Machine
 from tests.simulation.facts import Book
 from tests.simulation.network import TO_MAIN, TO_PEER

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, Snapshot, TaskRow
-from retire_cluster.broker.store.base import MemoryStore, Payloads, Store, StoreError, StoreFull
+from retire_cluster.broker.store.base import Payloads, Store, StoreError, StoreFull
+from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
 
 

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from retire_cluster.broker.client import AdminClient, NoAnswer
-from retire_cluster.broker.net import sockets as channel
+from retire_cluster.broker.net import clients
 from retire_cluster.cli.target import Target
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
@@ -448,7 +448,7 @@ def test_tooling_of_another_version_says_so_and_nothing_else(
 ) -> None:
     """What is shown is what the main node says; a program that is up already helps nobody."""
     text = "this program speaks admin protocol 1, the main node 2 (retire-cluster 9.9): update"
-    monkeypatch.setattr(channel, "admin_refusal", lambda *_: text)
+    monkeypatch.setattr(clients, "admin_refusal", lambda *_: text)
     encode = wire.encode
 
     def other(tag: bytes, verb: bytes, header: dict[str, Any], *blobs: Any) -> list[bytes]:

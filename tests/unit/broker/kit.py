@@ -14,7 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from retire_cluster.broker.admin.calls import Admin, Call, Facts, Reply
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.table import find
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
@@ -23,7 +25,9 @@ from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.rows import OutcomeRow
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES
 from retire_cluster.broker.core.sweeps import SWEEPS
-from retire_cluster.broker.store.base import MemoryStore, Store
+from retire_cluster.broker.facts import Facts
+from retire_cluster.broker.store.base import Store
+from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
@@ -328,7 +332,8 @@ class Cluster:
         """An admin call that may be answered later; its ticket is `(b"client", 1)`."""
         self.admin.turn = []
         try:
-            return self.admin.run(Call((b"client", 1), op, args or {}, blobs, self.now))
+            call = Call((b"client", 1), op, args or {}, blobs, self.now)
+            return find(op).perform(self.admin, call)
         finally:
             self._commit(self.admin.turn)
 

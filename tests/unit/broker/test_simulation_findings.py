@@ -9,7 +9,7 @@ import pytest
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
-from retire_cluster.broker.store.base import MemoryStore
+from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.conf.settings import Heartbeat, Section
 from retire_cluster.node.core import records
 from retire_cluster.node.core.records import Result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.broker.admin.calls import operations
+from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
 from retire_cluster.schemas.protocol import messages
@@ -28,7 +28,7 @@ def test_every_setting_is_documented_with_its_variable(spec: Spec) -> None:
     assert ("*live*" in row) == spec.mutable
 
 
-@pytest.mark.parametrize("name", sorted(operations()))
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_every_admin_operation_is_documented(name: str) -> None:
     assert f"`{name}`" in PROTOCOL
 

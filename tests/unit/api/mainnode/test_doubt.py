@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retire_cluster.api.mainnode.link import CHANGES, NOT_KNOWN
-from retire_cluster.broker.admin.calls import operations
+from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.broker.client import AdminClient, NoAnswer
 from tests.unit.api.kit import API, Bench
 
@@ -13,7 +13,7 @@ TASK = {"task_type": "echo", "payload": {}}
 
 
 def test_every_operation_named_as_a_change_is_one() -> None:
-    changing = {name for name, operation in operations().items() if operation.changes}
+    changing = {name for name, operation in OPERATIONS.items() if operation.changes}
     assert changing >= CHANGES
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import pytest
 
-from retire_cluster.broker.admin import calls as admin_module
+from retire_cluster.broker import admin
 from retire_cluster.broker.admin import tasks as admin_tasks
-from retire_cluster.broker.admin.calls import operations
+from retire_cluster.broker.admin.registry import AdminOperation
+from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.vocabulary import TaskStatus
@@ -14,7 +18,7 @@ from tests.unit.broker.kit import Cluster, wrong
 
 
 def test_the_table_is_the_protocols() -> None:
-    assert set(operations()) == {
+    assert set(OPERATIONS) == {
         "broker.info", "health", "cluster.status", "cluster.metrics", "cluster.config", "metrics",
         "device.list", "device.get", "device.status", "device.remove", "device.drain",
         "device.resume", "device.readmit", "device.ping", "device.summary",
@@ -29,8 +33,17 @@ def test_the_table_is_the_protocols() -> None:
     }  # fmt: skip
 
 
-def test_the_table_is_made_once() -> None:
-    assert operations() is admin_module.operations()
+def test_every_operation_of_the_room_is_in_the_table_once() -> None:
+    modules = [
+        import_module(f"{admin.__name__}.{found.name}") for found in iter_modules(admin.__path__)
+    ]
+    made = [
+        each.name
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, AdminOperation)
+    ]
+    assert sorted(made) == sorted(OPERATIONS)
 
 
 def test_an_unknown_operation_is_not_found_and_the_others_named(cluster: Cluster) -> None:
@@ -41,7 +54,7 @@ def test_an_unknown_operation_is_not_found_and_the_others_named(cluster: Cluster
 
 
 @pytest.mark.parametrize(
-    "op", sorted(name for name, entry in operations().items() if entry.schema is not None)
+    "op", sorted(name for name, entry in OPERATIONS.items() if entry.schema is not None)
 )
 def test_every_operation_refuses_an_argument_it_does_not_know(cluster: Cluster, op: str) -> None:
     assert "nonsense" in str(wrong(cluster, op, {"nonsense": 1}).details["errors"])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.admin import polls
-from retire_cluster.broker.admin.calls import Admin, Poll, Reply
+from retire_cluster.broker.admin.calls import Reply
 from retire_cluster.broker.admin.cluster import polled
+from retire_cluster.broker.admin.context import Admin, Poll
 from retire_cluster.schemas import errors
 from tests.unit.broker.kit import Cluster, submit
 

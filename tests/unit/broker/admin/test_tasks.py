@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.admin.calls import Call
+from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas import errors
@@ -251,9 +252,10 @@ def test_a_task_that_ended_in_this_very_turn_is_retried_in_the_next(
         cluster.call("task.retry", args)
     turn: list[ins.Instruction] = []
     cluster.admin.turn = turn
-    cluster.admin.run(Call((b"", 1), "task.cancel", args, (), cluster.now))
+    cancel, retry = OPERATIONS["task.cancel"], OPERATIONS["task.retry"]
+    cancel.perform(cluster.admin, Call((b"", 1), "task.cancel", args, (), cluster.now))
     with pytest.raises(errors.TaskJustEnded, match="ended just now") as caught:
-        cluster.admin.run(Call((b"", 2), "task.retry", args, (), cluster.now))
+        retry.perform(cluster.admin, Call((b"", 2), "task.retry", args, (), cluster.now))
     assert caught.value.retry_after == 1
     cluster.store.commit([one for one in turn if isinstance(one, ins.WRITES)])
     cluster.call("task.retry", args)

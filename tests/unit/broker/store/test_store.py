@@ -20,7 +20,8 @@ from retire_cluster.broker.core.rows import (
     SubmissionRow,
     TaskRow,
 )
-from retire_cluster.broker.store.base import MemoryStore, Store, StoreError
+from retire_cluster.broker.store.base import Store, StoreError
+from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.opening import open_store
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from tests.unit.broker.kit import WALL_MS

@@ -1,0 +1,140 @@
+"""What the admin socket's operations work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from retire_cluster.broker.admin.calls import Call
+from retire_cluster.broker.admin.ratelimit import RateLimiter
+from retire_cluster.broker.admin.strangers import Strangers
+from retire_cluster.broker.admin.submit_batch import Gathering
+from retire_cluster.broker.core.events import Event, Now, Ticket
+from retire_cluster.broker.core.instructions import Instruction
+from retire_cluster.broker.core.model import Task
+from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
+from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.facts import Facts
+from retire_cluster.broker.store.base import Store
+from retire_cluster.broker.store.trouble import ReadTrouble
+from retire_cluster.conf.settings import Settings
+from retire_cluster.schemas.errors import DeviceNotFound, TaskNotFound
+from retire_cluster.schemas.vocabulary import TERMINAL
+
+
+@dataclass(frozen=True)
+class Poll:
+    """A parked `events.poll`."""
+
+    ticket: Ticket
+    args: dict[str, Any]
+    since: int
+    deadline_mono: float
+    #: When what has happened since is looked at; None while nothing has.
+    look_mono: float | None = None
+
+    @property
+    def wake_mono(self) -> float:
+        """When it is to be looked at, whatever happens."""
+        return self.deadline_mono if self.look_mono is None else self.look_mono
+
+
+@dataclass
+class Admin:
+    """What operations work on."""
+
+    state: ClusterState
+    store: Store
+    #: The settings this process was started with; `config.reset` goes back to them.
+    base: Settings
+    facts: Facts
+    limiter: RateLimiter = field(default_factory=RateLimiter)
+    polls: list[Poll] = field(default_factory=list)
+    #: Submissions of the turn under way that are still to be made.
+    gathering: Gathering = field(default_factory=Gathering)
+    strangers: Strangers = field(default_factory=Strangers)
+    #: Instructions of the turn under way.
+    turn: list[Instruction] = field(default_factory=list)
+    #: Monotonic time of the last tick: the scheduler lives while this moves.
+    ticked_mono: float = 0.0
+    #: Ended tasks whose damaged result was dealt with by this process.
+    quarantined: set[int] = field(default_factory=set)
+    #: Why new tasks are refused (no disk space left), or empty.
+    refusing: str = ""
+    #: Whether the store could not be read lately.
+    trouble: ReadTrouble = field(default_factory=ReadTrouble)
+
+    def apply(self, event: Event, now: Now) -> list[Instruction]:
+        """Let an event happen in this turn; its instructions."""
+        found = self.state.handle(event, now)
+        self.turn.extend(found)
+        return found
+
+    # --- finding things --------------------------------------------------------------------------
+
+    def number(self, task_id: str) -> int:
+        """A present task's number. Raises `TaskNotFound`."""
+        return self.numbers((task_id,))[0]
+
+    def numbers(self, task_ids: Sequence[str]) -> list[int]:
+        """Present tasks' numbers. Raises `TaskNotFound` naming the first that is not there."""
+        return [number for number, _ in self.references(task_ids)]
+
+    def submission(self, first_id: str, count: int) -> list[tuple[int, int]]:
+        """The tasks that were submitted together, as `references`. Raises `TaskNotFound`."""
+        ((first, created_ms),) = self.references((first_id,))
+        numbers = range(first, first + count)
+        found = [(number, created_ms) for number in numbers]
+        live = self.state.tasks
+        if all(n in live and live[n].created_ms == created_ms for n in numbers):
+            return found
+        # Some have ended, or were never part of it.
+        return self.references([self.state.ids.public(*one) for one in found])
+
+    def references(self, task_ids: Sequence[str]) -> list[tuple[int, int]]:
+        """Present tasks' numbers and creation times (ms).
+
+        Raises `TaskNotFound` naming the first that is not there.
+        """
+        read = [self.state.ids.read(task_id) for task_id in task_ids]
+        ended = [
+            found[0] for found in read if found is not None and found[0] not in self.state.tasks
+        ]
+        heads = self.store.heads(ended) if ended else {}
+        references = []
+        for task_id, found in zip(task_ids, read, strict=True):
+            number, created_ms = found or (0, 0)
+            task = self.state.tasks.get(number) or heads.get(number)
+            if task is None or task.created_ms != created_ms or not self.state.ledger.has(number):
+                raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
+            references.append((number, created_ms))
+        return references
+
+    def live(self, number: int) -> Task | None:
+        """The task if it has not ended."""
+        return self.state.tasks.get(number)
+
+    def ended(self, number: int, *, results: bool = False) -> OutcomeRow | None:
+        """How a task ended; None while it lives."""
+        if number in self.state.tasks:
+            return None
+        return self.store.outcomes((number,), results=results).get(number)
+
+    def row(self, number: int) -> TaskRow:
+        """A present task's stored row. Raises `TaskNotFound`."""
+        row = self.store.task(number)
+        if row is None:
+            raise TaskNotFound
+        return row
+
+    def device_id(self, call: Call) -> str:
+        """The call's registered device. Raises `DeviceNotFound`."""
+        device_id: str = call.args["device_id"]
+        if device_id not in self.state.devices:
+            raise DeviceNotFound(f"There is no device {device_id[:100]!r}.")
+        return device_id
+
+    def is_terminal(self, number: int) -> bool:
+        """Whether a present task has ended."""
+        return self.state.ledger.status(number) in TERMINAL

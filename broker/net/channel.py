@@ -1,0 +1,135 @@
+"""Frames of a ROUTER in and out, and who sent them.
+
+A peer that is gone or does not read is never waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from typing import NamedTuple
+
+import zmq
+
+from retire_cluster.broker.facts import Facts
+from retire_cluster.broker.net.intake import FRAME_BYTES, Intake, Meter
+from retire_cluster.conf.machine.addresses import plain_address
+from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.protocol.wire import WireError
+
+log = logging.getLogger("broker")
+
+_PEERS_LOGGED = 1_000
+_PEERS_KNOWN = 50_000
+#: Characters of a call's id: every answer to it repeats it.
+MAX_CALL_ID = 200
+# As plain numbers: combining pyzmq's enums costs more than sending a small frame.
+_NOW = int(zmq.NOBLOCK)
+_NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+Socket = zmq.Socket[bytes]
+
+
+class Peer(NamedTuple):
+    """What the transport says of one connection; it stays the same as long as that lives."""
+
+    #: IP address, empty when unknown.
+    address: str
+    #: The key that the handshake proved; None on a socket without CURVE.
+    key: str | None
+    #: Whether it sends small messages in one frame, and so is answered.
+    folds: bool = False
+    #: Told what was received of it, where what it sends is bounded.
+    meter: Meter | None = None
+
+
+class Channel:
+    def __init__(
+        self, socket: Socket, facts: Facts, *, keyed: bool = False, intake: Intake | None = None
+    ) -> None:
+        self.socket = socket
+        self.keyed = keyed
+        self._intake = intake
+        self.facts = facts
+        self._told: set[bytes] = set()
+        self._peers: dict[bytes, Peer] = {}
+
+    def _receive(self) -> tuple[bytes, Peer, list[bytes]] | None:
+        """`(routing id, peer, frames)`, None when there is nothing to read.
+
+        Of a message with far too many frames all are read, but not kept.
+        """
+        socket = self.socket
+        try:
+            first = socket.recv(_NOW, copy=False)
+        except zmq.Again:
+            return None
+        routing, more = first.bytes, first.more
+        peer = self._peers.get(routing)
+        frames: list[bytes] = []
+        size = FRAME_BYTES
+        while more:
+            frame = socket.recv(_NOW, copy=False)
+            if peer is None:
+                peer = self._meet(routing, frame)
+            size += len(frame) + FRAME_BYTES
+            if len(frames) <= wire.MAX_FRAMES:
+                frames.append(frame.bytes)
+            more = frame.more
+        if peer is not None and peer.meter is not None:
+            peer.meter.delivered += size
+        if peer is not None and wire.is_folded(frames) and not peer.folds:
+            peer = self._peers[routing] = peer._replace(folds=True)
+        return routing, peer or Peer("", "" if self.keyed else None), frames
+
+    def _meet(self, routing: bytes, frame: zmq.Frame) -> Peer:
+        """A connection's first message: note who it is. Routing ids are never used twice."""
+        address, key, meter = "", "" if self.keyed else None, None
+        with contextlib.suppress(zmq.ZMQError):
+            address = plain_address(str(frame.get("Peer-Address")))
+            if self.keyed:
+                key = str(frame.get("User-Id"))
+            if self._intake is not None:
+                meter = self._intake.accepted(int(frame.get(zmq.SRCFD)))
+                if meter is not None:
+                    self._intake.heard(meter)
+        if len(self._peers) >= _PEERS_KNOWN:
+            self._peers.clear()
+        found = self._peers[routing] = Peer(address, key, meter=meter)
+        return found
+
+    def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
+        dropped["malformed"] += 1
+        if routing not in self._told:
+            if len(self._told) >= _PEERS_LOGGED:
+                self._told.clear()
+            self._told.add(routing)
+            log.warning("dropped a malformed message of %s: %s", address or "a peer", what)
+
+    def put(self, routing: bytes, frames: list[bytes]) -> bool:
+        """Send without waiting; whether the peer was there and had room."""
+        peer = self._peers.get(routing)
+        if peer is not None and peer.folds:
+            frames = wire.fold(frames)
+        send = self.socket.send
+        try:
+            send(routing, _NOW_AND_MORE)
+            for frame in frames[:-1]:
+                send(frame, _NOW_AND_MORE)
+            send(frames[-1], _NOW)
+        except zmq.ZMQError:
+            return False
+        return True
+
+
+def call_id_of(frames: list[bytes]) -> int | str | None:
+    with contextlib.suppress(WireError):
+        return repeatable(wire.decode(wire.ADMIN, frames).header.get("id"))
+    return None
+
+
+def repeatable(call_id: object) -> int | str | None:
+    """A call's id as an answer repeats it; None for one that nobody can be asked to repeat."""
+    if isinstance(call_id, str) and len(call_id) <= MAX_CALL_ID:
+        return call_id
+    return call_id if type(call_id) is int else None
