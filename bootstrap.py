@@ -4,6 +4,10 @@
     python3 bootstrap.py up ARGS...             makes .venv, installs, runs `retire-cluster up ARGS`
     python3 bootstrap.py test [--fast] ARGS...  everything CI runs; ARGS go to pytest
     python3 bootstrap.py test --on WHICH ARGS   the suite on another Python: 3.13, oldest, newest
+    python3 bootstrap.py lint [FILES]           ruff, its format and mypy
+    python3 bootstrap.py unit ARGS...           tests/unit by pytest; `-k NAME` in a second or two;
+                                                likewise integration, contract, acceptance, chaos
+    python3 bootstrap.py sim ARGS...            simulated clusters: --seeds N | --seed N --verbose
     python3 bootstrap.py install                only makes .venv ready for work on the code
     python3 bootstrap.py typing                 only makes the .typing tree for static tools
     python3 bootstrap.py audit                  known holes of the locked packages, by pip-audit
@@ -20,16 +24,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Mapping, Sequence, Tuple
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 DEFAULT_VENV = os.path.join(ROOT, ".venv")
 #: Where packages are installed; `--venv FOLDER` before the command names another place.
 VENV = DEFAULT_VENV
-WINDOWS_TESTS = os.path.join(ROOT, "tests", "windows", "run.py")
+#: Runs the tests, by the Python of the environment.
+SUITE = os.path.join(ROOT, "tests", "suite.py")
+SUITE_TARGETS = ("test", "lint", "unit", "integration", "contract", "acceptance", "chaos", "sim")
 INTERPRETERS = os.path.join(ROOT, "tests", "interpreters.py")
 LEAST_PYTHON = (3, 10)
 WINDOWS = os.name == "nt"
@@ -47,21 +51,7 @@ TYPING_LINKS = {
     "schemas": "schemas",
     "conf": "conf",
 }
-#: The pure core, which the gate below holds to its branches.
-PURE_CORE = (
-    "broker/core/*.py",
-    "broker/core/*/*.py",
-    "node/core/*.py",
-    "broker/store/recent.py",
-    "broker/admin/submit_batch.py",
-    "broker/admin/ratelimit.py",
-    "broker/admin/views.py",
-    "schemas/ids.py",
-)
-LEAST_PURE_BRANCHES_PERCENT = 95.0
 LOCK_WAIT_SECONDS = 1800
-#: A part of a test run that takes longer hangs. It is far more than any takes.
-STEP_SECONDS = 2400
 STOP_SECONDS = 5
 #: Signals that asked this process to end. A handler that raised could do so between the start of
 #: a child and the note of its number, and leave it behind; so handlers only write here.
@@ -78,29 +68,6 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-class Step(NamedTuple):
-    """One finished part of a test run."""
-
-    name: str
-    good: bool
-    seconds: float
-
-
-#: Failed tests of real processes that are run again, alone, at most.
-MOST_RUN_AGAIN = 12
-
-
-class Verdict(NamedTuple):
-    """What pytest found."""
-
-    passed: int
-    failed: int
-    #: Test name and reason of each skip.
-    skips: List[Tuple[str, str]]
-    #: Names of those that failed.
-    failures: List[str]
 
 
 # ---------------------------------------------------------------- what to tell people
@@ -390,11 +357,24 @@ def _last_line(text: str) -> str:
 
 
 def up(args: Sequence[str]) -> int:
-    """Runs `retire-cluster up` in place of this process (on Windows, below it)."""
+    """Runs `retire-cluster up`."""
     python = prepare(RUN_EXTRAS)
     # The folder somebody starts this from must not lend its modules to the cluster.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
-    command = [python, *safe, "-m", "retire_cluster.cli.main", "up", *args]
+    return become([python, *safe, "-m", "retire_cluster.cli.main", "up", *args])
+
+
+def suite(target: str, args: Sequence[str]) -> int:
+    """Runs a target of tests/suite.py, on another Python where that is asked for."""
+    if target == "test" and any(arg == "--on" or arg.startswith("--on=") for arg in args):
+        return run([sys.executable, INTERPRETERS, "suite", *args])[0]
+    python = prepare(TEST_EXTRAS)
+    make_typing_tree()
+    return become([python, SUITE, target, *args])
+
+
+def become(command: List[str]) -> int:
+    """Runs a command in place of this process (on Windows, below it)."""
     if WINDOWS:
         return _run_on_windows(command)
     sys.stdout.flush()
@@ -403,7 +383,7 @@ def up(args: Sequence[str]) -> int:
     for number in _stop_signals():
         signal.signal(number, signal.SIG_DFL)
     raise_if_stopped()
-    return os.execv(python, command)
+    return os.execv(command[0], command)
 
 
 def _run_on_windows(command: Sequence[str]) -> int:
@@ -421,192 +401,42 @@ def _run_on_windows(command: Sequence[str]) -> int:
     return child.returncode
 
 
-def test(args: Sequence[str]) -> int:
-    """Everything CI runs. The last line counts the tests; 0 is returned only if all is well."""
-    if any(arg == "--on" or arg.startswith("--on=") for arg in args):
-        return run([sys.executable, INTERPRETERS, "suite", *args])[0]
-    began = time.monotonic()
-    fast = "--fast" in args
-    given = [arg for arg in args if arg != "--fast"]
-    # A run on another Python, which another such run has asked for.
-    alone = VENV != DEFAULT_VENV
-    python = prepare(TEST_EXTRAS)
-    make_typing_tree()
-    steps = [Step("prepare", True, time.monotonic() - began)]
-
-    def step(name: str, action: Callable[[], bool]) -> None:
-        say(name)
-        start = time.monotonic()
-        good = action()
-        steps.append(Step(name, good, time.monotonic() - start))
-
-    def command(*parts: str) -> Callable[[], bool]:
-        return command_of(python, "-m", *parts)
-
-    if not alone:
-        step("ruff check", command("ruff", "check", "--quiet", "."))
-        step("ruff format", command("ruff", "format", "--quiet", "--check", "."))
-        step("mypy", command("mypy"))
-    folder = tempfile.mkdtemp(prefix="retire-cluster-test-")
-    try:
-        report = os.path.join(folder, "junit.xml")
-        selection = ["--ignore=tests/acceptance", "-m", "not slow"] if fast else []
-        coverage = [] if given else ["--cov", "--cov-report="]
-        # Most tests wait for processes of their own: one more worker than there are cores.
-        parallel = [] if given else ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile"]
-        pytest = ["pytest", "-q", "--junitxml=" + report, *selection, *coverage, *parallel, *given]
-        step("pytest", command(*pytest))
-        verdict = read_report(_read(report))
-        if worth_a_second_run(verdict):
-            again = os.path.join(folder, "again.xml")
-            steps[-1] = steps[-1]._replace(name="pytest, first run", good=True)
-            second = ["pytest", "-q", "--last-failed", "--last-failed-no-failures=none"]
-            second += ["--junitxml=" + again]
-            step("pytest, the failed ones alone", command(*second))
-            verdict = after_second_run(verdict, read_report(_read(again)))
-        else:
-            verdict = verdict._replace(failures=[])
-        if not given:
-            figures = os.path.join(folder, "coverage.json")
-            step("coverage of the pure core", lambda: pure_core_is_covered(python, figures))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not (fast or given or alone):
-        if wine_is_here():
-            step("Windows, by Wine", command_of(python, WINDOWS_TESTS, "--chosen"))
-        step("a smoke on every Python", command_of(sys.executable, INTERPRETERS, "smoke"))
-    left_out = ["tests/acceptance and tests marked slow (--fast)"] if fast else []
-    left_out += ["only passed when run again, alone: " + name for name in verdict.failures]
-    left_out += ["the coverage gate (pytest was given arguments)"] if given else []
-    left_out += ["ruff and mypy (the same on every Python)"] if alone else []
-    if fast or given or alone:
-        left_out.append("the tests of Windows")
-    elif not wine_is_here():
-        left_out.append("the tests of Windows (no Wine here: apt-get install wine wine64)")
-    left_out += ["the smoke on every other Python"] if fast or given or alone else []
-    print("\n".join(summary(steps, verdict, left_out)))
-    sys.stdout.flush()
-    return 0 if all(one.good for one in steps) and not verdict.failed else 1
-
-
-def wine_is_here() -> bool:
-    """Whether there is a Wine, which tests/windows/run.py needs."""
-    names = ("wine64", "/usr/lib/wine/wine64", "wine")
-    return not WINDOWS and any(shutil.which(name) for name in names)
-
-
-def command_of(*words: str) -> Callable[[], bool]:
-    """A command as a step of a test run."""
-    return lambda: run(words, most_seconds=STEP_SECONDS)[0] == 0
-
-
-def pure_core_is_covered(python: str, figures_path: str) -> bool:
-    """Whether tests take enough of the branches of the pure core; prints those they do not."""
-    include = "--include=" + ",".join(PURE_CORE)
-    run([python, "-m", "coverage", "report", include])
-    run([python, "-m", "coverage", "json", "--quiet", include, "-o", figures_path])
-    percent = branch_percent(_read(figures_path))
-    if percent is None:
-        say("no module of the pure core was measured")
-        return False
-    print(
-        "pure core: {:.1f} % of branches, {:.0f} % wanted".format(
-            percent, LEAST_PURE_BRANCHES_PERCENT
-        )
-    )
-    return percent >= LEAST_PURE_BRANCHES_PERCENT
-
-
-def branch_percent(figures: bytes) -> Optional[float]:
-    """Share of branches taken in a report of `coverage json`, or None when it holds none."""
-    try:
-        totals = json.loads(figures.decode("utf-8"))["totals"]
-        return 100.0 * int(totals["covered_branches"]) / int(totals["num_branches"])
-    except (ValueError, KeyError, ZeroDivisionError):
-        return None
-
-
-def read_report(junit: bytes) -> Verdict:
-    """What a JUnit report says; one that cannot be read is one failure."""
-    try:
-        cases = list(ElementTree.fromstring(junit).iter("testcase"))
-    except ElementTree.ParseError:
-        return Verdict(0, 1, [], [])
-    skips = []  # type: List[Tuple[str, str]]
-    failures = []  # type: List[str]
-    for case in cases:
-        skipped = case.find("skipped")
-        name = "{}::{}".format(case.get("classname", ""), case.get("name", ""))
-        if case.find("failure") is not None or case.find("error") is not None:
-            failures.append(name)
-        elif skipped is not None:
-            skips.append((name, " ".join(skipped.get("message", "").split())))
-    passed = len(cases) - len(failures) - len(skips)
-    return Verdict(passed, len(failures), skips, failures)
-
-
-def worth_a_second_run(verdict: Verdict) -> bool:
-    """Whether a few tests of real processes failed, which a busy machine can bring about.
-
-    They run again, alone, and are listed by name; unit tests get no second chance.
-    """
-    few = 0 < len(verdict.failures) <= MOST_RUN_AGAIN
-    return few and not any(name.startswith("tests.unit") for name in verdict.failures)
-
-
-def after_second_run(first: Verdict, second: Verdict) -> Verdict:
-    """What both runs say together; `failures` then names those that passed only the second time."""
-    recovered = [name for name in first.failures if name not in second.failures]
-    if second.passed != len(recovered) or second.passed + second.failed != first.failed:
-        return first._replace(failures=[])  # not the same tests: the first run counts
-    return Verdict(first.passed + len(recovered), second.failed, first.skips, recovered)
-
-
-def summary(steps: Sequence[Step], verdict: Verdict, left_out: Sequence[str]) -> List[str]:
-    """The last lines of a test run."""
-    lines = ["", "steps:"]
-    lines += [
-        "  {:<28}{:>8.1f} s  {}".format(one.name, one.seconds, "ok" if one.good else "FAILED")
-        for one in steps
-    ]
-    lines += ["left out: " + what for what in left_out]
-    lines += ["skipped: {}: {}".format(name, reason) for name, reason in verdict.skips]
-    lines.append(
-        "{} passed, {} failed, {} skipped in {:.2f}s".format(
-            verdict.passed, verdict.failed, len(verdict.skips), sum(one.seconds for one in steps)
-        )
-    )
-    return lines
-
-
 def main(args: Sequence[str]) -> int:
     """Runs a command of the list above; returns its exit code."""
     if sys.version_info[:2] < LEAST_PYTHON:
         say(old_python_message(sys.version_info, newer_python(), args))
         return 2
-    # SIGINT too: a shell's background job inherits it ignored.
-    for number in _stop_signals():
-        signal.signal(number, lambda received, frame: _asked_to_stop.append(received))
     if args[:1] == ["--venv"] and len(args) > 1:
         global VENV
         VENV, args = os.path.abspath(args[1]), args[2:]
     word, rest = (args[0], args[1:]) if args else ("", [])
+    if word == "up":
+        return up(rest)
+    if word in SUITE_TARGETS:
+        return suite(word, rest)
+    if word == "smoke" and not rest:
+        return run([prepare(RUN_EXTRAS), os.path.join("tests", "smoke.py")])[0]
+    if word == "install" and not rest:
+        prepare(TEST_EXTRAS)
+        make_typing_tree()
+        return 0
+    if word == "typing" and not rest:
+        make_typing_tree()
+        return 0
+    if word == "audit" and not rest:
+        return run([prepare(TEST_EXTRAS), os.path.join("tests", "supply_chain.py"), "audit"])[0]
+    asked = word in ("help", "-h", "--help")
+    (sys.stdout if asked else sys.stderr).write(__doc__ or "")
+    return 0 if asked else 2
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of an action; what a person can mend, or asked for, becomes one line."""
+    # SIGINT too: a shell's background job inherits it ignored.
+    for number in _stop_signals():
+        signal.signal(number, lambda received, frame: _asked_to_stop.append(received))
     try:
-        if word == "up":
-            return up(rest)
-        if word == "test":
-            return test(rest)
-        if word == "smoke" and not rest:
-            return run([prepare(RUN_EXTRAS), os.path.join("tests", "smoke.py")])[0]
-        if word == "install" and not rest:
-            prepare(TEST_EXTRAS)
-            make_typing_tree()
-            return 0
-        if word == "typing" and not rest:
-            make_typing_tree()
-            return 0
-        if word == "audit" and not rest:
-            return run([prepare(TEST_EXTRAS), os.path.join("tests", "supply_chain.py"), "audit"])[0]
+        return action()
     except Failure as failure:
         say(str(failure))
         return 1
@@ -616,9 +446,6 @@ def main(args: Sequence[str]) -> int:
     except Stopped as stopped:
         say("stopped")
         return 128 + stopped.number
-    asked = word in ("help", "-h", "--help")
-    (sys.stdout if asked else sys.stderr).write(__doc__ or "")
-    return 0 if asked else 2
 
 
 def _stop_signals() -> List[int]:
@@ -627,4 +454,4 @@ def _stop_signals() -> List[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -11,17 +11,11 @@ from types import ModuleType
 from typing import Protocol
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 # Tests are no packages; what they share is found as `tests.unit.broker.kit` and the like, wherever
 # pytest is started from. The root itself stays off the path: it has an `http` folder.
 _tests = sys.modules.setdefault("tests", ModuleType("tests"))
 _tests.__path__ = [str(Path(__file__).parent)]
-
-# How fast examples are made says something of the machine and nothing of the code.
-settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("steady")
-
 
 # A shell's background job ignores Ctrl-C, and so would all that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,6 +26,19 @@ class WaitUntil(Protocol):
     """Waits for a condition; fails the test when it stays false."""
 
     def __call__(self, condition: Callable[[], object], timeout_seconds: float = 10) -> None: ...
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Let Hypothesis take its time: how fast it makes examples says nothing of the code.
+
+    Its import takes half a second, for which only files that use it have to wait.
+    """
+    if isinstance(collector, pytest.Module) and b"hypothesis" in collector.path.read_bytes():
+        from hypothesis import HealthCheck, settings
+
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("steady", deadline=None, suppress_health_check=slow)
+        settings.load_profile("steady")
 
 
 @pytest.hookimpl(wrapper=True)

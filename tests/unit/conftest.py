@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.broker.kit import Cluster
-
 if TYPE_CHECKING:
     from retire_cluster.broker.store.base import Store
     from retire_cluster.conf.settings import Settings
-    from tests.unit.broker.kit import MakeCluster
+    from tests.unit.broker.kit import Cluster, MakeCluster
 
 
 @pytest.fixture
 def make_cluster() -> Iterator[MakeCluster]:
     """See `MakeCluster`."""
+    from tests.unit.broker.kit import Cluster  # most tests do without the main node
+
     made: list[Cluster] = []
 
     def make(

@@ -63,6 +63,7 @@ NOT_NEEDED = {
 CHOSEN = (
     "tests/windows",
     "tests/unit/project/test_bootstrap.py",
+    "tests/unit/project/test_suite.py",
     "tests/unit/broker/store/test_store.py",
     "tests/unit/broker/store/test_sqlite_file.py",
     "tests/unit/cli/test_main.py",

@@ -95,46 +95,6 @@ def test_a_stamp_is_read_as_it_was_written(bootstrap: ModuleType) -> None:
     assert bootstrap.read_stamp(json.dumps(stamp).encode()) == stamp
 
 
-JUNIT = b"""<testsuites><testsuite>
-<testcase classname="a" name="good"/>
-<testcase classname="a" name="bad"><failure message="x"/></testcase>
-<testcase classname="a" name="broken"><error message="x"/></testcase>
-<testcase classname="a" name="left"><skipped type="pytest.skip" message="no\nnode"/></testcase>
-</testsuite></testsuites>"""
-
-
-def test_a_report_is_counted_and_its_skips_keep_their_reasons(bootstrap: ModuleType) -> None:
-    verdict = bootstrap.read_report(JUNIT)
-    assert (verdict.passed, verdict.failed) == (1, 2)
-    assert verdict.skips == [("a::left", "no node")]
-
-
-def test_a_missing_report_is_a_failure(bootstrap: ModuleType) -> None:
-    assert bootstrap.read_report(b"").failed == 1
-
-
-def test_the_last_line_of_a_summary_counts_the_tests(bootstrap: ModuleType) -> None:
-    steps = [bootstrap.Step("mypy", False, 1.5), bootstrap.Step("pytest", True, 2.0)]
-    lines = bootstrap.summary(steps, bootstrap.read_report(JUNIT), ["acceptance"])
-    assert lines[-1] == "1 passed, 2 failed, 1 skipped in 3.50s"
-    assert "skipped: a::left: no node" in lines
-    assert "left out: acceptance" in lines
-    assert any("mypy" in line and "FAILED" in line for line in lines)
-
-
-def test_the_gate_reads_branches_and_not_lines(bootstrap: ModuleType) -> None:
-    totals = {"covered_branches": 19, "num_branches": 20, "percent_covered": 10.0}
-    assert bootstrap.branch_percent(json.dumps({"totals": totals}).encode()) == 95.0
-    assert bootstrap.branch_percent(b"") is None
-    totals["num_branches"] = 0
-    assert bootstrap.branch_percent(json.dumps({"totals": totals}).encode()) is None
-
-
-def test_the_pure_core_is_named_by_files_that_exist(bootstrap: ModuleType, root: Path) -> None:
-    for pattern in bootstrap.PURE_CORE:
-        assert list(root.glob(pattern)), pattern
-
-
 def test_the_typing_tree_is_made_mended_and_pruned(bootstrap: ModuleType, tmp_path: Path) -> None:
     for folder in bootstrap.TYPING_LINKS.values():
         (tmp_path / folder).mkdir()
@@ -189,24 +149,3 @@ def test_usage_is_shown_to_who_asks_and_who_mistypes(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert "bootstrap.py up" in done.stdout + done.stderr
-
-
-def test_a_few_failures_of_real_processes_run_again_and_unit_tests_do_not(
-    bootstrap: ModuleType,
-) -> None:
-    busy = bootstrap.Verdict(10, 1, [], ["tests.chaos.test_links::test_a"])
-    assert bootstrap.worth_a_second_run(busy)
-    assert not bootstrap.worth_a_second_run(bootstrap.Verdict(10, 0, [], []))
-    unit = bootstrap.Verdict(10, 2, [], ["tests.chaos.test_links::test_a", "tests.unit.test_x::b"])
-    assert not bootstrap.worth_a_second_run(unit)
-    assert not bootstrap.worth_a_second_run(bootstrap.Verdict(1, 13, [], ["tests.chaos::a"] * 13))
-
-
-def test_what_passes_the_second_time_is_counted_and_named(bootstrap: ModuleType) -> None:
-    first = bootstrap.Verdict(10, 2, [], ["a", "b"])
-    mended = bootstrap.after_second_run(first, bootstrap.Verdict(1, 1, [], ["b"]))
-    assert mended == bootstrap.Verdict(11, 1, [], ["a"])
-    other_tests = bootstrap.Verdict(5, 0, [], [])
-    assert bootstrap.after_second_run(first, other_tests).failed == 2
-    none_read = bootstrap.Verdict(0, 1, [], [])
-    assert bootstrap.after_second_run(first, none_read).failed == 2
