@@ -10,6 +10,7 @@ from retire_cluster.broker.admin.calls import Call
 from retire_cluster.broker.admin.ratelimit import RateLimiter
 from retire_cluster.broker.admin.strangers import Strangers
 from retire_cluster.broker.admin.submit_batch import Gathering
+from retire_cluster.broker.core import cluster
 from retire_cluster.broker.core.events import Event, Now, Ticket
 from retire_cluster.broker.core.instructions import Instruction
 from retire_cluster.broker.core.model import Task
@@ -67,7 +68,7 @@ class Admin:
 
     def apply(self, event: Event, now: Now) -> list[Instruction]:
         """Let an event happen in this turn; its instructions."""
-        found = self.state.handle(event, now)
+        found = cluster.handle(self.state, event, now)
         self.turn.extend(found)
         return found
 

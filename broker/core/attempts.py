@@ -60,7 +60,7 @@ def current(state: ClusterState, key: AttemptKey, device: Device) -> Task | None
     return None
 
 
-def started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
+def record_started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
     """Attempts began to run."""
     for key in message.items:
         task = current(state, key, device)
@@ -86,17 +86,17 @@ def start_all(state: ClusterState, starting: Sequence[tuple[Task, float]], now: 
     state.move_all([task for task, _ in starting], "start", now)
 
 
-def progressed(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
+def record_progress(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
     """Attempts tell how far they are."""
     for item in message.items:
         task = current(state, item.key, device)
         if task is None:
             continue
         task.progress = (item.percent, plain(item.message))
-        event_throttle.progress(state, device, task, now)
+        event_throttle.log_progress(state, device, task, now)
 
 
-def finished(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
+def record_results(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
     """A batch of results: record the current ones, acknowledge all."""
     device = state.connections.get(event.routing)
     message = event.message
@@ -361,7 +361,7 @@ def give_back(
     state.store_deviation(task, now)
 
 
-def not_sent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
+def requeue_unsent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
     """An attempt that never left: it costs nothing, blames nobody, and is tried again later."""
     task = state.tasks.get(event.task)
     if (

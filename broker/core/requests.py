@@ -27,7 +27,7 @@ from retire_cluster.schemas.protocol.messages import Cancel
 from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, TaskStatus
 
 
-def submitted(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
+def submit(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
     """New tasks: kept, then queued (or waiting for their time)."""
     first = state.next_task
     count = len(event.specs)
@@ -98,7 +98,7 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
         state.note_room(device)
 
 
-def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
+def fail_damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
     """Fail a task that cannot be run because its stored row is damaged; no retry would help."""
     task = state.tasks.get(event.task)
     if task is None or task.status is TaskStatus.RUNNING:
@@ -118,7 +118,7 @@ def damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
         state.note_room(device)
 
 
-def result_damaged(state: ClusterState, event: ev.ResultDamaged, now: Now) -> None:
+def discard_damaged_result(state: ClusterState, event: ev.ResultDamaged, now: Now) -> None:
     """An ended task's result cannot be given out any more: a success becomes `failed`."""
     old = event.outcome
     if event.task in state.tasks or not state.ledger.has(event.task):

@@ -1,25 +1,20 @@
-"""The cluster: every task that has not ended, every device, and the one way to change them.
+"""The cluster: every task that has not ended, every device, and the verbs that change them.
 
-Rules that hold here and are checked by `check_invariants`:
-
-- `ClusterState.handle(event, now)` is the only mutator. It returns instructions; it does no I/O,
-  reads no clock, draws randomness only from the generator it was given.
+- Only the rules that `cluster.handle` calls change the state. They do no I/O, read no clock and
+  draw randomness only from the generator that the state was given.
 - Store instructions of a turn are committed before any other instruction of it is performed.
 - A task changes its status only through `TRANSITIONS`. One that has ended leaves memory; it comes
   back only by `RetryAsked`.
 - A message about an attempt counts only with the attempt's exact key, from the device that has it.
 
-The rules for what is asked of tasks, for attempts, devices, placement and sweeps live in `asked`,
-`attempts`, `membership`, `placing` and `sweeps`; all work on this state through the verbs at its
-end.
+What holds between two events is in invariants.py. This module imports no rule.
 """
 
 from __future__ import annotations
 
-import functools
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +26,6 @@ from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
 from retire_cluster.broker.core.placement.notes import Kind, Noted, Tally
-from retire_cluster.broker.core.records import audit_rows
 from retire_cluster.broker.core.records.audit import Denials
 from retire_cluster.broker.core.records.clock import MARK_SECONDS, ClusterClock
 from retire_cluster.broker.core.records.event_log import EventLog
@@ -91,7 +85,7 @@ class Challenge:
 
 
 class ClusterState:
-    """See the module's text. Attributes are for reading; change only through `handle`."""
+    """All that the core knows. Attributes are for reading; rules change them through the verbs."""
 
     def __init__(
         self,
@@ -169,19 +163,6 @@ class ClusterState:
         self._requirements: dict[bytes, Requirements] = {}
         self._out: list[Instruction] = []
 
-    def handle(self, event: ev.Event, now: ev.Now) -> list[Instruction]:
-        """Apply one event; the instructions it leads to, in order.
-
-        Raises `IllegalTransition` for an event that a task's state does not allow.
-        """
-        try:
-            _handlers()[type(event)](self, event, now)
-            if self.log.acts.new:
-                self._out += audit_rows.writes(self.log)
-            return self._out
-        finally:
-            self._out = []
-
     def next_deadline(self) -> float | None:
         """The monotonic time of the next thing that should not wait for a sweep, or None."""
         times = [ping.deadline_mono for ping in self.pings.values()]
@@ -200,6 +181,11 @@ class ClusterState:
     def emit(self, instruction: Instruction) -> None:
         """Add to the instructions of the event being handled."""
         self._out.append(instruction)
+
+    def take_instructions(self) -> list[Instruction]:
+        """Return what was emitted since the last call, and begin anew."""
+        taken, self._out = self._out, []
+        return taken
 
     def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
         """What a restart needs to go on from here, when it was last noted so long ago."""
@@ -404,101 +390,3 @@ class ClusterState:
             tuple((name, *times) for name, times in sorted(task.given_back.items())),
         )
         self.emit(StoreLive((row,)))
-
-    def check_invariants(self) -> None:
-        """Raise `AssertionError` naming the first rule that does not hold."""
-        # Messages are made only when they are needed: tests call this after every event.
-        queued = 0
-        for number, task in self.tasks.items():
-            status = task.status
-            assert task.number == number, f"{_name(task)} is filed under {number}"
-            assert status not in TERMINAL, f"{_name(task)} has ended and is still in memory"
-            assert self.ledger.status(number) is status, f"{_name(task)} differs in the ledger"
-            running = status is TaskStatus.RUNNING
-            held = running or status is TaskStatus.ASSIGNED
-            assert held == (task.dispatch is not None), f"{_name(task)} and its lease disagree"
-            if held:
-                device = task.device
-                assert device is not None, f"{_name(task)} has no device"
-                assert device.attempts.get(number) is task, f"{_name(task)} is not on its device"
-                assert self.devices.get(device.device_id) is device, (
-                    f"{_name(task)} is on a stranger"
-                )
-            assert running == (number in self.running), f"{_name(task)} and `running` disagree"
-            assert bool(task.given_back) == (number in self.returned), f"{_name(task)} came back"
-            queued += status is TaskStatus.QUEUED
-        sizes = 0
-        for cls in self.classes.values():
-            size = cls.lanes.size
-            sizes += size
-            assert not size or cls.key in self.waiting, f"{cls.key} is not looked at"
-        assert sizes == queued, f"{queued} tasks are queued, the backlogs count {sizes}"
-        online = 0
-        for device in self.devices.values():
-            self._check_device(device)
-            online += device.online
-        for name in self.own_types.devices:
-            assert name in self.devices, f"{name} offers types and is no member"
-        noted = sum(len(device.notes) for device in self.devices.values())
-        assert noted == self.noted.size, f"{noted} notes, counted {self.noted.size}"
-        assert online == self.online_count, f"{online} are online, counted {self.online_count}"
-        lives = self.ledger.total - self.ledger.ended()
-        assert lives == len(self.tasks), f"the ledger has {lives} live tasks, not all are here"
-        self.ledger.check_endings()
-
-    def _check_device(self, device: Device) -> None:
-        name = device.device_id
-        used = 0
-        for number, task in device.attempts.items():
-            used += device.units_of(task.spec.task_type)
-            assert self.tasks.get(number) is task, f"{name} holds ended task {number}"
-            assert task.device is device, f"{name} holds task {number}, which is elsewhere"
-            assert task.dispatch is not None, f"{name} holds task {number}, which was let go"
-        assert used == device.used_units, f"{name} counts {device.used_units}, holds {used}"
-        if device.online:
-            assert self.connections.get(device.routing) is device, f"{name} has no connection"
-            if device.ready and device.free_units > 0:
-                assert name in self.free, f"{name} has room and is not free"
-
-
-def _name(task: Task) -> str:
-    return f"task {task.number} ({task.status.value})"
-
-
-Handler = Callable[[ClusterState, Any, ev.Now], None]
-
-
-@functools.cache
-def _handlers() -> dict[type, Handler]:
-    # Imported at first use: the rules import this module.
-    from retire_cluster.broker.core import attempts, sweeps
-    from retire_cluster.broker.core import requests as asked
-    from retire_cluster.broker.core.devices import enrolment, event_throttle, membership
-    from retire_cluster.broker.core.placement import assignment
-
-    return {
-        ev.FromDevice: membership.heard,
-        ev.Flooded: event_throttle.flooded,
-        ev.ResultsArrived: attempts.finished,
-        ev.TasksSubmitted: asked.submitted,
-        ev.CancelAsked: asked.cancel,
-        ev.TaskDamaged: asked.damaged,
-        ev.NotSent: attempts.not_sent,
-        ev.ResultDamaged: asked.result_damaged,
-        ev.RetryAsked: asked.retry,
-        ev.PingAsked: membership.ping,
-        ev.DeviceRemoved: membership.remove,
-        ev.DeviceReadmitted: membership.readmit,
-        ev.DrainAsked: membership.drain,
-        ev.ConfigChanged: membership.reconfigure,
-        ev.WaitAsked: asked.wait,
-        ev.Tick: sweeps.tick,
-        ev.Place: assignment.place,
-        ev.TokenMade: enrolment.token_made,
-        ev.TokenRevoked: enrolment.token_revoked,
-        ev.AdminKeyAdded: enrolment.admin_added,
-        ev.AdminKeyRevoked: enrolment.admin_revoked,
-        ev.DeviceAuthorised: enrolment.authorised,
-        ev.ApiKeysUsed: enrolment.keys_used,
-        ev.ApiKeysChanged: enrolment.api_keys_changed,
-    }

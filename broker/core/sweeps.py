@@ -115,7 +115,7 @@ def upkeep(state: ClusterState, now: Now) -> None:
     """Forget ended dispatch batches, measure slot use, go on with a retention that had more."""
     if state.more_is_old:
         retention(state, now)
-    event_throttle.rest(state, now)
+    event_throttle.log_withheld(state, now)
     if state.ended_dispatches:
         state.emit(ForgetDispatches(tuple(state.ended_dispatches)))
         state.ended_dispatches.clear()

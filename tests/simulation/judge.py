@@ -12,8 +12,10 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from retire_cluster.broker.core import cluster
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.broker.core.records.event_log import EventLog
 from retire_cluster.broker.core.rows import AttemptRow, LiveRow, OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
@@ -47,6 +49,9 @@ _HARMLESS: Final = frozenset(
     {"VALIDATION_ERROR", "NOT_FOUND", "CLUSTER_UNAVAILABLE", "INTERNAL_ERROR"}
 )
 _NO_TASKS: Final[frozenset[int]] = frozenset()
+
+#: What the judge stands before.
+_handle = cluster.handle
 
 
 class Judge:
@@ -98,15 +103,16 @@ class Judge:
         self._check_restored(state, now)
         self.state = state
         self._cursor = state.log.last
-        inner = state.handle
 
-        def handle(event: ev.Event, now: ev.Now) -> list[ins.Instruction]:
+        def handle(handled: ClusterState, event: ev.Event, now: ev.Now) -> list[ins.Instruction]:
+            if handled is not state:
+                return _handle(handled, event, now)
             allowed = self._allowed(state, event, now)
-            out = inner(event, now)
+            out = _handle(state, event, now)
             self._after(state, event, now, out, allowed)
             return out
 
-        setattr(state, "handle", handle)  # noqa: B010 - a method of this one object
+        setattr(cluster, "handle", handle)  # noqa: B010 - until the next one is watched
 
     def _check_restored(self, state: ClusterState, now: ev.Now) -> None:
         self.book.roll_back()
@@ -162,7 +168,7 @@ class Judge:
             fact.not_before_mono = 0.0  # it is on a wall clock now, which may be set
         if state.ledger.total != len(self.book.facts):
             self.fail(f"{state.ledger.total} tasks after a restart, {len(self.book.facts)} known")
-        state.check_invariants()
+        check_invariants(state)
 
     def _check_numbers(self, log: EventLog) -> None:
         """No event has a number that another had: an old cursor would miss it and not know."""
@@ -281,7 +287,7 @@ class Judge:
             self._writes(state, event, now, out, moved)
         self.elsewhere.check_notes(state)
         try:
-            state.check_invariants()
+            check_invariants(state)
         except AssertionError as error:
             raise Violation(f"after {type(event).__name__}: {error}") from None
 

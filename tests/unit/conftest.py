@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def make_cluster() -> Iterator[MakeCluster]:
     """See `MakeCluster`."""
-    from tests.unit.broker.kit import Cluster  # most tests do without the main node
+    # Most tests do without the main node.
+    from retire_cluster.broker.core.invariants import check_invariants
+    from tests.unit.broker.kit import Cluster
 
     made: list[Cluster] = []
 
@@ -28,7 +30,7 @@ def make_cluster() -> Iterator[MakeCluster]:
 
     yield make
     for cluster in made:
-        cluster.state.check_invariants()
+        check_invariants(cluster.state)
         cluster.store.close()
 
 

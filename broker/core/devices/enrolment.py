@@ -107,32 +107,32 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
 # --- asked by an administrator -------------------------------------------------------------------
 
 
-def token_made(state: ClusterState, event: ev.TokenMade, now: Now) -> None:
+def add_token(state: ClusterState, event: ev.TokenMade, now: Now) -> None:
     """A new join token; those long over are forgotten."""
     rows = [*state.access.prune(state.clock.age_ms(now)), state.access.put_token(event.token)]
     state.emit(StoreAccess(rows))
     state.log.add("token.created", now.wall_ms, data={"token": event.token.token_id})
 
 
-def token_revoked(state: ClusterState, event: ev.TokenRevoked, now: Now) -> None:
+def revoke_token(state: ClusterState, event: ev.TokenRevoked, now: Now) -> None:
     """A join token is over at once."""
     state.emit(StoreAccess((state.access.revoke_token(event.token_id),)))
     state.log.add("token.revoked", now.wall_ms, data={"token": event.token_id})
 
 
-def admin_added(state: ClusterState, event: ev.AdminKeyAdded, now: Now) -> None:
+def add_admin_key(state: ClusterState, event: ev.AdminKeyAdded, now: Now) -> None:
     """A key that may use the admin socket."""
     state.emit(StoreAccess((state.access.put_admin(event.admin),)))
     state.log.add("admin_key.created", now.wall_ms, data={"name": event.admin.name})
 
 
-def admin_revoked(state: ClusterState, event: ev.AdminKeyRevoked, now: Now) -> None:
+def revoke_admin_key(state: ClusterState, event: ev.AdminKeyRevoked, now: Now) -> None:
     """A key that may no longer; the shell asks for every message."""
     state.emit(StoreAccess((state.access.revoke_admin(event.name),)))
     state.log.add("admin_key.revoked", now.wall_ms, data={"name": event.name})
 
 
-def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> None:
+def authorise_device(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> None:
     """A device's key, said by an administrator instead of the device with a token.
 
     Raises `ValidationError`, or `Forbidden` for a device that was removed.
@@ -151,13 +151,13 @@ def authorised(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> Non
         state.log.add("device.authorised", now.wall_ms, device_id=event.device_id, data=data)
 
 
-def keys_used(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:
+def record_key_uses(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:
     """When API keys were last used, for whoever wonders which of them may go."""
     if rows := state.access.note_uses(event.uses):
         state.emit(StoreAccess(rows))
 
 
-def api_keys_changed(state: ClusterState, event: ev.ApiKeysChanged, now: Now) -> None:
+def record_key_changes(state: ClusterState, event: ev.ApiKeysChanged, now: Now) -> None:
     """API keys were made or ended: an event for each."""
     for key_id in event.key_ids:
         if event.are_new:

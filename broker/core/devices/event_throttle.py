@@ -24,25 +24,25 @@ _A_SECOND: Final = 20.0
 MAX_MESSAGE: Final = 200
 
 
-def progress(state: ClusterState, device: Device, task: Task, now: Now) -> None:
+def log_progress(state: ClusterState, device: Device, task: Task, now: Now) -> None:
     """A task's progress changed."""
     if _may_tell(device, now):
-        _tell_progress(state, task, now)
+        _add_progress(state, task, now)
         state.untold.pop(task.number, None)
     else:
         state.untold[task.number] = None
 
 
-def changed(state: ClusterState, device: Device, now: Now) -> None:
+def log_change(state: ClusterState, device: Device, now: Now) -> None:
     """Whether a device takes work changed."""
     if _may_tell(device, now):
-        _tell_change(state, device, now)
+        _add_change(state, device, now)
         state.untold_devices.pop(device.device_id, None)
     else:
         state.untold_devices[device.device_id] = None
 
 
-def rest(state: ClusterState, now: Now) -> None:
+def log_withheld(state: ClusterState, now: Now) -> None:
     """Tell what had to wait, as far as it may be told by now."""
     for number in list(state.untold):
         task = state.tasks.get(number)
@@ -51,17 +51,17 @@ def rest(state: ClusterState, now: Now) -> None:
             del state.untold[number]
         elif _may_tell(device, now):
             del state.untold[number]
-            _tell_progress(state, task, now)
+            _add_progress(state, task, now)
     for device_id in list(state.untold_devices):
         device = state.devices.get(device_id)
         if device is None:
             del state.untold_devices[device_id]
         elif _may_tell(device, now):
             del state.untold_devices[device_id]
-            _tell_change(state, device, now)
+            _add_change(state, device, now)
 
 
-def flooded(state: ClusterState, event: Flooded, now: Now) -> None:
+def record_flood(state: ClusterState, event: Flooded, now: Now) -> None:
     """A connection says more than it may: count it, and tell of it once a minute."""
     who = event.who
     if isinstance(who, str):
@@ -94,7 +94,7 @@ def _may_tell(device: Device, now: Now) -> bool:
     return True
 
 
-def _tell_progress(state: ClusterState, task: Task, now: Now) -> None:
+def _add_progress(state: ClusterState, task: Task, now: Now) -> None:
     assert task.progress is not None
     assert task.device is not None
     percent, message = task.progress
@@ -104,6 +104,6 @@ def _tell_progress(state: ClusterState, task: Task, now: Now) -> None:
     )
 
 
-def _tell_change(state: ClusterState, device: Device, now: Now) -> None:
+def _add_change(state: ClusterState, device: Device, now: Now) -> None:
     data = {"accepting": device.ready, "reason": device.not_accepting_reason}
     state.log.add("device.changed", now.wall_ms, device_id=device.device_id, data=data)

@@ -46,7 +46,7 @@ _NONCE_BITS = 48
 DRAINED = "drained by the administrator"
 
 
-def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
+def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
     """A device's message: HELLO registers, all else counts only within a session."""
     message, routing = event.message, event.routing
     if isinstance(message, msg.Enrol):
@@ -66,9 +66,9 @@ def heard(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
     if isinstance(message, msg.Heartbeat):
         _beat(state, device, message, now)
     elif isinstance(message, msg.Started):
-        attempts.started(state, device, message, now)
+        attempts.record_started(state, device, message, now)
     elif isinstance(message, msg.Progress):
-        attempts.progressed(state, device, message, now)
+        attempts.record_progress(state, device, message, now)
     elif isinstance(message, msg.ConfigAck):
         _knows_config(state, device, message.version)
     elif isinstance(message, msg.Pong):
@@ -376,7 +376,7 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
 
 def _changed(state: ClusterState, device: Device, now: Now) -> None:
     state.note_room(device)
-    event_throttle.changed(state, device, now)
+    event_throttle.log_change(state, device, now)
 
 
 def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> None:

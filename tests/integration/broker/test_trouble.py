@@ -119,7 +119,7 @@ def test_a_rule_that_fails_costs_a_turn_and_not_the_broker(
     def fail(*args: object) -> None:
         raise ZeroDivisionError("a rule has a bug")
 
-    monkeypatch.setattr(attempts, "progressed", fail)
+    monkeypatch.setattr(attempts, "record_progress", fail)
     device.send(msg.Progress(device.session, (msg.ProgressItem(key, 1.0, "x"),)))
     eventually(lambda: main_node.broker.state.epoch > before, "a state read anew")
     monkeypatch.undo()

@@ -14,6 +14,7 @@ import pytest
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.node.core import records
 from retire_cluster.node.core.session import Phase, Session
 from retire_cluster.schemas.protocol import messages as msg
@@ -196,7 +197,7 @@ class World:
                 node.turn()
             self.perform(self.cluster.tick("deadlines", "liveness", "limits"))
             self.perform(self.cluster.place())
-        self.cluster.state.check_invariants()
+        check_invariants(self.cluster.state)
 
     def ended(self, *numbers: int) -> bool:
         """Whether these tasks have ended."""

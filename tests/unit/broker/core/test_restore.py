@@ -10,6 +10,7 @@ import pytest
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.broker.core.placement.aging import BETWEEN
 from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
@@ -317,4 +318,4 @@ def test_only_the_task_that_was_handed_out_comes_back_as_such(cluster: Cluster) 
     assert [cluster.status(number) for number in numbers] == ["assigned", "queued", "queued"]
     cluster.restart()
     assert [cluster.status(number) for number in numbers] == ["assigned", "queued", "queued"]
-    cluster.state.check_invariants()
+    check_invariants(cluster.state)

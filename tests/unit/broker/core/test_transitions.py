@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core.cluster import handle
+from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.core.transitions import EVENTS, TRANSITIONS, IllegalTransition, after
@@ -84,8 +86,8 @@ def test_a_failing_handler_leaves_no_instructions_for_the_next_event() -> None:
     # A state that the rules never produce: the handler fails after it has told the store something.
     cluster.task(key[0]).status = TaskStatus.PENDING
     with pytest.raises(IllegalTransition):
-        cluster.state.handle(ev.DeviceRemoved("box"), cluster.now)
-    assert cluster.state.handle(ev.Tick("deadlines"), cluster.now) == []
+        handle(cluster.state, ev.DeviceRemoved("box"), cluster.now)
+    assert handle(cluster.state, ev.Tick("deadlines"), cluster.now) == []
 
 
 def test_a_key_names_task_attempt_token_and_epoch(cluster: Cluster) -> None:
@@ -135,4 +137,4 @@ def test_every_broken_rule_is_noticed(
     cluster.submit(required_tags=["nobody has it"])
     damage(cluster.state, cluster.task(key[0]))
     with pytest.raises(AssertionError, match=complaint):
-        cluster.state.check_invariants()
+        check_invariants(cluster.state)

@@ -276,7 +276,7 @@ def test_looking_for_who_waited_longest_costs_the_same_with_a_thousand_times_as_
     found = []
     for scale in (1, 1_000):
         cluster = make_cluster()
-        cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+        cluster.is_checked = False
         member = cluster.device()
         for word in ("low", "normal", "high"):
             cluster.submit(20 * scale, priority=word)

@@ -200,7 +200,7 @@ def test_a_device_that_lacks_many_things_in_a_second_is_stored_once(cluster: Clu
 
 
 def test_all_notes_of_many_devices_are_stored_a_few_devices_a_turn(cluster: Cluster) -> None:
-    cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+    cluster.is_checked = False
     members = [cluster.device(f"d{index:03}") for index in range(100)]
     for name in ("ffmpeg", "sox"):
         (task,) = program(cluster, name, requirements={"max_retries": 0})

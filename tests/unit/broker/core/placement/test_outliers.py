@@ -255,7 +255,7 @@ def test_ten_thousand_retries_that_wait_for_another_device_keep_placing_cheap(
 ) -> None:
     from tests.unit.broker.test_work_counts import calls
 
-    cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+    cluster.is_checked = False
     first, second = cluster.device("first"), cluster.device("second")
     tasks = cluster.submit(3_000, task_type="resize")
     for task in tasks:

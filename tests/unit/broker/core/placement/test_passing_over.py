@@ -284,7 +284,7 @@ def _allowing(task_type: str, **allows: Any) -> Any:
 def test_a_hundred_thousand_tasks_of_a_program_nobody_allows_delay_nothing(
     cluster: Cluster,
 ) -> None:
-    cluster.state.check_invariants = lambda: None  # type: ignore[method-assign]
+    cluster.is_checked = False
     blocked = program(cluster, "ffmpeg", 1_000)
     for _ in range(3):
         program(cluster, "ffmpeg", 1_000)

@@ -8,6 +8,7 @@ from typing import Any
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
+from retire_cluster.broker.core.cluster import handle
 from retire_cluster.broker.core.devices.access import AdminKey, Token
 from retire_cluster.broker.core.records import audit
 from retire_cluster.broker.core.records import event_log as feed
@@ -91,7 +92,7 @@ def test_an_act_is_in_the_commit_of_what_it_tells(cluster: Cluster) -> None:
 
 def test_a_turn_that_is_not_committed_leaves_no_event_behind(cluster: Cluster) -> None:
     cluster.do(ev.TokenMade(token()))
-    cluster.state.handle(ev.TokenRevoked("guests"), cluster.now)  # and the store refuses it
+    handle(cluster.state, ev.TokenRevoked("guests"), cluster.now)  # and the store refuses it
     cluster.restart()
     assert [each["type"] for each in kept_apart(cluster)] == ["token.created"]
     cluster.do(ev.TokenRevoked("guests"))

@@ -1,0 +1,63 @@
+"""The one way to change a cluster: an event in, instructions out.
+
+`HANDLERS` says which rule answers which event. The rules are in `requests`, `attempts`, `devices`,
+`placement` and `sweeps`; they change the state through its verbs and import nothing of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from retire_cluster.broker.core import attempts, requests, sweeps
+from retire_cluster.broker.core import events as ev
+from retire_cluster.broker.core.devices import enrolment, event_throttle, membership
+from retire_cluster.broker.core.instructions import Instruction
+from retire_cluster.broker.core.placement import assignment
+from retire_cluster.broker.core.records import audit_rows
+from retire_cluster.broker.core.state import ClusterState
+
+Handler = Callable[[ClusterState, Any, ev.Now], None]
+
+HANDLERS: Final[dict[type, Handler]] = {
+    ev.FromDevice: membership.receive,
+    ev.Flooded: event_throttle.record_flood,
+    ev.ResultsArrived: attempts.record_results,
+    ev.TasksSubmitted: requests.submit,
+    ev.CancelAsked: requests.cancel,
+    ev.TaskDamaged: requests.fail_damaged,
+    ev.NotSent: attempts.requeue_unsent,
+    ev.ResultDamaged: requests.discard_damaged_result,
+    ev.RetryAsked: requests.retry,
+    ev.PingAsked: membership.ping,
+    ev.DeviceRemoved: membership.remove,
+    ev.DeviceReadmitted: membership.readmit,
+    ev.DrainAsked: membership.drain,
+    ev.ConfigChanged: membership.reconfigure,
+    ev.WaitAsked: requests.wait,
+    ev.Tick: sweeps.tick,
+    ev.Place: assignment.place,
+    ev.TokenMade: enrolment.add_token,
+    ev.TokenRevoked: enrolment.revoke_token,
+    ev.AdminKeyAdded: enrolment.add_admin_key,
+    ev.AdminKeyRevoked: enrolment.revoke_admin_key,
+    ev.DeviceAuthorised: enrolment.authorise_device,
+    ev.ApiKeysUsed: enrolment.record_key_uses,
+    ev.ApiKeysChanged: enrolment.record_key_changes,
+}
+
+
+def handle(state: ClusterState, event: ev.Event, now: ev.Now) -> list[Instruction]:
+    """Apply one event and return the instructions that it leads to, in order.
+
+    Raises `IllegalTransition` for an event that a task's state does not allow. An event that raises
+    leaves no instructions; what it changed before that cannot be trusted.
+    """
+    try:
+        HANDLERS[type(event)](state, event, now)
+        if state.log.acts.new:
+            for write in audit_rows.writes(state.log):
+                state.emit(write)
+    finally:
+        instructions = state.take_instructions()
+    return instructions
