@@ -1,7 +1,8 @@
 """Rows as the durable store reads them back: is each one what was written?
 
-A *seal* is a CRC-32 over what matters in a row of `tasks` or `outcomes`. It is kept cheap: rows of
-one batch mostly have the same form (type, limits, status, device), whose part is made once.
+Rows of `tasks`, `outcomes` and `audit`, and the mark of the cluster's age, have a CRC-32 over what
+matters in them; other rows have none. That of tasks and outcomes is kept cheap: rows of one batch
+mostly have the same form (type, limits, status, device), whose part is made once.
 """
 
 from __future__ import annotations
@@ -28,52 +29,54 @@ ENDED: Final = frozenset(status.value for status in TERMINAL)
 UNREADABLE: Final = "unreadable"
 _MASK: Final = 0xFFFFFFFF
 
-# --- seals ---------------------------------------------------------------------------------------
+# --- checksums of tasks and outcomes -------------------------------------------------------------
 
 
-def form_seal(form: Sequence[Any]) -> int:
+def form_checksum(form: Sequence[Any]) -> int:
     """For `(type, priority, timeout, retries, document)`, which many tasks have in common."""
     head = f"{form[0]} {form[1]} {form[2]} {form[3]}".encode("utf-8", "replace")
     return zlib.crc32(form[4], zlib.crc32(head))
 
 
-def task_seal(row: Sequence[Any], form: int) -> int:
-    """For a row of `tasks` and the seal of its form."""
+def task_checksum(row: Sequence[Any], form: int) -> int:
+    """For a row of `tasks` and the checksum of its form."""
     return int(zlib.crc32(row[7], form) ^ (row[0] & _MASK) ^ (row[1] & _MASK))
 
 
-def outcome_form_seal(form: Sequence[Any]) -> int:
+def outcome_form_checksum(form: Sequence[Any]) -> int:
     """For `(status, device, attempt, cause, error, retries)`."""
     return zlib.crc32(" ".join(map(str, form)).encode("utf-8", "replace"))
 
 
-def outcome_seal(row: Sequence[Any], form: int) -> int:
-    """For a row of `outcomes` and the seal of its form."""
-    seal = zlib.crc32(row[12], zlib.crc32(row[11], form))
-    return int(seal ^ (row[0] & _MASK) ^ (row[6] & _MASK))
+def outcome_checksum(row: Sequence[Any], form: int) -> int:
+    """For a row of `outcomes` and the checksum of its form."""
+    checksum = zlib.crc32(row[12], zlib.crc32(row[11], form))
+    return int(checksum ^ (row[0] & _MASK) ^ (row[6] & _MASK))
 
 
-def is_task_whole(row: Sequence[Any], seal: Callable[[Sequence[Any]], int] = form_seal) -> bool:
-    """Whether a row of `tasks` is what was written; its ninth column is the seal.
+def is_task_whole(
+    row: Sequence[Any], checksum: Callable[[Sequence[Any]], int] = form_checksum
+) -> bool:
+    """Whether a row of `tasks` is what was written; its ninth column is the checksum.
 
-    `seal`: `form_seal`, or one that remembers, for rows whose columns have the right types.
+    `checksum`: `form_checksum`, or one that remembers, for rows whose columns have the right types.
     """
     try:
-        return bool(task_seal(row, seal(row[2:7])) == row[8])
+        return bool(task_checksum(row, checksum(row[2:7])) == row[8])
     except (TypeError, ValueError):  # a column became another type
         return False
 
 
 def is_outcome_whole(row: Sequence[Any]) -> bool:
-    """Whether a row of `outcomes` is what was written; its last column is the seal."""
+    """Whether a row of `outcomes` is what was written; its last column is the checksum."""
     try:
-        form = outcome_form_seal((*row[1:4], *row[8:11]))
-        return bool(outcome_seal(row, form) == row[13])
+        form = outcome_form_checksum((*row[1:4], *row[8:11]))
+        return bool(outcome_checksum(row, form) == row[13])
     except (TypeError, ValueError):
         return False
 
 
-# --- rows without a seal: usable, or a ValueError or TypeError -----------------------------------
+# --- rows of the other tables: usable, or a ValueError or TypeError ------------------------------
 
 
 def _whole_numbers(values: Iterable[object]) -> None:
@@ -121,24 +124,24 @@ def config_row(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
 
 
 def audit_columns(row: AuditRow, denial: bool) -> tuple[Any, ...]:
-    """A row of `audit`, the last column its seal: what it says is to be relied on."""
+    """A row of `audit`, the last column its checksum: what it says is to be relied on."""
     columns = (row.id, int(denial), *row[1:4], json.dumps(row.data))
-    return (*columns, _audit_seal(columns))
+    return (*columns, _audit_checksum(columns))
 
 
 def audit_row(row: Sequence[Any]) -> AuditRow:
     """A row of `audit`."""
-    if _audit_seal(row[:6]) != row[6]:
+    if _audit_checksum(row[:6]) != row[6]:
         raise ValueError("it is not what was written")
     return AuditRow(row[0], row[2], row[3], row[4], json.loads(row[5]))
 
 
-def _audit_seal(columns: Sequence[Any]) -> int:
+def _audit_checksum(columns: Sequence[Any]) -> int:
     return zlib.crc32(json.dumps(columns).encode())
 
 
 def mark_text(mark: Mark) -> str:
-    """A mark of the cluster's age with its own seal: a wrong one would make everything old."""
+    """A mark of the cluster's age with its own checksum: a wrong one would make everything old."""
     text = json.dumps(mark)
     return f"{zlib.crc32(text.encode()):08x} {text}"
 
@@ -147,8 +150,8 @@ def mark(kept: object, warnings: list[str]) -> Mark | None:
     """The stored mark; None, with a warning, for a damaged one."""
     if kept is None:
         return None
-    seal, _, text = str(kept).partition(" ")
-    if seal != f"{zlib.crc32(text.encode()):08x}":
+    checksum, _, text = str(kept).partition(" ")
+    if checksum != f"{zlib.crc32(text.encode()):08x}":
         warnings.append("the mark of the cluster's age is damaged: everything is new from now on")
         return None
     return Mark(*json.loads(text))

@@ -2,7 +2,7 @@
 
 A worn SD card gives an error for one read and the right bytes for the next; a backup program locks
 the file for a moment. Neither says anything about what is stored. Only what SQLite calls malformed,
-or a row whose seal does not fit, is damage.
+or a row whose checksum does not fit, is damage.
 """
 
 from __future__ import annotations
