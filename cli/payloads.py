@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.vocabulary import PRIORITIES
@@ -16,8 +17,6 @@ from retire_cluster.schemas.vocabulary import PRIORITIES
 _LIST_REQUIREMENTS = frozenset({"required_tags"})
 _TEXT_REQUIREMENTS = frozenset({"required_platform", "required_role"})
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-#: The whole numbers that JSON carries here.
-_LEAST, _MOST = -(2**63), 2**64 - 1
 _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -156,7 +155,7 @@ def _unsendable(item: Any) -> str:
             f"character {found.start() + 1} is not valid Unicode ({ascii(found[0])[1:-1]});"
             " write the text in UTF-8, or bytes as base64"
         )
-    if isinstance(item, int) and not _LEAST <= item <= _MOST:
+    if isinstance(item, int) and not MIN_JSON_INT <= item <= MAX_JSON_INT:
         return "the number is beyond 64 bits; write it as text, in quotes"
     if isinstance(item, float) and not math.isfinite(item):
         return "the number is beyond what 64 bits hold; write it as text, in quotes"

@@ -280,7 +280,7 @@ def reset_config(admin: Admin, call: Call) -> Reply:
 @operation(
     "events.poll",
     {
-        "since": {"type": "strict_int", "min": 0, "max": 2**53, "nullable": True, "default": None},
+        "since": {**requests.EVENTS_QUERY["since"], "nullable": True, "default": None},
         "wait_seconds": {"type": "finite", "min": 0, "max": 60, "default": 0},
         "gather_seconds": {"type": "finite", "min": 0, "max": 1, "default": 0},
         "limit": {"type": "strict_int", "min": 1, "max": EVENTS_AT_MOST, "default": EVENTS_AT_MOST},

@@ -8,7 +8,7 @@ from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Judged
-from retire_cluster.schemas.rest.validation import json_schema
+from retire_cluster.schemas.rest.json_schema import json_schema
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.jsontext import dumps
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from retire_cluster.broker.client import Answer, place
+from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ClusterError, InternalError
 
 JSON = "application/json"
@@ -104,4 +105,5 @@ def _writable(value: Any) -> Any:
         return [_writable(each) for each in value]
     if value is None or isinstance(value, (bool, float, orjson.Fragment)):
         return value
-    return value if isinstance(value, int) and -(2**63) <= value < 2**64 else str(value)
+    small = isinstance(value, int) and MIN_JSON_INT <= value <= MAX_JSON_INT
+    return value if small else str(value)

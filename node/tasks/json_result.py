@@ -6,13 +6,12 @@ import json
 import math
 from typing import Any
 
+from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.text.cleantext import clean
 
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000
-_LOWEST = -(2**63)
-_HIGHEST = 2**64 - 1
 
 
 class NotJson(ValueError):
@@ -53,7 +52,7 @@ class _Plain:
         # What a subclass says of itself is not asked: an enumeration's str() is its name.
         if isinstance(value, int):
             whole = int.__int__(value)
-            if not _LOWEST <= whole <= _HIGHEST:
+            if not MIN_JSON_INT <= whole <= MAX_JSON_INT:
                 raise NotJson(
                     f"{where} is an integer outside -2**63...2**64-1, which JSON readers would"
                     " round; return it as text, by str(...)"

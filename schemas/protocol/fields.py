@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+from retire_cluster.schemas.bounds import MAX_EXACT_INT, MAX_MEASURE, is_whole
 from retire_cluster.schemas.protocol.wire import WireError
 
 Header = Mapping[str, Any]
@@ -15,7 +16,6 @@ AttemptKey = tuple[int, int, int, int]
 
 MAX_ITEMS = 20_000
 MAX_TEXT = 4_096
-MAX_INT = 2**53
 
 
 def text(header: Header, name: str, *, default: str | None = None, limit: int = MAX_TEXT) -> str:
@@ -26,15 +26,15 @@ def text(header: Header, name: str, *, default: str | None = None, limit: int = 
     return value[:limit]
 
 
-def whole(header: Header, name: str, *, low: int = 0, high: int = MAX_INT) -> int:
+def whole(header: Header, name: str, *, low: int = 0, high: int = MAX_EXACT_INT) -> int:
     """A whole number."""
     value = header.get(name)
-    if type(value) is not int or not low <= value <= high:
+    if not is_whole(value, low, high):
         raise WireError(f"{name}: a whole number from {low} to {high} is required")
     return value
 
 
-def number(value: object, name: str, *, low: float = 0.0, high: float = 1e12) -> float:
+def number(value: object, name: str, *, low: float = 0.0, high: float = MAX_MEASURE) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WireError(f"{name}: a number is required")
@@ -82,7 +82,7 @@ def attempt_key(row: object, size: int, name: str) -> AttemptKey:
         or attempt < 1
         or token < 0
         or epoch < 0
-        or max(task, attempt, token, epoch) > MAX_INT
+        or max(task, attempt, token, epoch) > MAX_EXACT_INT
     ):
         raise WireError(f"{name}: an attempt's key is out of range")
     return (task, attempt, token, epoch)
@@ -101,7 +101,7 @@ def texts(header: Header, name: str, limit: int = 200) -> tuple[str, ...]:
     return tuple(found)
 
 
-def wholes(value: object, name: str, *, low: int = 0, high: int = MAX_INT) -> list[int]:
+def wholes(value: object, name: str, *, low: int = 0, high: int = MAX_EXACT_INT) -> list[int]:
     """A list of whole numbers, looked at without a step of ours for each."""
     if not isinstance(value, list):
         raise WireError(f"{name}: a list is required")
@@ -114,7 +114,9 @@ def wholes(value: object, name: str, *, low: int = 0, high: int = MAX_INT) -> li
     return found.tolist()
 
 
-def numbers(value: object, name: str, *, low: float = 0.0, high: float = 1e12) -> list[float]:
+def numbers(
+    value: object, name: str, *, low: float = 0.0, high: float = MAX_MEASURE
+) -> list[float]:
     """A list of finite numbers."""
     if not isinstance(value, list):
         raise WireError(f"{name}: a list is required")

@@ -7,7 +7,6 @@ passes `min` and `max`, `$` accepts a trailing newline, null takes a field's def
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -15,29 +14,18 @@ from typing import Any, ClassVar, Final
 import cerberus
 from cerberus.validator import TypeDefinition
 
+from retire_cluster.schemas.bounds import is_finite, is_whole
 from retire_cluster.schemas.text.hosts import HostError, read_host
 from retire_cluster.schemas.text.jsontext import JSONError, dumps
 
-MIN_INT: Final = -(2**63)
-MAX_INT: Final = 2**64 - 1
-
+#: Field name → Cerberus rules.
 Schema = Mapping[str, Any]
-
-
-def is_strict_int(value: object) -> bool:
-    """A whole number that JSON readers everywhere keep exact; True and 1.0 are none."""
-    return type(value) is int and MIN_INT <= value <= MAX_INT
-
-
-def is_finite(value: object) -> bool:
-    """A number that is not True, NaN or infinite."""
-    return is_strict_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 #: Type name: whether a value is of it, and what it is called.
 TYPES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "strict_int": (is_strict_int, "a whole number"),
-    "integer": (is_strict_int, "a whole number"),
+    "strict_int": (is_whole, "a whole number"),
+    "integer": (is_whole, "a whole number"),
     "finite": (is_finite, "a number"),
     "number": (is_finite, "a number"),
     "float": (is_finite, "a number"),

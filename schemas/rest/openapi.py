@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from retire_cluster.schemas.errors import BY_CODE
 from retire_cluster.schemas.rest.endpoints import ENDPOINTS, Endpoint
+from retire_cluster.schemas.rest.json_schema import field_json_schema, json_schema
 from retire_cluster.schemas.rest.requests import TASK_ID_PATTERN
-from retire_cluster.schemas.rest.responses import SCHEMAS, TEXT, TIME
-from retire_cluster.schemas.rest.validation import field_json_schema, json_schema
+from retire_cluster.schemas.rest.responses import SCHEMAS
+from retire_cluster.schemas.rest.shapes import TEXT, TIME
 from retire_cluster.schemas.rights import DANGEROUS, Door, of_type
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, DEVICE_ID_PATTERN
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from retire_cluster.schemas.bounds import is_finite
 from retire_cluster.schemas.rest.dialect import (
     TYPES,
     Schema,
     StrictValidator,
-    is_finite,
     json_size,
     type_names,
 )

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from retire_cluster.schemas.bounds import MAX_EXACT_INT, MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.rest.dialect import MAX_INT, MIN_INT, Schema, StrictValidator
+from retire_cluster.schemas.rest.dialect import Schema, StrictValidator
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.vocabulary import (
     DEVICE_ID_PATTERN,
@@ -196,7 +197,10 @@ TASK_LIST_QUERY: Final[dict[str, Any]] = {
 
 EVENTS_QUERY: Final[dict[str, Any]] = {
     "since": _described(
-        "Events after this id; without it, from now on", type="strict_int", min=0, max=2**53
+        "Events after this id; without it, from now on",
+        type="strict_int",
+        min=0,
+        max=MAX_EXACT_INT,
     ),
     "wait": _described(
         "Seconds to wait for an event when there is none yet",
@@ -350,8 +354,8 @@ def _typed(kind: str | None, text: str) -> object:
     # What is not a number stays a text: the schema then says what it should have been.
     if kind == "strict_int" and _WHOLE.fullmatch(text):
         if len(text) > _DIGITS:
-            return MIN_INT if text.startswith("-") else MAX_INT
-        return max(MIN_INT, min(int(text), MAX_INT))
+            return MIN_JSON_INT if text.startswith("-") else MAX_JSON_INT
+        return max(MIN_JSON_INT, min(int(text), MAX_JSON_INT))
     if kind == "finite" and _DECIMAL.fullmatch(text):
         return float(text)
     return text

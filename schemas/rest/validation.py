@@ -1,44 +1,27 @@
-"""`validate` a document; turn a schema into JSON Schema; judge a schema that a device sent.
+"""Validate a document against a schema; every boundary that reads JSON calls `validate`.
 
-A Cerberus Validator shared by threads gives wrong verdicts, so each thread has its own; normalising
+A Cerberus validator shared by threads gives wrong verdicts, so each thread has its own; normalising
 before validating crashes on an object where a list was declared, so it is validated first.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-import cerberus
 from cerberus import errors as cerberus_errors
 
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest import quick
 from retire_cluster.schemas.rest.dialect import (
-    MAX_INT,
-    MIN_INT,
     TYPES,
     Schema,
     StrictValidator,
     describe,
-    is_finite,
-    is_strict_int,
-    json_size,
     type_names,
 )
-
-__all__ = [
-    "MAX_INT",
-    "MIN_INT",
-    "Schema",
-    "field_json_schema",
-    "json_schema",
-    "safe_schema",
-    "validate",
-]
 
 #: Compiled validators a thread keeps.
 _CACHE_SIZE: Final = 256
@@ -159,180 +142,3 @@ def _reason(error: Any) -> str:
     if error.code == cerberus_errors.EMPTY_NOT_ALLOWED.code:
         return "must not be empty"
     return f"does not fit the rule {error.rule}" if error.rule else "is not valid"
-
-
-# --- the same schema as JSON Schema 2020-12 ------------------------------------------------------
-
-_JSON_TYPES: Final = {
-    "strict_int": "integer",
-    "integer": "integer",
-    "finite": "number",
-    "number": "number",
-    "float": "number",
-    "string": "string",
-    "boolean": "boolean",
-    "dict": "object",
-    "list": "array",
-}
-_BOUNDS: Final = {"min": "minimum", "max": "maximum", "above": "exclusiveMinimum"}
-_LENGTHS: Final = {
-    "string": ("minLength", "maxLength"),
-    "list": ("minItems", "maxItems"),
-    "dict": ("minProperties", "maxProperties"),
-}
-
-
-def json_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an object whose fields `schema` describes."""
-    found: dict[str, Any] = {
-        "type": "object",
-        "properties": {name: field_json_schema(rules) for name, rules in schema.items()},
-        "additionalProperties": False,
-    }
-    required = [name for name, rules in schema.items() if rules.get("required")]
-    if required:
-        found["required"] = required
-    return found
-
-
-def field_json_schema(rules: Schema) -> dict[str, Any]:
-    """The JSON Schema of one field with these Cerberus rules."""
-    names = type_names(rules)
-    found: dict[str, Any] = {}
-    if names == ["dict"] and "schema" in rules:
-        found.update(json_schema(rules["schema"]))
-    elif names:
-        types = list(dict.fromkeys(_JSON_TYPES[name] for name in names))
-        found["type"] = types[0] if len(types) == 1 else types
-    if names == ["list"] and "schema" in rules:
-        found["items"] = field_json_schema(rules["schema"])
-    if "valuesrules" in rules:
-        found["additionalProperties"] = field_json_schema(rules["valuesrules"])
-    if "keysrules" in rules:
-        found["propertyNames"] = field_json_schema(rules["keysrules"])
-    if "anyof" in rules:
-        found["anyOf"] = [field_json_schema(each) for each in rules["anyof"]]
-    if "allowed" in rules:
-        target = found.setdefault("items", {}) if names == ["list"] else found
-        target["enum"] = list(rules["allowed"])
-    found.update({_BOUNDS[rule]: rules[rule] for rule in _BOUNDS if rule in rules})
-    for name in names:
-        for rule, word in zip(("minlength", "maxlength"), _LENGTHS.get(name, ()), strict=False):
-            if rule in rules:
-                found[word] = rules[rule]
-        if rules.get("empty") is False and name in _LENGTHS:
-            found.setdefault(_LENGTHS[name][0], 1)
-    if "regex" in rules:
-        found["pattern"] = f"^(?:{rules['regex']})$"
-    if "default" in rules:
-        found["default"] = rules["default"]
-    if rules.get("nullable"):
-        _allow_null(found)
-    meta = rules.get("meta")
-    if isinstance(meta, Mapping):
-        found.update({key: meta[key] for key in ("description", "examples") if key in meta})
-    return found
-
-
-def _allow_null(found: dict[str, Any]) -> None:
-    if "enum" in found:
-        found["enum"] = [*found["enum"], None]
-    if "type" in found:
-        types = found["type"] if isinstance(found["type"], list) else [found["type"]]
-        found["type"] = [*types, "null"]
-    if "anyOf" in found:
-        found["anyOf"] = [*found["anyOf"], {"type": "null"}]
-
-
-# --- schemas that come from devices --------------------------------------------------------------
-
-#: The rules a device may use in a payload schema (docs/protocol.md, From the device).
-DEVICE_RULES: Final = frozenset(
-    (
-        *("type", "required", "allowed", "min", "max", "minlength", "maxlength", "nullable"),
-        *("empty", "default", "schema", "valuesrules", "keysrules", "meta", "anyof"),
-    )
-)
-_MAX_DEPTH: Final = 8
-_MAX_NODES: Final = 500
-
-
-def safe_schema(schema: object) -> bool:
-    """Whether a payload schema that a device advertised can be trusted to do nothing but validate.
-
-    Only the rules of docs/protocol.md with plain values, of bounded depth and size: nothing that
-    names code (`check_with`, `coerce`, …), no registry references, no patterns (a device could
-    choose one that never ends).
-    """
-    budget = [_MAX_NODES]
-    if not _safe_fields(schema, 1, budget):
-        return False
-    try:
-        StrictValidator(copy.deepcopy(schema))
-    except (cerberus.SchemaError, TypeError, ValueError, RecursionError):
-        return False
-    finally:
-        # Cerberus remembers the hash of every schema it ever checked, for ever.
-        StrictValidator.clear_caches()
-    return True
-
-
-def _safe_fields(schema: object, depth: int, budget: list[int]) -> bool:
-    return (
-        isinstance(schema, dict)
-        and depth <= _MAX_DEPTH
-        and all(
-            isinstance(name, str) and len(name) <= 200 and _safe_rules(rules, depth, budget)
-            for name, rules in schema.items()
-        )
-    )
-
-
-def _safe_rules(rules: object, depth: int, budget: list[int]) -> bool:
-    budget[0] -= 1
-    if budget[0] < 0 or depth > _MAX_DEPTH or not isinstance(rules, dict):
-        return False
-    if not rules.keys() <= DEVICE_RULES:
-        return False
-    try:
-        names = type_names(rules)
-    except TypeError:
-        return False
-    if not all(isinstance(name, str) and name in TYPES for name in names):
-        return False
-    for rule, value in rules.items():
-        if rule == "schema":
-            # Without one certain type Cerberus would guess, from the value, which of the two it is.
-            inner = _safe_fields if names == ["dict"] else _safe_rules
-            if names not in (["dict"], ["list"]) or not inner(value, depth + 1, budget):
-                return False
-        elif rule in ("valuesrules", "keysrules"):
-            if names != ["dict"] or not _safe_rules(value, depth + 1, budget):
-                return False
-        elif rule == "anyof":
-            if not isinstance(value, list) or not value:
-                return False
-            if not all(_safe_rules(each, depth + 1, budget) for each in value):
-                return False
-        elif not _safe_value(rule, value, budget):
-            return False
-    return True
-
-
-def _safe_value(rule: str, value: object, budget: list[int]) -> bool:
-    if rule in ("min", "max"):
-        return is_finite(value)
-    if rule in ("minlength", "maxlength"):
-        return is_strict_int(value) and value >= 0  # type: ignore[operator]
-    if rule in ("required", "nullable", "empty"):
-        return isinstance(value, bool)
-    if rule == "allowed":
-        return (
-            isinstance(value, list)
-            and len(value) <= 200
-            and all(isinstance(each, (str, bool)) or is_finite(each) for each in value)
-        )
-    if rule in ("default", "meta"):
-        budget[0] -= json_size(value) // 100
-        return budget[0] >= 0
-    return rule == "type"

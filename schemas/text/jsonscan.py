@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.rest.dialect import MAX_INT, MIN_INT
 from retire_cluster.schemas.text.jsontext import JSONError, loads
 
 #: What the values of one text may cost: a value 1, a member's name 3 more, a list or an object 8
@@ -69,7 +69,7 @@ def long_number(raw: bytes) -> ValidationError | None:
         if end - start > MAX_DIGITS:
             reason = f"has {end - start} digits in a row; at most {MAX_DIGITS} are taken"
         elif _is_whole(raw, start, end) and not _fits(raw, start, end):
-            reason = f"must be a whole number from {MIN_INT} to {MAX_INT}"
+            reason = f"must be a whole number from {MIN_JSON_INT} to {MAX_JSON_INT}"
         else:
             continue
         path = _path(raw, start)
@@ -93,7 +93,7 @@ def _fits(raw: bytes, start: int, end: int) -> bool:
     if end - start > 20:
         return False
     value = int(raw[start:end])
-    return -value >= MIN_INT if raw[start - 1 : start] == b"-" else value <= MAX_INT
+    return -value >= MIN_JSON_INT if raw[start - 1 : start] == b"-" else value <= MAX_JSON_INT
 
 
 def _path(raw: bytes, position: int) -> str | None:

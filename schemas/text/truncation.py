@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
+
+from retire_cluster.schemas.bounds import MAX_EXACT_INT, is_whole
 
 #: What can be cut.
 PARTS: Final = ("stdout", "stderr", "content", "result_data", "logs", "error_traceback")
 #: Which piece of it is missing.
 MISSING: Final = ("beginning", "middle", "end", "all")
-_MAX_BYTES: Final = 2**53
 
 
 class Cut(NamedTuple):
@@ -41,15 +42,11 @@ def read(value: object) -> dict[str, Cut]:
         if not isinstance(row, dict):
             continue
         total, kept, missing = row.get("total_bytes"), row.get("kept_bytes"), row.get("missing")
-        if total is not None and not _is_size(total):
+        if total is not None and not is_whole(total, 0, MAX_EXACT_INT):
             continue
-        if _is_size(kept) and isinstance(missing, str) and missing in MISSING:
+        if is_whole(kept, 0, MAX_EXACT_INT) and isinstance(missing, str) and missing in MISSING:
             found[part] = Cut(total, kept, missing)
     return found
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _MAX_BYTES
 
 
 def words(part: str, cut: Cut) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.protocol.parts import BusMessage
 from retire_cluster.schemas.protocol.wire import PROTOCOL, WireError
 from tests.wire.fixtures import FOLDER, RECORD, releases
 from tests.wire.samples import FROM_BROKER, FROM_DEVICE
@@ -54,7 +55,7 @@ def test_every_message_has_a_sample() -> None:
         return found
 
     sampled = {one.verb.decode() for one in (*FROM_DEVICE, *FROM_BROKER)}
-    everything = verbs(msg._Verb) | {"ASSIGN", "FINISHED"}
+    everything = verbs(BusMessage) | {"ASSIGN", "FINISHED"}
     assert everything == sampled
 
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retire_cluster.schemas.errors import ValidationError
+from retire_cluster.schemas.rest.device_schemas import safe_schema
+from retire_cluster.schemas.rest.json_schema import json_schema
 from retire_cluster.schemas.rest.requests import TASK_BATCH, TASK_SUBMISSION
-from retire_cluster.schemas.rest.validation import json_schema, safe_schema, validate
+from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.task_types import BUILTIN
 
 SCHEMA: dict[str, Any] = {
