@@ -199,7 +199,7 @@ class Client:
     ) -> None:
         asked = Asked(self.world.next_call(), op, args, self, submission)
         self.waiting = asked
-        self.world.judge.asked(asked)
+        self.world.judge.answers.asked(asked)
         header = {"id": asked.number, "op": op, "args": args}
         frames = wire.encode(wire.ADMIN, b"CALL", header, blobs or ())
         if self.world.engine.story is not None:

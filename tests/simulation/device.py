@@ -335,7 +335,7 @@ class Worker:
             if frames:
                 self._outgoing.append(frames)
         elif isinstance(instruction, records.Run):
-            self.world.judge.received(self, instruction.attempts)
+            self.world.judge.running.received(self, instruction.attempts)
             self.runner.run(instruction.attempts, self.clock())
             if self.machine.profile.is_boomerang:
                 keys = [attempt.key for attempt in instruction.attempts]

@@ -244,7 +244,7 @@ class MainNode(SocketOwner):
                 raise Crash("in the middle of sending")
             self.sends_left -= 1
         if socket is not self.bus and socket is not self.admin:
-            self.world.judge.publishes()
+            self.world.judge.answers.publishes()
             return
         pipe = self.world.network.pipes.get(frames[0])
         if pipe is None or pipe.listener is not socket:
@@ -252,7 +252,7 @@ class MainNode(SocketOwner):
         if socket is self.bus and self.full_share and self.rng.random() < self.full_share:
             raise zmq.Again
         content = list(frames[1:])
-        self.world.judge.sends(pipe, content, bus=socket is self.bus)
+        self.world.judge.answers.sends(pipe, content, bus=socket is self.bus)
         self.world.network.carry(pipe, TO_PEER, content, self._busy_until)
 
 

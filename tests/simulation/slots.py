@@ -91,7 +91,7 @@ class SimulatedSlot:
         self._next = None
         job, self._job = self._job, None
         if job is not None and self._started:
-            self._world.judge.stopped(job.key, self._worker)
+            self._world.judge.running.stopped(job.key, self._worker)
 
     def pause(self) -> None:
         """The machine sleeps."""
@@ -124,7 +124,7 @@ class SimulatedSlot:
         job = self._job
         assert job is not None
         self._started = True
-        count = self._world.judge.started(job.key, self._worker, job.header["task_type"])
+        count = self._world.judge.running.started(job.key, self._worker, job.header["task_type"])
         plan = loads(job.payload).get("do", [])
         self._what = plan[count - 1] if count <= len(plan) else ["success", 0.0]
         if self._worker.machine.profile.is_black_hole:
@@ -145,7 +145,7 @@ class SimulatedSlot:
             self._job = job
             self._worker.machine.crash(f"running task {job.key[0]}", back_after=0.5)
             return
-        self._world.judge.stopped(job.key, self._worker)
+        self._world.judge.running.stopped(job.key, self._worker)
         if what == "die":
             self._post(News(self, job.key, Died(1, "")))  # type: ignore[arg-type]
             return
@@ -169,7 +169,7 @@ class SimulatedSlot:
         job, self._job = self._job, None
         assert job is not None
         if self._started:
-            self._world.judge.stopped(job.key, self._worker)
+            self._world.judge.running.stopped(job.key, self._worker)
         self._post(News(self, job.key, Died(-9, "killed")))  # type: ignore[arg-type]
 
     def _tell(self, what: Begun | Progress) -> None:

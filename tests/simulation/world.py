@@ -252,7 +252,7 @@ class World:
         if not name:
             return
         slots = self.machines[0].profile.slots
-        lost = len(self.judge.failed_on.get(name, ()))
+        lost = len(self.judge.writes.failed_on.get(name, ()))
         # A row of three, what it had beside, and as much after each pause; pauses double.
         most = IN_A_ROW + 4 * slots
         if lost > most:
