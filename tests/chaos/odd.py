@@ -1,6 +1,6 @@
 """The odd-task campaign: tasks that do one to three odd things, between innocent witnesses.
 
-On a real device with two slots, whose own types come from `odd_plugin.py`. A witness must never be
+On a real device with two slots, whose own types come from `odd_plugin`. A witness must never be
 late, wrong or failed, and the device must be as before: its process, memory, descriptors, folders,
 shared memory, and nothing of a task running. One harm is left out, for nobody can keep it off but
 `policy.user`: a task that kills the worker itself, as the same user may.
@@ -69,7 +69,7 @@ def install(folder: Path) -> Path:
     """The plugin as an installed package; the folder for PYTHONPATH."""
     info = folder / "odd_plugin-1.0.dist-info"
     info.mkdir(parents=True)
-    shutil.copy(odd_plugin.__file__, folder / "odd_plugin.py")
+    shutil.copytree(Path(odd_plugin.__file__).parent, folder / "odd_plugin")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     return folder
