@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import plain_environment
+from tests.command_kit import plain_environment
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MODULE = Path(__file__).resolve().parents[2] / "sdk" / "js" / "retire-cluster.mjs"

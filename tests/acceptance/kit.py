@@ -3,80 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
-
 from retire_cluster.cli.endpoints import pid_alive
 from retire_cluster.node.system import process_tree
-
-COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
-ANY_PORTS = ["--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0"]
-TERMINAL = {"success", "failed", "timeout", "cancelled"}
-API = "/api/v1"
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """The first true value of a condition; fails the test when it does not come."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:g} s: {what}")
-        time.sleep(0.02)
-
-
-def plain_environment(**more: str) -> dict[str, str]:
-    """This environment without the caller's settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
-    # What tests start listens on this machine only.
-    kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
-    return {**kept, "NO_PROXY": "*", **more}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def data(self) -> Any:
-        """`data` of a success envelope."""
-        document = self.json
-        assert document["status"] == "success", document
-        return document["data"]
-
-    @property
-    def code(self) -> str:
-        """The error code of an error envelope, with all that belongs to one."""
-        document = self.json
-        assert document["status"] == "error", document
-        assert document["timestamp"].endswith("Z")
-        assert self.headers["x-request-id"] == document["request_id"]
-        assert isinstance(document["error_details"], dict)
-        assert document["message"]
-        return str(document["error_code"])
+from tests.command_kit import (
+    ANY_PORTS,
+    API,
+    COMMAND,
+    TERMINAL,
+    Answer,
+    exchange,
+    plain_environment,
+    until,
+)
 
 
 class Rest:
@@ -95,18 +42,7 @@ class Rest:
         timeout_seconds: float = 40.0,
     ) -> Answer:
         """One request on a connection of its own; a body that is no bytes is sent as JSON."""
-        sent = dict(headers or {})
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            sent.setdefault("Content-Type", "application/json")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_seconds)
-        try:
-            connection.request(method, path, body, sent)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, found, answer.read())
-        finally:
-            connection.close()
+        return exchange(self.port, method, path, body, headers, seconds=timeout_seconds)
 
     def get(self, path: str) -> Any:
         """`data` of a GET below /api/v1."""

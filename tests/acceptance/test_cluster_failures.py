@@ -13,18 +13,8 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from tests.acceptance.kit import (
-    ANY_PORTS,
-    COMMAND,
-    TERMINAL,
-    Answer,
-    Cluster,
-    Process,
-    Rest,
-    all_gone,
-    naming,
-    until,
-)
+from tests.acceptance.kit import Cluster, Process, Rest, all_gone, naming
+from tests.command_kit import ANY_PORTS, COMMAND, TERMINAL, Answer, until
 from tests.ports import free_port
 
 pytestmark = [

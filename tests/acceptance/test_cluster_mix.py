@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import Cluster, until
+from tests.acceptance.kit import Cluster
+from tests.command_kit import until
 
 pytestmark = pytest.mark.slow
 

@@ -15,17 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.kit import (
-    ANY_PORTS,
-    Answer,
-    Cluster,
-    Process,
-    Rest,
-    naming,
-    one_line,
-    run,
-    until,
-)
+from tests.acceptance.kit import Cluster, Process, Rest, naming, one_line, run
+from tests.command_kit import ANY_PORTS, Answer, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
-from tests.acceptance.kit import Cluster, Rest, all_gone, until
+from tests.acceptance.kit import Cluster, Rest, all_gone
+from tests.command_kit import until
 
 pytestmark = pytest.mark.slow
 

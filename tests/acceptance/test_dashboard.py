@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import Cluster, Process, until
+from tests.acceptance.kit import Cluster, Process
+from tests.command_kit import until
 from tests.integration.node.test_cuts import install
 
 pytestmark = pytest.mark.slow

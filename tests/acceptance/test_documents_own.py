@@ -17,7 +17,8 @@ from retire_cluster.cli.main import VERBS
 from retire_cluster.conf.curve import ADMIN_KEY, client_keys
 from tests.acceptance import documents
 from tests.acceptance.documents import Block, blocks
-from tests.acceptance.kit import Cluster, Process, Rest, run, until
+from tests.acceptance.kit import Cluster, Process, Rest, run
+from tests.command_kit import until
 
 pytestmark = pytest.mark.slow
 

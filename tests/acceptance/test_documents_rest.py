@@ -26,7 +26,8 @@ from wsproto.events import AcceptConnection, Message, Request
 from retire_cluster.api.cli import parser as api_parser
 from tests.acceptance import documents
 from tests.acceptance.documents import Block, blocks, has_shape
-from tests.acceptance.kit import API, Answer, Cluster, Process, Rest, until
+from tests.acceptance.kit import Cluster, Process, Rest
+from tests.command_kit import API, Answer, until
 from tests.ports import free_port
 
 pytestmark = [

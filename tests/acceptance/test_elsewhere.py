@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import Cluster, Rest, naming, until
+from tests.acceptance.kit import Cluster, Rest, naming
+from tests.command_kit import until
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.kit import Cluster, plain_environment
+from tests.acceptance.kit import Cluster
+from tests.command_kit import plain_environment
 
 pytestmark = pytest.mark.slow
 

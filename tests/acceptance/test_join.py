@@ -18,7 +18,8 @@ import pytest
 
 from retire_cluster.cli.joining.server import JoinServer
 from retire_cluster.conf import joining
-from tests.acceptance.kit import COMMAND, Cluster, plain_environment, run, until
+from tests.acceptance.kit import Cluster, run
+from tests.command_kit import COMMAND, plain_environment, until
 
 MINUTES = 120.0
 

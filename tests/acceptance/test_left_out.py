@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.kit import Cluster, until
+from tests.acceptance.kit import Cluster
+from tests.command_kit import until
 from tests.integration.node.test_cuts import install
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.kit import COMMAND, Cluster, plain_environment, run
+from tests.acceptance.kit import Cluster, run
+from tests.command_kit import COMMAND, plain_environment
 
 
 @pytest.fixture(scope="module")

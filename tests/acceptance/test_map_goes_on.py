@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import COMMAND, Cluster, Process, plain_environment, run, until
+from tests.acceptance.kit import Cluster, Process, run
+from tests.command_kit import COMMAND, plain_environment, until
 from tests.ports import free_port
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to one process")

@@ -18,16 +18,8 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import read_json
-from tests.acceptance.kit import (
-    ANY_PORTS,
-    COMMAND,
-    Cluster,
-    Rest,
-    all_gone,
-    naming,
-    plain_environment,
-    until,
-)
+from tests.acceptance.kit import Cluster, Rest, all_gone, naming
+from tests.command_kit import ANY_PORTS, COMMAND, plain_environment, until
 
 pytestmark = [
     pytest.mark.slow,

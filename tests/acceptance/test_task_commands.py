@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.kit import COMMAND, Cluster, plain_environment
+from tests.acceptance.kit import Cluster
+from tests.command_kit import COMMAND, plain_environment
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import pytest
 from retire_cluster.cli.up.announce import Announcement
 from retire_cluster.conf.joining import JoinServer, one_line
 from tests.acceptance.documents import blocks, command_environment
-from tests.acceptance.kit import Cluster, Process, until
+from tests.acceptance.kit import Cluster, Process
+from tests.command_kit import until
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,12 +21,11 @@ import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
 from retire_cluster.node.system import process_tree
+from tests.command_kit import ANY_PORTS, COMMAND, plain_environment
 
 pytestmark = pytest.mark.slow
 
 KEY = "a-key-that-no-command-line-shows"
-MODULE = [sys.executable, "-m", "retire_cluster.cli.main"]
-ANY_PORTS = ["--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0"]
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "") -> Any:
@@ -39,13 +38,6 @@ def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "") -
         time.sleep(0.05)
 
 
-def plain_environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
-    # What tests start listens on this machine only.
-    kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
-    return {**kept, **more}
-
-
 class Running:
     """An `up` that was started and is ready."""
 
@@ -54,7 +46,7 @@ class Running:
         self.log = data_dir.with_suffix(".log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*MODULE, "up", "--data-dir", str(data_dir), *ANY_PORTS, *flags],
+                [*COMMAND, "up", "--data-dir", str(data_dir), *ANY_PORTS, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -104,7 +96,7 @@ class Running:
 
     def cli(self, *words: str, code: int = 0) -> str:
         done = subprocess.run(
-            [*MODULE, *words, "--data-dir", str(self.data_dir)],
+            [*COMMAND, *words, "--data-dir", str(self.data_dir)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -230,7 +222,15 @@ def test_waiting_gives_up_with_7_and_a_cancelled_task_exits_1(running: Running) 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_while_waiting_detaches_and_the_task_goes_on(running: Running) -> None:
     with subprocess.Popen(
-        [*MODULE, "submit", "sleep", "duration=600", "--wait", "--data-dir", str(running.data_dir)],
+        [
+            *COMMAND,
+            "submit",
+            "sleep",
+            "duration=600",
+            "--wait",
+            "--data-dir",
+            str(running.data_dir),
+        ],
         stderr=subprocess.PIPE,
         env=plain_environment(),
         text=True,
@@ -269,7 +269,7 @@ def test_the_doctor_finds_nothing_broken(running: Running) -> None:
 
 def test_a_second_up_on_the_same_folder_is_refused(running: Running) -> None:
     done = subprocess.run(
-        [*MODULE, "up", "--data-dir", str(running.data_dir), *ANY_PORTS],
+        [*COMMAND, "up", "--data-dir", str(running.data_dir), *ANY_PORTS],
         capture_output=True,
         text=True,
         timeout=30,
@@ -308,7 +308,7 @@ def test_another_worker_joins_by_the_line_that_was_printed(
     running: Running, tmp_path: Path
 ) -> None:
     port = running.endpoints()["main"]["worker_port"]
-    command = [*MODULE, "join", f"127.0.0.1:{port}", "--device-id", "second", "--tag", "extra"]
+    command = [*COMMAND, "join", f"127.0.0.1:{port}", "--device-id", "second", "--tag", "extra"]
     with subprocess.Popen(
         [*command, "--data-dir", str(tmp_path / "second")],
         stdin=subprocess.DEVNULL,
@@ -409,7 +409,7 @@ def test_without_workers_it_is_ready_too(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_said_and_exits_2(flag: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [*MODULE, "up", "--data-dir", str(tmp_path / "data"), *ANY_PORTS]
+        command = [*COMMAND, "up", "--data-dir", str(tmp_path / "data"), *ANY_PORTS]
         done = subprocess.run(
             [*command, flag, str(port)],
             capture_output=True,
@@ -425,7 +425,7 @@ def test_a_port_that_is_taken_is_said_and_exits_2(flag: str, tmp_path: Path) -> 
 
 def test_a_data_folder_that_cannot_be_made_is_said_and_exits_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [*MODULE, "up", "--data-dir", str(tmp_path / "file" / "data"), *ANY_PORTS]
+    command = [*COMMAND, "up", "--data-dir", str(tmp_path / "file" / "data"), *ANY_PORTS]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=30, env=plain_environment()
     )

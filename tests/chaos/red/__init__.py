@@ -12,6 +12,7 @@
 """
 
 from tests.chaos.red.attack import Attack, NotHere, Went
-from tests.chaos.red.target import Answer, Target
+from tests.chaos.red.target import Target
+from tests.command_kit import Answer
 
 __all__ = ["Answer", "Attack", "NotHere", "Target", "Went"]

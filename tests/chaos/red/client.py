@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from tests.chaos.red import Attack, NotHere, Target, Went
-from tests.chaos.red.target import API, until
+from tests.command_kit import API, until
 from tests.integration.cli.test_join_attacks import NOWHERE, Device, Middle, serving, wheel
 
 

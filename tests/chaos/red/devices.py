@@ -15,7 +15,7 @@ from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.task_types import BUILTIN
 from tests.chaos.red import Attack, Target, Went
-from tests.chaos.red.target import until
+from tests.command_kit import until
 from tests.integration.main_kit import RawDevice
 
 _SECONDS = 8.0

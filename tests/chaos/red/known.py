@@ -13,7 +13,7 @@ from retire_cluster.conf.curve import ClientKeys, Pair
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.protocol import messages as msg
 from tests.chaos.red import Attack, Target, Went
-from tests.chaos.red.target import API, until
+from tests.command_kit import API, until
 from tests.integration.main_kit import RawDevice
 
 SCOPES = ("read", "submit", "submit:dangerous", "admin")

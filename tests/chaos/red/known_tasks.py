@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.red import Attack, NotHere, Target, Went
-from tests.chaos.red.target import API, until
+from tests.command_kit import API, until
 from tests.integration.node_kit import Bus, alive_with, python
 
 #: Of `[policy]`: what a careful owner grants a task.

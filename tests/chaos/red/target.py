@@ -9,13 +9,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import psutil
 
@@ -25,57 +23,16 @@ from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.node.system import process_tree
 from retire_cluster.schemas.errors import ClusterError
 from tests.chaos.red.attack import Went
+from tests.command_kit import ANY_PORTS, API, COMMAND, Answer, exchange, plain_environment, until
 from tests.integration.main_kit import RawDevice
 
-COMMAND = [sys.executable, "-m", "retire_cluster.cli.main"]
-ANY_PORTS = ("--port", "0", "--cluster-port", "0", "--worker-port", "0", "--event-port", "0")
-API = "/api/v1"
-TERMINAL = frozenset({"success", "failed", "timeout", "cancelled"})
 #: Not given: as `key=OWN`, the key that the cluster was started with.
 OWN = "\0"
 #: What a witness may take on a machine that is busy with an attack.
 WITNESS_SECONDS = 15.0
-T = TypeVar("T")
 _numbers = itertools.count(1)
 _WITNESS_TAG = "witness"
 _WITNESS_ADDRESS = "127.0.2.1" if process_tree.IS_LINUX else "127.0.0.1"
-
-
-def until(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
-    """The condition's first true value. Raises `TimeoutError` when it stays false."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.02)
-    return found
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def data(self) -> Any:
-        """`data` of a success envelope. Raises `AssertionError` for anything else."""
-        assert self.status < 300, f"{self.status}: {self.body[:300]!r}"
-        return self.json["data"]
-
-    @property
-    def code(self) -> str:
-        """`error_code` of an error envelope; empty when it is none."""
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            return str(self.json.get("error_code", ""))
-        return ""
 
 
 class Target:
@@ -300,23 +257,11 @@ class Target:
         :param key: API key; None for none; not given: the cluster's own, if it has one
         :param source: the address that it comes from, such as 127.0.0.5; not given: the attack's
         """
-        sent = dict(headers or {})
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            sent.setdefault("Content-Type", "application/json")
         mine = self.api_key if key == OWN else key
-        if mine:
-            sent.setdefault("X-API-Key", mine)
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.api_port, timeout=seconds, source_address=(source or self.address, 0)
+        sent = {**({"X-API-Key": mine} if mine else {}), **(headers or {})}
+        return exchange(
+            self.api_port, method, path, body, sent, source=source or self.address, seconds=seconds
         )
-        try:
-            connection.request(method, path, body, sent)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, found, answer.read())
-        finally:
-            connection.close()
 
     # --- as a device or a stranger ---------------------------------------------------------------
 
@@ -506,14 +451,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], seconds: float = 10.0) ->
 
 
 def _environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """This environment without the caller's settings; everything listens on this machine only."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    return {
-        **kept,
-        "HOME": str(home),
-        "NO_PROXY": "*",
-        "RETIRE_CLUSTER_SERVER_WORKER_HOST": "127.0.0.1",
-        **more,
-    }
+    return plain_environment(HOME=str(home), **more)

@@ -15,7 +15,7 @@ import psutil
 
 from retire_cluster.broker.net import intake
 from tests.chaos.red import Attack, NotHere, Target, Went
-from tests.chaos.red.target import API, COMMAND
+from tests.command_kit import API, COMMAND
 
 #: `submit` may take so many times as long as alone, or so many milliseconds, whichever is more.
 _TIMES, _LEAST_MS = 6.0, 60.0
