@@ -33,7 +33,8 @@ from retire_cluster.conf.machine.ownership import Foreign, check_folder
 from retire_cluster.conf.machine.prctl import hide_memory
 from retire_cluster.conf.machine.processes import started
 from retire_cluster.conf.outlet import last_words
-from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.conf.settings import Settings
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 log = logging.getLogger("broker")

@@ -12,7 +12,7 @@ from retire_cluster.cli.output import Output, clean
 from retire_cluster.cli.payloads import check_sendable
 from retire_cluster.cli.target import Caller, Target, find_target
 from retire_cluster.conf.arguments import Parser
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
 from retire_cluster.schemas.text.jsontext import JSONError
 

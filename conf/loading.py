@@ -16,15 +16,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from retire_cluster.conf.fields import (
+from retire_cluster.conf.machine.homefolder import expanded, home_folder
+from retire_cluster.conf.sections import SECTIONS
+from retire_cluster.conf.settings import Settings, all_specs
+from retire_cluster.conf.spec import (
     ENVIRONMENT_PREFIX,
+    SettingsError,
     Spec,
     from_document,
     from_text,
+    specs,
     wrong_with,
 )
-from retire_cluster.conf.machine.homefolder import expanded, home_folder
-from retire_cluster.conf.settings import SECTIONS, Settings, SettingsError, all_specs, specs
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from retire_cluster.conf.outlet import Outlet
-from retire_cluster.conf.settings import Logging
+from retire_cluster.conf.sections import Logging
 from retire_cluster.schemas.text.cleantext import escaped
 
 if TYPE_CHECKING:

@@ -56,7 +56,8 @@ from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.conf.machine.addresses import local_names, own_name
 from retire_cluster.conf.neighbours import tooling_keys
-from retire_cluster.conf.settings import Settings, SettingsError, public_view
+from retire_cluster.conf.settings import Settings, public_view
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.rest.endpoints import API
 from retire_cluster.schemas.rest.openapi import openapi_document

@@ -30,7 +30,8 @@ from retire_cluster.conf.machine.ownership import Foreign, check_folder
 from retire_cluster.conf.machine.prctl import hide_memory
 from retire_cluster.conf.machine.processes import started
 from retire_cluster.conf.outlet import last_words, tell
-from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.conf.settings import Settings
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.schemas.errors import ClusterError
 
 PROGRAM = "retire-cluster-api"

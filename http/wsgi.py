@@ -13,7 +13,7 @@ from retire_cluster.api.admission.keys import ApiKeyFileError
 from retire_cluster.api.app import Facade, assemble
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.logs import configure
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 
 
 def _build() -> Facade:

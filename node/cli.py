@@ -25,7 +25,9 @@ from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.ownership import Foreign, check_folder
 from retire_cluster.conf.machine.prctl import hide_memory
 from retire_cluster.conf.outlet import last_words
-from retire_cluster.conf.settings import ROLES, Settings, SettingsError
+from retire_cluster.conf.sections import ROLES
+from retire_cluster.conf.settings import Settings
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.core.records import Introduction
 from retire_cluster.node.core.session import EXIT_OK, EXIT_REFUSED, Pace, Session

@@ -13,7 +13,9 @@ from retire_cluster.broker.admin.timestamps import duration, stamp
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.records.stats import DURATION_BOUNDS
-from retire_cluster.conf.settings import SECTIONS, merge_section, public_view, specs
+from retire_cluster.conf.sections import SECTIONS
+from retire_cluster.conf.settings import merge_section, public_view
+from retire_cluster.conf.spec import specs
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest import requests
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from retire_cluster.broker.core.devices.access import AdminKey, Token
 from retire_cluster.broker.core.model import TaskSpec
 from retire_cluster.broker.core.rows import OutcomeRow
-from retire_cluster.conf.settings import Section
+from retire_cluster.conf.spec import Section
 from retire_cluster.schemas.protocol.messages import (
     ConfigAck,
     Drain,

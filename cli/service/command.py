@@ -20,7 +20,7 @@ from retire_cluster.cli.service.units import Service
 from retire_cluster.cli.session import verb_parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.homefolder import home_folder
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.link import join_line
 
 #: In the worker's data folder, 0600.

@@ -61,7 +61,7 @@ from retire_cluster.conf.machine.prctl import hide_memory
 from retire_cluster.conf.machine.processes import is_same, started
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.outlet import WHY_VARIABLE, last_words, take_why, tell
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.device.policy import running_as_root
 from retire_cluster.node.system.process_tree import become_subreaper
 from retire_cluster.node.tasks import own_type

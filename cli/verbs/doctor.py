@@ -27,7 +27,8 @@ from retire_cluster.cli.up.readiness import answers_ok
 from retire_cluster.cli.verbs.version import installed
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.addresses import dial_host, is_loopback, public_host
-from retire_cluster.conf.settings import Settings, SettingsError
+from retire_cluster.conf.settings import Settings
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.device.identity import host_name
 from retire_cluster.schemas.errors import ClusterError, DeviceNotFound
 from retire_cluster.schemas.text.hosts import bracketed, in_url

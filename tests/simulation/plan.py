@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from retire_cluster.conf.settings import Database, Heartbeat, Retention, Scheduler, Settings
+from retire_cluster.conf.sections import Database, Heartbeat, Retention, Scheduler
+from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from tests.simulation.client import Submission, payload
 from tests.simulation.device import Profile

@@ -25,7 +25,7 @@ from retire_cluster.broker.core.model import Device, Task, Times
 from retire_cluster.broker.core.placement.passing_over import note
 from retire_cluster.broker.core.rows import AttemptRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.conf.settings import Scheduler
+from retire_cluster.conf.sections import Scheduler
 from retire_cluster.schemas.vocabulary import FAILING
 
 #: Endings that make nobody wait: of one device, and of all together.

@@ -22,7 +22,8 @@ from retire_cluster.api.app import Facade, create_app
 from retire_cluster.api.serving.waitress_server import SlowClientLimits
 from retire_cluster.api.serving.websocket import StreamServer
 from retire_cluster.broker.client import Answer
-from retire_cluster.conf.settings import Api, Settings
+from retire_cluster.conf.sections import Api
+from retire_cluster.conf.settings import Settings
 
 
 class EventLog:

@@ -13,7 +13,8 @@ from falcon import testing
 from retire_cluster.api.admission.keys import ApiKeyRing, key_of
 from retire_cluster.api.app import Facade, create_app
 from retire_cluster.broker.client import Answer
-from retire_cluster.conf.settings import Api, Settings
+from retire_cluster.conf.sections import Api
+from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import BY_CODE
 
 TASK_ID = "550e8400-e29b-41d4-a716-446655440000"

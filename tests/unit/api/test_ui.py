@@ -18,7 +18,8 @@ from retire_cluster.api.admission.keys import ApiKeyRing, key_of, write_keys
 from retire_cluster.api.app import create_app
 from retire_cluster.api.resources.ui import PACKAGE, load_files
 from retire_cluster.broker.client import Answer
-from retire_cluster.conf.settings import Api, Settings
+from retire_cluster.conf.sections import Api
+from retire_cluster.conf.settings import Settings
 
 FILES = load_files()
 PAGES = ("overview.js", "devices.js", "tasks.js", "submit.js", "settings.js", "log.js", "join.js")

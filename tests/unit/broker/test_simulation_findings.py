@@ -10,7 +10,8 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.store.memory import MemoryStore
-from retire_cluster.conf.settings import Heartbeat, Section
+from retire_cluster.conf.sections import Heartbeat
+from retire_cluster.conf.spec import Section
 from retire_cluster.node.core import records
 from retire_cluster.node.core.records import Result
 from retire_cluster.node.core.session import Session

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.conf.loading import default_data_dir, load, read_settings
-from retire_cluster.conf.settings import SettingsError, all_specs
+from retire_cluster.conf.settings import all_specs
+from retire_cluster.conf.spec import SettingsError
 
 HOME = {"HOME": "/home/ada"}
 

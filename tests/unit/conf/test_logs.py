@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.conf.logs import REDACTED, JsonFormatter, Redaction, configure
-from retire_cluster.conf.settings import Logging
+from retire_cluster.conf.sections import Logging
 from retire_cluster.schemas.text.cleantext import escaped
 
 LOGGER = logging.getLogger("api.requests")

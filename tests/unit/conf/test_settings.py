@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.conf.fields import SettingsError, from_text, wrong_with
-from retire_cluster.conf.settings import (
+from retire_cluster.conf.sections import (
     PUBLIC_SECTIONS,
     SECTIONS,
     Api,
@@ -16,11 +15,9 @@ from retire_cluster.conf.settings import (
     Heartbeat,
     Scheduler,
     Server,
-    Settings,
-    all_specs,
-    merge_section,
-    specs,
 )
+from retire_cluster.conf.settings import Settings, all_specs, merge_section
+from retire_cluster.conf.spec import SettingsError, from_text, specs, wrong_with
 from retire_cluster.schemas.errors import NotFound, ValidationError
 
 

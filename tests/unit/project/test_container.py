@@ -13,7 +13,8 @@ import pytest
 
 from retire_cluster.cli.main import VERBS
 from retire_cluster.cli.up import plan
-from retire_cluster.conf.settings import Api, Server, all_specs
+from retire_cluster.conf.sections import Api, Server
+from retire_cluster.conf.settings import all_specs
 from retire_cluster.node import cli as node_cli
 
 if sys.version_info >= (3, 11):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.broker.admin.table import OPERATIONS
-from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
+from retire_cluster.conf.spec import Spec
 from retire_cluster.schemas.protocol import messages
 from retire_cluster.schemas.rest.endpoints import rights_table
 from retire_cluster.schemas.vocabulary import TaskStatus

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.conf.fields import Spec
 from retire_cluster.conf.settings import all_specs
+from retire_cluster.conf.spec import Spec
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
 from tests.unit.broker.kit import Cluster, MakeCluster, settings_with, wrong

@@ -15,7 +15,7 @@ from retire_cluster.cli.service.units import Service
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir, load, read_settings
 from retire_cluster.conf.machine import homefolder
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.device.policy import Policy
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows knows every user's folder")

@@ -13,7 +13,7 @@ from retire_cluster.conf import curve, joining
 from retire_cluster.conf.loading import load
 from retire_cluster.conf.machine import addresses
 from retire_cluster.conf.machine.addresses import OwnAddress, ranked, zoned
-from retire_cluster.conf.settings import SettingsError
+from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.link.sockets import Address, parse_join
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest.requests import JOIN_TOKEN

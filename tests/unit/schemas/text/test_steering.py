@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retire_cluster.cli.output import Output, Style, clean, clean_json, facts, table
 from retire_cluster.conf.logs import configure
-from retire_cluster.conf.settings import Logging
+from retire_cluster.conf.sections import Logging
 from retire_cluster.node.selftest import report
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import TypeInfo
