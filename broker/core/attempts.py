@@ -7,7 +7,7 @@ device that has it (`current`); anything else is stale: counted, acknowledged, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import oversize
@@ -23,6 +23,7 @@ from retire_cluster.broker.core.placement import outliers, passing_over, requeue
 from retire_cluster.broker.core.retry import Decision, decide
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.transitions import TaskEvent
 from retire_cluster.schemas.protocol.batches import FinishedGroup
 from retire_cluster.schemas.protocol.messages import (
     AttemptKey,
@@ -41,7 +42,10 @@ from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, Outcome, TaskSta
 UNSENT_SECONDS = 0.5
 #: … up to this.
 UNSENT_AT_MOST_SECONDS = 30.0
-_FINAL_EVENT = {TaskStatus.FAILED: "fail", TaskStatus.TIMEOUT: "time_out"}
+_FINAL_EVENT: Final[dict[TaskStatus, TaskEvent]] = {
+    TaskStatus.FAILED: "fail",
+    TaskStatus.TIMEOUT: "time_out",
+}
 MAX_ERROR_CHARACTERS = 4_096
 #: Devices remembered of a task, at most.
 MAX_TRIED = 8
@@ -155,10 +159,11 @@ def _succeeded(
     if changed:
         outliers.proves(state, device, changed, now)
         deviating += [task.number for task in changed]
-    return _conclude_all(
-        state, tasks, TaskStatus.SUCCESS, "succeed", now, [seconds[index] for index in chosen],
-        [results[index] for index in chosen], [details[index] for index in chosen],
+    endings = _Endings(
+        None, None, [seconds[index] for index in chosen], [results[index] for index in chosen],
+        [details[index] for index in chosen],
     )  # fmt: skip
+    return _conclude_all(state, tasks, "succeed", endings, now)
 
 
 def _settled(
@@ -190,7 +195,8 @@ def _settle(
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
         requeues.in_a_row(state, device, task, now)
-        give_back(state, task, Decision(None), "released", None, "given back by its device", now)
+        ending = Ending(message="given back by its device")
+        requeue(state, task, Decision(None), "released", ending, now)
         return None
     if task.status is TaskStatus.ASSIGNED and not elsewhere:
         start(state, task, item.execution_seconds, now)
@@ -212,17 +218,12 @@ def _settle(
         nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
         if nobody is not None:
             decision, message = Decision(TaskStatus.FAILED), nobody[:MAX_ERROR_CHARACTERS]
+    ending = Ending(str(cause), message, item.execution_seconds, result, details)
     if decision.final is None:
-        give_back(
-            state, task, decision, item.outcome, cause, message, now,
-            seconds=item.execution_seconds, result=result, details=details,
-        )  # fmt: skip
+        requeue(state, task, decision, item.outcome, ending, now)
         return None
-    return conclude(
-        state, task, decision.final, _FINAL_EVENT[decision.final], now,
-        seconds=item.execution_seconds, cause=str(cause),
-        message=_noted(message, decision.note), result=result, details=details,
-    )  # fmt: skip
+    ending = ending._replace(message=_noted(message, decision.note))
+    return conclude(state, task, _FINAL_EVENT[decision.final], ending, now)
 
 
 def note_tried(task: Task, device: Device) -> None:
@@ -251,40 +252,49 @@ def _noted(message: str, note: str) -> str:
     return f"{note} ({message})" if note else message
 
 
+class Ending(NamedTuple):
+    """What is known of how an attempt ended."""
+
+    cause: str | None = None
+    message: str | None = None
+    #: How long it ran; None: not known, or it never began.
+    seconds: float | None = None
+    result: bytes = b""
+    details: bytes = b""
+
+
+class _Endings(NamedTuple):
+    """The same of attempts that ended alike: figures, results and details are one an attempt."""
+
+    cause: str | None
+    message: str | None
+    seconds: Sequence[float | None]
+    results: Sequence[bytes]
+    details: Sequence[bytes]
+
+
+def end(state: ClusterState, task: Task, event: TaskEvent, ending: Ending, now: Now) -> None:
+    """End a task and have its outcome stored."""
+    row = conclude(state, task, event, ending, now)
+    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+
+
 def conclude(
-    state: ClusterState,
-    task: Task,
-    status: TaskStatus,
-    event: str,
-    now: Now,
-    *,
-    seconds: float | None = None,
-    cause: str | None = None,
-    message: str | None = None,
-    result: bytes = b"",
-    details: bytes = b"",
+    state: ClusterState, task: Task, event: TaskEvent, ending: Ending, now: Now
 ) -> OutcomeRow:
-    """End a task; its outcome, for the caller to have stored."""
-    return _conclude_all(
-        state, (task,), status, event, now, (seconds,), (result,), (details,), cause, message
-    )[0]
+    """End a task and return its outcome, for the caller to have stored."""
+    cause, message, seconds, result, details = ending
+    endings = _Endings(cause, message, (seconds,), (result,), (details,))
+    return _conclude_all(state, (task,), event, endings, now)[0]
 
 
 def _conclude_all(
-    state: ClusterState,
-    tasks: Sequence[Task],
-    status: TaskStatus,
-    event: str,
-    now: Now,
-    seconds: Sequence[float | None],
-    results: Sequence[bytes],
-    details: Sequence[bytes],
-    cause: str | None = None,
-    message: str | None = None,
+    state: ClusterState, tasks: Sequence[Task], event: TaskEvent, endings: _Endings, now: Now
 ) -> list[OutcomeRow]:
     """End tasks of one device (or none) alike."""
+    cause, message, seconds, results, details = endings
     data: dict[str, Any] = {} if cause is None else {"cause": cause}
-    state.move_all(tasks, event, now, **data)
+    status = state.move_all(tasks, event, now, **data)
     device = tasks[0].device
     device_id = device.device_id if device is not None else None
     ended_s = state.clock.age_seconds(now)
@@ -302,35 +312,17 @@ def _conclude_all(
     return rows
 
 
-def give_back(
-    state: ClusterState,
-    task: Task,
-    decision: Decision,
-    outcome: str,
-    cause: str | None,
-    message: str | None,
-    now: Now,
-    *,
-    seconds: float | None = None,
-    result: bytes = b"",
-    details: bytes = b"",
+def requeue(
+    state: ClusterState, task: Task, decision: Decision, outcome: str, ending: Ending, now: Now
 ) -> None:
-    """An attempt ended but the task goes on: keep its history, wait, queue again."""
+    """Put a task back whose attempt ended: keep the attempt as history, wait, queue again."""
     device = task.device
+    cause = ending.cause
     row = AttemptRow(
-        task.number,
-        task.attempt,
-        device.device_id if device is not None else None,
-        outcome,
-        cause,
-        message,
-        task.assigned_ms,
-        task.started_ms,
-        now.wall_ms,
-        seconds,
-        result,
-        details,
-    )
+        task.number, task.attempt, device.device_id if device is not None else None, outcome,
+        cause, ending.message, task.assigned_ms, task.started_ms, now.wall_ms, ending.seconds,
+        ending.result, ending.details,
+    )  # fmt: skip
     wait_seconds = decision.delay_seconds
     if decision.costs_retry:
         task.retries += 1
@@ -353,7 +345,7 @@ def give_back(
     state.leave_device((task,))
     task.device = None
     task.assigned_ms = task.started_ms = task.started_mono = None
-    state.move(task, "wait", now, cause=cause, message=message)
+    state.move(task, "wait", now, cause=cause, message=ending.message)
     if wait_seconds > 0:
         state.wait_until(task, now.mono + wait_seconds)
     else:
@@ -402,14 +394,7 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
         task.killers |= {device.device_id}
         note_tried(task, device)
     decision = Decision(None) if free else _decide(state, task, Cause.WORKER_LOST, started=began)
-    if decision.final is None:
-        give_back(state, task, decision, LOST, Cause.WORKER_LOST.value, reason, now)
-    else:
-        row = conclude(
-            state, task, decision.final, _FINAL_EVENT[decision.final], now,
-            cause=Cause.WORKER_LOST.value, message=_noted(reason, decision.note),
-        )  # fmt: skip
-        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    _end_or_requeue(state, task, decision, LOST, Ending(Cause.WORKER_LOST.value, reason), now)
     if device is not None:
         state.note_room(device)
 
@@ -430,17 +415,18 @@ def time_out(state: ClusterState, task: Task, now: Now) -> None:
     note_tried(task, device)
     outliers.failed(state, device, task, now)
     decision = _decide(state, task, Cause.TIMEOUT, started=True)
-    if decision.final is None:
-        give_back(
-            state, task, decision, Outcome.TIMEOUT, Cause.TIMEOUT.value, message, now,
-            seconds=seconds,
-        )  # fmt: skip
-    else:
-        row = conclude(
-            state, task, decision.final, _FINAL_EVENT[decision.final], now,
-            seconds=seconds, cause=Cause.TIMEOUT.value, message=message,
-        )  # fmt: skip
-        state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
+    ending = Ending(Cause.TIMEOUT.value, message, seconds)
+    _end_or_requeue(state, task, decision, Outcome.TIMEOUT, ending, now)
     if device.online:
         state.emit(Send(device.routing, Cancel(device.session, (key,), "timeout")))
     state.note_room(device)
+
+
+def _end_or_requeue(
+    state: ClusterState, task: Task, decision: Decision, outcome: str, ending: Ending, now: Now
+) -> None:
+    if decision.final is None:
+        requeue(state, task, decision, outcome, ending, now)
+    else:
+        ending = ending._replace(message=_noted(ending.message or "", decision.note))
+        end(state, task, _FINAL_EVENT[decision.final], ending, now)

@@ -12,10 +12,13 @@ from typing import Any, Final
 from retire_cluster.broker.core import attempts, requests, sweeps
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices import enrolment, event_throttle, membership
+from retire_cluster.broker.core.evidence import EventFailed, history, task_of
 from retire_cluster.broker.core.instructions import Instruction
 from retire_cluster.broker.core.placement import assignment
 from retire_cluster.broker.core.records import audit_rows
 from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.transitions import IllegalTransition
+from retire_cluster.schemas.errors import ClusterError
 
 Handler = Callable[[ClusterState, Any, ev.Now], None]
 
@@ -50,14 +53,20 @@ HANDLERS: Final[dict[type, Handler]] = {
 def handle(state: ClusterState, event: ev.Event, now: ev.Now) -> list[Instruction]:
     """Apply one event and return the instructions that it leads to, in order.
 
-    Raises `IllegalTransition` for an event that a task's state does not allow. An event that raises
-    leaves no instructions; what it changed before that cannot be trusted.
+    Raises a `ClusterError` for what a client may not ask, `IllegalTransition` for an event that a
+    task's state does not allow, `EventFailed` when a rule meets an error of its own. An event that
+    raises leaves no instructions; after the last two, what it changed cannot be trusted.
     """
     try:
         HANDLERS[type(event)](state, event, now)
         if state.log.acts.new:
             for write in audit_rows.writes(state.log):
                 state.emit(write)
-    finally:
-        instructions = state.take_instructions()
-    return instructions
+        return state.take_instructions()
+    except (ClusterError, IllegalTransition):
+        state.take_instructions()
+        raise
+    except Exception as error:
+        state.take_instructions()
+        task = task_of(event, error.__traceback__)
+        raise EventFailed(event, task, history(state.log, task)) from error

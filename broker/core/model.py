@@ -99,6 +99,9 @@ class Dispatch:
         #: Attempts of it that have not ended.
         self.open = 0
 
+    def __repr__(self) -> str:
+        return f"<Dispatch {self.number} to {self.device_id}, {self.open} open>"
+
 
 class Task:
     """A task that has not ended. Monotonic times end in `_mono`, wall-clock ones in `_ms`.
@@ -152,6 +155,10 @@ class Task:
         self.status = status
         #: When it began to wait in its backlog; aging counts from here.
         self.queued_mono = queued_mono
+
+    def __repr__(self) -> str:
+        where = f" on {self.device.device_id}" if self.device is not None else ""
+        return f"<Task {self.number} {self.status.value}, attempt {self.attempt}{where}>"
 
     @property
     def key(self) -> AttemptKey:
@@ -278,6 +285,10 @@ class Device:
         self.refused: set[int] = set()
         #: Changed since it was last stored.
         self.dirty = False
+
+    def __repr__(self) -> str:
+        held = len(self.attempts)
+        return f"<Device {self.device_id} {self.status.value}, {held} attempts>"
 
     @property
     def status(self) -> DeviceStatus:

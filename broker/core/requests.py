@@ -9,7 +9,7 @@ from itertools import groupby, repeat
 from typing import Any
 
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.attempts import conclude
+from retire_cluster.broker.core.attempts import Ending, end
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import (
     ReviveTasks,
@@ -23,6 +23,7 @@ from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.rows import AttemptRow, SubmissionRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState, Wait
+from retire_cluster.broker.core.transitions import after
 from retire_cluster.schemas.protocol.messages import Cancel
 from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, TaskStatus
 
@@ -40,7 +41,7 @@ def submit(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
     for (spec, delay), run in groupby(zip(event.specs, delays, strict=True)):
         start, size = len(rows), len(list(run))
         numbers = range(first + start, first + start + size)
-        status = TaskStatus.PENDING if delay > 0 else TaskStatus.QUEUED
+        status = after(None, "delay" if delay > 0 else "submit")
         tasks = [
             Task(number, spec, now.wall_ms, payload, status, now.mono)
             for number, payload in zip(numbers, kept[start : start + size], strict=True)
@@ -85,13 +86,11 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
     device = task.device
     key = task.key if task.dispatch is not None else None
     backlog, task.backlog = task.backlog, None
-    row = conclude(
-        state, task, TaskStatus.CANCELLED, "cancel", now, message="cancelled by request",
-        seconds=None if task.started_mono is None else max(0.0, now.mono - task.started_mono),
-    )  # fmt: skip
+    began = task.started_mono
+    seconds = None if began is None else max(0.0, now.mono - began)
+    end(state, task, "cancel", Ending(message="cancelled by request", seconds=seconds), now)
     if backlog is not None:
         backlog.leave()
-    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None and key is not None:
         if device.online:
             state.emit(Send(device.routing, Cancel(device.session, (key,), "cancelled")))
@@ -107,13 +106,10 @@ def fail_damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
         return  # handed out before it was damaged: its device may still end it well
     device = task.device
     backlog, task.backlog = task.backlog, None
-    row = conclude(
-        state, task, TaskStatus.FAILED, "fail", now, cause=Cause.DETERMINISTIC.value,
-        message="its payload is damaged in the main node's store; submit it again",
-    )  # fmt: skip
+    message = "its payload is damaged in the main node's store; submit it again"
+    end(state, task, "damage", Ending(Cause.DETERMINISTIC.value, message), now)
     if backlog is not None:
         backlog.leave()
-    state.emit(StoreOutcomes((row,), (task.number,) if task.deviates else ()))
     if device is not None:
         state.note_room(device)
 
@@ -124,7 +120,7 @@ def discard_damaged_result(state: ClusterState, event: ev.ResultDamaged, now: No
     if event.task in state.tasks or not state.ledger.has(event.task):
         return
     before = state.ledger.status(event.task)
-    status = TaskStatus.FAILED if before is TaskStatus.SUCCESS else before
+    status = after(before, "damage")
     note = f"its result is damaged in the main node's store (it had ended: {before.value})"
     row = old._replace(
         status=status.value, cause=old.cause or Cause.DETERMINISTIC.value,

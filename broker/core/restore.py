@@ -14,6 +14,7 @@ from retire_cluster.broker.core.records import audit_rows
 from retire_cluster.broker.core.records.clock import resumed
 from retire_cluster.broker.core.rows import IndexRow, LiveRow, Snapshot, TaskRow
 from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.transitions import after
 from retire_cluster.conf.settings import Settings, merge_section
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.vocabulary import TaskStatus
@@ -115,18 +116,18 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
     specs: dict[tuple[object, ...], TaskSpec] = {}
     rows = {row.number: row for row in snapshot.live}
     usual = rows.keys() - out.keys() - snapshot.deviations.keys()
-    after, age_s = 0, state.clock.age_seconds(now)
+    seen, age_s = 0, state.clock.age_seconds(now)
 
     def alike(line: IndexRow) -> tuple[object, ...]:
-        nonlocal after
+        nonlocal seen
         number, *form = line
         # What follows on its forerunner has the same distance to a running count.
-        after += 1
+        seen += 1
         if form[2] is None:
             row = rows[number]
             alone = 0 if number in usual else number
-            return (number - after, None, alone, row.created_ms, row[2:7])
-        return (number - after, *form)
+            return (number - seen, None, alone, row.created_ms, row[2:7])
+        return (number - seen, *form)
 
     for _, lines in groupby(snapshot.index, alike):
         run = list(lines)
@@ -160,12 +161,13 @@ def _usual(
     else:
         payloads = [_payload(state, row, snapshot) for row in rows]
     since = now.mono - _waited(state, created_ms, now)
+    status = after(None, "submit")
     tasks = [
-        Task(row.number, spec, created_ms, payload, TaskStatus.QUEUED, since)
+        Task(row.number, spec, created_ms, payload, status, since)
         for row, payload in zip(rows, payloads, strict=True)
     ]
     state.tasks.update(zip(range(first, first + len(rows)), tasks, strict=True))
-    state.ledger.extend(first, len(rows), TaskStatus.QUEUED, spec.task_type, spec.priority)
+    state.ledger.extend(first, len(rows), status, spec.task_type, spec.priority)
     state.enqueue_all(tasks, state.class_of(spec))
 
 
@@ -189,7 +191,8 @@ def _live(
 ) -> None:
     """A task that was handed out, or that differs otherwise from how it was submitted."""
     payload = _payload(state, row, snapshot)
-    task = Task(row.number, spec, row.created_ms, payload, TaskStatus.QUEUED, now.mono)
+    status = after(None, "submit")
+    task = Task(row.number, spec, row.created_ms, payload, status, now.mono)
     kept = snapshot.deviations.get(row.number)
     if kept is not None:
         _deviate(task, kept)
@@ -204,7 +207,7 @@ def _live(
         task.dispatch.open += 1
         task.device = device
         task.confirmed_mono = now.mono
-        task.status = TaskStatus.ASSIGNED
+        task.status = after(status, "assign")
         device.hold((task,))
         state.ledger.add(row.number, task.status, row.task_type, row.priority, device.device_id)
         return
@@ -212,7 +215,7 @@ def _live(
     if kept is not None:
         wait = min((kept.not_before_ms - now.wall_ms) / 1000, _longest_wait(state, row, kept))
     if wait > 0:
-        task.status = TaskStatus.PENDING
+        task.status = after(None, "delay")
         state.wait_until(task, now.mono + wait)
     state.ledger.add(row.number, task.status, row.task_type, row.priority)
     if task.status is TaskStatus.QUEUED:

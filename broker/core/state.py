@@ -21,6 +21,7 @@ from typing import Any
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.access import Access
 from retire_cluster.broker.core.devices.type_registry import TypeRegistry
+from retire_cluster.broker.core.evidence import history
 from retire_cluster.broker.core.instructions import Instruction, StoreLive, WaitOver
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.aging import Share
@@ -32,7 +33,7 @@ from retire_cluster.broker.core.records.event_log import EventLog
 from retire_cluster.broker.core.records.ledger import Ledger
 from retire_cluster.broker.core.records.stats import Stats
 from retire_cluster.broker.core.rows import LiveRow, Mark, SubmissionRow
-from retire_cluster.broker.core.transitions import IllegalTransition, after
+from retire_cluster.broker.core.transitions import IllegalTransition, TaskEvent, after
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.ids import TaskIds
@@ -198,20 +199,25 @@ class ClusterState:
             self.config_version, heartbeat.interval, heartbeat.timeout, heartbeat.max_missed
         )
 
-    def move(self, task: Task, event: str, now: ev.Now, **data: Any) -> TaskStatus:
+    def move(self, task: Task, event: TaskEvent, now: ev.Now, **data: Any) -> TaskStatus:
         """Let the table change a task's status; the ledger and the event log follow.
 
         Raises `IllegalTransition` and changes nothing.
         """
         return self.move_all((task,), event, now, **data)
 
-    def move_all(self, tasks: Sequence[Task], event: str, now: ev.Now, **data: Any) -> TaskStatus:
+    def move_all(
+        self, tasks: Sequence[Task], event: TaskEvent, now: ev.Now, **data: Any
+    ) -> TaskStatus:
         """As `move`, for different tasks in one state, all on one device or all on none."""
         before, device = tasks[0].status, tasks[0].device
-        status = after(before, event)
+        try:
+            status = after(before, event)
+        except IllegalTransition:
+            raise self._illegal(tasks[0], event) from None
         for task in tasks:
             if task.status is not before:
-                raise IllegalTransition(task.status, event)
+                raise self._illegal(task, event)
         for task in tasks:
             task.status = status
         if before is TaskStatus.RUNNING:
@@ -231,6 +237,10 @@ class ClusterState:
         created = [task.created_ms for task in tasks]
         self.log.add_burst(_EVENT_TYPE[status], now.wall_ms, numbers, created, device_id, told)
         return status
+
+    def _illegal(self, task: Task, event: TaskEvent) -> IllegalTransition:
+        told = history(self.log, task.number)
+        return IllegalTransition(task.status, event, task.number, told)
 
     def enqueue(self, task: Task, now: ev.Now) -> None:
         """Put a task that just became queued into its class's backlog."""

@@ -66,7 +66,7 @@ def _no_poison_guard() -> AbstractContextManager[None]:
 
 def _requeue_keeps_device() -> AbstractContextManager[None]:
     """An attempt that is given back is not taken off its device."""
-    give_back, leave = attempts.give_back, ClusterState.leave_device
+    requeue, leave = attempts.requeue, ClusterState.leave_device
 
     def forgetful(self: ClusterState, tasks: Sequence[Task]) -> None:
         for task in tasks:
@@ -75,11 +75,11 @@ def _requeue_keeps_device() -> AbstractContextManager[None]:
     def careless(*given: Any, **how: Any) -> None:
         ClusterState.leave_device = forgetful  # type: ignore[method-assign]
         try:
-            give_back(*given, **how)
+            requeue(*given, **how)
         finally:
             ClusterState.leave_device = leave  # type: ignore[method-assign]
 
-    return swapped(attempts, "give_back", careless)
+    return swapped(attempts, "requeue", careless)
 
 
 def _charges_unstarted() -> AbstractContextManager[None]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from retire_cluster.broker.core.attempts import MAX_ERROR_CHARACTERS, conclude
+from retire_cluster.broker.core.attempts import MAX_ERROR_CHARACTERS, Ending, conclude
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import StoreOutcomes
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.placement.matching import TaskClass
 from retire_cluster.broker.core.rows import OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.schemas.vocabulary import Priority, TaskStatus
+from retire_cluster.schemas.vocabulary import Priority
 
 #: Classes looked at, and tasks failed, by one sweep at most, so that a turn stays short.
 _CLASSES: Final = 4
@@ -56,9 +56,7 @@ def _fail(state: ClusterState, cls: TaskClass, message: str, now: Now) -> None:
             task.backlog = None
             if task.deviates:
                 deviating.append(task.number)
-            rows.append(
-                conclude(state, task, TaskStatus.FAILED, "fail", now, cause=cause, message=message)
-            )
+            rows.append(conclude(state, task, "fail", Ending(cause, message), now))
     if not cls.lanes.size:
         state.waiting.pop(cls.key, None)
     if rows:

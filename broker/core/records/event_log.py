@@ -227,6 +227,18 @@ class EventLog:
             else:
                 yield from each.entries(max(0, first - each.id))
 
+    def newest_of(self, task: int, limit: int) -> list[Entry]:
+        """The newest events of a task that are kept, at most `limit`, oldest first."""
+        found: list[Entry] = []
+        for kept in reversed(self._kept):
+            if len(found) == limit:
+                break
+            if isinstance(kept, Entry):
+                found += [kept] if kept.task == task else []
+            elif task in kept.tasks:
+                found.append(next(kept.entries(kept.tasks.index(task))))
+        return found[::-1]
+
     def gap(self, since: int) -> bool:
         """Whether events between a cursor and the oldest kept one are gone.
 

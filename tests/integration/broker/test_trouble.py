@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.broker.core import attempts
+from retire_cluster.broker.core.devices import event_throttle
+from retire_cluster.broker.core.evidence import EventFailed
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
@@ -109,7 +110,7 @@ def test_while_the_store_refuses_writes_everybody_is_told_and_then_work_goes_on(
 
 
 def test_a_rule_that_fails_costs_a_turn_and_not_the_broker(
-    main_node: MainNode, monkeypatch: pytest.MonkeyPatch
+    main_node: MainNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = main_node.device()
     (task_id,) = main_node.submit()
@@ -119,10 +120,17 @@ def test_a_rule_that_fails_costs_a_turn_and_not_the_broker(
     def fail(*args: object) -> None:
         raise ZeroDivisionError("a rule has a bug")
 
-    monkeypatch.setattr(attempts, "record_progress", fail)
+    monkeypatch.setattr(event_throttle, "log_progress", fail)
     device.send(msg.Progress(device.session, (msg.ProgressItem(key, 1.0, "x"),)))
     eventually(lambda: main_node.broker.state.epoch > before, "a state read anew")
     monkeypatch.undo()
+    (told,) = [one.exc_info for one in caplog.records if "a turn failed" in one.message]
+    assert told is not None
+    assert isinstance(told[1], EventFailed)
+    assert isinstance(told[1].__cause__, ZeroDivisionError)
+    assert [line.split(": ")[1].split()[0] for line in told[1].history] == [
+        "task.queued", "task.assigned",
+    ]  # fmt: skip
     device.send(msg.Heartbeat(device.session, 1, config_version=1))
     assert device.expect(msg.Reject).code == "register"
     device.join(held=(Held(key, True, 1.0),))

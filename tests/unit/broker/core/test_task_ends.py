@@ -7,6 +7,7 @@ import pytest
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.cluster import handle
+from retire_cluster.broker.core.evidence import EventFailed
 from retire_cluster.broker.core.rows import OutcomeRow
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import Held
@@ -65,8 +66,9 @@ def test_cancelling_work_of_an_offline_device_waits_for_nobody(cluster: Cluster)
 def test_the_first_end_of_a_task_wins(cluster: Cluster) -> None:
     member, key = cluster.give()
     member.finish()
-    with pytest.raises(KeyError):
+    with pytest.raises(EventFailed) as caught:
         handle(cluster.state, ev.CancelAsked(key[0]), cluster.now)
+    assert isinstance(caught.value.__cause__, KeyError)
     assert cluster.outcome(key[0]).status == "success"
 
 

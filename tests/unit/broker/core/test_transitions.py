@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
@@ -11,7 +12,13 @@ from retire_cluster.broker.core.cluster import handle
 from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.state import ClusterState
-from retire_cluster.broker.core.transitions import EVENTS, TRANSITIONS, IllegalTransition, after
+from retire_cluster.broker.core.transitions import (
+    EVENTS,
+    TRANSITIONS,
+    IllegalTransition,
+    TaskEvent,
+    after,
+)
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 from tests.unit.broker.kit import Cluster, task_spec
 
@@ -27,13 +34,13 @@ ILLEGAL = [
 
 @pytest.mark.parametrize(("pair", "state"), LEGAL)
 def test_a_pair_in_the_table_leads_to_its_state(
-    pair: tuple[TaskStatus | None, str], state: TaskStatus
+    pair: tuple[TaskStatus | None, TaskEvent], state: TaskStatus
 ) -> None:
     assert after(*pair) is state
 
 
 @pytest.mark.parametrize(("state", "event"), ILLEGAL)
-def test_any_other_pair_raises_and_names_both(state: TaskStatus | None, event: str) -> None:
+def test_any_other_pair_raises_and_names_both(state: TaskStatus | None, event: TaskEvent) -> None:
     with pytest.raises(IllegalTransition) as caught:
         after(state, event)
     assert (caught.value.status, caught.value.event) == (state, event)
@@ -53,20 +60,26 @@ def test_the_table_is_the_contracts() -> None:
         s.QUEUED: {s.ASSIGNED, s.CANCELLED, s.FAILED},
         s.ASSIGNED: {s.RUNNING, s.PENDING, *ended},
         s.RUNNING: {s.SUCCESS, s.PENDING, *ended},
-        s.FAILED: {s.QUEUED},
-        s.TIMEOUT: {s.QUEUED},
-        s.CANCELLED: {s.QUEUED},
+        # A stored outcome that is damaged: a success fails, any other ending stays what it was.
+        s.SUCCESS: {s.FAILED},
+        s.FAILED: {s.QUEUED, s.FAILED},
+        s.TIMEOUT: {s.QUEUED, s.TIMEOUT},
+        s.CANCELLED: {s.QUEUED, s.CANCELLED},
     }
 
 
-def test_nothing_leads_out_of_success() -> None:
-    assert not [pair for pair in TRANSITIONS if pair[0] is TaskStatus.SUCCESS]
-    assert {pair[1] for pair in TRANSITIONS if pair[0] in TERMINAL} == {"retry"}
+def test_nothing_leads_out_of_success_but_a_damaged_result() -> None:
+    assert [pair[1] for pair in TRANSITIONS if pair[0] is TaskStatus.SUCCESS] == ["damage"]
+    assert {pair[1] for pair in TRANSITIONS if pair[0] in TERMINAL} == {"retry", "damage"}
+
+
+def test_the_events_of_the_table_are_all_that_are_named() -> None:
+    assert set(get_args(TaskEvent)) == EVENTS
 
 
 @pytest.mark.parametrize(("state", "event"), [pair for pair in ILLEGAL if pair[0] is not None])
 def test_an_illegal_event_changes_neither_the_task_nor_the_counts_nor_the_feed(
-    cluster: Cluster, state: TaskStatus, event: str
+    cluster: Cluster, state: TaskStatus, event: TaskEvent
 ) -> None:
     (number,) = cluster.submit()
     task = cluster.task(number)
