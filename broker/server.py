@@ -27,6 +27,7 @@ from retire_cluster.broker.admin.polls import answer_polls
 from retire_cluster.broker.admin.registry import AdminOperation, Run
 from retire_cluster.broker.admin.submit import gather, make, must_be_made_first, submit
 from retire_cluster.broker.admin.table import find
+from retire_cluster.broker.admin.views import ping
 from retire_cluster.broker.admin.waits import unread, waited
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
@@ -437,8 +438,10 @@ class Broker:
                     self._bus.send(instruction.routing, verb, header, (), self.state.stats.dropped)
                 elif isinstance(instruction, ins.SendAssign):
                     self._assign(instruction, now)
-                elif isinstance(instruction, ins.Answer):
-                    self._answer(instruction.ticket, Reply(instruction.data), done=True)
+                elif isinstance(instruction, ins.PingOver):
+                    self._answer(instruction.ticket, Reply(ping(instruction)), done=True)
+                elif isinstance(instruction, ins.Warn):
+                    log.warning(instruction.text)
                 elif isinstance(instruction, ins.WaitOver):
                     self._answer_wait(instruction)
             except Exception:
@@ -542,7 +545,7 @@ class Broker:
         tickets += [
             instruction.ticket
             for instruction in self._admin.turn
-            if isinstance(instruction, (ins.Answer, ins.WaitOver))
+            if isinstance(instruction, (ins.PingOver, ins.WaitOver))
         ]
         tickets += [
             asked.ticket if isinstance(asked, ins.WaitOver) else asked[1].ticket

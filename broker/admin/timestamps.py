@@ -31,12 +31,3 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = [(days, "d"), (hours, "h"), (minutes, "m")]
     return " ".join(f"{count}{unit}" for count, unit in parts if count) or "0m"
-
-
-def ago(seconds: float) -> str:
-    """`3 min ago`, in the largest unit that fits."""
-    whole = max(0, int(seconds))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if whole >= size:
-            return f"{whole // size} {unit} ago"
-    return f"{whole} s ago"

@@ -7,6 +7,7 @@ from typing import Any
 
 from retire_cluster.broker.admin.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.events import Now
+from retire_cluster.broker.core.instructions import PingOver
 from retire_cluster.broker.core.model import METRICS, SLOT_UNITS, Device, Task
 from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, TaskRow
@@ -14,6 +15,7 @@ from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.ids import TaskIds
+from retire_cluster.schemas.protocol.messages import DRAINED_BY_ADMINISTRATOR
 from retire_cluster.schemas.text import truncation
 from retire_cluster.schemas.text.jsontext import JSONError, loads
 from retire_cluster.schemas.vocabulary import PRIORITIES, RETRYABLE, TERMINAL, TaskStatus
@@ -294,12 +296,23 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
     }
 
 
+def ping(over: PingOver) -> View:
+    """The outcome of a ping."""
+    return {
+        "device_id": over.device_id,
+        "ping_successful": over.response_ms is not None,
+        "response_time_ms": round(over.response_ms, 3) if over.response_ms is not None else None,
+        "ping_timestamp": stamp(over.sent_ms),
+        "duration_ms": round(over.duration_ms, 3),
+    }
+
+
 def not_accepting_reason(device: Device) -> str | None:
     """Why a device takes no work, None when it does."""
     if not device.online:
         return "offline"
     if device.drained:
-        return "drained by the administrator"
+        return DRAINED_BY_ADMINISTRATOR
     if not device.accepting:
         return device.not_accepting_reason or "draining"
     return None

@@ -174,11 +174,24 @@ class SendAssign:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer a parked admin call."""
+class PingOver:
+    """A `device.ping` is over: the shell answers the parked call."""
 
     ticket: Ticket
-    data: dict[str, Any]
+    device_id: str
+    #: When it was asked for, epoch milliseconds.
+    sent_ms: int
+    #: Milliseconds of the round trip; None: the device did not answer.
+    response_ms: float | None
+    #: Milliseconds that the call was parked.
+    duration_ms: float
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Tell whoever reads the main node's log."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -198,4 +211,4 @@ class WaitOver:
         return cls(asked.ticket, tuple(asked.tasks), asked.created_ms, asked.brief, asked.told)
 
 
-Instruction = Write | Send | SendAssign | Answer | WaitOver
+Instruction = Write | Send | SendAssign | PingOver | Warn | WaitOver

@@ -22,7 +22,7 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.access import Access
 from retire_cluster.broker.core.devices.type_registry import TypeRegistry
 from retire_cluster.broker.core.evidence import history
-from retire_cluster.broker.core.instructions import Instruction, StoreLive, WaitOver
+from retire_cluster.broker.core.instructions import Instruction, PingOver, StoreLive, WaitOver
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
@@ -70,8 +70,13 @@ class Ping:
     ticket: ev.Ticket
     device_id: str
     sent_mono: float
+    #: Epoch milliseconds.
     sent_ms: int
     deadline_mono: float
+
+    def over(self, response_ms: float | None, duration_ms: float) -> PingOver:
+        """Make the instruction that ends it; `response_ms` None: the device did not answer."""
+        return PingOver(self.ticket, self.device_id, self.sent_ms, response_ms, duration_ms)
 
 
 @dataclass

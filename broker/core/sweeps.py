@@ -15,7 +15,6 @@ from retire_cluster.broker.core.devices import event_throttle, membership
 from retire_cluster.broker.core.devices.type_registry import GONE_SECONDS
 from retire_cluster.broker.core.events import Now, Tick
 from retire_cluster.broker.core.instructions import (
-    Answer,
     ForgetDispatches,
     ForgetSubmissions,
     ForgetTasks,
@@ -59,7 +58,7 @@ def deadlines(state: ClusterState, now: Now) -> None:
         if ping.deadline_mono <= now.mono:
             del state.pings[nonce]
             elapsed = 1000 * (now.mono - ping.sent_mono)
-            state.emit(Answer(ping.ticket, membership.ping_view(ping, None, elapsed)))
+            state.emit(ping.over(None, elapsed))
     for device_id, challenge in list(state.challenges.items()):
         if challenge.deadline_mono <= now.mono:
             del state.challenges[device_id]

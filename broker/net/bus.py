@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from retire_cluster.broker.core.devices.versions import GREETINGS, Misfits, fits, refusal
+from retire_cluster.broker.core.devices.versions import GREETINGS, fits, refusal
 from retire_cluster.broker.core.events import FromDevice, ResultsArrived
 from retire_cluster.broker.facts import Facts
 from retire_cluster.broker.net.budgets import Budgets
 from retire_cluster.broker.net.channel import Channel, Socket, call_id_of
 from retire_cluster.broker.net.intake import Intake
+from retire_cluster.broker.net.misfits import Misfits
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import Finished, read_from_device
 from retire_cluster.schemas.protocol.wire import WireError

@@ -19,6 +19,7 @@ from retire_cluster.schemas.protocol.fields import (
     whole,
 )
 from retire_cluster.schemas.protocol.parts import (
+    DRAINED_BY_ADMINISTRATOR,
     MAX_LEFT_OUT,
     BusMessage,
     Held,
@@ -129,6 +130,11 @@ class Heartbeat(BusMessage):
     rtt_ms: float | None = None
     config_version: int = 0
     last_error: str = ""
+
+    @property
+    def obeys_administrator(self) -> bool:
+        """Whether the device takes no work because an administrator drained it."""
+        return self.not_accepting_reason == DRAINED_BY_ADMINISTRATOR
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
         header = dict(vars(self))

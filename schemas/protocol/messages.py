@@ -34,6 +34,9 @@ from retire_cluster.schemas.protocol.from_main_node import Ping as Ping
 from retire_cluster.schemas.protocol.from_main_node import Reject as Reject
 from retire_cluster.schemas.protocol.from_main_node import Resume as Resume
 from retire_cluster.schemas.protocol.from_main_node import Welcome as Welcome
+from retire_cluster.schemas.protocol.parts import (
+    DRAINED_BY_ADMINISTRATOR as DRAINED_BY_ADMINISTRATOR,
+)
 from retire_cluster.schemas.protocol.parts import MAX_LEFT_OUT as MAX_LEFT_OUT
 from retire_cluster.schemas.protocol.parts import Drain as Drain
 from retire_cluster.schemas.protocol.parts import HeartbeatConfig as HeartbeatConfig

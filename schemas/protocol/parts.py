@@ -139,6 +139,11 @@ class HeartbeatConfig:
         )
 
 
+#: The reason of a DRAIN that an administrator asked for: the wire has no other word for it, and a
+#: device that obeys says it again in its heartbeats (`Heartbeat.obeys_administrator`).
+DRAINED_BY_ADMINISTRATOR: Final = "drained by the administrator"
+
+
 @dataclass(frozen=True)
 class Drain(BusMessage):
     """Take nothing new from now on (either direction)."""
@@ -146,6 +151,11 @@ class Drain(BusMessage):
     verb = b"DRAIN"
     session: str
     reason: str = ""
+
+    @classmethod
+    def by_administrator(cls, session: str) -> Drain:
+        """Make the one that an administrator asks for."""
+        return cls(session, DRAINED_BY_ADMINISTRATOR)
 
     @classmethod
     def read(cls, header: Header) -> Drain:

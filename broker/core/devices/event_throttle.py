@@ -8,15 +8,13 @@ here: each belongs to an attempt that was given out.
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 from retire_cluster.broker.core.events import Flooded, Now
+from retire_cluster.broker.core.instructions import Warn
 from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.keys import fingerprint
-
-log = logging.getLogger("broker")
 
 _AT_ONCE: Final = 100.0
 _A_SECOND: Final = 20.0
@@ -78,10 +76,9 @@ def record_flood(state: ClusterState, event: Flooded, now: Now) -> None:
     kinds = sorted(event.dropped)
     data = {"times": times, "kinds": kinds}
     state.log.add("device.flooding", now.wall_ms, device_id=name, data=data)
-    log.warning(
-        "%s says more than it may: %d messages were dropped (%s)",
-        name or f"a connection ({source})", times, ", ".join(kinds),
-    )  # fmt: skip
+    who_says = name or f"a connection ({source})"
+    text = f"{who_says} says more than it may: {times} messages were dropped ({', '.join(kinds)})"
+    state.emit(Warn(text))
 
 
 def _may_tell(device: Device, now: Now) -> bool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
-from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import attempts
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices import enrolment, event_throttle, versions
-from retire_cluster.broker.core.devices.type_registry import bounded, is_safe
+from retire_cluster.broker.core.devices.hello_checks import cleaned, find_fault, find_type_fault
+from retire_cluster.broker.core.devices.type_registry import bounded
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import (
-    Answer,
     ForgetDevices,
     Send,
     StoreConfig,
@@ -21,29 +19,13 @@ from retire_cluster.broker.core.instructions import (
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.state import Challenge, ClusterState, Ping
-from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.wire import PROTOCOL
-from retire_cluster.schemas.rest.payload import check_depth
-from retire_cluster.schemas.text.cleantext import plain, plain_lines, plain_value
-from retire_cluster.schemas.text.jsontext import dumps
-from retire_cluster.schemas.vocabulary import (
-    BUILTIN_TASK_TYPES,
-    DEVICE_ID_PATTERN,
-    RESERVED_DEVICE_IDS,
-    TAG_PATTERN,
-    TASK_TYPE_PATTERN,
-    Platform,
-    Role,
-)
+from retire_cluster.schemas.text.cleantext import plain
 
 #: How long a device that seems to live elsewhere may take to answer for itself.
 CHALLENGE_SECONDS = 1.0
-MAX_CAPABILITIES_DEPTH = 8
-MAX_CAPABILITIES_BYTES = 64 * 1024
 _NONCE_BITS = 48
-#: Why a device takes no work when it was an administrator's wish.
-DRAINED = "drained by the administrator"
 
 
 def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
@@ -83,63 +65,6 @@ def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
 # --- HELLO ---------------------------------------------------------------------------------------
 
 
-def _fault(hello: msg.Hello) -> str:
-    """What is wrong with a HELLO beyond its form; empty when nothing is."""
-    if not re.fullmatch(DEVICE_ID_PATTERN, hello.device_id):
-        return f"device_id: {hello.device_id[:100]!r} is not letters, digits or _.:- (up to 100)"
-    if hello.device_id in RESERVED_DEVICE_IDS:
-        return f"device_id: {hello.device_id!r} is a name of the REST API's own; choose another"
-    if hello.platform not in Platform._value2member_map_:
-        return f"platform: {hello.platform!r} is none of linux, windows, android, darwin"
-    if hello.role not in Role._value2member_map_:
-        return f"role: {hello.role!r} is none of worker, compute, storage, mobile"
-    for tag in hello.tags:
-        if not re.fullmatch(TAG_PATTERN, tag):
-            return f"tags: {tag[:64]!r} is not letters, digits or _.:=- (up to 64)"
-    try:
-        check_depth(hello.capabilities, MAX_CAPABILITIES_DEPTH, where="capabilities")
-    except ValidationError as error:
-        return str(error)
-    if len(dumps(hello.capabilities)) > MAX_CAPABILITIES_BYTES:
-        return f"capabilities: more than {MAX_CAPABILITIES_BYTES} bytes of JSON"
-    return ""
-
-
-def _plain(hello: msg.Hello) -> msg.Hello:
-    """The HELLO without anything in its texts that steers who shows them."""
-    return replace(
-        hello,
-        version=plain(hello.version),
-        hostname=plain(hello.hostname),
-        capabilities=plain_value(hello.capabilities),
-        left_out=tuple(map(plain, hello.left_out)),
-        task_types=tuple(
-            replace(
-                info,
-                name=plain(info.name),
-                description=plain_lines(info.description),
-                distribution=plain(info.distribution),
-                distribution_version=plain(info.distribution_version),
-            )
-            for info in hello.task_types
-        ),
-    )
-
-
-def _type_fault(info: msg.TypeInfo) -> str:
-    """Why a type that a device offers is left out; empty when it is not."""
-    if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
-        return f"task type {info.name[:100]!r} is left out: its name is not a-z 0-9 _ . - (to 100)"
-    if info.payload_schema is not None and not is_safe(info.payload_schema):
-        return (
-            f"task type {info.name} is left out: its payload_schema uses rules that are not"
-            " allowed (docs/protocol.md)"
-        )
-    if info.instant and info.name not in BUILTIN_TASK_TYPES:
-        return f"task type {info.name} is left out: only built-in types are instant"
-    return ""
-
-
 def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now) -> None:
     routing = event.routing
 
@@ -151,7 +76,7 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
         state.stats.dropped["rejected_protocol"] += 1
         state.emit(Send(routing, versions.refusal(vars(hello))))
         return
-    if fault := _fault(hello):
+    if fault := find_fault(hello):
         refuse("bad_hello", fault)
         return
     if event.key is not None and state.access.device_of(event.key) != hello.device_id:
@@ -166,7 +91,7 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
             f"retire-cluster devices readmit {hello.device_id}",
         )
         return
-    hello = _plain(hello)
+    hello = cleaned(hello)
     device = state.devices.get(hello.device_id)
     if device is not None and device.online:
         lively = device.silent_for(now.mono) < device.config.interval * device.config.max_missed
@@ -201,7 +126,7 @@ def _challenge(
 def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now) -> None:
     """Welcome a device; what it holds and what we think it holds are settled."""
     kept, beyond = bounded(hello.task_types)
-    faults = {info.name: fault for info in kept if (fault := _type_fault(info))}
+    faults = {info.name: fault for info in kept if (fault := find_type_fault(info))}
     reasons = [*faults.values(), *beyond]
     if hello.trial:
         left_out, config = msg.first_left_out(reasons), state.heartbeat_config()
@@ -265,7 +190,7 @@ def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str
         )
     )
     if device.drained:
-        state.emit(Send(routing, msg.Drain(hello.session, DRAINED)))
+        state.emit(Send(routing, msg.Drain.by_administrator(hello.session)))
     state.emit(StoreDevices((device.row(),)))
     kind = "device.changed" if was_online else "device.online"
     state.log.add(kind, now.wall_ms, device_id=device.device_id)
@@ -308,7 +233,7 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
     _knows_config(state, device, heartbeat.config_version)
     if heartbeat.config_version != state.config_version:
         state.emit(Send(device.routing, msg.Config(device.session, state.heartbeat_config())))
-    if heartbeat.not_accepting_reason == DRAINED and not device.drained:
+    if heartbeat.obeys_administrator and not device.drained:
         # The RESUME never reached it.
         state.emit(Send(device.routing, msg.Resume(device.session)))
     if device.accepting != accepted:
@@ -391,7 +316,7 @@ def _pong(state: ClusterState, device: Device, message: msg.Pong, now: Now) -> N
     if ping is not None and ping.device_id == device.device_id:
         del state.pings[message.nonce]
         elapsed = 1000 * (now.mono - ping.sent_mono)
-        state.emit(Answer(ping.ticket, ping_view(ping, elapsed, elapsed)))
+        state.emit(ping.over(elapsed, elapsed))
 
 
 def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now) -> None:
@@ -414,22 +339,11 @@ def ping(state: ClusterState, event: ev.PingAsked, now: Now) -> None:
         event.ticket, event.device_id, now.mono, now.wall_ms, now.mono + event.timeout_seconds
     )
     if not device.online:
-        state.emit(Answer(event.ticket, ping_view(record, None, 0.0)))
+        state.emit(record.over(None, 0.0))
         return
     nonce = state.rng.getrandbits(_NONCE_BITS)
     state.pings[nonce] = record
     state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
-
-
-def ping_view(record: Ping, response_ms: float | None, duration_ms: float) -> dict[str, object]:
-    """The REST answer to a ping; `response_ms` None: the device did not answer."""
-    return {
-        "device_id": record.device_id,
-        "ping_successful": response_ms is not None,
-        "response_time_ms": None if response_ms is None else round(response_ms, 3),
-        "ping_timestamp": stamp(record.sent_ms),
-        "duration_ms": round(duration_ms, 3),
-    }
 
 
 def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
@@ -466,7 +380,7 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
     if device.online:
         message: msg.Drain | msg.Resume = msg.Resume(device.session)
         if event.drained:
-            message = msg.Drain(device.session, DRAINED)
+            message = msg.Drain.by_administrator(device.session)
         else:
             device.accepting, device.not_accepting_reason = True, ""
         state.emit(Send(device.routing, message))

@@ -6,17 +6,13 @@ ever (docs/protocol.md, Versions): its attempts and results might mean something
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from retire_cluster.schemas.protocol.messages import Reject
 from retire_cluster.schemas.protocol.wire import ADMIN_PROTOCOL, PROTOCOL
 
-log = logging.getLogger("broker")
-
 GREETINGS = frozenset((b"HELLO", b"ENROL"))
-_TOLD_AT_MOST = 1_000
 _TEXT = 100
 
 
@@ -30,8 +26,8 @@ def refusal(header: Mapping[str, Any], version: str = "") -> Reject:
     """What is answered to one that is not. `version`: this main node's."""
     theirs = header.get("protocol")
     number = theirs if type(theirs) is int else 0
-    name = _said(header, "device_id") or "a device"
-    theirs_is = _said(header, "version")
+    name = word_of(header, "device_id") or "a device"
+    theirs_is = word_of(header, "version")
     spoken = f"protocol {number}" if number else "no protocol that is known here"
     if theirs_is:
         spoken += f" (retire-cluster {theirs_is})"
@@ -44,7 +40,7 @@ def refusal(header: Mapping[str, Any], version: str = "") -> Reject:
             " new join line of this main node), then start it again"
         )
     text = f"{name} speaks {spoken}, this main node {ours}: {cure}"
-    return Reject(_said(header, "session"), "protocol", text, None, PROTOCOL)
+    return Reject(word_of(header, "session"), "protocol", text, None, PROTOCOL)
 
 
 def admin_refusal(theirs: object, version: str) -> str:
@@ -63,23 +59,7 @@ def admin_refusal(theirs: object, version: str) -> str:
     )
 
 
-def _said(header: Mapping[str, Any], name: str) -> str:
+def word_of(header: Mapping[str, Any], name: str) -> str:
+    """A text that a greeting says, bounded; empty where it says none."""
     found = header.get(name)
     return found[:_TEXT] if isinstance(found, str) else ""
-
-
-class Misfits:
-    """Logs each of them once."""
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, object]] = set()
-
-    def tell(self, header: Mapping[str, Any], reject: Reject, address: str) -> None:
-        """One line for people."""
-        found = header.get("protocol")
-        who = (_said(header, "device_id"), found if type(found) is int else None)
-        if who not in self._told:
-            if len(self._told) >= _TOLD_AT_MOST:
-                self._told.clear()
-            self._told.add(who)
-            log.warning("refused %s: %r", address or "a peer", reject.message)

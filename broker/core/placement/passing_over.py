@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
-from retire_cluster.broker.admin.timestamps import ago
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import StoreDevices
 from retire_cluster.broker.core.model import Device, Task
@@ -307,4 +306,13 @@ def cause_of(state: ClusterState, cls: TaskClass) -> Cause:
 
 def seen(found: Note, now: Now) -> str:
     """A note with its age, for people."""
-    return f"{found.message}, seen {ago(now.mono - found.since_mono)}"
+    return f"{found.message}, seen {_ago(now.mono - found.since_mono)}"
+
+
+def _ago(seconds: float) -> str:
+    """`3 min ago`, in the largest unit that fits."""
+    whole = max(0, int(seconds))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} ago"
+    return f"{whole} s ago"

@@ -9,7 +9,7 @@ import pytest
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.devices.membership import (
+from retire_cluster.broker.core.devices.hello_checks import (
     MAX_CAPABILITIES_BYTES,
     MAX_CAPABILITIES_DEPTH,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.broker.admin import views
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.model import Task
@@ -337,16 +338,15 @@ def test_a_ping_is_a_round_trip(cluster: Cluster) -> None:
     (asked,) = sent(cluster.do(ev.PingAsked(TICKET, "box", 2.0)))
     cluster.pass_time(0.0125)
     (answer,) = member.say(msg.Pong(member.session, asked.nonce))
-    assert answer == ins.Answer(
-        TICKET,
-        {
-            "device_id": "box",
-            "ping_successful": True,
-            "response_time_ms": 12.5,
-            "ping_timestamp": "2023-11-14T22:13:20Z",
-            "duration_ms": 12.5,
-        },
-    )
+    assert isinstance(answer, ins.PingOver)
+    assert answer.ticket == TICKET
+    assert views.ping(answer) == {
+        "device_id": "box",
+        "ping_successful": True,
+        "response_time_ms": 12.5,
+        "ping_timestamp": "2023-11-14T22:13:20Z",
+        "duration_ms": 12.5,
+    }
     assert member.say(msg.Pong(member.session, asked.nonce)) == []
 
 
@@ -358,18 +358,18 @@ def test_a_ping_without_an_answer_ends_with_its_time(cluster: Cluster) -> None:
     assert cluster.state.next_deadline() == cluster.mono + 2
     cluster.pass_time(2.0)
     (answer,) = cluster.tick("deadlines")
-    assert isinstance(answer, ins.Answer)
-    assert answer.data["ping_successful"] is False
-    assert answer.data["response_time_ms"] is None
-    assert answer.data["duration_ms"] == 2000.0
+    assert isinstance(answer, ins.PingOver)
+    assert views.ping(answer)["ping_successful"] is False
+    assert views.ping(answer)["response_time_ms"] is None
+    assert views.ping(answer)["duration_ms"] == 2000.0
 
 
 def test_an_offline_device_is_not_pinged(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))
     (answer,) = cluster.do(ev.PingAsked(TICKET, "box", 2.0))
-    assert isinstance(answer, ins.Answer)
-    assert answer.data["ping_successful"] is False
+    assert isinstance(answer, ins.PingOver)
+    assert views.ping(answer)["ping_successful"] is False
 
 
 # --- configuration -------------------------------------------------------------------------------
