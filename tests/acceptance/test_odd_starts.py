@@ -173,7 +173,7 @@ def test_what_needs_docstrings_says_so_in_one_line_without_them(
 
 WRAPPED = """
 import sys
-from retire_cluster.cli.up import plan, up
+from retire_cluster.cli.up import command as up, plan
 from retire_cluster.conf.loading import read_settings
 
 WAIT = '''

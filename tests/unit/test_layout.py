@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests import house
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -38,6 +40,45 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"tomllib"}
 DEVICE_MAY_IMPORT = {"zmq", "simpleeval", "urllib3", "tomli"}
 #: And these where they exist, inside a `try`.
 DEVICE_MAY_TRY = {"psutil", "orjson"}
+
+
+#: The rooms of each package, the lowest first: a room imports none that stands after it.
+ROOMS = {
+    "schemas": ("schemas.text", "schemas.protocol", "schemas.rest"),
+    "broker": ("broker.core", "broker.store", "broker.admin", "broker.net"),
+    "node": (
+        "node.system", "node.device", "node.walls", "node.tasks", "node.process", "node.core",
+        "node.running", "node.link", "node.selftest",
+    ),
+    "api": ("api.content", "api.mainnode", "api.admission", "api.serving", "api.resources"),
+    "cli": ("cli.joining", "cli.up", "cli.verbs", "cli.map", "cli.service"),
+}  # fmt: skip
+#: Rooms that are pure: the same whatever the time, the network and the disk.
+PURE_ROOMS = ("broker.core", "node.core")
+#: What a pure room does not reach, by whatever way; nor does it import a clock itself.
+IMPURE = {
+    "zmq", "sqlite3", "socket", "socketserver", "selectors", "select", "ssl", "subprocess",
+    "threading", "multiprocessing", "concurrent", "asyncio", "logging.handlers", "logging.config",
+}  # fmt: skip
+CLOCKS = {"time", "datetime"}
+MOST_MODULES = 20
+MOST_LINES = 500
+#: What breaks a rule still, by the rule's name. It may only shrink.
+STILL: dict[str, set[str]] = {
+    "circle": {"node.process.inline_server node.process.server"},
+    "node's rooms": {
+        "node.walls.reach > node.tasks.own_type",
+        "node.walls.task_cgroups > node.link.join_line",
+    },
+    "api's rooms": {
+        "api.mainnode.parking > api.admission.auth",
+        "api.mainnode.parking > api.serving.shutdown",
+    },
+    "crowded": {"tests/acceptance", "tests/chaos", "tests/integration/node", "tests/simulation"},
+    "long": {"broker/server.py", "node/cli.py", "node/core/session.py"},
+}
+GRAPH = house.modules(ROOT)
+TESTED_FOLDERS = (*house.PACKAGES, "tests", "bench")
 
 
 def sources(package: str) -> Iterator[Path]:
@@ -179,3 +220,65 @@ def test_static_tools_see_every_top_package() -> None:
 def test_modules_from_the_root_are_banned_for_ruff() -> None:
     banned = set(PYPROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"])
     assert banned == set(PACKAGES) - {"http"}
+
+
+# --- rooms and doors -----------------------------------------------------------------------------
+
+
+def left(rule: str, found: list[str]) -> None:
+    """A rule is broken by what is listed and by nothing else."""
+    known = STILL.get(rule, set())
+    assert set(found) - known == set(), f"{rule}: new"
+    assert known - set(found) == set(), f"{rule}: gone, so strike it off the list"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    found = house.circles({name: module.imports for name, module in GRAPH.items()})
+    left("circle", [" ".join(circle) for circle in found])
+
+
+def test_the_pure_rooms_reach_no_socket_no_store_no_process_and_no_thread() -> None:
+    left("impure", house.behind_doors(GRAPH, PURE_ROOMS, IMPURE))
+
+
+def test_the_pure_rooms_have_no_clock() -> None:
+    left(
+        "clock",
+        sorted(
+            f"{name} > {foreign}"
+            for name, module in GRAPH.items()
+            if name.startswith(tuple(f"{room}." for room in PURE_ROOMS))
+            for foreign in module.foreign
+            if foreign.split(".")[0] in CLOCKS
+        ),
+    )
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_point_one_way(package: str) -> None:
+    left(f"{package}'s rooms", house.upward(GRAPH, ROOMS[package]))
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    folders = {
+        ".".join(name.split(".")[:2])
+        for name, module in GRAPH.items()
+        if len(module.file.relative_to(ROOT).parts) > 2
+    }
+    listed = {room for rooms in ROOMS.values() for room in rooms}
+    assert folders - listed == {"api.ui", "conf.machine"}  # one without code, one alone
+    assert listed <= folders
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    left("crowded", house.crowded(ROOT, TESTED_FOLDERS, MOST_MODULES))
+
+
+def test_no_module_is_too_long() -> None:
+    left("long", house.long(ROOT, TESTED_FOLDERS, MOST_LINES))
+
+
+def test_the_drawing_of_the_house_is_what_the_code_is() -> None:
+    text = (ROOT / house.DRAWING).read_text("utf-8")
+    wanted = f"```mermaid\n{house.drawing(GRAPH, ROOT)}\n```"
+    assert house.drawn(text) == wanted, "run: python tests/house.py"

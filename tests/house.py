@@ -1,0 +1,269 @@
+"""Who imports whom: circles, doors between rooms, and the drawing in docs/architecture.md.
+
+    python tests/house.py           draws it anew
+    python tests/house.py COMMIT    prints the drawing of a commit
+
+A room is a folder with code. Every import counts, those inside functions and for types too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Folder → its name below `retire_cluster`, the lowest first.
+PACKAGES = {
+    "schemas": "schemas",
+    "conf": "conf",
+    "broker": "broker",
+    "node": "node",
+    "http": "api",
+    "sdk": "sdk",
+    "cli": "cli",
+}
+DRAWING = "docs/architecture.md"
+BEGIN, END = "<!-- drawn by tests/house.py -->", "<!-- end of the drawing -->"
+
+
+class Module(NamedTuple):
+    """One file of code."""
+
+    file: Path
+    #: Our modules that it names, without `retire_cluster.`.
+    imports: frozenset[str]
+    #: Dotted names from elsewhere, names of `from` imports included.
+    foreign: frozenset[str]
+
+
+Graph = Mapping[str, Module]
+
+
+def modules(root: Path) -> dict[str, Module]:
+    """Name without `retire_cluster.` → module, of a checkout."""
+    files = {}
+    for folder, package in PACKAGES.items():
+        for file in sorted((root / folder).rglob("*.py")):
+            parts = [package, *file.relative_to(root / folder).with_suffix("").parts]
+            files[".".join(parts).removesuffix(".__init__")] = file
+    return {name: _read(name, file, files) for name, file in files.items()}
+
+
+def _read(name: str, file: Path, files: Mapping[str, Path]) -> Module:
+    ours, foreign = set(), set()
+    for dotted in named(ast.parse(file.read_text("utf-8"), str(file))):
+        if not dotted.startswith("retire_cluster."):
+            foreign.add(dotted)
+            continue
+        target = dotted.removeprefix("retire_cluster.")
+        while target and target not in files:
+            target = target.rpartition(".")[0]
+        if target not in ("", name):
+            ours.add(target)
+    return Module(file, frozenset(ours), frozenset(foreign))
+
+
+def named(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all that is imported anywhere in a module, by `import_module` too."""
+    for item in ast.walk(tree):
+        if isinstance(item, ast.Import):
+            yield from (alias.name for alias in item.names)
+        elif isinstance(item, ast.ImportFrom):
+            yield from (f"{item.module}.{alias.name}" for alias in item.names)
+        elif isinstance(item, ast.Call) and item.args:
+            function = item.func.attr if isinstance(item.func, ast.Attribute) else ""
+            function = item.func.id if isinstance(item.func, ast.Name) else function
+            what = item.args[0]
+            if function in ("import_module", "__import__") and isinstance(what, ast.Constant):
+                yield str(what.value)
+
+
+def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Groups of names that reach each other (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(edges.get(name, ())):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in sorted(edges):
+        if name not in index:
+            visit(name)
+    return sorted(found)
+
+
+def reached(graph: Graph, start: str) -> dict[str, str]:
+    """What a module imports from elsewhere, itself or through others of ours → by which way."""
+    ways = {start: start}
+    found: dict[str, str] = {}
+    ahead = [start]
+    while ahead:
+        name = ahead.pop(0)
+        for foreign in graph[name].foreign:
+            found.setdefault(foreign, f"{ways[name]} > {foreign}")
+        # The packages around a module are run before it.
+        around = {name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)}
+        for other in sorted(graph[name].imports | (around & graph.keys())):
+            if other not in ways:
+                ways[other] = f"{ways[name]} > {other}"
+                ahead.append(other)
+    return found
+
+
+def behind_doors(graph: Graph, rooms: Sequence[str], forbidden: Iterable[str]) -> list[str]:
+    """How modules of these rooms reach what they must not."""
+    return sorted(
+        way
+        for name in graph
+        if name.startswith(tuple(f"{room}." for room in rooms))
+        for foreign, way in reached(graph, name).items()
+        if any(f"{foreign}.".startswith(f"{word}.") for word in forbidden)
+    )
+
+
+def upward(graph: Graph, order: Sequence[str]) -> list[str]:
+    """Imports from a room into one that stands after it; `order` begins with the lowest."""
+
+    def level(name: str) -> int:
+        return next((n for n, room in enumerate(order) if f"{name}.".startswith(f"{room}.")), -1)
+
+    return sorted(
+        f"{name} > {other}"
+        for name, module in graph.items()
+        for other in module.imports
+        if -1 < level(name) < level(other)
+    )
+
+
+def crowded(root: Path, folders: Iterable[str], most: int) -> list[str]:
+    """Folders with more modules than may be; an `__init__.py` is not counted."""
+    counts: dict[str, int] = {}
+    for folder in folders:
+        for file in (root / folder).rglob("*.py"):
+            if file.name != "__init__.py":
+                room = file.parent.relative_to(root).as_posix()
+                counts[room] = counts.get(room, 0) + 1
+    return sorted(room for room, count in counts.items() if count > most)
+
+
+def long(root: Path, folders: Iterable[str], most: int) -> list[str]:
+    """Files of code with more lines than may be."""
+    return sorted(
+        file.relative_to(root).as_posix()
+        for folder in folders
+        for file in (root / folder).rglob("*.py")
+        if len(file.read_text("utf-8").splitlines()) > most
+    )
+
+
+# --- the drawing ---------------------------------------------------------------------------------
+
+
+def drawing(graph: Graph, root: Path) -> str:
+    """Rooms as a Mermaid flow chart: an arrow goes from a room to one that it imports.
+
+    Rooms within rooms count as theirs; arrows that follow from others are left out; import circles
+    are named in red.
+    """
+    room_of = {name: _room(module.file, root) for name, module in graph.items()}
+    edges: dict[str, set[str]] = {room: set() for room in room_of.values()}
+    for name, module in graph.items():
+        edges[room_of[name]] |= {room_of[other] for other in module.imports} - {room_of[name]}
+    around = circles({name: module.imports for name, module in graph.items()})
+    lines = ["flowchart TD"]
+    for package in reversed(PACKAGES.values()):
+        lines.append(f'  subgraph {package}_["{package}"]')
+        for room in sorted(room for room in edges if room.split("/")[0] == package):
+            lines.append(f'    {_id(room)}["{room}"]')
+        lines.append("  end")
+    inside, between = _thin(edges)
+    lines += [f"  {_id(a)} --> {_id(b)}" for a, b in inside]
+    lines += [f"  {a}_ ==> {b}_" for a, b in between]
+    for number, circle in enumerate(around):
+        room = room_of[circle[0]]
+        names = "<br/>".join(name.removeprefix(room.split("/")[0] + ".") for name in circle)
+        lines.append(f'  circle{number}["import circle:<br/>{names}"]:::circle')
+        lines.append(f"  {_id(room)} -.- circle{number}")
+    if around:
+        lines.append("  classDef circle stroke:#c00,color:#c00")
+    return "\n".join(lines)
+
+
+def _thin(
+    edges: Mapping[str, set[str]],
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Arrows between rooms of a package, and between packages, without those that follow."""
+    inside, between = [], set()
+    for room, others in edges.items():
+        for other in others:
+            packages = room.split("/")[0], other.split("/")[0]
+            if packages[0] != packages[1]:
+                between.add(packages)
+            elif not any(
+                other in edges[third] and room not in edges[third]
+                for third in others
+                if third != other and third.split("/")[0] == packages[0]
+            ):
+                inside.append((room, other))
+    whole: dict[str, set[str]] = {package: set() for package in PACKAGES.values()}
+    for one, two in between:
+        whole[one].add(two)
+    return sorted(inside), sorted(
+        (one, two) for one, two in between if not any(two in whole[third] for third in whole[one])
+    )
+
+
+def _room(file: Path, root: Path) -> str:
+    top, *rest = file.parent.relative_to(root).parts
+    return "/".join([PACKAGES[top], *rest[:1]])
+
+
+def _id(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def drawn(text: str) -> str:
+    """What stands between the marks of a document. Raises `ValueError` without them."""
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+
+
+def main(args: Sequence[str]) -> int:
+    """See the module's text."""
+    if args:
+        with tempfile.TemporaryDirectory() as folder:
+            packed = subprocess.run(
+                ["git", "archive", args[0], *PACKAGES], cwd=ROOT, check=True, capture_output=True
+            )
+            subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+            print(drawing(modules(Path(folder)), Path(folder)))
+        return 0
+    file = ROOT / DRAWING
+    text = file.read_text("utf-8")
+    fresh = f"```mermaid\n{drawing(modules(ROOT), ROOT)}\n```"
+    before, _, rest = text.partition(BEGIN)
+    file.write_text(f"{before}{BEGIN}\n{fresh}\n{END}{rest.partition(END)[2]}", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
