@@ -193,8 +193,8 @@ def drawing(graph: Graph, root: Path) -> str:
     lines = ["flowchart TD"]
     for package in reversed(PACKAGES.values()):
         lines.append(f'  subgraph {package}_["{package}"]')
-        for room in sorted(room for room in edges if room.split("/")[0] == package):
-            lines.append(f'    {_id(room)}["{room}"]')
+        own = sorted(room for room in edges if room.split("/")[0] == package)
+        lines += [f'    {_id(room)}["{room}"]' for room in own]
         lines.append("  end")
     inside, between = _thin(edges)
     lines += [f"  {_id(a)} --> {_id(b)}" for a, b in inside]

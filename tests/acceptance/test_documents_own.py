@@ -31,6 +31,7 @@ BLOCKS = [block for path in DOCUMENTS if path.name not in ELSEWHERE for block in
 NOT_RUN = {
     "python3 bootstrap.py up": "makes a .venv from an index; tests/unit/project/test_bootstrap.py",
     " you ──REST──▶ facade": "a picture",
+    "flowchart ": "a picture; tests/unit/test_layout.py holds the code to it",
     "retire-cluster-worker --join": "run below with a real line",
     "server {\n    listen 443": "tests/acceptance/test_proxy.py, where nginx is installed",
     "echo PUBLIC_HOST=": "wants a Docker engine; tests/acceptance/test_container.py goes without",
