@@ -15,7 +15,7 @@ from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.vocabulary import PRIORITIES
 
 _LIST_REQUIREMENTS = frozenset({"required_tags"})
-_TEXT_REQUIREMENTS = frozenset({"required_platform", "required_role"})
+_TEXT_REQUIREMENTS = frozenset({"required_platform", "required_python", "required_role"})
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 

@@ -302,13 +302,15 @@ class Policy(Section):
 
     section: ClassVar[str] = "policy"
 
-    allow: tuple[str, ...] = setting((), "Task types allowed beside the harmless ones: command.")
+    allow: tuple[str, ...] = setting(
+        (), "Task types that are off until allowed here: command, python_call."
+    )
     deny: tuple[str, ...] = setting((), "Task types never run here.")
     shell: bool = setting(False, "Lets `command` take one text for a shell.")
     private_addresses: bool = setting(False, "Lets `http_request` reach private addresses.")
     allow_root: bool = setting(
         False,
-        "Lets a worker run by root run `command` and own types as root.",
+        "Lets a worker run by root run `command`, `python_call` and own types as root.",
         env="RETIRE_CLUSTER_ALLOW_ROOT",
     )
     pass_environment: tuple[str, ...] = setting(

@@ -104,10 +104,13 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="TYPE",
         default=[],
-        help="also run this type: command, or command:shell; may be repeated",
+        help="also run this type: command, command:shell (with a shell), or python_call (any Python"
+        " function of whoever may submit, as this user, behind the walls); may be repeated",
     )
     parser.add_argument(
-        "--allow-root", action="store_true", help="run command and own types even as root"
+        "--allow-root",
+        action="store_true",
+        help="run command, python_call and own types even as root",
     )
     parser.add_argument(
         "--drain-seconds",

@@ -1,4 +1,4 @@
-"""What a task's payload asks of a device beyond its type: a program, a shell, a private address.
+"""What a task's payload asks of a device beyond its type: a program, a function, an address.
 
 One word a task, as `program ffmpeg`; the empty word asks for nothing that can be told beforehand.
 A device tells in HELLO what of a type its owner allows, so that a task goes where it may run; what
@@ -20,8 +20,9 @@ SHELL: Final = "a shell"
 PRIVATE: Final = "a private address"
 _PROGRAM: Final = "program "
 _HOST: Final = "host "
+_FUNCTION: Final = "function "
 #: Types whose payload is looked at.
-TYPES: Final = frozenset({"command", "http_request"})
+TYPES: Final = frozenset({"command", "http_request", "python_call"})
 #: Words that every device can be judged by.
 ALWAYS_APART: Final = frozenset({SHELL, PRIVATE})
 MAX_PROGRAMS: Final = 100
@@ -47,6 +48,11 @@ def of(task_type: str, payload: Mapping[str, Any]) -> str:
             return _PROGRAM + clean(words[0])[:_MAX_CHARACTERS]
     elif task_type == "http_request":
         return _of_url(payload.get("url"))
+    elif task_type == "python_call":
+        # What one function lacks on a device, a package, another need not.
+        words = [payload.get("name") or payload.get("function"), payload.get("digest")]
+        text = " ".join(word for word in words if isinstance(word, str) and word)
+        return _FUNCTION + clean(text)[-_MAX_CHARACTERS:] if text else ""
     return ""
 
 
@@ -73,7 +79,7 @@ def _is_private(host: str) -> bool:
 
 def in_words(need: str) -> str:
     """A word for people, quoted where it is somebody's text."""
-    for kind in (_PROGRAM, _HOST):
+    for kind in (_PROGRAM, _HOST, _FUNCTION):
         if need.startswith(kind):
             return f"{kind}{json.dumps(need[len(kind) :], ensure_ascii=True)[1:-1]}"
     return need

@@ -12,6 +12,8 @@ from retire_cluster.schemas.protocol.messages import TypeInfo
 
 MAX_SLEEP_SECONDS: Final = 86_400
 HTTP_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+#: How a function of `python_call` comes: named where it is installed, as text, or pickled.
+CALL_FORMS: Final = ("reference", "source", "cloudpickle")
 
 _TEXT_MAP: Final[dict[str, Any]] = {
     "type": "dict",
@@ -118,6 +120,67 @@ BUILTIN: Final[dict[str, TypeInfo]] = {
                 "cwd": {"type": "string", "minlength": 1, "maxlength": 4_096},
                 "env": _TEXT_MAP,
                 "stdin": {"type": "string"},
+            },
+        ),
+        TypeInfo(
+            name="python_call",
+            description="Call a Python function",
+            payload_schema={
+                "form": {
+                    "type": "string",
+                    "required": True,
+                    "allowed": list(CALL_FORMS),
+                    "meta": {
+                        "description": "How the function comes: by name, as text, as a pickle"
+                    },
+                },
+                "function": {
+                    "type": "string",
+                    "minlength": 1,
+                    "maxlength": 500,
+                    "meta": {"description": "`module:name`, or with `source` its name in the text"},
+                },
+                "source": {"type": "string", "minlength": 1},
+                "call": {
+                    "type": "string",
+                    "minlength": 1,
+                    "meta": {
+                        "description": "Base64 of cloudpickle.dumps((function, args, kwargs))"
+                    },
+                },
+                "args": {"type": "list"},
+                "kwargs": {"type": "dict", "keysrules": {"type": "string"}},
+                "each": {
+                    "type": "boolean",
+                    "default": False,
+                    "meta": {"description": "`args` is a list of argument lists, a call for each"},
+                },
+                "python": {
+                    "type": "string",
+                    "maxlength": 20,
+                    "meta": {"description": "Version of Python that the function was sent by"},
+                },
+                "result": {
+                    "type": "string",
+                    "allowed": ["plain", "pickle"],
+                    "default": "plain",
+                    "meta": {"description": "A pickle is for who trusts the device"},
+                },
+                "retry_errors": {
+                    "type": "boolean",
+                    "default": False,
+                    "meta": {"description": "Try again what raised, as often as max_retries says"},
+                },
+                "name": {
+                    "type": "string",
+                    "maxlength": 500,
+                    "meta": {"description": "What people call the function"},
+                },
+                "digest": {
+                    "type": "string",
+                    "maxlength": 64,
+                    "meta": {"description": "Tells functions of one name apart"},
+                },
             },
         ),
     )

@@ -113,7 +113,11 @@ FAILING = "failing"
 PASSED_OVER_CAUSES = (Cause.NOT_HERE.value, Cause.POLICY_DENIED.value, FAILING)
 
 
-BUILTIN_TASK_TYPES = ("echo", "sleep", "system_info", "python_eval", "http_request", "command")
+BUILTIN_TASK_TYPES = (
+    "echo", "sleep", "system_info", "python_eval", "http_request", "command", "python_call",
+)  # fmt: skip
+#: Types that run whatever a submitter wrote: off on a device until its owner allows them.
+OFF_BY_DEFAULT = ("command", "python_call")
 #: Types that anyone may submit while authentication is on (contract.md, Authentication).
 HARMLESS_TASK_TYPES = frozenset({"echo", "sleep", "system_info"})
 TASK_TYPE_PATTERN = r"[a-z0-9_.\-]{1,100}"
@@ -121,6 +125,9 @@ DEVICE_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:\-]{0,99}"
 #: Ids no device may have: `/devices/ID` would be another resource of the REST API.
 RESERVED_DEVICE_IDS = frozenset({"summary"})
 TAG_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:=\-]{0,63}"
+
+#: Major and minor version of an interpreter, as a requirement names it.
+PYTHON_PATTERN = r"3\.[0-9]{1,3}"
 
 #: Instant attempts that may share one slot (docs/protocol.md, HELLO).
 INSTANT_PER_SLOT = 512

@@ -38,7 +38,7 @@ PINS, LOCK = ROOT / "requirements.txt", ROOT / "requirements.lock"
 RUN_EXTRAS = ("api", "worker")
 #: What a device may get from a package index, by the hashes that its installer brings along.
 DEVICE_LOCK = ROOT / "cli" / "joining" / "device.lock"
-DEVICE = frozenset({"pyzmq", "simpleeval", "urllib3", "tomli", "psutil", "orjson"})
+DEVICE = frozenset({"pyzmq", "simpleeval", "urllib3", "tomli", "psutil", "orjson", "cloudpickle"})
 _HEAD = """\
 # requirements.txt with the SHA-256 of every file that may be installed, by
 # python tests/supply_chain.py lock

@@ -26,7 +26,7 @@ LOCK = ""
 LEAST = (3, 10)
 LIBRARIES = ("pyzmq", "simpleeval", "urllib3")
 #: Better facts and faster JSON, where there are wheels for this device.
-MORE = ("psutil", "orjson")
+MORE = ("psutil", "orjson", "cloudpickle")
 INDEX_SECONDS = 8
 MOST_BYTES = 268_435_456
 MOST_LINE_BYTES = 4096

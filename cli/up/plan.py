@@ -20,6 +20,7 @@ from retire_cluster.conf.settings import Settings
 from retire_cluster.node.device.identity import kept_id
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.schemas.text.hosts import bracketed
+from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
 _DRAIN_SECONDS: Final = 2.5
@@ -47,9 +48,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TYPE",
-        help="task type the local workers may run beside the harmless ones; repeatable",
+        help="task type the local workers may run too: command, or python_call (any Python function"
+        " of whoever may submit, as this user, behind the walls); repeatable",
     )
-    add("--allow-root", action="store_true", help="local workers run command and own types as root")
+    add("--allow-root", action="store_true", help="local workers run all types as root, too")
     add("--auth", action="store_true", help="ask for an API key; made, shown once if none is set")
     add(
         "--api-key",
@@ -194,7 +196,8 @@ class Plan:
             allow_root=rules.allow_root or self._args.allow_root,
             other_user=bool(rules.user),
         )
-        allowed = [*(["command"] if "command" in policy.allow else []), *sorted(set(own_types))]
+        off = [name for name in OFF_BY_DEFAULT if name in policy.allow]
+        allowed = [*off, *sorted(set(own_types))]
         wanted = [name for name in allowed if name not in rules.deny]
         return [name for name in wanted if self.device_ids and policy.refused_for_root(name)]
 

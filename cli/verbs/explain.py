@@ -8,16 +8,21 @@ from typing import Any, Final
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, clean, facts, table
 from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
-from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
+from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT, TERMINAL, TaskStatus
 
 #: By how a reason begins; `{}` is how it goes on.
 _CURES: Final = {
-    "does not run command": "to allow command on a device, start its worker there with"
-    " --allow command (on this machine: retire-cluster up --allow command)",
+    **{
+        f"does not run {name}": f"to allow {name} on a device, start its worker there with"
+        f" --allow {name} (on this machine: retire-cluster up --allow {name})"
+        for name in OFF_BY_DEFAULT
+    },
     "does not run ": "to have {} on a device, install the plugin that offers it there and restart"
     " its worker",
     "missing tag ": "to give a device the tag, start its worker there with --tag {}",
     "role is not ": "to give a device the role, start its worker there with --role {}",
+    "Python is not ": "to run it on other Pythons, send the function as text or by name"
+    ' (Executor(form="source")); or run a worker there with Python {}',
     "draining": "to let a device take work again: retire-cluster devices resume DEVICE",
     "offline": "to see what keeps a device away, run there: retire-cluster-worker --test",
 }

@@ -29,7 +29,8 @@ export function join(render) {
             h("ul.plain", null,
               h("li", null, "A worker opens no port: it dials out to the main node."),
               h("li", null, "It finds out its platform, cores, memory and GPU by itself; ", h("code", null, "--tag"), " and ", h("code", null, "--role"), " add to that."),
-              h("li", null, "Shell commands are refused until the device's owner allows them: ", h("code", null, "--allow command"), "."),
+              h("li", null, "Programs are refused until the device's owner allows them: ", h("code", null, "--allow command"), "."),
+              h("li", null, "Functions too: ", h("code", null, "--allow python_call"), " runs any Python function of whoever may submit, as the user that runs the worker, behind the walls."),
               h("li", null, h("code", null, "--test"), " shows what it would offer and whether the main node answers.")))),
       ];
     },

@@ -163,6 +163,8 @@ export async function joinBody() {
 // --- why a task waits ---
 
 const CURES = [
+  [/^does not run (command|python_call)/, (m) => `its owner allows it: --allow ${m[1]} where its worker is started`],
+  [/^Python is not/, () => "send the function as text or by name, or start a worker with that Python"],
   [/^missing tag (.+)/, (m) => `start a worker with --tag ${m[1]}`],
   [/^offline$/, () => "it runs as soon as that device is back"],
   [/^draining$/, () => "the device takes no new work until it is resumed"],

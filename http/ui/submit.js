@@ -7,10 +7,11 @@ import { card, loadTypes } from "./parts.js";
 
 const EXAMPLES = {
   echo: { message: "Hello" }, python_eval: { expression: "sum(n * n for n in range(10))" }, http_request: { url: "https://example.org/" }, sleep: { duration: 5 }, command: { command: ["uname", "-a"] },
+  python_call: { form: "source", function: "f", source: "def f(n):\n    return n * n\n", args: [7] },
 };
 const WISHES = [
   ["min_cpu_cores", "CPU cores, at least", { type: "integer", minimum: 1 }], ["min_memory_gb", "Memory in GB, at least", { type: "number" }], ["min_storage_gb", "Storage in GB, at least", { type: "number" }],
-  ["required_platform", "Platform", { enum: ["linux", "windows", "android", "darwin"] }], ["required_role", "Role", { enum: ["worker", "compute", "storage", "mobile"] }], ["required_tags", "Tags, all of them (comma between)", { list: true }],
+  ["required_python", "Python, as 3.11", {}], ["required_platform", "Platform", { enum: ["linux", "windows", "android", "darwin"] }], ["required_role", "Role", { enum: ["worker", "compute", "storage", "mobile"] }], ["required_tags", "Tags, all of them (comma between)", { list: true }],
   ["timeout_seconds", "Time limit in seconds (300)", { type: "integer", minimum: 1, maximum: 86400 }], ["max_retries", "Retries (3)", { type: "integer", minimum: 0, maximum: 10 }], ["gpu_required", "Needs a GPU", { type: "boolean" }], ["internet_required", "Needs the internet", { type: "boolean" }],
 ];
 
@@ -58,7 +59,7 @@ function field(name, label, schema, required, value, path) {
   } else {
     const mixed = schema.anyOf?.some((each) => each.type !== "string");
     const text = initial === undefined ? "" : typeof initial === "string" ? initial : stringify(initial);
-    const long = mixed || name === "stdin" || (schema.maxLength || 0) > 9000 || text.includes("\n");
+    const long = mixed || ["stdin", "source", "call"].includes(name) || (schema.maxLength || 0) > 9000 || text.includes("\n");
     input = h(long ? "textarea.code" : "input", { ...common, rows: long ? 3 : null, type: long ? null : name === "url" ? "url" : "text", maxlength: schema.maxLength, spellcheck: "false", value: text });
     read = () => {
       const found = input.value;

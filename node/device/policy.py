@@ -1,6 +1,7 @@
 """What this device's owner allows. Decided here, from local settings only, never from remote.
 
-The built-in types but `command` are allowed, and own types too: to install one is to allow it.
+The built-in types but `command` and `python_call` are allowed, and own types too: to install one is
+to allow it.
 Denial is an outcome of the attempt (`policy_denied`), reached before any process is made.
 """
 
@@ -16,11 +17,10 @@ from typing import Any
 
 from retire_cluster.conf.machine.homefolder import expanded
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
+from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, OFF_BY_DEFAULT
 
 #: `--allow command:shell` allows the type and, for it, a shell.
 SHELL = "command:shell"
-_OFF_BY_DEFAULT = frozenset({"command"})
 
 #: Variables of the worker that a task sees; everything else may hold a secret.
 _PASSED = frozenset(
@@ -84,7 +84,7 @@ class Policy:
     private_addresses: bool = False
     #: The worker runs as root (or as an administrator that counts as such).
     is_root: bool = False
-    #: Root may run `command` and own types.
+    #: Root may run `command`, `python_call` and own types.
     allow_root: bool = False
     #: Further variables of the worker that tasks may see.
     pass_environment: frozenset[str] = frozenset()
@@ -136,7 +136,7 @@ class Policy:
         """Why this type is not run here, or None when it is."""
         if task_type in self.deny:
             return f"this device's owner has denied {task_type} (policy.deny)"
-        if task_type in _OFF_BY_DEFAULT and task_type not in self.allow:
+        if task_type in OFF_BY_DEFAULT and task_type not in self.allow:
             return (
                 f"this device's owner has not allowed {task_type}"
                 f" (--allow {task_type} or policy.allow)"
@@ -153,7 +153,7 @@ class Policy:
 
     def refused_for_root(self, task_type: str) -> bool:
         """Whether only being root stands against this type."""
-        dangerous = task_type == "command" or task_type not in BUILTIN_TASK_TYPES
+        dangerous = task_type in OFF_BY_DEFAULT or task_type not in BUILTIN_TASK_TYPES
         return self.is_root and not self.allow_root and not self.other_user and dangerous
 
     def command_refusal(self, payload: Mapping[str, Any]) -> str | None:

@@ -8,12 +8,21 @@ from enum import Enum
 from typing import Any
 
 from retire_cluster.node.device.policy import Policy
-from retire_cluster.node.tasks import command, echo, http_request, python_eval, sleep, system_info
+from retire_cluster.node.tasks import (
+    command,
+    echo,
+    http_request,
+    python_call,
+    python_eval,
+    sleep,
+    system_info,
+)
 from retire_cluster.node.tasks.base import BadPayload, Denied, NotHere
 from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 Check = Callable[[Mapping[str, Any]], None]
 
@@ -41,9 +50,9 @@ class Kind:
     check: Check | None = None
     #: Whether this very payload is repeatable; None: the type says it for all.
     repeatable_if: Callable[[Mapping[str, Any]], bool] | None = None
-    #: `module:attribute` of an own type.
+    #: `module:attribute` of what gets a process of its own for each task: an own type, a call.
     entry_point: str = ""
-    #: A payload to try an own type with, None when its author gave none.
+    #: A payload to try such a type with, None when its author gave none.
     sample: Mapping[str, Any] | None = None
 
 
@@ -74,8 +83,10 @@ class Catalog:
             for name, kind in self._kinds.items()
             if kind.repeatable_if is None
         }
-        #: Whether there is any own type to run.
-        self.has_own = any(kind.entry_point for kind in self._kinds.values())
+        #: Whether there is anything to run that needs a process for each task.
+        self.has_own = any(
+            kind.entry_point and not self._refusals[name] for name, kind in self._kinds.items()
+        )
 
     def advertised(self) -> tuple[TypeInfo, ...]:
         """The types to name in HELLO: those that may run here."""
@@ -88,7 +99,7 @@ class Catalog:
             name
             for name in allowed
             if self.policy.refused_for_root(name)
-            and (name != "command" or name in self.policy.allow)
+            and (name not in OFF_BY_DEFAULT or name in self.policy.allow)
         )
 
     def kind(self, task_type: str) -> Kind:
@@ -153,4 +164,11 @@ def _builtin(policy: Policy) -> tuple[Kind, ...]:
         Kind(python_eval.INFO, Place.CHILD, python_eval.check),
         Kind(told(http_request.INFO), Place.CHILD, http_request.check, http_request.is_repeatable),
         Kind(told(command.INFO), Place.CHILD, check_command),
+        Kind(
+            python_call.INFO,
+            Place.CHILD,
+            python_call.check,
+            entry_point=python_call.ENTRY_POINT,
+            sample=python_call.SAMPLE,
+        ),
     )

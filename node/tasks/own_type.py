@@ -216,7 +216,7 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
     except BaseException as error:  # a stranger's code: no exception of it is ours
         if os.getpid() != pid:
             _leave(error)
-        if isinstance(error, TaskFailed):
+        if isinstance(error, (TaskFailed, Traced)):
             raise
         failure: type[TaskFailed] = TaskFailed
         if _is_one_of(error, hopeless):

@@ -17,6 +17,7 @@ from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.vocabulary import (
     DEVICE_ID_PATTERN,
     PRIORITIES,
+    PYTHON_PATTERN,
     TAG_PATTERN,
     TASK_TYPE_PATTERN,
     DeviceStatus,
@@ -54,6 +55,12 @@ REQUIREMENTS: Final[dict[str, Any]] = {
     "min_memory_gb": _described("Minimum memory in GB", type="finite", above=0, max=1e9),
     "min_storage_gb": _described("Minimum storage in GB", type="finite", above=0, max=1e9),
     "required_platform": _described("Required platform", type="string", allowed=_PLATFORMS),
+    "required_python": _described(
+        "Version of the Python that runs the worker, major and minor",
+        type="string",
+        regex=PYTHON_PATTERN,
+        meta={"reason": "must be the version of a Python, as 3.11", "examples": ["3.11"]},
+    ),
     "required_role": _described("Required device role", type="string", allowed=_ROLES),
     "required_tags": _described(
         "Required device tags, all of them", type="list", maxlength=50, schema=_TAG

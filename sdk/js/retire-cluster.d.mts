@@ -40,6 +40,8 @@ export interface Requirements {
   min_memory_gb?: number;
   min_storage_gb?: number;
   required_platform?: 'windows' | 'linux' | 'macos' | 'android' | 'other';
+  /** Major and minor version of the device's Python, as '3.11'. */
+  required_python?: string;
   required_role?: string;
   required_tags?: string[];
   gpu_required?: boolean;

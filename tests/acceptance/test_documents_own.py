@@ -57,7 +57,8 @@ COMMANDS = ("retire-cluster-main", "retire-cluster-worker", "retire-cluster-api"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = Cluster(tmp_path_factory.mktemp("documents"), "--no-rate-limit")
+    allowed = ("--allow", "python_call", "--allow-root")
+    found = Cluster(tmp_path_factory.mktemp("documents"), "--no-rate-limit", *allowed)
     try:
         yield found
     finally:

@@ -14,6 +14,7 @@ from retire_cluster.broker.core.placement.backlog import Lanes
 from retire_cluster.broker.core.placement.notes import Kind, Note
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 NO_GB = 0.0
 
@@ -25,6 +26,8 @@ class Requirements(NamedTuple):
     min_memory_gb: float = NO_GB
     min_storage_gb: float = NO_GB
     required_platform: str = ""
+    #: Major and minor version, as `3.11`.
+    required_python: str = ""
     required_role: str = ""
     required_tags: frozenset[str] = frozenset()
     gpu_required: bool = False
@@ -52,6 +55,7 @@ class Requirements(NamedTuple):
             min_memory_gb=float(given.get("min_memory_gb") or NO_GB),
             min_storage_gb=float(given.get("min_storage_gb") or NO_GB),
             required_platform=given.get("required_platform") or "",
+            required_python=given.get("required_python") or "",
             required_role=given.get("required_role") or "",
             required_tags=frozenset(given.get("required_tags") or ()),
             gpu_required=bool(given.get("gpu_required")),
@@ -82,6 +86,12 @@ def _number(facts: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
+def _python(facts: Mapping[str, Any]) -> str:
+    """Major and minor version of a device's Python; empty for one that tells none."""
+    version = facts.get("python_version")
+    return ".".join(version.split(".")[:2]) if isinstance(version, str) else ""
+
+
 def unfit(key: ClassKey, device: Device) -> list[str]:
     """Why this device, as it describes itself, can never run tasks of this class."""
     need, facts = key.requirements, device.capabilities
@@ -89,7 +99,8 @@ def unfit(key: ClassKey, device: Device) -> list[str]:
     info = device.types.get(key.task_type)
     if info is None:
         # What is off until a device's owner allows it: others are not installed there.
-        cure = " (its owner allows it with --allow command)" if key.task_type == "command" else ""
+        off = key.task_type in OFF_BY_DEFAULT
+        cure = f" (its owner allows it with --allow {key.task_type})" if off else ""
         reasons.append(f"does not run {key.task_type}{cure}")
     elif need.needs and info.allows:
         refusal = needs.refusal(need.needs, info.allows)
@@ -97,6 +108,8 @@ def unfit(key: ClassKey, device: Device) -> list[str]:
             reasons.append(refusal)
     if need.required_platform and need.required_platform != device.platform:
         reasons.append(f"platform is not {need.required_platform}")
+    if need.required_python and need.required_python != _python(facts):
+        reasons.append(f"Python is not {need.required_python}")
     if need.required_role and need.required_role != device.role:
         reasons.append(f"role is not {need.required_role}")
     reasons.extend(f"missing tag {tag}" for tag in sorted(need.required_tags - device.tags))

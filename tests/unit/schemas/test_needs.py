@@ -36,9 +36,9 @@ def test_a_payload_says_what_it_needs(task_type: str, payload: dict[str, Any], n
 
 
 @given(
-    st.sampled_from(["command", "http_request"]),
+    st.sampled_from(["command", "http_request", "python_call"]),
     st.dictionaries(
-        st.sampled_from(["command", "url"]),
+        st.sampled_from(["command", "url", "function", "name", "digest"]),
         st.none() | st.text() | st.integers() | st.lists(st.text() | st.integers()),
     ),
 )
@@ -89,3 +89,11 @@ def test_what_a_device_tells_is_read_as_far_as_it_has_the_form(
 ) -> None:
     assert msg.TypeInfo.read({"name": "command", "allows": told}).allows == read
     assert msg.TypeInfo.read({"name": "command"}).allows == {}
+
+
+def test_functions_of_one_name_are_told_apart_by_what_they_are() -> None:
+    assert needs.of("python_call", {"function": "math:sqrt"}) == "function math:sqrt"
+    named = {"name": "f", "digest": "ab12", "function": "f"}
+    assert needs.of("python_call", named) == "function f ab12"
+    assert needs.of("python_call", {"name": 3, "digest": []}) == ""
+    assert needs.in_words("function f\u202e") == "function f\\u202e"

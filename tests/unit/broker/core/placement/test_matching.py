@@ -19,6 +19,7 @@ FACTS: dict[str, Any] = {
     "storage_total_gb": 100,
     "has_gpu": True,
     "has_internet": True,
+    "python_version": "3.11.7",
 }
 
 
@@ -43,6 +44,7 @@ def reasons(given: dict[str, Any], on: Device | None = None, task_type: str = "s
         {"min_memory_gb": 8},
         {"min_storage_gb": 100.0},
         {"required_platform": "linux"},
+        {"required_python": "3.11"},
         {"required_role": "compute"},
         {"required_tags": ["attic", "gpu"]},
         {"required_tags": []},
@@ -64,6 +66,8 @@ def test_a_device_that_just_meets_a_requirement_is_eligible(given: dict[str, Any
         ({"min_memory_gb": 8.5}, "less than 8.5 GB memory"),
         ({"min_storage_gb": 101}, "less than 101 GB storage"),
         ({"required_platform": "android"}, "platform is not android"),
+        ({"required_python": "3.1"}, "Python is not 3.1"),
+        ({"required_python": "3.12"}, "Python is not 3.12"),
         ({"required_role": "storage"}, "role is not storage"),
         ({"required_tags": ["gpu", "cellar"]}, "missing tag cellar"),
     ],
@@ -78,6 +82,7 @@ def test_each_requirement_not_met_has_its_reason(given: dict[str, Any], reason: 
         ("cpu_count", {"min_cpu_cores": 1}, "fewer than 1 CPU cores"),
         ("memory_total_gb", {"min_memory_gb": 0.1}, "less than 0.1 GB memory"),
         ("storage_total_gb", {"min_storage_gb": 0.1}, "less than 0.1 GB storage"),
+        ("python_version", {"required_python": "3.11"}, "Python is not 3.11"),
         ("has_gpu", {"gpu_required": True}, "no GPU"),
         ("has_internet", {"internet_required": True}, "no internet access"),
     ],
@@ -110,6 +115,7 @@ def test_all_reasons_are_given_together_tags_in_order() -> None:
     ("task_type", "reason"),
     [
         ("command", "does not run command (its owner allows it with --allow command)"),
+        ("python_call", "does not run python_call (its owner allows it with --allow python_call)"),
         ("resize", "does not run resize"),
     ],
 )
