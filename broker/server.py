@@ -32,7 +32,7 @@ from retire_cluster.broker.admin.waits import unread, waited
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.devices.access import ADMIN, BUS, FEED
-from retire_cluster.broker.core.records.clock import jump_text, jumped
+from retire_cluster.broker.core.records.clock import describe_jump, jump_seconds
 from retire_cluster.broker.core.records.event_log import fresh_epoch
 from retire_cluster.broker.core.restore import restore
 from retire_cluster.broker.core.state import INLINE_PAYLOAD_BYTES, ClusterState
@@ -299,8 +299,8 @@ class Broker:
 
     def _watch_clock(self, now: ev.Now) -> None:
         before, self._looked = self._looked, now
-        if moved_seconds := jumped(before, now):
-            log.warning(jump_text(moved_seconds))
+        if moved_seconds := jump_seconds(before, now):
+            log.warning(describe_jump(moved_seconds))
 
     def _watch_space(self) -> None:
         least = self.state.settings.database.min_free_percent
@@ -467,7 +467,7 @@ class Broker:
             if isinstance(error, RowDamaged) and self._is_put_off(error, over):
                 return
             trouble = self._not_now(error) if isinstance(error, StoreTrouble) else None
-            if over.told:
+            if over.answer_head:
                 # Its tasks have been submitted: that is told; how they end, at the next question.
                 self._answer(over.ticket, unread(over), done=True)
             elif trouble is not None:
@@ -552,7 +552,7 @@ class Broker:
             for asked in self._put_off
         ]
         tickets += [poll.ticket for poll in self._admin.polls]
-        tickets += [wait.asked.ticket for wait in self.state.all_waits]
+        tickets += [wait.request.ticket for wait in self.state.all_waits]
         tickets += [ping.ticket for ping in self.state.pings.values()]
         tickets += [one.call.ticket for one in self._admin.gathering.submissions]
         for ticket in tickets:

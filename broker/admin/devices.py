@@ -69,7 +69,7 @@ def status(admin: Admin, call: Call) -> Reply:
 def ping(admin: Admin, call: Call) -> None:
     """A round trip over the bus; answered when the device does, or the time is over."""
     device_id = admin.device_id(call)
-    event = ev.PingAsked(call.ticket, device_id, call.args["timeout_seconds"])
+    event = ev.PingRequested(call.ticket, device_id, call.args["timeout_seconds"])
     admin.apply(event, call.now)
 
 
@@ -113,7 +113,7 @@ def resume(admin: Admin, call: Call) -> Reply:
 
 def _drain(admin: Admin, call: Call, *, drained: bool) -> Reply:
     device_id = admin.device_id(call)
-    admin.apply(ev.DrainAsked(device_id, drained), call.now)
+    admin.apply(ev.DrainRequested(device_id, drained), call.now)
     return Reply(views.device_status(admin.state.devices[device_id], call.now))
 
 

@@ -204,7 +204,7 @@ def _told(
     if not seconds:
         return reply
     tasks = [(number, created_ms) for number in numbers]
-    park(admin, call, tasks, seconds, brief=True, told=reply.data)
+    park(admin, call, tasks, seconds, brief=True, answer_head=reply.data)
     return None
 
 
@@ -264,7 +264,7 @@ def _check(admin: Admin, spec: TaskSpec, payload: bytes, where: str) -> dict[str
                 " requirements.timeout_seconds instead (retire-cluster: --timeout-seconds)",
             )
         return document
-    judged = admin.state.own_types.judged(task_type)
+    judged = admin.state.own_types.consensus(task_type)
     if judged is None:
         raise ValidationError(
             f"{prefix}task_type", f"no device of this cluster offers the task type {task_type!r}"

@@ -179,7 +179,7 @@ def explain(admin: Admin, call: Call) -> Reply:
         return Reply(data)
     data.update(views.due(task, call.now))
     data["queued_reason"] = why_waiting.queued_reason(admin.state, task, call.now)
-    judged = admin.state.own_types.judged(task.spec.task_type)
+    judged = admin.state.own_types.consensus(task.spec.task_type)
     if judged is not None and judged.otherwise:
         data["described_otherwise_by"] = list(judged.otherwise[:DEVICES_TOLD])
     key = why_waiting.class_key(task)
@@ -205,7 +205,7 @@ def cancel(admin: Admin, call: Call) -> Reply:
     if number not in admin.state.tasks:
         current = admin.state.ledger.status(number).value
         raise CannotCancelTask(f"The task has already ended: it is {current}.")
-    admin.apply(ev.CancelAsked(number), call.now)
+    admin.apply(ev.CancelRequested(number), call.now)
     return Reply(
         {
             "task_id": call.args["task_id"].lower(),
@@ -234,7 +234,7 @@ def cancel_many(admin: Admin, call: Call) -> Reply:
     # All or none: whoever may not cancel one of them has not cancelled the others.
     callers.check(admin, call.args, "cancelTasks", found)
     for number in found:
-        admin.apply(ev.CancelAsked(number), call.now)
+        admin.apply(ev.CancelRequested(number), call.now)
     cancelled = list(found.values())
     at = stamp(call.now.wall_ms)
     return Reply({"cancelled": cancelled, "not_cancelled": not_cancelled, "cancelled_at": at})
@@ -269,7 +269,7 @@ def retry(admin: Admin, call: Call) -> Reply:
         text = "Its payload is damaged in the main node's store; submit it again."
         raise CannotRetryTask(text) from None
     spec = TaskSpec(row.task_type, row.priority, row.timeout_seconds, row.max_retries, row.document)
-    event = ev.RetryAsked(number, spec, row.created_ms, row.payload, outcome)
+    event = ev.RetryRequested(number, spec, row.created_ms, row.payload, outcome)
     admin.apply(event, call.now)
     return Reply(
         {

@@ -7,7 +7,7 @@ from typing import Any, Final
 from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import Admin
 from retire_cluster.broker.admin.registry import operation
-from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Judged
+from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Consensus
 from retire_cluster.schemas.rest.json_schema import json_schema
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.jsontext import dumps
@@ -27,7 +27,7 @@ def types(admin: Admin, call: Call) -> Reply:
     by_type: dict[str, Any] = {
         name: {
             "devices": sum(name in device.types for device in online),
-            **_described(Judged(BUILTIN[name], ())),
+            **_described(Consensus(BUILTIN[name], ())),
         }
         for name in builtin
     }
@@ -36,7 +36,7 @@ def types(admin: Admin, call: Call) -> Reply:
     for name in sorted(
         state.own_types.names, key=lambda name: (-len(state.own_types.of(name)), name)
     ):
-        judged = state.own_types.judged(name)
+        judged = state.own_types.consensus(name)
         assert judged is not None
         described = _described(judged)
         told += len(dumps(described))
@@ -59,7 +59,7 @@ def types(admin: Admin, call: Call) -> Reply:
     )
 
 
-def _described(judged: Judged) -> dict[str, Any]:
+def _described(judged: Consensus) -> dict[str, Any]:
     info = judged.info
     schema = info.payload_schema
     return {

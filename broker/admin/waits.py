@@ -57,16 +57,18 @@ def park(
     seconds: float,
     *,
     brief: bool,
-    told: Mapping[str, Any] | None = None,
+    answer_head: Mapping[str, Any] | None = None,
 ) -> None:
     """Have a call answered when tasks (numbers and creation times) have ended.
 
-    `told`: what a brief answer begins with.
+    `answer_head`: what a brief answer begins with.
     """
     numbers = [number for number, _ in tasks]
     unfinished = frozenset(filter(admin.state.tasks.__contains__, numbers))
     created = [created_ms for _, created_ms in tasks]
-    event = ev.WaitAsked(call.ticket, numbers, unfinished, seconds, created, brief, told or {})
+    event = ev.WaitRequested(
+        call.ticket, numbers, unfinished, seconds, created, brief, answer_head or {}
+    )
     admin.apply(event, call.now)
 
 
@@ -98,7 +100,7 @@ def _submission(admin: Admin, args: dict[str, Any]) -> list[tuple[int, int]]:
 def unread(over: WaitOver) -> Reply:
     """A brief answer without what is in the store: no status is known, as when time was up."""
     none: list[None] = [None] * len(over.tasks)
-    return Reply({**over.told, "statuses": none, "result_data": list(none), "omitted": []})
+    return Reply({**over.answer_head, "statuses": none, "result_data": list(none), "omitted": []})
 
 
 def waited(admin: Admin, over: WaitOver) -> Reply:
@@ -121,7 +123,7 @@ def waited(admin: Admin, over: WaitOver) -> Reply:
                 else:
                     blobs.append((f"result_data.{index}", outcome.result))
         data = {"statuses": statuses, "result_data": [None] * len(statuses), "omitted": omitted}
-        return Reply({**over.told, **data}, blobs)
+        return Reply({**over.answer_head, **data}, blobs)
     results: list[views.View] = []
     unfinished: list[str] = []
     omitted_ids: list[str] = []

@@ -1,4 +1,4 @@
-"""Attempts of tasks: start, tell how far they are, finish, be lost or given back.
+"""Attempts of tasks: they start, progress, end, are lost or put back.
 
 A message about an attempt counts only with the exact key of the task's current attempt, from the
 device that has it (`current`); anything else is stale: counted, acknowledged, without effect.
@@ -54,7 +54,7 @@ LOST = "lost"
 
 
 def current(state: ClusterState, key: AttemptKey, device: Device) -> Task | None:
-    """The task whose current attempt, on this device, has this key; None for a stale key."""
+    """Return the task whose current attempt, on this device, has this key; None if it is stale."""
     task = state.tasks.get(key[0])
     if task is not None and task.device is device and task.attempt == key[1]:
         dispatch = task.dispatch
@@ -65,7 +65,7 @@ def current(state: ClusterState, key: AttemptKey, device: Device) -> Task | None
 
 
 def record_started(state: ClusterState, device: Device, message: Started, now: Now) -> None:
-    """Attempts began to run."""
+    """Record that attempts began to run (STARTED)."""
     for key in message.items:
         task = current(state, key, device)
         if task is not None and task.status is TaskStatus.ASSIGNED:
@@ -73,12 +73,12 @@ def record_started(state: ClusterState, device: Device, message: Started, now: N
 
 
 def start(state: ClusterState, task: Task, elapsed_seconds: float, now: Now) -> None:
-    """An assigned attempt runs, since `elapsed_seconds` but not since before it was assigned."""
+    """Record that an assigned attempt has run for `elapsed_seconds`, bounded by its assignment."""
     start_all(state, ((task, elapsed_seconds),), now)
 
 
 def start_all(state: ClusterState, starting: Sequence[tuple[Task, float]], now: Now) -> None:
-    """As `start`, for attempts on one device and how long each has run."""
+    """Do the same as `start` for attempts on one device, each with its elapsed seconds."""
     if not starting:
         return
     for task, elapsed in starting:
@@ -91,7 +91,7 @@ def start_all(state: ClusterState, starting: Sequence[tuple[Task, float]], now: 
 
 
 def record_progress(state: ClusterState, device: Device, message: Progress, now: Now) -> None:
-    """Attempts tell how far they are."""
+    """Record how far attempts are (PROGRESS)."""
     for item in message.items:
         task = current(state, item.key, device)
         if task is None:
@@ -101,10 +101,12 @@ def record_progress(state: ClusterState, device: Device, message: Progress, now:
 
 
 def record_results(state: ClusterState, event: ev.ResultsArrived, now: Now) -> None:
-    """A batch of results: record the current ones, acknowledge all."""
+    """Record the current results of a FINISHED batch, and acknowledge all of it."""
     device = state.connections.get(event.routing)
     message = event.message
-    if event.key is not None and enrolment.is_strange(state, event.key, device, event.routing, now):
+    if event.key is not None and enrolment.refuse_wrong_key(
+        state, event.key, device, event.routing, now
+    ):
         return
     if device is None or device.session != message.session:
         state.emit(Send(event.routing, Reject(message.session, "register", "say HELLO again")))
@@ -127,7 +129,7 @@ def record_results(state: ClusterState, event: ev.ResultsArrived, now: Now) -> N
 
 
 class _Part(NamedTuple):
-    """Attempts that ended alike, and what each of them told."""
+    """Attempts of a batch that ended alike, with the result and details of each."""
 
     group: FinishedGroup
     results: Sequence[bytes]
@@ -137,7 +139,7 @@ class _Part(NamedTuple):
 def _succeeded(
     state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
 ) -> list[OutcomeRow]:
-    """Attempts that ended well: the outcomes of those that are current."""
+    """Record attempts that ended well; returns the outcomes of those that are current."""
     group, results, details = part
     found: dict[int, int] = {}
     for index, (number, attempt) in enumerate(zip(group.tasks, group.attempts, strict=True)):
@@ -154,10 +156,10 @@ def _succeeded(
     device.succeeded += len(tasks)
     device.given_back = 0
     if state.tallies or device.notes:
-        outliers.succeeded(state, device, tasks, now)
+        outliers.record_successes(state, device, tasks, now)
     changed = [task for task in tasks if task.deviates]
     if changed:
-        outliers.proves(state, device, changed, now)
+        outliers.confirm_refusals(state, device, changed, now)
         deviating += [task.number for task in changed]
     endings = _Endings(
         None, None, [seconds[index] for index in chosen], [results[index] for index in chosen],
@@ -169,7 +171,7 @@ def _succeeded(
 def _settled(
     state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
 ) -> list[OutcomeRow]:
-    """Attempts that ended otherwise: the outcomes of the tasks that end with them."""
+    """Record attempts that ended otherwise; returns the outcomes of the tasks that they end."""
     rows = []
     for item, result, detail in zip(part.group.items(), part.results, part.details, strict=True):
         task = current(state, item.key, device)
@@ -190,11 +192,11 @@ def _settle(
     details: bytes,
     now: Now,
 ) -> OutcomeRow | None:
-    """What a current result other than success means; the outcome if it ends the task."""
+    """Apply a current result other than success; returns the outcome if it ends the task."""
     elsewhere = item.cause in ELSEWHERE
     if item.outcome in (Outcome.RELEASED, Outcome.CANCELLED):
         # Nobody here cancelled it (a cancelled task has no current attempt): it was given back.
-        requeues.in_a_row(state, device, task, now)
+        requeues.count_in_a_row(state, device, task, now)
         ending = Ending(message="given back by its device")
         requeue(state, task, Decision(None), "released", ending, now)
         return None
@@ -208,11 +210,11 @@ def _settle(
     note_tried(task, device)
     if elsewhere:
         passing_over.exclude(state, device, task, message)
-        outliers.lacks(state, device, task, Cause(cause), message, now)
+        outliers.record_refusal(state, device, task, Cause(cause), message, now)
     elif cause == Cause.WORKER_LOST:
         task.killers |= {device.device_id}
-    elif outliers.counts(task, cause):
-        outliers.failed(state, device, task, now)
+    elif outliers.is_evidence(task, cause):
+        outliers.record_failure(state, device, task, now)
     decision = _decide(state, task, cause, started=True, said_before=said_before)
     if elsewhere:
         nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
@@ -227,7 +229,7 @@ def _settle(
 
 
 def note_tried(task: Task, device: Device) -> None:
-    """An attempt on a device did not end well: other devices come first from now on."""
+    """Note that an attempt here did not end well: other devices come first from now on."""
     if len(task.tried) < MAX_TRIED:
         task.tried |= {device.device_id}
 
@@ -264,7 +266,7 @@ class Ending(NamedTuple):
 
 
 class _Endings(NamedTuple):
-    """The same of attempts that ended alike: figures, results and details are one an attempt."""
+    """What is known of attempts that ended alike: one figure, result and details an attempt."""
 
     cause: str | None
     message: str | None
@@ -291,7 +293,7 @@ def conclude(
 def _conclude_all(
     state: ClusterState, tasks: Sequence[Task], event: TaskEvent, endings: _Endings, now: Now
 ) -> list[OutcomeRow]:
-    """End tasks of one device (or none) alike."""
+    """End tasks of one device (or of none) alike, and return their outcomes."""
     cause, message, seconds, results, details = endings
     data: dict[str, Any] = {} if cause is None else {"cause": cause}
     status = state.move_all(tasks, event, now, **data)
@@ -354,7 +356,7 @@ def requeue(
 
 
 def requeue_unsent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
-    """An attempt that never left: it costs nothing, blames nobody, and is tried again later."""
+    """Put back an attempt that was never sent: it costs no retry and is placed again later."""
     task = state.tasks.get(event.task)
     if (
         task is None
@@ -377,14 +379,14 @@ def requeue_unsent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
 
 
 def become_due(state: ClusterState, task: Task, now: Now) -> None:
-    """A pending task's time has come."""
+    """Queue a pending task whose time has come."""
     task.not_before_mono = 0.0
     state.move(task, "due", now)
     state.enqueue(task, now)
 
 
 def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool = False) -> None:
-    """An attempt's device is gone (or does not have it): run the task again, or give it up.
+    """Run a task again, or end it, whose device is gone or does not have it.
 
     `free`: it costs nothing and blames nobody (the device was removed or gave it up).
     """
@@ -400,20 +402,20 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
 
 
 def confirm(state: ClusterState, held: Held, task: Task, now: Now) -> None:
-    """Note what a device says of an attempt that it has."""
+    """Note that a device has an attempt, and whether it runs."""
     task.confirmed_mono = now.mono
     if held.started and task.status is TaskStatus.ASSIGNED:
         start(state, task, held.elapsed_seconds, now)
 
 
 def time_out(state: ClusterState, task: Task, now: Now) -> None:
-    """A running attempt is past its limit and its device did not end it: the broker does."""
+    """End a running attempt past its limit that its device did not end."""
     device, key = task.device, task.key
     assert device is not None
     seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)
     message = f"exceeded its limit of {task.spec.timeout_seconds} s"
     note_tried(task, device)
-    outliers.failed(state, device, task, now)
+    outliers.record_failure(state, device, task, now)
     decision = _decide(state, task, Cause.TIMEOUT, started=True)
     ending = Ending(Cause.TIMEOUT.value, message, seconds)
     _end_or_requeue(state, task, decision, Outcome.TIMEOUT, ending, now)

@@ -1,4 +1,4 @@
-"""What can happen to the cluster: the inputs of `ClusterState.handle`."""
+"""What can happen to the cluster: the inputs of `cluster.handle`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TasksSubmitted:
 
 
 @dataclass(frozen=True)
-class CancelAsked:
+class CancelRequested:
     """A client cancels a task that has not ended."""
 
     task: int
@@ -126,7 +126,7 @@ class ResultDamaged:
 
 
 @dataclass(frozen=True)
-class RetryAsked:
+class RetryRequested:
     """A client retries an ended task; everything needed is read from the store by the shell."""
 
     task: int
@@ -138,7 +138,7 @@ class RetryAsked:
 
 
 @dataclass(frozen=True)
-class PingAsked:
+class PingRequested:
     """A client wants a round trip to a device."""
 
     ticket: Ticket
@@ -197,7 +197,7 @@ class ApiKeysUsed:
 
 @dataclass(frozen=True)
 class ApiKeysChanged:
-    """Who made or ended API keys tells of it; the keys themselves are the facade's."""
+    """API keys were made or revoked; the keys themselves are the facade's."""
 
     #: Whether they were made; else they are no longer.
     are_new: bool
@@ -207,7 +207,7 @@ class ApiKeysChanged:
 
 @dataclass(frozen=True)
 class DeviceAuthorised:
-    """An administrator says which key a device has: it joins without a token."""
+    """An administrator gives a device a key: it joins without a token."""
 
     device_id: str
     key: str
@@ -216,7 +216,7 @@ class DeviceAuthorised:
 
 
 @dataclass(frozen=True)
-class DrainAsked:
+class DrainRequested:
     """An administrator drains a device, or resumes it."""
 
     device_id: str
@@ -235,7 +235,7 @@ class ConfigChanged:
 
 
 @dataclass(frozen=True)
-class WaitAsked:
+class WaitRequested:
     """A client waits until tasks have ended; the unfinished ones are listed."""
 
     ticket: Ticket
@@ -247,24 +247,24 @@ class WaitAsked:
     #: Statuses and results only.
     brief: bool = False
     #: What the answer begins with, where it is brief.
-    told: Mapping[str, Any] = field(default_factory=dict)
+    answer_head: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time for one of the sweeps."""
+    """A sweep is due."""
 
     sweep: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Give queued tasks to devices with room; the shell asks once a turn."""
+    """Queued tasks may be placed; the shell says so once a turn."""
 
 
 Event = (
-    FromDevice | Flooded | ResultsArrived | TasksSubmitted | CancelAsked | TaskDamaged | NotSent
-    | ResultDamaged | RetryAsked | PingAsked | DeviceRemoved | DeviceReadmitted | DrainAsked
-    | ConfigChanged | WaitAsked | Tick | Place | TokenMade | TokenRevoked | AdminKeyAdded
-    | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed | ApiKeysChanged
+    FromDevice | Flooded | ResultsArrived | TasksSubmitted | CancelRequested | TaskDamaged
+    | NotSent | ResultDamaged | RetryRequested | PingRequested | DeviceRemoved | DeviceReadmitted
+    | DrainRequested | ConfigChanged | WaitRequested | Tick | Place | TokenMade | TokenRevoked
+    | AdminKeyAdded | AdminKeyRevoked | DeviceAuthorised | ApiKeysUsed | ApiKeysChanged
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the shell must do: the outputs of `ClusterState.handle`.
+"""What the shell must do: the outputs of `cluster.handle`.
 
 Store instructions are committed together, before any of the others is performed.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retire_cluster.broker.core.events import Ticket, WaitAsked
+from retire_cluster.broker.core.events import Ticket, WaitRequested
 from retire_cluster.broker.core.model import Dispatch, Task
 from retire_cluster.broker.core.rows import (
     AccessRow,
@@ -62,7 +62,7 @@ class StoreLive:
 
 @dataclass(frozen=True)
 class ReviveTasks:
-    """Ended tasks live again: their outcomes go."""
+    """Delete the outcomes of ended tasks that live again."""
 
     tasks: Sequence[int]
 
@@ -76,7 +76,7 @@ class StoreDispatch:
 
 @dataclass(frozen=True)
 class ForgetDispatches:
-    """Batches whose attempts have all ended."""
+    """Delete batches whose attempts have all ended."""
 
     numbers: Sequence[int]
 
@@ -189,7 +189,7 @@ class PingOver:
 
 @dataclass(frozen=True)
 class Warn:
-    """Tell whoever reads the main node's log."""
+    """Write a warning to the main node's log."""
 
     text: str
 
@@ -200,15 +200,21 @@ class WaitOver:
 
     ticket: Ticket
     tasks: Sequence[int]
-    #: As in `WaitAsked`.
+    #: As in `WaitRequested`.
     created_ms: Sequence[int] = field(default=(), compare=False)
     brief: bool = False
-    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    answer_head: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, asked: WaitAsked) -> WaitOver:
-        """For a client's question."""
-        return cls(asked.ticket, tuple(asked.tasks), asked.created_ms, asked.brief, asked.told)
+    def of(cls, request: WaitRequested) -> WaitOver:
+        """Make the one that ends a client's wait."""
+        return cls(
+            request.ticket,
+            tuple(request.tasks),
+            request.created_ms,
+            request.brief,
+            request.answer_head,
+        )
 
 
 Instruction = Write | Send | SendAssign | PingOver | Warn | WaitOver

@@ -40,7 +40,7 @@ def check_invariants(state: ClusterState) -> None:
     for name in state.own_types.devices:
         assert name in state.devices, f"{name} offers types and is no member"
     noted = sum(len(device.notes) for device in state.devices.values())
-    assert noted == state.noted.size, f"{noted} notes, counted {state.noted.size}"
+    assert noted == state.note_index.size, f"{noted} notes, counted {state.note_index.size}"
     assert online == state.online_count, f"{online} are online, counted {state.online_count}"
     lives = state.ledger.total - state.ledger.ended()
     assert lives == len(state.tasks), f"the ledger has {lives} live tasks, not all are here"

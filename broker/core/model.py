@@ -1,4 +1,4 @@
-"""Tasks that have not ended, and devices: what the core knows of each.
+"""What the core knows of each task that has not ended, and of each device.
 
 Ended tasks are in the store, with one line each in the ledger.
 """
@@ -71,7 +71,7 @@ class TaskSpec:
 
 
 class Backlog(Protocol):
-    """Where a queued task waits."""
+    """What a queued task waits in."""
 
     def leave(self) -> None:
         """Note that a task left it otherwise than by being placed."""
@@ -86,7 +86,7 @@ class Times(NamedTuple):
 
 
 class Dispatch:
-    """One batch of assignments to one device: the lease that its attempts share."""
+    """A batch of assignments to one device; its attempts share the token."""
 
     __slots__ = ("device_id", "epoch", "number", "open", "token")
 
@@ -162,7 +162,7 @@ class Task:
 
     @property
     def key(self) -> AttemptKey:
-        """The current attempt's key on the wire."""
+        """The current attempt's key on the wire; there must be one."""
         assert self.dispatch is not None
         return (self.number, self.attempt, self.dispatch.token, self.dispatch.epoch)
 
@@ -173,7 +173,7 @@ class Task:
 
 
 class Device:
-    """One device, online or not. Its attempts are the truth of what it may be running."""
+    """A registered device, online or not; `attempts` is what it may be running."""
 
     __slots__ = (
         "accepting",
@@ -184,6 +184,8 @@ class Device:
         "dirty",
         "drained",
         "dropped",
+        "events_left",
+        "events_left_mono",
         "failed",
         "given_back",
         "gone_s",
@@ -213,8 +215,6 @@ class Device:
         "slots",
         "succeeded",
         "tags",
-        "told_left",
-        "told_mono",
         "total_heartbeats",
         "types",
         "used_units",
@@ -269,7 +269,7 @@ class Device:
         self.dropped: Counter[str] = Counter()
         #: How many events it may still bring about at once , and when
         #: that was so (event_throttle.py).
-        self.told_left, self.told_mono = float("inf"), 0.0
+        self.events_left, self.events_left_mono = float("inf"), 0.0
         #: Attempts in a row that it gave back while it takes work.
         self.given_back = 0
         self.used_units = 0
@@ -311,24 +311,24 @@ class Device:
         return self.used_units / (self.slots * SLOT_UNITS)
 
     def units_of(self, task_type: str) -> int:
-        """The room an attempt of this type takes here."""
+        """Return the room that an attempt of this type takes here, in slot units."""
         info = self.types.get(task_type)
         return 1 if info is not None and info.instant else SLOT_UNITS
 
     def uptime_seconds(self, now_mono: float) -> float:
-        """How long its node has been up; 0 while offline."""
+        """Return for how long its node has been up; 0 while offline."""
         if not self.online:
             return 0.0
         return self.session_base_seconds + max(0.0, now_mono - self.session_mono)
 
     def hold(self, tasks: Sequence[Task]) -> None:
-        """Place attempts."""
+        """Add attempts that were placed here."""
         for task in tasks:
             self.attempts[task.number] = task
             self.used_units += self.units_of(task.spec.task_type)
 
     def release(self, tasks: Sequence[Task]) -> None:
-        """Attempts left (ended, lost or taken back)."""
+        """Remove attempts that ended, were lost or taken back."""
         for task in tasks:
             if self.attempts.pop(task.number, None) is not None:
                 self.used_units -= self.units_of(task.spec.task_type)
@@ -368,7 +368,7 @@ class Device:
         self.dirty = True
 
     def row(self, removed_ms: int | None = None) -> DeviceRow:
-        """What the store keeps of it."""
+        """Return what the store keeps of it; it counts as stored from now on."""
         self.dirty = False
         document = {name: getattr(self, name) for name in _KEPT}
         config = self.config
@@ -380,10 +380,10 @@ class Device:
         return DeviceRow(self.device_id, self.registered_ms, removed_ms, dumps(document))
 
     @classmethod
-    def restored(
+    def from_row(
         cls, row: DeviceRow, config: HeartbeatConfig, now_mono: float, age_s: int = 0
     ) -> Device:
-        """From the store: offline, its lease counted from now.
+        """Make a device of its stored row: offline, its lease counted from now.
 
         `config`: the settings in force; the device may still go by those it acknowledged last, and
         the longer lease of the two is safe. `age_s`: the cluster's age.
@@ -399,10 +399,10 @@ class Device:
                 setattr(device, name, document[name])
         device.tags = frozenset(document["tags"])
         device.types = {info["name"]: TypeInfo(**info) for info in document["types"]}
-        device.notes = notes.restored(document.get("notes"), age_s, now_mono)
+        device.notes = notes.from_document(document.get("notes"), age_s, now_mono)
         device.last_seen_mono = now_mono
         return device
 
     def silent_for(self, now_mono: float) -> float:
-        """Seconds since it was last heard."""
+        """Return the seconds since it last sent a message."""
         return now_mono - self.last_seen_mono

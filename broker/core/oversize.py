@@ -1,4 +1,4 @@
-"""What a device sent that is larger than the protocol allows: left out, and said to be. Pure."""
+"""Results and details that are larger than the protocol allows are left out, and marked as cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXTS = ("error_traceback", "logs")
 
 
 def bounded(blobs: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """Results and details as a device sent them, without what the protocol does not allow."""
+    """Return results and details as a device sent them, without what is too large."""
     results, details = blobs[::2], blobs[1::2]
     if max(map(len, details), default=0) > MAX_DETAILS_BYTES:
         details = [
@@ -30,7 +30,7 @@ def bounded(blobs: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
 
 
 def _left_out(details: bytes, part: str, blob: bytes) -> bytes:
-    """Details which say that a part is missing, for it was larger than the protocol allows."""
+    """Return details that say that a part is missing, and how large it was."""
     try:
         found = loads(details or b"{}")
     except JSONError:

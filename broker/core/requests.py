@@ -1,4 +1,4 @@
-"""What clients ask of tasks: submit, cancel, retry, wait for; and what the shell found damaged.
+"""What clients request of tasks (submit, cancel, retry, wait), and what the shell found damaged.
 
 The shell has checked that the task is there and in a state that allows it.
 """
@@ -29,7 +29,7 @@ from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, Task
 
 
 def submit(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
-    """New tasks: kept, then queued (or waiting for their time)."""
+    """Keep new tasks, and queue those that are not delayed."""
     first = state.next_task
     count = len(event.specs)
     state.next_task += count
@@ -80,8 +80,8 @@ def submit(state: ClusterState, event: ev.TasksSubmitted, now: Now) -> None:
         state.store_deviation(task, now)
 
 
-def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
-    """End a task that has not ended; its device is told to kill it. The shell checked it lives."""
+def cancel(state: ClusterState, event: ev.CancelRequested, now: Now) -> None:
+    """End a live task, and have its device kill it. Raises `KeyError` for one that has ended."""
     task = state.tasks[event.task]
     device = task.device
     key = task.key if task.dispatch is not None else None
@@ -98,7 +98,7 @@ def cancel(state: ClusterState, event: ev.CancelAsked, now: Now) -> None:
 
 
 def fail_damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
-    """Fail a task that cannot be run because its stored row is damaged; no retry would help."""
+    """Fail a live task whose stored row is damaged: it cannot be run, and no retry would help."""
     task = state.tasks.get(event.task)
     if task is None or task.status is TaskStatus.RUNNING:
         return
@@ -115,7 +115,7 @@ def fail_damaged(state: ClusterState, event: ev.TaskDamaged, now: Now) -> None:
 
 
 def discard_damaged_result(state: ClusterState, event: ev.ResultDamaged, now: Now) -> None:
-    """An ended task's result cannot be given out any more: a success becomes `failed`."""
+    """Drop an ended task's result that is damaged in the store: a success becomes `failed`."""
     old = event.outcome
     if event.task in state.tasks or not state.ledger.has(event.task):
         return
@@ -135,7 +135,7 @@ def discard_damaged_result(state: ClusterState, event: ev.ResultDamaged, now: No
     )  # fmt: skip
 
 
-def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
+def retry(state: ClusterState, event: ev.RetryRequested, now: Now) -> None:
     """Run an ended task again as a new generation; its old outcome becomes history."""
     old = event.outcome
     payload = state.keep_payload(event.payload)
@@ -159,8 +159,8 @@ def retry(state: ClusterState, event: ev.RetryAsked, now: Now) -> None:
     state.store_deviation(task, now)
 
 
-def wait(state: ClusterState, event: ev.WaitAsked, now: Now) -> None:
-    """Park a client until its tasks have ended."""
+def wait(state: ClusterState, event: ev.WaitRequested, now: Now) -> None:
+    """Park a client until its tasks have ended or its time is over."""
     if not event.unfinished or event.timeout_seconds <= 0:
         state.emit(WaitOver.of(event))
         return

@@ -1,4 +1,4 @@
-"""A cluster state from what the store kept: a broker that starts where its forerunner stopped."""
+"""Makes a cluster state of what the store kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retire_cluster.broker.core.model import Device, Dispatch, Task, TaskSpec, T
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.placement.requeues import LEAST_SECONDS
 from retire_cluster.broker.core.records import audit_rows
-from retire_cluster.broker.core.records.clock import resumed
+from retire_cluster.broker.core.records.clock import resume
 from retire_cluster.broker.core.rows import IndexRow, LiveRow, Snapshot, TaskRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.core.transitions import after
@@ -23,7 +23,7 @@ from retire_cluster.schemas.vocabulary import TaskStatus
 def restore(
     snapshot: Snapshot, settings: Settings, rng: random.Random, now: Now, boot: str = ""
 ) -> tuple[ClusterState, list[str]]:
-    """The state of a new epoch, and warnings about what could not be taken over.
+    """Return the state of a new epoch, and warnings about what could not be taken over.
 
     Attempts that were out when the last broker stopped keep their lease, counted from now: their
     devices claim them in HELLO, or they are lost when it is over. `boot` names the boot of the
@@ -31,7 +31,7 @@ def restore(
     """
     settings, warnings = _with_persisted(settings, snapshot)
     warnings += snapshot.warnings
-    clock, told = resumed(snapshot.mark, now, boot)
+    clock, told = resume(snapshot.mark, now, boot)
     warnings += [told] if told else []
     state = ClusterState(
         settings,
@@ -83,7 +83,7 @@ def _devices(state: ClusterState, snapshot: Snapshot, now: Now) -> list[str]:
         if row.removed_ms is not None:
             state.tombstones[row.device_id] = row.removed_ms
         try:
-            device = Device.restored(row, state.heartbeat_config(), now.mono, age_s)
+            device = Device.from_row(row, state.heartbeat_config(), now.mono, age_s)
         except (KeyError, TypeError, ValueError) as error:
             warnings.append(f"the stored device {row.device_id} is damaged ({error}): forgotten")
             continue
@@ -108,7 +108,7 @@ def _newest_dispatches(snapshot: Snapshot) -> dict[int, tuple[Dispatch, int, int
 
 
 def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
-    """Every task into the ledger, the live ones into the state.
+    """Put every task into the ledger, and the live ones into the state.
 
     Runs of neighbours that are alike are taken together: of a million, most are in few runs.
     """
@@ -153,7 +153,7 @@ def _tasks(state: ClusterState, snapshot: Snapshot, now: Now) -> None:
 def _usual(
     state: ClusterState, rows: Sequence[TaskRow], spec: TaskSpec, snapshot: Snapshot, now: Now
 ) -> None:
-    """Neighbours of one submission that still wait as they did when they were submitted."""
+    """Restore neighbours of one submission that still wait as they were submitted."""
     first, created_ms = rows[0].number, rows[0].created_ms
     sizes = snapshot.live_payload_bytes
     if all(len(row.payload) == sizes[row.number] for row in rows):
@@ -172,7 +172,7 @@ def _usual(
 
 
 def _waited(state: ClusterState, created_ms: int, now: Now) -> float:
-    """Seconds that a task has waited; not longer than the cluster is old, whatever a clock says."""
+    """Return the seconds that a task has waited, never more than the cluster's age."""
     return min(max(0, now.wall_ms - created_ms), state.clock.age_ms(now)) / 1000
 
 
@@ -189,7 +189,7 @@ def _live(
     spec: TaskSpec,
     now: Now,
 ) -> None:
-    """A task that was handed out, or that differs otherwise from how it was submitted."""
+    """Restore a task that was handed out, or differs otherwise from how it was submitted."""
     payload = _payload(state, row, snapshot)
     status = after(None, "submit")
     task = Task(row.number, spec, row.created_ms, payload, status, now.mono)

@@ -1,4 +1,4 @@
-"""What happens after an attempt that did not succeed: a pure decision.
+"""The retry policy: what follows an attempt that did not succeed.
 
 Source of the rules: guarantees in the contract (causes kept apart, full jitter, poison guard).
 """
@@ -14,7 +14,7 @@ from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, TaskStatus
 
 @dataclass(frozen=True)
 class Decision:
-    """Either wait and run again, or end in a status."""
+    """What to do with a task: run it again after a wait, or end it."""
 
     #: The final status, or None to run again.
     final: TaskStatus | None
@@ -27,7 +27,7 @@ class Decision:
 
 
 def backoff_seconds(retries: int, rng: random.Random, base: float, cap: float) -> float:
-    """Full jitter: uniform between 0 and min(cap, base · 2ⁿ) before retry number n (from 0)."""
+    """Return the wait before retry n (from 0), full jitter: uniform in 0 to min(cap, base · 2ⁿ)."""
     return rng.uniform(0.0, min(cap, base * 2.0 ** min(retries, 32)))
 
 
@@ -42,7 +42,7 @@ def decide(
     poison_devices: int,
     said_before: bool = False,
 ) -> Decision:
-    """What to do with a task whose attempt ended with `cause`.
+    """Decide what to do with a task whose attempt ended with `cause`.
 
     `started` tells whether the lost attempt had begun to run; one that had not is put back free of
     charge. `poison_devices` different devices lost on it end it. The caller has already noted the

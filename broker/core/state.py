@@ -4,7 +4,7 @@
   draw randomness only from the generator that the state was given.
 - Store instructions of a turn are committed before any other instruction of it is performed.
 - A task changes its status only through `TRANSITIONS`. One that has ended leaves memory; it comes
-  back only by `RetryAsked`.
+  back only by `RetryRequested`.
 - A message about an attempt counts only with the attempt's exact key, from the device that has it.
 
 What holds between two events is in invariants.py. This module imports no rule.
@@ -26,7 +26,7 @@ from retire_cluster.broker.core.instructions import Instruction, PingOver, Store
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
-from retire_cluster.broker.core.placement.notes import Kind, Noted, Tally
+from retire_cluster.broker.core.placement.notes import Kind, NoteIndex, Tally
 from retire_cluster.broker.core.records.audit import Denials
 from retire_cluster.broker.core.records.clock import MARK_SECONDS, ClusterClock
 from retire_cluster.broker.core.records.event_log import EventLog
@@ -56,9 +56,9 @@ DEVICES_KEPT = 64
 
 @dataclass(eq=False)
 class Wait:
-    """A parked `task.wait`; itself and no other, however alike."""
+    """A parked `task.wait`; equal to itself only."""
 
-    asked: ev.WaitAsked
+    request: ev.WaitRequested
     unfinished: set[int]
     deadline_mono: float
 
@@ -103,74 +103,107 @@ class ClusterState:
         clock: ClusterClock,
         config_version: int = 1,
     ) -> None:
+        #: The settings in force; `ConfigChanged` replaces them as a whole.
         self.settings = settings
+        #: Rises with each change of the settings; devices acknowledge it.
         self.config_version = config_version
+        #: Names this process among its forerunners; part of each attempt's key.
         self.epoch = epoch
+        #: Makes public task ids of numbers, and reads them.
         self.ids = TaskIds(salt)
+        #: The only source of chance: tokens, nonces, jitter.
         self.rng = rng
         #: The clock by which things get old.
         self.clock = clock
+
+        #: Number of the next task.
         self.next_task = 1
-        self.next_dispatch = 1
+        #: Live tasks by number; a task that ends leaves.
         self.tasks: dict[int, Task] = {}
+        #: Those of them that run, by number.
+        self.running: dict[int, Task] = {}
+        #: `(not_before_mono, number)` of pending tasks, the next first; entries may be stale.
+        self.pending: list[tuple[float, int]] = []
+        #: Live tasks that a device gave back (requeues.py), by number.
+        self.returned: set[int] = set()
+        #: Bytes of the payloads that are kept in memory.
+        self.inline_bytes = 0
+        #: One line for each task that is retained, live or ended.
+        self.ledger = Ledger()
+        #: Answered submissions by owner and Idempotency-Key, oldest first.
+        self.submissions: dict[tuple[str, str], SubmissionRow] = {}
+        #: Whether the last retention left some for the next sweep.
+        self.retention_unfinished = False
+
+        #: Number of the next batch of assignments.
+        self.next_dispatch = 1
+        #: Batches whose attempts have all ended, to be forgotten by the next sweep.
+        self.ended_dispatches: list[int] = []
+
+        #: Registered devices by id, online or not.
         self.devices: dict[str, Device] = {}
-        self.access = Access()
         #: Removed device ids and when (epoch ms).
         self.tombstones: dict[str, int] = {}
         #: Connection → the device that is registered on it.
         self.connections: dict[bytes, Device] = {}
+        #: How many devices are online.
+        self.online_count = 0
+        #: HELLOs for the id of a device that seems alive, by that id.
+        self.challenges: dict[str, Challenge] = {}
+        #: Keys and tokens that may speak to this main node.
+        self.access = Access()
+        #: Own types that devices offer: they may be submitted while these are away.
+        self.own_types = TypeRegistry()
+        #: When the sweep of device liveness last ran.
+        self.last_sweep_mono: float | None = None
+
+        #: Requirement classes by key.
         self.classes = Classes()
-        #: Classes with queued tasks.
+        #: Those of them with queued tasks.
         self.waiting: dict[ClassKey, TaskClass] = {}
+        #: Devices that may be given work now, by id.
+        self.free: dict[str, Device] = {}
         #: How near the next placement is that may go before better-ranked work.
         self.share = Share(rng)
         #: Kinds of task whose queue is told apart, because devices differ in them.
         self.apart: set[Kind] = set()
-        #: Devices that told which programs their owner allows.
+        #: Ids of devices that told which programs their owner allows.
         self.restricting: set[str] = set()
-        #: What devices are passed over for, or lately were.
-        self.noted = Noted()
-        #: Where the sweep of stranded tasks goes on.
-        self.stranded_turn = 0
+        #: Which devices have notes on which kinds of task (passing_over.py).
+        self.note_index = NoteIndex()
         #: Kinds of task that failed somewhere: what the cluster has done of them since.
         self.tallies: dict[Kind, Tally] = {}
-        #: Devices that may be given work now.
-        self.free: dict[str, Device] = {}
-        #: `(not_before_mono, task)` of pending tasks; entries may be stale.
-        self.pending: list[tuple[float, int]] = []
-        self.running: dict[int, Task] = {}
-        #: Tasks that a device gave back (requeues.py).
-        self.returned: set[int] = set()
-        self.submissions: dict[tuple[str, str], SubmissionRow] = {}
-        #: Dispatch batches whose attempts have all ended, to be forgotten by the next sweep.
-        self.ended_dispatches: list[int] = []
+        #: Where the sweep of unschedulable tasks goes on.
+        self.stranded_turn = 0
+        #: What a task's stored document asks of a device, by that document; a cache.
+        self._requirements: dict[bytes, Requirements] = {}
+
+        #: Parked `device.ping` calls by the nonce that was sent.
         self.pings: dict[int, Ping] = {}
-        self.challenges: dict[str, Challenge] = {}
+        #: Parked `task.wait` calls by the number of each task that they wait for.
         self.waits: dict[int, list[Wait]] = {}
+        #: All of them, oldest first.
         self.all_waits: dict[Wait, None] = {}
         #: `(deadline_mono, serial, wait)` of them, the next first; entries may be stale.
         self._waits_due: list[tuple[float, int, Wait]] = []
+        #: How many were ever parked: the serial of the next.
         self._waits_parked = 0
-        self.online_count = 0
-        self.inline_bytes = 0
-        self.ledger = Ledger()
+
+        #: What happened, for clients.
         self.log = EventLog(epoch, settings.retention.event_rows, settings.retention.audit_rows)
+        #: How often each source was denied something since that was last in the log.
         self.denials = Denials()
-        #: Tasks whose newest progress is not told yet, and devices whose newest change is not.
-        self.untold: dict[int, None] = {}
-        self.untold_devices: dict[str, None] = {}
+        #: Numbers of tasks whose newest progress is not in the log yet (event_throttle.py).
+        self.withheld_progress: dict[int, None] = {}
+        #: Ids of devices whose newest change is not.
+        self.withheld_changes: dict[str, None] = {}
+        #: Measured figures of this process.
         self.stats = Stats()
-        #: When the sweep of device liveness last ran.
-        self.last_sweep_mono: float | None = None
-        #: The last retention left some for the next sweep.
-        self.more_is_old = False
-        #: Own types that devices offer: they may be submitted while these are away.
-        self.own_types = TypeRegistry()
-        self._requirements: dict[bytes, Requirements] = {}
+        #: Instructions of the event being handled.
         self._out: list[Instruction] = []
 
     def next_deadline(self) -> float | None:
-        """The monotonic time of the next thing that should not wait for a sweep, or None."""
+        """Return the monotonic time of the next thing that cannot wait for a sweep, or None."""
         times = [ping.deadline_mono for ping in self.pings.values()]
         times += [challenge.deadline_mono for challenge in self.challenges.values()]
         due = self._waits_due
@@ -194,20 +227,21 @@ class ClusterState:
         return taken
 
     def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
-        """What a restart needs to go on from here, when it was last noted so long ago."""
+        """Return a mark for the store if the last one is `after_seconds` old, else None."""
         return self.clock.mark(now, self.log.last, after_seconds)
 
     def heartbeat_config(self) -> HeartbeatConfig:
-        """The liveness settings now in force."""
+        """Return the liveness settings now in force."""
         heartbeat = self.settings.heartbeat
         return HeartbeatConfig(
             self.config_version, heartbeat.interval, heartbeat.timeout, heartbeat.max_missed
         )
 
     def move(self, task: Task, event: TaskEvent, now: ev.Now, **data: Any) -> TaskStatus:
-        """Let the table change a task's status; the ledger and the event log follow.
+        """Change a task's status by the table; the ledger and the event log follow.
 
-        Raises `IllegalTransition` and changes nothing.
+        `data` goes into the event. Returns the new status; raises `IllegalTransition`, and then
+        nothing has changed.
         """
         return self.move_all((task,), event, now, **data)
 
@@ -260,7 +294,7 @@ class ClusterState:
         self.waiting[cls.key] = cls
 
     def requirements_of(self, spec: TaskSpec) -> Requirements:
-        """What tasks of this form ask of a device."""
+        """Return what tasks of this form ask of a device."""
         need = self._requirements.get(spec.document)
         if need is None:
             need = Requirements.of(spec.document)
@@ -270,18 +304,19 @@ class ClusterState:
         return need
 
     def kind_of(self, spec: TaskSpec) -> Kind:
-        """The kind of task by which devices are passed over, or do well."""
+        """Return the kind of task by which devices are passed over, or do well."""
         return Kind(spec.task_type, self.requirements_of(spec).needs)
 
     def tell_apart(self, kind: Kind) -> bool:
-        """Whether tasks of this need have a class of their own; from now on, if there is room."""
+        """Give tasks of this need a class of their own, if there is room; whether they have one."""
         if kind.needs in needs.ALWAYS_APART or kind in self.apart:
             return True
         if len(self.apart) >= MAX_APART:
+            noted, classes = self.note_index.kinds, self.classes
             self.apart = {
                 kind
                 for kind in self.apart
-                if kind in self.noted.kinds or any(cls.lanes.size for cls in self.classes.of(kind))
+                if kind in noted or any(cls.lanes.size for cls in classes.of(kind))
             }
         if len(self.apart) >= MAX_APART:
             return False
@@ -289,7 +324,7 @@ class ClusterState:
         return True
 
     def class_of(self, spec: TaskSpec) -> TaskClass:
-        """The requirement class of a task, made when it is the first of its kind."""
+        """Return the requirement class of a task, made if it is the first of its kind."""
         need = self.requirements_of(spec)
         if need.needs:
             kind = Kind(spec.task_type, need.needs)
@@ -309,7 +344,7 @@ class ClusterState:
         return cls
 
     def note_room(self, device: Device) -> None:
-        """A device may have got room (or lost it): keep `free` and the blocked classes right."""
+        """Bring `free` and the blocked classes up to date after a device got room or lost it."""
         if device.ready and device.free_units > 0:
             self.free[device.device_id] = device
             for cls in self.waiting.values():
@@ -333,7 +368,7 @@ class ClusterState:
             task.progress = None
 
     def end(self, tasks: Sequence[Task]) -> None:
-        """Forget tasks that have just ended; who waits for them is told."""
+        """Forget tasks that have just ended; end the waits that were for them alone."""
         for task in tasks:
             number = task.number
             del self.tasks[number]
@@ -347,7 +382,7 @@ class ClusterState:
                 wait.unfinished.discard(number)
                 if not wait.unfinished:
                     del self.all_waits[wait]
-                    self.emit(WaitOver.of(wait.asked))
+                    self.emit(WaitOver.of(wait.request))
 
     def park(self, wait: Wait) -> None:
         """Have a client wait for tasks, all of which are there."""
@@ -362,7 +397,7 @@ class ClusterState:
         heapq.heappush(self._waits_due, (wait.deadline_mono, self._waits_parked, wait))
 
     def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
-        """The payloads that may stay in memory, None in place of the others."""
+        """Return the payloads that may stay in memory, None in place of the others."""
         total = sum(map(len, payloads))
         if (
             max(map(len, payloads), default=0) <= INLINE_PAYLOAD_BYTES
@@ -373,7 +408,7 @@ class ClusterState:
         return [self.keep_payload(payload) for payload in payloads]
 
     def keep_payload(self, payload: bytes) -> bytes | None:
-        """The payload if it may stay in memory, else None."""
+        """Return the payload if it may stay in memory, else None."""
         if (
             len(payload) > INLINE_PAYLOAD_BYTES
             or self.inline_bytes + len(payload) > INLINE_BUDGET_BYTES
@@ -383,7 +418,7 @@ class ClusterState:
         return payload
 
     def wait_until(self, task: Task, not_before_mono: float) -> None:
-        """Note when a pending task is due."""
+        """Note when a pending task is due (monotonic seconds)."""
         task.not_before_mono = not_before_mono
         heapq.heappush(self.pending, (not_before_mono, task.number))
 

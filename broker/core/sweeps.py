@@ -41,12 +41,12 @@ RETENTION_BATCH = 2_000
 
 
 def tick(state: ClusterState, event: Tick, now: Now) -> None:
-    """Run one sweep."""
+    """Run the sweep that a tick names."""
     SWEEPS[event.sweep].run(state, now)
 
 
 def deadlines(state: ClusterState, now: Now) -> None:
-    """Pending tasks whose time has come, calls parked too long, unanswered challenges."""
+    """Queue pending tasks that are due; end calls and challenges whose time is over."""
     while state.pending and state.pending[0][0] <= now.mono:
         due_mono, number = heapq.heappop(state.pending)
         task = state.tasks.get(number)
@@ -71,11 +71,11 @@ def deadlines(state: ClusterState, now: Now) -> None:
                 state.waits[number] = left
             else:
                 del state.waits[number]
-        state.emit(WaitOver.of(wait.asked))
+        state.emit(WaitOver.of(wait.request))
 
 
 def liveness(state: ClusterState, now: Now) -> None:
-    """Silent devices go offline; after their lease their attempts go to others."""
+    """Take silent devices offline; after their lease, give their attempts to others."""
     last, state.last_sweep_mono = state.last_sweep_mono, now.mono
     heartbeat = state.settings.heartbeat
     longest = max(
@@ -99,7 +99,7 @@ def liveness(state: ClusterState, now: Now) -> None:
 
 
 def limits(state: ClusterState, now: Now) -> None:
-    """Running attempts far past their limit, which their device should have ended."""
+    """End running attempts far past their limit, which their device should have ended."""
     late = [
         task
         for task in state.running.values()
@@ -112,7 +112,7 @@ def limits(state: ClusterState, now: Now) -> None:
 
 def upkeep(state: ClusterState, now: Now) -> None:
     """Forget ended dispatch batches, measure slot use, go on with a retention that had more."""
-    if state.more_is_old:
+    if state.retention_unfinished:
         retention(state, now)
     event_throttle.log_withheld(state, now)
     if state.ended_dispatches:
@@ -150,7 +150,7 @@ def retention(state: ClusterState, now: Now) -> None:
     before_s = age_s - int(settings.finished_days * 86_400)
     gone = state.ledger.over_longest(before_s, surplus, RETENTION_BATCH)
     # More may end in a minute than one sweep deletes: the rest goes a batch a second.
-    state.more_is_old = len(gone) == RETENTION_BATCH
+    state.retention_unfinished = len(gone) == RETENTION_BATCH
     for number in gone:
         state.ledger.drop(number)
     if gone:

@@ -136,7 +136,7 @@ def _overtakes_at_once() -> AbstractContextManager[None]:
 
 def _eats_the_queue() -> AbstractContextManager[None]:
     """Nobody compares how devices do."""
-    return swapped(outliers, "failed", lambda *given: None)
+    return swapped(outliers, "record_failure", lambda *given: None)
 
 
 def _goes_back() -> AbstractContextManager[None]:
@@ -146,7 +146,7 @@ def _goes_back() -> AbstractContextManager[None]:
 
 def _asks_again() -> AbstractContextManager[None]:
     """That a device cannot run a kind of task is not noted."""
-    return swapped(outliers, "lacks", lambda *given: None)
+    return swapped(outliers, "record_refusal", lambda *given: None)
 
 
 def _believes_each() -> AbstractContextManager[None]:
@@ -155,7 +155,7 @@ def _believes_each() -> AbstractContextManager[None]:
     def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> None:
         passing_over.note(state, device, state.kind_of(task.spec), cause, message, now)
 
-    return swapped(outliers, "lacks", lacks)
+    return swapped(outliers, "record_refusal", lacks)
 
 
 def _gives_up_early() -> AbstractContextManager[None]:

@@ -197,7 +197,7 @@ class Judge:
         facts = self.book.facts
         if isinstance(event, (ev.FromDevice, ev.ResultsArrived)):
             return self._allowed_to_device(state, event, now)
-        if isinstance(event, (ev.CancelAsked, ev.RetryAsked, ev.TaskDamaged, ev.NotSent)):
+        if isinstance(event, (ev.CancelRequested, ev.RetryRequested, ev.TaskDamaged, ev.NotSent)):
             return frozenset({event.task})
         if isinstance(event, ev.DeviceRemoved):
             self.removed.add(event.device_id)
@@ -301,7 +301,7 @@ class Judge:
             fact = self.book.touch(number)
             if fact.status != before or (before, word) not in LEGAL:
                 self.fail(f"task {number} went from {fact.status} to {word} ({before})", number)
-            if before in ENDED and not isinstance(event, ev.RetryAsked):
+            if before in ENDED and not isinstance(event, ev.RetryRequested):
                 self.fail(f"task {number} had ended {before} and is {word}", number)
             fact.status = word
             moved[number] = fact

@@ -60,7 +60,7 @@ class Writes:
                     self.judge.book.touch(task).free_rows -= {gone}
                 for attempt in instruction.rows:
                     lost[attempt.task] = attempt
-                    if not isinstance(event, ev.RetryAsked):
+                    if not isinstance(event, ev.RetryRequested):
                         self._attempt_over(state, event, now, attempt)
             elif isinstance(instruction, ins.StoreLive):
                 for live in instruction.rows:
@@ -193,7 +193,7 @@ class Writes:
         attempt: AttemptRow | None,
     ) -> None:
         fact = self.judge.book.touch(row.task)
-        if attempt is not None and not isinstance(event, ev.RetryAsked):
+        if attempt is not None and not isinstance(event, ev.RetryRequested):
             charge = row.retries - fact.retries
             expected = self._charge(event, attempt, fact)
             if charge != expected:
@@ -256,7 +256,7 @@ class Writes:
             elif tuple(loads(row.result)["key"]) != fact.key:
                 wrong = f"succeeded with the result {row.result!r} of another attempt"
         elif row.status == "cancelled":
-            if not isinstance(event, ev.CancelAsked):
+            if not isinstance(event, ev.CancelRequested):
                 wrong = "was cancelled by nobody"
         elif row.status == "timeout" or row.cause == "error":
             if retries != most:
@@ -278,7 +278,7 @@ class Writes:
     def _revived(self, event: ev.Event, write: ins.ReviveTasks) -> None:
         for number in write.tasks:
             fact = self.judge.book.touch(number)
-            if fact.outcome is None or not isinstance(event, ev.RetryAsked):
+            if fact.outcome is None or not isinstance(event, ev.RetryRequested):
                 self.judge.fail(f"task {number} lives again, nobody asked for it", number)
                 return
             if fact.outcome.cause in CAUSES:

@@ -1,4 +1,4 @@
-"""Who may speak to this main node: keys of devices, join tokens, keys of administrators. Pure.
+"""Who may speak to this main node: keys of devices, join tokens, keys of administrators.
 
 The handshake asks `may_connect`; a device's messages are held against `device_of` again, each one,
 because a handshake is asked once a connection and a key can be revoked later. Keys are public ones:
@@ -37,7 +37,7 @@ class Token:
     note: str = ""
 
     def state(self, age_ms: int) -> str:
-        """`valid`, `used up` or `expired`."""
+        """Return `valid`, `used up` or `expired`."""
         if age_ms >= self.expires_age_ms:
             return "expired"
         return "valid" if self.used < self.uses else "used up"
@@ -54,7 +54,7 @@ class AdminKey:
 
 @dataclass
 class Access:
-    """Everything known. Changes only through the verbs below; each returns what to store."""
+    """All keys and tokens. They change by the verbs below only; each returns what to store."""
 
     #: Device id → its public key.
     devices: dict[str, str] = field(default_factory=dict)
@@ -67,26 +67,26 @@ class Access:
     # --- asked -----------------------------------------------------------------------------------
 
     def may_connect(self, socket: str, key: str, age_ms: int) -> bool:
-        """Whether the handshake of this key on this socket succeeds."""
+        """Return whether the handshake of this key on this socket succeeds."""
         if socket == BUS:
             return key in self.owners or self.token(key, age_ms) is not None
         return any(admin.key == key for admin in self.admins.values())
 
     def token(self, key: str, age_ms: int) -> Token | None:
-        """The valid token with this enrolment key."""
+        """Return the valid token with this enrolment key; None without one."""
         for token in self.tokens.values():
             if token.key == key and token.state(age_ms) == "valid":
                 return token
         return None
 
     def device_of(self, key: str) -> str | None:
-        """The device this key belongs to."""
+        """Return the id of the device with this key; None without one."""
         return self.owners.get(key)
 
     # --- changed ---------------------------------------------------------------------------------
 
     def enrol(self, device_id: str, key: str, wall_ms: int) -> AccessRow:
-        """A device's key from now on; its old one is forgotten."""
+        """Give a device a key; its old one is forgotten."""
         old = self.devices.get(device_id)
         if old is not None:
             self.owners.pop(old, None)
@@ -95,27 +95,27 @@ class Access:
         return _row("device", device_id, {"key": key, "at_ms": wall_ms})
 
     def put_token(self, token: Token) -> AccessRow:
-        """A new token, or one that was used."""
+        """Add a token, or replace the one with its id."""
         self.tokens[token.token_id] = token
         return _row("token", token.token_id, dict(vars(token)))
 
     def revoke_token(self, token_id: str) -> AccessRow:
-        """A token is gone. Raises `KeyError`."""
+        """Remove a token. Raises `KeyError`."""
         del self.tokens[token_id]
         return AccessRow("token", token_id, None)
 
     def put_admin(self, admin: AdminKey) -> AccessRow:
-        """A new administrator's key."""
+        """Add an administrator's key, or replace the one of that name."""
         self.admins[admin.name] = admin
         return _row("admin", admin.name, dict(vars(admin)))
 
     def revoke_admin(self, name: str) -> AccessRow:
-        """An administrator's key is gone. Raises `KeyError`."""
+        """Remove an administrator's key. Raises `KeyError`."""
         del self.admins[name]
         return AccessRow("admin", name, None)
 
     def note_uses(self, uses: Mapping[str, int]) -> list[AccessRow]:
-        """API keys were used; stored only once a minute for each, and when a clock was set back."""
+        """Note when API keys were used (epoch ms); returns the rows to store."""
         rows = []
         for key_id, at_ms in uses.items():
             before = self.key_uses.get(key_id)
@@ -134,7 +134,7 @@ class Access:
         return [self.revoke_token(token_id) for token_id in over]
 
     def load(self, rows: list[AccessRow]) -> list[str]:
-        """Take over what the store kept; warnings about rows that are damaged."""
+        """Take over what the store kept; returns warnings about rows that are damaged."""
         warnings = []
         for row in rows:
             try:

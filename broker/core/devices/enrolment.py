@@ -1,4 +1,4 @@
-"""How keys and tokens come to be known, and what is said to a key that is not the right one."""
+"""Enrolment: how keys and tokens come to be known, and how a wrong key is refused."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN, RESERVED_DEVICE_IDS
 
 
-def is_strange(
+def refuse_wrong_key(
     state: ClusterState, key: str, device: Device | None, routing: bytes, now: Now
 ) -> bool:
-    """Whether this connection's key may not speak for the device that is registered on it.
+    """Refuse a message unless its key is that of the device on its connection; True if refused.
 
     A handshake is asked once, a key can be replaced later: so this is asked for each message.
     """
     if device is None or state.access.device_of(key) == device.device_id:
         return False
-    note_stranger(state, key, device.device_id, now)
+    log_impersonation(state, key, device.device_id, now)
     text = f"the key of this connection is not the one of {device.device_id}"
     state.emit(Send(routing, msg.Reject("", "wrong_key", text)))
     return True
 
 
-def note_stranger(state: ClusterState, key: str, device_id: str, now: Now) -> None:
-    """Count and log who spoke for a device that is not his."""
+def log_impersonation(state: ClusterState, key: str, device_id: str, now: Now) -> None:
+    """Count a message from a key that is not the device's, and log it once a minute a key."""
     state.stats.dropped["wrong_key"] += 1
     times = state.denials.times("device.impersonated", key, now.mono)
     if times:
@@ -45,12 +45,12 @@ def note_stranger(state: ClusterState, key: str, device_id: str, now: Now) -> No
 
 
 def cleaned_id(device_id: str) -> str | None:
-    """A device id that somebody claims, where it is one."""
+    """Return a claimed device id if it has the form of one, else None."""
     return device_id if re.fullmatch(DEVICE_ID_PATTERN, device_id) else None
 
 
 def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now) -> None:
-    """A device with a join token says which key is its own. Repeating it changes nothing."""
+    """Give a device with a valid join token its key (ENROL). Repeating it changes nothing."""
     access, device_id, key = state.access, enrol_.device_id, enrol_.public_key
 
     def refuse(code: str, text: str) -> None:
@@ -108,32 +108,32 @@ def enrol(state: ClusterState, event: ev.FromDevice, enrol_: msg.Enrol, now: Now
 
 
 def add_token(state: ClusterState, event: ev.TokenMade, now: Now) -> None:
-    """A new join token; those long over are forgotten."""
+    """Add a join token, and forget those that are long over."""
     rows = [*state.access.prune(state.clock.age_ms(now)), state.access.put_token(event.token)]
     state.emit(StoreAccess(rows))
     state.log.add("token.created", now.wall_ms, data={"token": event.token.token_id})
 
 
 def revoke_token(state: ClusterState, event: ev.TokenRevoked, now: Now) -> None:
-    """A join token is over at once."""
+    """Remove a join token. Raises `KeyError`."""
     state.emit(StoreAccess((state.access.revoke_token(event.token_id),)))
     state.log.add("token.revoked", now.wall_ms, data={"token": event.token_id})
 
 
 def add_admin_key(state: ClusterState, event: ev.AdminKeyAdded, now: Now) -> None:
-    """A key that may use the admin socket."""
+    """Add a key that may use the admin socket."""
     state.emit(StoreAccess((state.access.put_admin(event.admin),)))
     state.log.add("admin_key.created", now.wall_ms, data={"name": event.admin.name})
 
 
 def revoke_admin_key(state: ClusterState, event: ev.AdminKeyRevoked, now: Now) -> None:
-    """A key that may no longer; the shell asks for every message."""
+    """Remove a key from the admin socket, for open connections too. Raises `KeyError`."""
     state.emit(StoreAccess((state.access.revoke_admin(event.name),)))
     state.log.add("admin_key.revoked", now.wall_ms, data={"name": event.name})
 
 
 def authorise_device(state: ClusterState, event: ev.DeviceAuthorised, now: Now) -> None:
-    """A device's key, said by an administrator instead of the device with a token.
+    """Give a device a key on behalf of an administrator, without a token.
 
     Raises `ValidationError`, or `Forbidden` for a device that was removed.
     """
@@ -152,13 +152,13 @@ def authorise_device(state: ClusterState, event: ev.DeviceAuthorised, now: Now) 
 
 
 def record_key_uses(state: ClusterState, event: ev.ApiKeysUsed, now: Now) -> None:
-    """When API keys were last used, for whoever wonders which of them may go."""
+    """Record when API keys were last used."""
     if rows := state.access.note_uses(event.uses):
         state.emit(StoreAccess(rows))
 
 
 def record_key_changes(state: ClusterState, event: ev.ApiKeysChanged, now: Now) -> None:
-    """API keys were made or ended: an event for each."""
+    """Log an event for each API key that was made or revoked."""
     for key_id in event.key_ids:
         if event.are_new:
             data = {"key": key_id, "scopes": list(event.scopes)}

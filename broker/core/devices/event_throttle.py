@@ -1,4 +1,4 @@
-"""Events that devices bring about as often as they like: told at a pace, the newest always.
+"""Events that devices cause are logged at a bounded rate, the newest of each always.
 
 Progress and changes of a device's mind are states, not steps: of many in a moment the last one is
 enough. A device brings about so many events at once and so many a second (`_AT_ONCE`, `_A_SECOND`),
@@ -23,44 +23,44 @@ MAX_MESSAGE: Final = 200
 
 
 def log_progress(state: ClusterState, device: Device, task: Task, now: Now) -> None:
-    """A task's progress changed."""
+    """Log a task's progress, at once or with the next sweep."""
     if _may_tell(device, now):
         _add_progress(state, task, now)
-        state.untold.pop(task.number, None)
+        state.withheld_progress.pop(task.number, None)
     else:
-        state.untold[task.number] = None
+        state.withheld_progress[task.number] = None
 
 
 def log_change(state: ClusterState, device: Device, now: Now) -> None:
-    """Whether a device takes work changed."""
+    """Log that a device takes work or no longer does, at once or with the next sweep."""
     if _may_tell(device, now):
         _add_change(state, device, now)
-        state.untold_devices.pop(device.device_id, None)
+        state.withheld_changes.pop(device.device_id, None)
     else:
-        state.untold_devices[device.device_id] = None
+        state.withheld_changes[device.device_id] = None
 
 
 def log_withheld(state: ClusterState, now: Now) -> None:
-    """Tell what had to wait, as far as it may be told by now."""
-    for number in list(state.untold):
+    """Log what was withheld, as far as the rate allows by now."""
+    for number in list(state.withheld_progress):
         task = state.tasks.get(number)
         device = None if task is None else task.device
         if task is None or device is None or task.progress is None:
-            del state.untold[number]
+            del state.withheld_progress[number]
         elif _may_tell(device, now):
-            del state.untold[number]
+            del state.withheld_progress[number]
             _add_progress(state, task, now)
-    for device_id in list(state.untold_devices):
+    for device_id in list(state.withheld_changes):
         device = state.devices.get(device_id)
         if device is None:
-            del state.untold_devices[device_id]
+            del state.withheld_changes[device_id]
         elif _may_tell(device, now):
-            del state.untold_devices[device_id]
+            del state.withheld_changes[device_id]
             _add_change(state, device, now)
 
 
 def record_flood(state: ClusterState, event: Flooded, now: Now) -> None:
-    """A connection says more than it may: count it, and tell of it once a minute."""
+    """Count messages beyond a connection's budget, and log and warn of them once a minute."""
     who = event.who
     if isinstance(who, str):
         device = state.devices.get(state.access.device_of(who) or "")
@@ -82,12 +82,12 @@ def record_flood(state: ClusterState, event: Flooded, now: Now) -> None:
 
 
 def _may_tell(device: Device, now: Now) -> bool:
-    waited = max(0.0, now.mono - device.told_mono)
-    device.told_left = min(_AT_ONCE, device.told_left + _A_SECOND * waited)
-    device.told_mono = now.mono
-    if device.told_left < 1.0:
+    waited = max(0.0, now.mono - device.events_left_mono)
+    device.events_left = min(_AT_ONCE, device.events_left + _A_SECOND * waited)
+    device.events_left_mono = now.mono
+    if device.events_left < 1.0:
         return False
-    device.told_left -= 1.0
+    device.events_left -= 1.0
     return True
 
 

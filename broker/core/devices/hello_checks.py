@@ -1,4 +1,4 @@
-"""What a HELLO says is held against the protocol, beyond its form (docs/protocol.md)."""
+"""What a HELLO may say beyond its form, which schemas/protocol checks (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CAPABILITIES_BYTES = 64 * 1024
 
 
 def find_fault(hello: msg.Hello) -> str:
-    """What is wrong with a HELLO beyond its form; empty when nothing is."""
+    """Return what is wrong with a HELLO beyond its form; empty when nothing is."""
     if not re.fullmatch(DEVICE_ID_PATTERN, hello.device_id):
         return f"device_id: {hello.device_id[:100]!r} is not letters, digits or _.:- (up to 100)"
     if hello.device_id in RESERVED_DEVICE_IDS:
@@ -44,7 +44,7 @@ def find_fault(hello: msg.Hello) -> str:
 
 
 def cleaned(hello: msg.Hello) -> msg.Hello:
-    """The HELLO without anything in its texts that steers who shows them."""
+    """Return the HELLO without control characters in the texts that are shown."""
     return replace(
         hello,
         version=plain(hello.version),
@@ -65,7 +65,7 @@ def cleaned(hello: msg.Hello) -> msg.Hello:
 
 
 def find_type_fault(info: msg.TypeInfo) -> str:
-    """Why a type that a device offers is left out; empty when it is not."""
+    """Return why a type that a device offers is left out; empty when it is not."""
     if not re.fullmatch(TASK_TYPE_PATTERN, info.name):
         return f"task type {info.name[:100]!r} is left out: its name is not a-z 0-9 _ . - (to 100)"
     if info.payload_schema is not None and not is_safe(info.payload_schema):

@@ -1,4 +1,4 @@
-"""Devices come, beat, change, drain, go and are removed."""
+"""Membership of devices: registration, heartbeats, draining, leaving, removal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NONCE_BITS = 48
 
 
 def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
-    """A device's message: HELLO registers, all else counts only within a session."""
+    """Handle a device's message: HELLO registers, all else counts only within a session."""
     message, routing = event.message, event.routing
     if isinstance(message, msg.Enrol):
         enrolment.enrol(state, event, message, now)
@@ -38,7 +38,7 @@ def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
         _hello(state, event, message, now)
         return
     device = state.connections.get(routing)
-    if event.key is not None and enrolment.is_strange(state, event.key, device, routing, now):
+    if event.key is not None and enrolment.refuse_wrong_key(state, event.key, device, routing, now):
         return
     if device is None or device.session != message.session:
         state.stats.dropped["unknown_session"] += 1
@@ -81,7 +81,7 @@ def _hello(state: ClusterState, event: ev.FromDevice, hello: msg.Hello, now: Now
         return
     if event.key is not None and state.access.device_of(event.key) != hello.device_id:
         # Who proves one device's key and says it is another is no mistake of ours to repeat.
-        enrolment.note_stranger(state, event.key, hello.device_id, now)
+        enrolment.log_impersonation(state, event.key, hello.device_id, now)
         refuse("wrong_key", f"the key of this connection is not the one of {hello.device_id}")
         return
     if hello.device_id in state.tombstones:
@@ -124,7 +124,7 @@ def _challenge(
 
 
 def register(state: ClusterState, hello: msg.Hello, routing: bytes, address: str, now: Now) -> None:
-    """Welcome a device; what it holds and what we think it holds are settled."""
+    """Register a device, and settle what it holds against what it was given."""
     kept, beyond = bounded(hello.task_types)
     faults = {info.name: fault for info in kept if (fault := find_type_fault(info))}
     reasons = [*faults.values(), *beyond]
@@ -241,7 +241,7 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
 
 
 def _knows_config(state: ClusterState, device: Device, version: int) -> None:
-    """The device goes by this version of the settings: its deadlines follow, if it is the newest.
+    """Judge a device by the settings that it acknowledged, if they are the newest.
 
     Stored at once: a restarted broker must not give its work away before the device lets go.
     """
@@ -251,7 +251,7 @@ def _knows_config(state: ClusterState, device: Device, version: int) -> None:
 
 
 def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], now: Now) -> None:
-    """Compare what the device has with what we gave it, after lost messages or a lost lease."""
+    """Settle what a device holds against what it was given, after lost messages or a lost lease."""
     strange = []
     for entry in held:
         task = state.tasks.get(entry.key[0])
@@ -273,7 +273,7 @@ def _reconcile(state: ClusterState, device: Device, held: tuple[msg.Held, ...], 
 
 
 def come_back(state: ClusterState, device: Device, now: Now) -> None:
-    """A device that was silent is heard again in the same session."""
+    """Bring a silent device back online in the same session."""
     device.online = True
     device.gone_s = None
     if device.device_id not in state.own_types.devices:
@@ -286,7 +286,7 @@ def come_back(state: ClusterState, device: Device, now: Now) -> None:
 
 
 def take_offline(state: ClusterState, device: Device, now: Now) -> None:
-    """A device is silent or gone; its attempts stay its own until the lease is over."""
+    """Take a device offline; its attempts stay its own until the lease is over."""
     if not device.online:
         return
     device.online = False
@@ -332,8 +332,8 @@ def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now
 # --- asked by an administrator -------------------------------------------------------------------
 
 
-def ping(state: ClusterState, event: ev.PingAsked, now: Now) -> None:
-    """A round trip to a device; one that is offline fails at once."""
+def ping(state: ClusterState, event: ev.PingRequested, now: Now) -> None:
+    """Ping a device; one that is offline does not answer at once."""
     device = state.devices[event.device_id]
     record = Ping(
         event.ticket, event.device_id, now.mono, now.wall_ms, now.mono + event.timeout_seconds
@@ -373,7 +373,7 @@ def readmit(state: ClusterState, event: ev.DeviceReadmitted, now: Now) -> None:
     state.log.add("device.readmitted", now.wall_ms, device_id=event.device_id)
 
 
-def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
+def drain(state: ClusterState, event: ev.DrainRequested, now: Now) -> None:
     """Let a device finish what it has and give it nothing new, or end that."""
     device = state.devices[event.device_id]
     device.drained = event.drained
@@ -389,7 +389,7 @@ def drain(state: ClusterState, event: ev.DrainAsked, now: Now) -> None:
 
 
 def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
-    """Apply settings that were validated as a whole; devices are told their part."""
+    """Apply settings that were validated as a whole, and send devices their part."""
     state.settings = state.settings.with_sections(event.sections)
     retention = state.settings.retention
     state.log.resize(retention.event_rows, retention.audit_rows)

@@ -1,4 +1,4 @@
-"""Which own task types there are, and what counts as their description. Pure.
+"""The registry of own task types: who offers each, and which description of it counts.
 
 A type is there as long as a device offers it that is a member: until that is removed, offers it no
 more in a new HELLO, or was away for seven days. Nothing else keeps a name.
@@ -35,8 +35,8 @@ _VERDICTS_KEPT: Final = 4_096
 _verdicts: dict[bytes, bool] = {}
 
 
-class Judged(NamedTuple):
-    """What counts of a type."""
+class Consensus(NamedTuple):
+    """The description of a type that counts."""
 
     info: TypeInfo
     #: Devices that describe it otherwise.
@@ -44,7 +44,7 @@ class Judged(NamedTuple):
 
 
 class _Offer(NamedTuple):
-    """A type of a device."""
+    """A type as one device describes it."""
 
     device: Device
     #: Its payload schema, alike where two of them mean the same.
@@ -57,24 +57,24 @@ class TypeRegistry:
     def __init__(self) -> None:
         self._by_type: dict[str, dict[str, _Offer]] = {}
         self._by_device: dict[str, dict[str, TypeInfo]] = {}
-        self._judged: dict[str, Judged] = {}
+        self._judged: dict[str, Consensus] = {}
 
     @property
     def names(self) -> Collection[str]:
-        """Types that some device offers."""
+        """Names of the types that some device offers."""
         return self._by_type.keys()
 
     @property
     def devices(self) -> Collection[str]:
-        """Devices that offer own types."""
+        """Ids of the devices that offer own types."""
         return self._by_device.keys()
 
     def of(self, name: str) -> Collection[Device]:
-        """Who offers a type."""
+        """Return the devices that offer a type."""
         return [offer.device for offer in self._by_type.get(name, {}).values()]
 
     def put(self, device: Device) -> None:
-        """A device offers what its HELLO said, and nothing else any more."""
+        """Register what a device's HELLO offers, in place of what it offered before."""
         device_id, types = device.device_id, device.types
         own = {name: info for name, info in types.items() if name not in BUILTIN_TASK_TYPES}
         if own == self._by_device.get(device_id, {}):
@@ -88,7 +88,7 @@ class TypeRegistry:
             self._judged.pop(name, None)
 
     def drop(self, device_id: str) -> None:
-        """A device offers nothing any more."""
+        """Remove what a device offers."""
         for name in self._by_device.pop(device_id, ()):
             self._judged.pop(name, None)
             some = self._by_type[name]
@@ -96,31 +96,31 @@ class TypeRegistry:
             if not some:
                 del self._by_type[name]
 
-    def judged(self, name: str) -> Judged | None:
-        """What counts as a type's description; None for one that nobody offers."""
+    def consensus(self, name: str) -> Consensus | None:
+        """Return the description of a type that counts; None for one that nobody offers."""
         found = self._judged.get(name)
         if found is None and name in self._by_type:
             found = self._judged[name] = _judge(name, self._by_type[name].values())
         return found
 
     def disputed(self, device: Device) -> list[str]:
-        """Types that a device describes otherwise than most do."""
+        """Return the types that a device describes otherwise than most do, sorted."""
         names = self._by_device.get(device.device_id, ())
         return sorted(
             name
             for name in names
-            if (found := self.judged(name)) and device.device_id in found.otherwise
+            if (found := self.consensus(name)) and device.device_id in found.otherwise
         )
 
 
-def _judge(name: str, offers: Iterable[_Offer]) -> Judged:
+def _judge(name: str, offers: Iterable[_Offer]) -> Consensus:
     said: dict[str, list[Device]] = {}
     for device, schema in sorted(offers, key=_first_met):
         said.setdefault(schema, []).append(device)
     # Of equally many the one that was met first stays.
     most = max(said.values(), key=len)
     otherwise = [one.device_id for some in said.values() if some is not most for one in some]
-    return Judged(most[0].types[name], tuple(otherwise))
+    return Consensus(most[0].types[name], tuple(otherwise))
 
 
 def _first_met(offer: _Offer) -> tuple[int, str]:
@@ -128,7 +128,7 @@ def _first_met(offer: _Offer) -> tuple[int, str]:
 
 
 def bounded(infos: Iterable[TypeInfo]) -> tuple[tuple[TypeInfo, ...], list[str]]:
-    """The types that a device may offer of those it names, and why the others are left out."""
+    """Return the types that a device may offer of those it names, and why others are left out."""
     kept: list[TypeInfo] = []
     reasons: list[str] = []
     own = total = 0
@@ -162,7 +162,7 @@ def _size(info: TypeInfo) -> int | None:
 
 
 def is_safe(schema: dict[str, object]) -> bool:
-    """As `safe_schema`, whose verdict on the same schema is remembered."""
+    """Return the verdict of `safe_schema`, remembered for schemas seen before."""
     key = hashlib.sha256(dumps(schema)).digest()
     found = _verdicts.get(key)
     if found is None:

@@ -17,13 +17,13 @@ _TEXT = 100
 
 
 def fits(header: Mapping[str, Any]) -> bool:
-    """Whether a HELLO or ENROL is of the protocol that is spoken here."""
+    """Return whether a HELLO or ENROL is of the protocol that is spoken here."""
     found = header.get("protocol")
     return type(found) is int and found == PROTOCOL
 
 
 def refusal(header: Mapping[str, Any], version: str = "") -> Reject:
-    """What is answered to one that is not. `version`: this main node's."""
+    """Make the answer to one that is not. `version`: this main node's."""
     theirs = header.get("protocol")
     number = theirs if type(theirs) is int else 0
     name = word_of(header, "device_id") or "a device"
@@ -44,7 +44,7 @@ def refusal(header: Mapping[str, Any], version: str = "") -> Reject:
 
 
 def admin_refusal(theirs: object, version: str) -> str:
-    """What a tool or a facade is told whose calls are of another version (docs/protocol.md)."""
+    """Return the error for callers that speak another admin protocol (docs/protocol.md)."""
     number = theirs if type(theirs) is int else 0
     spoken = f"admin protocol {number}" if number else "no admin protocol that is known here"
     if number > ADMIN_PROTOCOL:
@@ -60,6 +60,6 @@ def admin_refusal(theirs: object, version: str) -> str:
 
 
 def word_of(header: Mapping[str, Any], name: str) -> str:
-    """A text that a greeting says, bounded; empty where it says none."""
+    """Return a text of a HELLO or ENROL, cut to length; empty where there is none."""
     found = header.get(name)
     return found[:_TEXT] if isinstance(found, str) else ""

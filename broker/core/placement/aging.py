@@ -1,4 +1,4 @@
-"""Who has waited longest goes before better-ranked work now and then: one placement in ten at most.
+"""Aging: who has waited longest goes before better-ranked work, in one placement of ten at most.
 
 Priority always orders; this share alone keeps a steady stream of urgent work from starving the
 rest. A placement *overtakes* when better-ranked work that has a device with room is left standing
@@ -35,11 +35,11 @@ class Share:
         self.left = BETWEEN
 
     def placed(self, count: int) -> None:
-        """So many tasks were placed in their order."""
+        """Count tasks that were placed in their order."""
         self.left = max(0, self.left - count)
 
     def overtook(self) -> None:
-        """One was placed before its betters."""
+        """Count a task that was placed before better-ranked work."""
         self.left = BETWEEN + self._rng.randrange(_MORE)
 
 
@@ -68,7 +68,7 @@ class Waiting:
             heapq.heappush(self._heap, entry)
 
     def before(self, lane: int, since_mono: float) -> tuple[TaskClass, int] | None:
-        """The class and lane of who has waited longest.
+        """Return the class and lane of who has waited longest.
 
         None when that is nobody, or not below `lane`, or no longer than since `since_mono`.
         """
@@ -82,9 +82,9 @@ class Waiting:
         return None
 
     def drop(self) -> None:
-        """The first of them cannot go now."""
+        """Leave the first of them out: it cannot go now."""
         heapq.heappop(self._heap)
 
     def drop_all(self) -> None:
-        """None of them goes any more in this pass."""
+        """Leave all of them out of this pass."""
         self._heap.clear()

@@ -38,7 +38,7 @@ _Entry = tuple[int, int, int, float, TaskClass]
 
 
 def place(state: ClusterState, event: Place, now: Now) -> None:
-    """Give out what can be given out."""
+    """Give queued tasks to devices with room."""
     if state.waiting and state.free:
         _Pass(state, now).run()
 
@@ -115,7 +115,7 @@ class _Pass:
                 _dispatch(state, device, tasks[start : start + _BATCH], self.now)
 
     def _is_still(self, entry: _Entry) -> bool:
-        """Whether this is who is next of its class; if not, who is takes its place."""
+        """Return whether this is still the head of its class; if not, let the new head compete."""
         _, number, order, _, cls = entry
         head = cls.lanes.head()
         if head is not None and head.number == number:
@@ -124,7 +124,7 @@ class _Pass:
         return False
 
     def _go_on(self, cls: TaskClass, order: int) -> None:
-        """The next of a class competes."""
+        """Let the next head of a class compete."""
         head = cls.lanes.head()
         if head is None:
             self._end_of(cls)
@@ -133,17 +133,17 @@ class _Pass:
             heapq.heappush(self.heads, entry)
 
     def _end_of(self, cls: TaskClass) -> None:
-        """Nobody of a class competes; some may have stepped aside."""
+        """Drop a class without a head from `waiting`, unless some of it have stepped aside."""
         if not cls.lanes.size:
             self.state.waiting.pop(cls.key, None)
 
     def _may_pass_by(self, cls: TaskClass) -> bool:
-        """Whether one more of a class may be passed by in this pass."""
+        """Return whether one more task of a class may be passed by in this pass."""
         most = _PASSED_BY + self.back.get(cls.key, 0)
         return not self.held or len(self.held.get(cls.key, ())) < most
 
     def _step_aside(self, cls: TaskClass) -> bool:
-        """No device has room for the class; whether one is kept for it.
+        """Keep the nearest device for a class without room; False if there is none.
 
         Better-ranked work waits for a whole slot where small work holds a part of each: the device
         nearest to it takes nothing lesser meanwhile, or it would never have one free.
@@ -176,7 +176,7 @@ class _Pass:
             self._go_on(cls, order)
 
     def _elsewhere(self, cls: TaskClass, tasks: list[Task], device: Device) -> list[Task]:
-        """Of small tasks for a device, those that nobody gave back; the others go one by one."""
+        """Return the small tasks that nobody gave back; place the others one by one."""
         returned = self.state.returned
         for task in tasks:
             if task.number in returned:
@@ -187,7 +187,7 @@ class _Pass:
         return [task for task in tasks if task.number not in returned]
 
     def _device_for(self, cls: TaskClass, task: Task, device: Device) -> Device | None:
-        """Where a task that was taken out goes: this device, a better one, or elsewhere later."""
+        """Return where a task that was taken out goes: this device, a better one, None: later."""
         state = self.state
         if cls.key.task_type in needs.TYPES:
             own = state.class_of(task.spec)
@@ -272,7 +272,7 @@ class _Pass:
 
 
 def _share(cls: TaskClass, device: Device) -> int:
-    """How many tasks of the class go to the device in one go.
+    """Return how many tasks of the class go to the device in one go.
 
     One by one for real work; instant ones as many as keep the eligible devices evenly loaded.
     """

@@ -46,7 +46,7 @@ class _Lane:
         self._order = itertools.count()
 
     def push(self, tasks: Sequence[Task]) -> None:
-        """Take in tasks in rising order."""
+        """Add tasks in rising order."""
         if not self.fresh or self.fresh[-1].number < tasks[0].number:
             self.fresh.extend(tasks)
         else:
@@ -54,7 +54,7 @@ class _Lane:
                 heapq.heappush(self.returned, (task.number, next(self._order), task))
 
     def head(self) -> Task | None:
-        """The oldest queued task; entries of tasks no longer queued here are dropped on the way."""
+        """Return the oldest queued task; entries of tasks that have left are dropped on the way."""
         fresh, returned = self.fresh, self.returned
         while fresh and fresh[0].status is not _QUEUED:
             fresh.popleft()
@@ -65,7 +65,7 @@ class _Lane:
         return fresh[0] if fresh else None
 
     def oldest(self) -> Task | None:
-        """Who has waited longest here: a returned one may be older by number and not by time."""
+        """Return who has waited longest: a returned task may be older by number and not by time."""
         first = self.head()
         if first is None:
             return None
@@ -79,7 +79,7 @@ class _Lane:
         return first
 
     def pop_oldest(self) -> Task | None:
-        """Take that one out."""
+        """Take out who has waited longest."""
         task = self.oldest()
         if task is None:
             return None
@@ -141,7 +141,7 @@ class Lanes:
         self.size += len(tasks)
 
     def left(self) -> None:
-        """A queued task left otherwise than by `take` (cancelled); its status says so already."""
+        """Note that a task, whose status says so already, left otherwise than by `take`."""
         self.size -= 1
         self._stale += 1
         # A class that no device can serve never pops its entries: they must not pile up.
@@ -162,7 +162,7 @@ class Lanes:
         self.size += 1
 
     def release(self, limit: int) -> int:
-        """Take back up to `limit` of each priority, in turn; how many came back."""
+        """Take back up to `limit` tasks of each priority, in turn; returns how many came back."""
         back = 0
         for lane, held in zip(self._lanes, self._held, strict=True):
             for _ in range(min(limit, len(held))):
@@ -174,7 +174,7 @@ class Lanes:
         return back
 
     def head(self) -> Head | None:
-        """Who is next, or None when nothing is queued."""
+        """Return who is next, or None when nothing is queued."""
         if not self.size:
             return None
         for index in range(_TOP, -1, -1):
@@ -184,22 +184,22 @@ class Lanes:
         return None
 
     def lanes_below(self, lane: int) -> list[int]:
-        """Lesser lanes that may hold somebody."""
+        """Return the lesser lanes that may hold tasks."""
         return [n for n in range(lane) if self._lanes[n].fresh or self._lanes[n].returned]
 
     def oldest(self, lane: int) -> Task | None:
-        """Who has waited longest in a lane."""
+        """Return who has waited longest in a lane."""
         return self._lanes[lane].oldest()
 
     def take_oldest(self, lane: int) -> Task | None:
-        """Take that one."""
+        """Take out who has waited longest in a lane."""
         task = self._lanes[lane].pop_oldest()
         if task is not None:
             self.size -= 1
         return task
 
     def take(self, lane: int, limit: int, before: int | None = None) -> list[Task]:
-        """Up to `limit` tasks of one lane in order, only those numbered below `before`."""
+        """Take out up to `limit` tasks of a lane in order, only those numbered below `before`."""
         found = self._lanes[lane].pop(limit, before)
         self.size -= len(found)
         return found

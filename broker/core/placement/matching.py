@@ -37,7 +37,7 @@ class Requirements(NamedTuple):
 
     @classmethod
     def of(cls, document: bytes) -> Requirements:
-        """From a task's stored document.
+        """Read a task's stored document.
 
         One that was damaged on disk asks for nothing: its checksum keeps the task from being run.
         """
@@ -49,7 +49,7 @@ class Requirements(NamedTuple):
 
     @classmethod
     def read(cls, given: Mapping[str, Any], needed: str = "") -> Requirements:
-        """From a validated `requirements` object, and the word for what the payload needs."""
+        """Read a validated `requirements` object, and the word for what the payload needs."""
         return cls(
             min_cpu_cores=given.get("min_cpu_cores") or 0,
             min_memory_gb=float(given.get("min_memory_gb") or NO_GB),
@@ -72,14 +72,14 @@ class ClassKey(NamedTuple):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of task by which a device may be passed over for it."""
+        """Kinds of task for which a device may be passed over, and with them for this class."""
         need = self.requirements.needs
         whole = Kind(self.task_type, "")
         return (Kind(self.task_type, need), whole) if need else (whole,)
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:
-    """A capability as a number; a fact left out or odd counts as nothing."""
+    """Return a capability as a number; a fact left out or odd counts as 0."""
     value = facts.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return 0.0
@@ -93,7 +93,7 @@ def _python(facts: Mapping[str, Any]) -> str:
 
 
 def unfit(key: ClassKey, device: Device) -> list[str]:
-    """Why this device, as it describes itself, can never run tasks of this class."""
+    """Return why this device, as it describes itself, can never run tasks of this class."""
     need, facts = key.requirements, device.capabilities
     reasons = []
     info = device.types.get(key.task_type)
@@ -127,7 +127,7 @@ def unfit(key: ClassKey, device: Device) -> list[str]:
 
 
 def why_not(key: ClassKey, device: Device) -> list[str]:
-    """Why this device gets no tasks of this class; empty when it may."""
+    """Return why this device gets no tasks of this class; empty when it may."""
     reasons = unfit(key, device)
     if device.notes:
         reasons += [note.message for note in notes_on(key, device)]
@@ -135,7 +135,7 @@ def why_not(key: ClassKey, device: Device) -> list[str]:
 
 
 def notes_on(key: ClassKey, device: Device) -> list[Note]:
-    """For what this device is passed over for a class just now (passing_over.py)."""
+    """Return the notes by which this device is passed over for a class (passing_over.py)."""
     found = (device.notes.get(kind) for kind in key.kinds)
     return [note for note in found if note is not None and note.active]
 
@@ -179,7 +179,7 @@ class TaskClass:
     def pick(
         self, free: Mapping[str, Device], sample: int = 8, avoid: Collection[str] = ()
     ) -> Device | None:
-        """An eligible device with room for one task, the least loaded of a few; None without one.
+        """Return an eligible device with room for a task, the least loaded of a few; else None.
 
         Looks through the shorter of the free devices and the eligible ones, never at `avoid`.
         """
@@ -199,7 +199,7 @@ class TaskClass:
         return best
 
     def nearly(self, free: Mapping[str, Device]) -> Device | None:
-        """The free device that lacks least to take one whole-slot task; None if none is eligible.
+        """Return the free device that is nearest to room for a whole-slot task; None without one.
 
         Small work of other classes would fill its last slot again and again.
         """
@@ -230,14 +230,14 @@ class Classes(dict[ClassKey, TaskClass]):
         self._of: dict[Kind, list[TaskClass]] = {}
 
     def add(self, key: ClassKey) -> TaskClass:
-        """A new class."""
+        """Add a class."""
         cls = self[key] = TaskClass(key)
         for kind in key.kinds:
             self._of.setdefault(kind, []).append(cls)
         return cls
 
     def of(self, kind: Kind) -> Sequence[TaskClass]:
-        """The classes whose devices a note on a kind is about."""
+        """Return the classes that a note on a kind is about."""
         return self._of.get(kind, ())
 
     def drop_idle(self) -> None:

@@ -54,7 +54,7 @@ class Note:
 
 
 def rows(notes: Mapping[Kind, Note]) -> list[list[Any]]:
-    """Notes that hold, as the store keeps them."""
+    """Return the notes that hold, as the store keeps them."""
     return [
         [*kind, note.cause, note.message, note.since_s, note.seconds, note.times]
         for kind, note in notes.items()
@@ -62,8 +62,8 @@ def rows(notes: Mapping[Kind, Note]) -> list[list[Any]]:
     ]
 
 
-def restored(found: object, age_s: int, now_mono: float) -> dict[Kind, Note]:
-    """Notes from the store, as old and as long as they were.
+def from_document(found: object, age_s: int, now_mono: float) -> dict[Kind, Note]:
+    """Read notes from the store, as old and as long as they were.
 
     One that is damaged is left out: it only has a device asked once more.
     """
@@ -84,7 +84,7 @@ def restored(found: object, age_s: int, now_mono: float) -> dict[Kind, Note]:
 _STALE: Final = 64
 
 
-class Noted:
+class NoteIndex:
     """Which devices have notes on which kinds of task, and which of those end next."""
 
     __slots__ = ("_due", "_until", "size", "unstored")
@@ -104,11 +104,11 @@ class Noted:
         return self._until.keys()
 
     def devices(self, kind: Kind) -> list[str]:
-        """Who has a note on a kind."""
+        """Return the ids of devices with a note on a kind."""
         return list(self._until.get(kind, ()))
 
     def add(self, device_id: str, kind: Kind, until_mono: float) -> None:
-        """A device has a note, or has it until another time."""
+        """Add a device's note, or change until when it holds (monotonic seconds)."""
         known = self._until.setdefault(kind, {})
         self.size += device_id not in known
         known[device_id] = until_mono
@@ -122,7 +122,7 @@ class Noted:
             heapq.heapify(self._due)
 
     def drop(self, device_id: str, kind: Kind) -> None:
-        """A device has a note no more."""
+        """Remove a device's note on a kind."""
         known = self._until.get(kind, {})
         if known.pop(device_id, None) is not None:
             self.size -= 1
@@ -130,7 +130,7 @@ class Noted:
                 del self._until[kind]
 
     def ended(self, now_mono: float, at_most: int) -> Iterator[tuple[str, Kind]]:
-        """Notes whose time is over; the caller drops each or gives it more time."""
+        """Yield notes whose time is over; the caller drops each or gives it more time."""
         for _ in range(at_most):
             while self._due and not self._holds(self._due[0]):
                 heapq.heappop(self._due)
@@ -144,7 +144,7 @@ class Noted:
         return self._until.get(kind, {}).get(device_id) == until_mono
 
     def entries(self) -> int:
-        """Ends that are kept, stale ones too."""
+        """Return how many ends are kept, stale ones included."""
         return len(self._due)
 
 

@@ -1,4 +1,4 @@
-"""A device that fails what others do is passed over for that kind of task for a while.
+"""Outlier detection: a device that fails what others do is passed over for that kind of task.
 
 Compared is what happened since the device began to fail: how many *different* tasks of a kind it
 failed in a row, and how the kind went elsewhere meanwhile. With the share p of failures elsewhere,
@@ -11,10 +11,11 @@ while nothing is known of others, three in a row are enough for a short pause, a
 device could run the kind. The last device that can is never passed over.
 
 What a device says of itself ("not here", "not allowed") needs no comparison where it is about
-all tasks of a kind (`lacks`). Otherwise it may be one task's own want, an import of a name that is
-nowhere. Only another device can tell: each task that did well elsewhere after a device had refused
-it counts, and three different ones say that the device lacks what the kind needs (`proves`). Until
-then a refusal is a short pause, so that no queue is asked task by task.
+all tasks of a kind (`record_refusal`). Otherwise it may be one task's own want, an import of a
+name that is nowhere. Only another device can tell: each task that did well elsewhere after a device
+had refused it counts, and three different ones say that the device lacks what the kind needs
+(`confirm_refusals`). Until then a refusal is a short pause, so that no queue is asked task by
+task.
 
 Nothing is counted of a kind before it fails somewhere: while all is well this costs nothing.
 """
@@ -48,15 +49,15 @@ MAX_KINDS: Final = 1_000
 MAX_RECORDS: Final = 64
 
 
-def counts(task: Task, cause: str) -> bool:
-    """Whether a failure may be the device's: a built-in type's own verdict on a payload is not."""
+def is_evidence(task: Task, cause: str) -> bool:
+    """Return whether a failure may be the device's; a built-in type judges the payload itself."""
     if cause == Cause.DETERMINISTIC:
         return task.spec.task_type not in BUILTIN_TASK_TYPES
     return cause in (Cause.ERROR, Cause.TIMEOUT)
 
 
-def failed(state: ClusterState, device: Device, task: Task, now: Now) -> None:
-    """An attempt on a device failed for a cause that `counts`."""
+def record_failure(state: ClusterState, device: Device, task: Task, now: Now) -> None:
+    """Record an attempt on a device that failed for a cause that `is_evidence`."""
     kind = state.kind_of(task.spec)
     row = _row(state, device, kind, task, now)
     if row < IN_A_ROW or not _others_can(state, device, task):
@@ -75,10 +76,10 @@ def failed(state: ClusterState, device: Device, task: Task, now: Now) -> None:
         note(state, device, kind, FAILING, message, now)
 
 
-def lacks(
+def record_refusal(
     state: ClusterState, device: Device, task: Task, cause: Cause, message: str, now: Now
 ) -> None:
-    """A device says that it cannot run a task, which may hold for all tasks of the kind."""
+    """Record that a device says it cannot run a task, which may hold for all of the kind."""
     kind = state.kind_of(task.spec)
     info = device.types.get(kind.task_type)
     if kind.needs and not (
@@ -102,8 +103,8 @@ def lacks(
         )  # fmt: skip
 
 
-def proves(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:
-    """Tasks that differ from fresh ones did well here: who had refused them lacks something."""
+def confirm_refusals(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:
+    """Hold tasks that did well here against devices that had refused them."""
     for task in tasks:
         if not task.excluded:
             continue
@@ -121,8 +122,8 @@ def proves(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now)
                 note(state, other, kind, *record.said, now)
 
 
-def succeeded(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:
-    """Attempts on a device ended well. Called only where something is noted."""
+def record_successes(state: ClusterState, device: Device, tasks: Sequence[Task], now: Now) -> None:
+    """Record attempts that ended well on a device; called only where something is noted."""
     before = tally = None
     for task in tasks:
         if task.spec is not before:
@@ -136,7 +137,7 @@ def succeeded(state: ClusterState, device: Device, tasks: Sequence[Task], now: N
 
 
 def expire(state: ClusterState, now: Now) -> None:
-    """Forget what is old: of kinds that fail nowhere any more nothing is counted."""
+    """Forget old records; of kinds that fail nowhere any more nothing is counted."""
     if not state.tallies:
         return
     counted: set[Kind] = set()
@@ -154,7 +155,7 @@ def expire(state: ClusterState, now: Now) -> None:
 
 
 def _row(state: ClusterState, device: Device, kind: Kind, task: Task, now: Now) -> int:
-    """Count an attempt that ended badly: how many tasks in a row did; 0 for one counted before."""
+    """Count a failed attempt; returns how many tasks in a row failed, 0 for one counted before."""
     tally = _tally(state, kind)
     record = device.records.get(kind)
     if record is None:
@@ -183,6 +184,6 @@ def _tally(state: ClusterState, kind: Kind) -> Tally:
 
 
 def _others_can(state: ClusterState, device: Device, task: Task) -> bool:
-    """Whether another device takes such tasks now."""
+    """Return whether another device takes such tasks now."""
     some = state.class_of(task.spec).eligible.values()
     return any(other.ready for other in some if other is not device)

@@ -72,7 +72,7 @@ def note(
     since_s = state.clock.age_seconds(now)
     found = Note(cause, message[:_MAX_MESSAGE], now.mono, seconds, times, since_s)
     device.notes[kind] = found
-    state.noted.add(device.device_id, kind, found.until_mono)
+    state.note_index.add(device.device_id, kind, found.until_mono)
     if kind.needs:
         state.tell_apart(kind)
     _judge_again(state, device, kind)
@@ -83,20 +83,20 @@ def note(
     }  # fmt: skip
     state.log.add("device.passed_over", now.wall_ms, device_id=device.device_id, data=data)
     # A device that lacks many things says so many times a second; all its notes are one row.
-    state.noted.unstored[device.device_id] = None
+    state.note_index.unstored[device.device_id] = None
     if now.mono - device.noted_mono >= _STORE_SECONDS:
         _store(state, (device.device_id,), now)
 
 
 def store_some(state: ClusterState, now: Now) -> None:
-    """Store notes that are not yet; a crash before it only has a device asked once more."""
-    _store(state, list(islice(state.noted.unstored, _STORED)), now)
+    """Store notes that are not stored yet; a crash before only has a device asked once more."""
+    _store(state, list(islice(state.note_index.unstored, _STORED)), now)
 
 
 def _store(state: ClusterState, device_ids: Sequence[str], now: Now) -> None:
     rows = []
     for device_id in device_ids:
-        del state.noted.unstored[device_id]
+        del state.note_index.unstored[device_id]
         device = state.devices.get(device_id)
         if device is not None:
             device.noted_mono = now.mono
@@ -106,22 +106,22 @@ def _store(state: ClusterState, device_ids: Sequence[str], now: Now) -> None:
 
 
 def lift(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
-    """The device did a task of the kind well: whatever is noted against it is wrong."""
+    """Drop a device's note on a kind that it did a task of well."""
     if kind in device.notes:
         _drop(state, device, kind, now)
         device.dirty = True
 
 
 def give_a_chance(state: ClusterState, kind: Kind, now: Now) -> None:
-    """Somebody wants a task run again that no device could run: he may have changed that."""
-    for device_id in state.noted.devices(kind):
+    """Lift the notes by which devices lack what a kind needs: somebody retries such a task."""
+    for device_id in state.note_index.devices(kind):
         device = state.devices[device_id]
         if device.notes[kind].cause in ELSEWHERE:
             lift(state, device, kind, now)
 
 
 def forget(state: ClusterState, device: Device, now: Now) -> None:
-    """A new process of the device: everything may be different, for single tasks too."""
+    """Drop all that is noted of a device, for it has a new process."""
     for kind in list(device.notes):
         _drop(state, device, kind, now)
     device.records.clear()
@@ -129,7 +129,7 @@ def forget(state: ClusterState, device: Device, now: Now) -> None:
 
 
 def forget_types(state: ClusterState, device: Device, names: Set[str], now: Now) -> None:
-    """The device has these types in another form, or another version of their package."""
+    """Drop what is noted of a device for types that it now has in another form or version."""
     for kind in [kind for kind in device.notes if kind.task_type in names]:
         _drop(state, device, kind, now)
     for kind in [kind for kind in device.records if kind.task_type in names]:
@@ -138,7 +138,7 @@ def forget_types(state: ClusterState, device: Device, names: Set[str], now: Now)
 
 
 def unsay(state: ClusterState, device: Device, now: Now, only: Set[str] | None = None) -> None:
-    """What a device said of single tasks (`only` of these types) holds no longer."""
+    """Drop what a device said of single tasks (`only` of these types)."""
     busy = set()
     for number in device.refused:
         task = state.tasks.get(number)
@@ -158,7 +158,7 @@ def unsay(state: ClusterState, device: Device, now: Now, only: Set[str] | None =
 
 
 def exclude(state: ClusterState, device: Device, task: Task, message: str) -> None:
-    """A device said that it cannot run a task: it is asked last, until it has a new process."""
+    """Exclude a device that said it cannot run a task: it is asked last, until its next process."""
     task.excluded = {**task.excluded, device.device_id: message[:_MAX_WORD]}
     device.refused.add(task.number)
     if len(device.refused) > REFUSED_KEPT + len(state.tasks):
@@ -166,23 +166,23 @@ def exclude(state: ClusterState, device: Device, task: Task, message: str) -> No
 
 
 def remember(state: ClusterState, device: Device) -> None:
-    """Notes that a device has from an earlier main node count here too."""
+    """Take over the notes that a device has from an earlier main node."""
     for kind, found in device.notes.items():
-        state.noted.add(device.device_id, kind, found.until_mono)
+        state.note_index.add(device.device_id, kind, found.until_mono)
         if kind.needs:
             state.tell_apart(kind)
 
 
 def leave(state: ClusterState, device: Device, now: Now) -> None:
-    """The device is no part of the cluster any more."""
+    """Drop what is noted of a device that leaves the cluster."""
     unsay(state, device, now)
     for kind in device.notes:
-        state.noted.drop(device.device_id, kind)
+        state.note_index.drop(device.device_id, kind)
 
 
 def expire(state: ClusterState, now: Now) -> None:
-    """Notes whose time is over; one is kept as long again, so that a next time lasts longer."""
-    for device_id, kind in state.noted.ended(now.mono, _ENDED):
+    """End notes whose time is over; each is kept as long again, so that a next one lasts longer."""
+    for device_id, kind in state.note_index.ended(now.mono, _ENDED):
         device = state.devices[device_id]
         found = device.notes[kind]
         if not found.active:
@@ -190,13 +190,13 @@ def expire(state: ClusterState, now: Now) -> None:
             continue
         _end(state, device, kind, now)
         found.until_mono = now.mono + 2 * found.seconds
-        state.noted.add(device_id, kind, found.until_mono)
+        state.note_index.add(device_id, kind, found.until_mono)
 
 
 def _drop(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
     _end(state, device, kind, now)
     del device.notes[kind]
-    state.noted.drop(device.device_id, kind)
+    state.note_index.drop(device.device_id, kind)
 
 
 def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
@@ -220,7 +220,7 @@ def _judge_again(state: ClusterState, device: Device, kind: Kind) -> None:
 def nobody_left(
     state: ClusterState, cls: TaskClass, now: Now, asked: Mapping[str, str] | None = None
 ) -> str | None:
-    """What all devices say that could run a class but for what they lack; None: one may run it.
+    """Return what all devices lack that could run a class otherwise; None while one may run it.
 
     A device that is drained or away counts as one that may, however long: it is part of the
     cluster until it is removed. Where no device was ever able to, the class waits for one, as
@@ -234,7 +234,7 @@ def nobody_left(
         notes = _words_on(cls, device)
         if not notes and device.device_id not in asked:
             return None
-        words = seen(notes[0], now) if notes else asked[device.device_id]
+        words = describe(notes[0], now) if notes else asked[device.device_id]
         said.append(f"{device.device_id}: {words}")
     if not said:
         return None
@@ -274,7 +274,7 @@ def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
 
 
 def may_come(state: ClusterState, cls: TaskClass, now: Now) -> frozenset[str]:
-    """Devices that may run a class now or later: busy, drained or away."""
+    """Return the ids of devices that may run a class now or later: busy, drained or away."""
     found, looked_mono, known = cls.coming
     if now.mono - looked_mono >= _COMING_SECONDS or known != len(state.devices):
         able = _able(state, cls)
@@ -284,17 +284,17 @@ def may_come(state: ClusterState, cls: TaskClass, now: Now) -> frozenset[str]:
 
 
 def _words_on(cls: TaskClass, device: Device) -> list[Note]:
-    """What a device says that it lacks of what a class needs."""
+    """Return the notes in which a device says what it lacks for a class."""
     return [one for one in notes_on(cls.key, device) if one.cause in ELSEWHERE]
 
 
 def _able(state: ClusterState, cls: TaskClass) -> Iterator[Device]:
-    """Devices that could run a class by what they are, here or not."""
+    """Yield the devices that could run a class by what they are, here or not."""
     return (one for one in state.devices.values() if not unfit(cls.key, one))
 
 
 def cause_of(state: ClusterState, cls: TaskClass) -> Cause:
-    """The cause of tasks that nobody can run: a refusal only where all refuse."""
+    """Return the cause of tasks that nobody can run: a refusal only where all refuse."""
     causes = {
         one.cause
         for device in state.devices.values()
@@ -304,13 +304,13 @@ def cause_of(state: ClusterState, cls: TaskClass) -> Cause:
     return Cause.POLICY_DENIED if causes == {Cause.POLICY_DENIED.value} else Cause.NOT_HERE
 
 
-def seen(found: Note, now: Now) -> str:
-    """A note with its age, for people."""
+def describe(found: Note, now: Now) -> str:
+    """Return the text of a note with its age."""
     return f"{found.message}, seen {_ago(now.mono - found.since_mono)}"
 
 
 def _ago(seconds: float) -> str:
-    """`3 min ago`, in the largest unit that fits."""
+    """Return a time as in `3 min ago`, in the largest unit that fits."""
     whole = max(0, int(seconds))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if whole >= size:

@@ -1,4 +1,4 @@
-"""Attempts that ended and cost their task nothing: given back, lost before they began, refused.
+"""Requeues that cost a task no retry: attempts given back, lost before they began, refused.
 
 Each such ending is free by itself: a device that drains, restarts or lacks a program takes nothing
 from a task. A device that does nothing else would have it run for ever. So they are counted, by
@@ -85,14 +85,14 @@ def count(
 
 
 def last_choices(task: Task) -> frozenset[str]:
-    """Devices that gave a task back so often that they come after all others."""
+    """Return the devices that gave a task back so often that they come after all others."""
     return frozenset(
         name for name, one in task.given_back.items() if name and one.times >= LAST_FROM
     )
 
 
-def in_a_row(state: ClusterState, device: Device, task: Task, now: Now) -> None:
-    """A device that takes work gave an attempt back by itself."""
+def count_in_a_row(state: ClusterState, device: Device, task: Task, now: Now) -> None:
+    """Count an attempt that a device gave back; one that gives back many in a row pauses."""
     if not device.ready:
         return  # it drains
     device.given_back += 1
@@ -107,8 +107,8 @@ def in_a_row(state: ClusterState, device: Device, task: Task, now: Now) -> None:
         )  # fmt: skip
 
 
-def told(task: Task) -> Mapping[str, int]:
-    """How often which device gave a task back, for people; only what is worth a word."""
+def repeated_returns(task: Task) -> Mapping[str, int]:
+    """Return how often each device gave a task back, for people; single times are left out."""
     return {
         name or "other devices": one.times
         for name, one in sorted(task.given_back.items())
@@ -117,5 +117,5 @@ def told(task: Task) -> Mapping[str, int]:
 
 
 def row_of(row: AttemptRow, counted: Counted) -> AttemptRow:
-    """The row of an ending, with how many it stands for."""
+    """Return the row of an ending with how many endings it stands for."""
     return row._replace(times=counted.stands_for) if counted.stands_for > 1 else row

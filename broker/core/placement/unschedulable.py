@@ -1,4 +1,4 @@
-"""Queued tasks that every device which could run them has said it cannot: they fail at once.
+"""Unschedulable tasks: those that every device which could run them has said it cannot run.
 
 Whoever waits in a queue has not been told so itself; without this, each would be tried in turn
 when the notes about the devices end, and fail one by one for hours.
@@ -23,10 +23,10 @@ _TASKS: Final = 2_000
 
 
 def sweep(state: ClusterState, now: Now) -> None:
-    """Let notes end whose time is over; fail who waits for nobody."""
+    """End notes whose time is over; fail queued tasks that no device is left for."""
     passing_over.expire(state, now)
     passing_over.store_some(state, now)
-    noted = state.noted.kinds
+    noted = state.note_index.kinds
     if not noted:
         return
     lost = [

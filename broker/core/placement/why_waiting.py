@@ -16,24 +16,24 @@ from retire_cluster.broker.core.placement.matching import (
     unfit,
     why_not,
 )
-from retire_cluster.broker.core.placement.passing_over import seen
+from retire_cluster.broker.core.placement.passing_over import describe
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.vocabulary import TaskStatus
 
 
 def class_key(task: Task) -> ClassKey:
-    """The requirement class of a live task."""
+    """Return the requirement class of a live task."""
     return ClassKey(task.spec.task_type, Requirements.of(task.spec.document))
 
 
 def obstacles(key: ClassKey, device: Device, now: Now | None = None) -> list[str]:
-    """Why a device does not take tasks of a class now; empty when it could if it had room.
+    """Return why a device does not take tasks of a class now; empty if it only lacks room.
 
     With `now`, what is noted of the device is told with its age.
     """
     found = why_not(key, device)
     if found and now is not None:
-        found = unfit(key, device) + [seen(one, now) for one in notes_on(key, device)]
+        found = unfit(key, device) + [describe(one, now) for one in notes_on(key, device)]
     if found:
         return found
     if not device.online:
@@ -44,7 +44,7 @@ def obstacles(key: ClassKey, device: Device, now: Now | None = None) -> list[str
 
 
 def others_first(state: ClusterState, task: Task, device: Device, now: Now) -> list[str]:
-    """Why a device that could run a task does not get it: another one goes first."""
+    """Return why a device that could run a task does not get it: another one goes first."""
     word = task.excluded.get(device.device_id)
     if word is not None:
         return [f"it said that it cannot run this task: {word}"]
@@ -64,7 +64,7 @@ def others_first(state: ClusterState, task: Task, device: Device, now: Now) -> l
 
 
 def queued_reason(state: ClusterState, task: Task, now: Now) -> dict[str, Any]:
-    """Why a task waits: who could run it, who is busy, why the others cannot."""
+    """Return why a task waits: who could run it, who is busy, why the others cannot."""
     key = class_key(task)
     eligible = busy = 0
     rejected: Counter[str] = Counter()
@@ -77,6 +77,6 @@ def queued_reason(state: ClusterState, task: Task, now: Now) -> dict[str, Any]:
     if task.unsent and task.status is TaskStatus.PENDING:
         rejected["the main node could not read or send its payload: tried again"] = eligible
     view = {"eligible_devices": eligible, "busy_devices": busy, "rejected": dict(rejected)}
-    if returned := requeues.told(task):
+    if returned := requeues.repeated_returns(task):
         view["given_back"] = returned
     return view

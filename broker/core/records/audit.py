@@ -37,14 +37,14 @@ _MAX_SOURCES: Final = 1_000
 
 
 class Denials:
-    """How often each source was denied something since that was last told."""
+    """How often each source was denied something since that was last logged."""
 
     def __init__(self) -> None:
         #: `(type, source)` → `(when it was told, how often since)`.
         self._known: dict[tuple[str, str], tuple[float, int]] = {}
 
     def times(self, type_: str, source: str, mono: float, times: int = 1) -> int:
-        """Count one more; how many to tell of now, 0: not yet."""
+        """Count denials; returns how many to log now, 0 if a log of them is not due."""
         told_mono, untold = self._known.pop((type_, source), (float("-inf"), 0))
         untold += times
         due = mono - told_mono >= TOLD_SECONDS

@@ -15,7 +15,7 @@ from retire_cluster.broker.core.rows import AuditRow
 
 
 def writes(log: EventLog) -> list[StoreAudit]:
-    """What of a log is not stored yet; it counts as stored from now on."""
+    """Return the writes of what is not stored yet of a log; it counts as stored from now on."""
     found = []
     for apart, denials in ((log.acts, False), (log.denials, True)):
         new = apart.take_new()

@@ -1,4 +1,4 @@
-"""How old things are: the cluster's own clock, which no wall clock can move.
+"""The cluster's own clock, which no wall clock can move: by it things get old.
 
 A main node without a battery-backed clock wakes up years behind and is set right minutes later;
 what is counted by dates is then old, or young for ever, at once. So ages (retention, idempotency
@@ -40,23 +40,23 @@ class ClusterClock:
         self._marked_mono: float | None = None
 
     def age_ms(self, now: Now) -> int:
-        """Milliseconds that the cluster has lived."""
+        """Return the cluster's age in milliseconds."""
         return int(now.mono * 1000) + self._offset_ms
 
     def age_seconds(self, now: Now) -> int:
-        """The same in whole seconds."""
+        """Return the cluster's age in whole seconds."""
         return self.age_ms(now) // 1000
 
     def mark(self, now: Now, last_event: int, after_seconds: float = MARK_SECONDS) -> Mark | None:
-        """A mark for the store when the last one is so old, else None."""
+        """Return a mark for the store if the last one is `after_seconds` old, else None."""
         if self._marked_mono is not None and now.mono - self._marked_mono < after_seconds:
             return None
         self._marked_mono = now.mono
         return Mark(self.age_ms(now), now.mono, now.wall_ms, self.boot, last_event)
 
 
-def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[ClusterClock, str]:
-    """The clock of a process that follows another, and a warning when the wall clock was moved."""
+def resume(mark: Mark | None, now: Now, boot: str) -> tuple[ClusterClock, str]:
+    """Return the clock of a process that follows another, and a warning if the wall clock moved."""
     if mark is None:
         return ClusterClock(now, boot=boot), ""
     wall_seconds = (now.wall_ms - mark.wall_ms) / 1000
@@ -86,14 +86,14 @@ def resumed(mark: Mark | None, now: Now, boot: str) -> tuple[ClusterClock, str]:
     return ClusterClock(now, mark.age_ms + int(passed * 1000), boot), told
 
 
-def jumped(before: Now, now: Now) -> float:
-    """Seconds by which the wall clock was moved between two looks; 0 for less than a jump."""
+def jump_seconds(before: Now, now: Now) -> float:
+    """Return the seconds by which the wall clock jumped between two looks; 0 for no jump."""
     moved = (now.wall_ms - before.wall_ms) / 1000 - (now.mono - before.mono)
     return moved if abs(moved) > JUMP_SECONDS else 0.0
 
 
-def jump_text(moved_seconds: float) -> str:
-    """What to tell about a jump."""
+def describe_jump(moved_seconds: float) -> str:
+    """Return the warning about a jump of the wall clock."""
     way = "ahead" if moved_seconds > 0 else "back"
     return (
         f"the wall clock was set {way} by {_span(abs(moved_seconds))} (or this machine slept):"

@@ -34,7 +34,7 @@ MOST_TEXT_BYTES = 32 * 1024 * 1024
 
 
 def fresh_epoch(newest: int, now: Now, rng: random.Random) -> int:
-    """The epoch of a broker whose forerunners are known to have used numbers up to `newest`."""
+    """Return the epoch of a broker whose forerunners are known to have used ids up to `newest`."""
     by_time = (now.wall_ms // 1000 - _SINCE_S) * _IDS_A_SECOND
     if not 0 <= by_time < _TIME_LIMIT:
         by_time = 0  # no clock to go by
@@ -68,7 +68,7 @@ class Burst(NamedTuple):
     data: dict[str, Any] | Sequence[dict[str, Any]]
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """Its events from position `start` on."""
+        """Yield its events from position `start` on."""
         ids = range(self.id + start, self.id + len(self.tasks))
         data: Iterable[dict[str, Any]]
         data = repeat(self.data) if isinstance(self.data, dict) else self.data[start:]
@@ -90,7 +90,7 @@ class Apart:
         self.new = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """They, oldest first."""
+        """Yield them, oldest first."""
         return iter(self._kept)
 
     @property
@@ -104,12 +104,12 @@ class Apart:
             self._kept = deque(self._kept, maxlen=size)
 
     def add(self, entry: Entry, *, is_stored: bool = False) -> None:
-        """One that is newer than all others."""
+        """Add an event that is newer than all others."""
         self._kept.append(entry)
         self.new += not is_stored
 
     def take_new(self) -> list[Entry]:
-        """Those not stored yet; they count as stored from now on."""
+        """Return those not stored yet; they count as stored from now on."""
         count, self.new = min(self.new, len(self._kept)), 0
         return list(self._kept)[-count:] if count else []
 
@@ -203,7 +203,7 @@ class EventLog:
             self._oldest = max(self._oldest, _end(gone))
 
     def after(self, since: int) -> Iterator[Entry]:
-        """The kept events newer than a cursor, oldest first."""
+        """Yield the kept events newer than a cursor, oldest first."""
         first = max(since + 1, self._oldest)
         if since + 1 < self._oldest:
             # What is kept apart is older than all else that is.
@@ -228,7 +228,7 @@ class EventLog:
                 yield from each.entries(max(0, first - each.id))
 
     def newest_of(self, task: int, limit: int) -> list[Entry]:
-        """The newest events of a task that are kept, at most `limit`, oldest first."""
+        """Return the newest kept events of a task, at most `limit`, oldest first."""
         found: list[Entry] = []
         for kept in reversed(self._kept):
             if len(found) == limit:
@@ -240,7 +240,7 @@ class EventLog:
         return found[::-1]
 
     def gap(self, since: int) -> bool:
-        """Whether events between a cursor and the oldest kept one are gone.
+        """Return whether events between a cursor and the oldest kept one are gone.
 
         Cursor 0 asks for whatever is kept, so nothing is missing to it.
         """
@@ -253,7 +253,7 @@ class EventLog:
     def select(
         self, since: int, limit: int, wanted: Callable[[Entry], bool]
     ) -> tuple[list[Entry], int]:
-        """Up to `limit` matching events after a cursor, and the cursor to go on from."""
+        """Return up to `limit` matching events after a cursor, and the cursor to go on from."""
         found: list[Entry] = []
         if since > self.last:
             # Of another epoch: all of this one is new to it; what was before, it may know.
@@ -271,7 +271,7 @@ class EventLog:
 
 
 def _text(data: dict[str, Any] | Sequence[dict[str, Any]]) -> int:
-    """Bytes of an event's texts that somebody outside may choose."""
+    """Return the bytes of an event's texts that somebody outside may choose."""
     told = data if isinstance(data, dict) else data[0]
     words = (told.get("message"), told.get("reason"))
     return sum([sys.getsizeof(word) for word in words if word])
@@ -282,5 +282,5 @@ def _id(entry: Entry) -> int:
 
 
 def _end(kept: Entry | Burst) -> int:
-    """The id after its last one."""
+    """Return the id after its last one."""
     return kept.id + (1 if isinstance(kept, Entry) else len(kept.tasks))

@@ -38,7 +38,7 @@ class Names:
             self.number(text)
 
     def number(self, text: str) -> int:
-        """The text's number, given one if it is new."""
+        """Return a text's number; a new text gets the next one."""
         found = self._numbers.get(text)
         if found is None:
             found = self._numbers[text] = len(self.texts)
@@ -46,7 +46,7 @@ class Names:
         return found
 
     def known(self, text: str) -> int | None:
-        """The text's number, None when it never appeared."""
+        """Return a text's number; None when it never appeared."""
         return self._numbers.get(text)
 
 
@@ -61,7 +61,7 @@ class Filter:
 
 
 class Ledger:
-    """The columns and the counts."""
+    """A line for each retained task, in columns, and counts of them."""
 
     def __init__(self) -> None:
         #: Number of the task at position 0 of the columns.
@@ -90,7 +90,7 @@ class Ledger:
         device_id: str | None = None,
         ended_s: int = 0,
     ) -> None:
-        """A new line; numbers only rise."""
+        """Add a line; task numbers only rise."""
         self.extend(task, 1, status, task_type, priority, device_id, ended_s)
 
     def extend(
@@ -103,7 +103,7 @@ class Ledger:
         device_id: str | None = None,
         ended_s: int = 0,
     ) -> None:
-        """New lines of `count` tasks that have all in common, numbered from `first`."""
+        """Add lines of `count` tasks that have all in common, numbered from `first`."""
         if not self._status:
             self._base = first
         gap = first - self._base - len(self._status)
@@ -136,13 +136,13 @@ class Ledger:
         self._ended.extend(array("I", (ended_s,)) * count)
 
     def move(self, task: int, status: TaskStatus, device_id: str | None, ended_s: int = 0) -> None:
-        """A task changed its status or device; `ended_s`: the second when it ended."""
+        """Set a task's status and device; `ended_s`: when it ended, on the cluster's age."""
         self.move_all((task,), status, device_id, ended_s)
 
     def move_all(
         self, tasks: Sequence[int], status: TaskStatus, device_id: str | None, ended_s: int = 0
     ) -> None:
-        """As `move`, for different tasks that all went to one status and device."""
+        """Do the same as `move` for different tasks that all go to one status and device."""
         device, code = self._devices.number(device_id or ""), _CODE[status]
         start = tasks[0] - self._base
         end = start + len(tasks)
@@ -164,7 +164,7 @@ class Ledger:
             self._status[at], self._device[at], self._ended[at] = code, device, ended_s
 
     def _is_one_block(self, tasks: Sequence[int], start: int, end: int) -> bool:
-        """Whether tasks are neighbours and their lines are alike; found out at C speed."""
+        """Return whether tasks are neighbours with lines that are alike; found out at C speed."""
         count = end - start
         return (
             list(tasks) == list(range(tasks[0], tasks[0] + count))
@@ -175,13 +175,13 @@ class Ledger:
         )
 
     def _recount(self, at: int, code: int, device: int, count: int) -> None:
-        """`count` lines like the one at a position get another status and device."""
+        """Count `count` lines like the one at a position under another status and device."""
         priority, kind = self._priority[at], self._type[at]
         self._count_down((self._status[at], priority, kind, self._device[at]), count)
         self._cube[code, priority, kind, device] += count
 
     def drop(self, task: int) -> None:
-        """A task is deleted."""
+        """Remove a task's line."""
         at = task - self._base
         line = (self._status[at], self._priority[at], self._type[at], self._device[at])
         self._count_down(line, 1)
@@ -206,24 +206,24 @@ class Ledger:
     # --- reading ---------------------------------------------------------------------------------
 
     def has(self, task: int) -> bool:
-        """Whether there is such a task."""
+        """Return whether there is such a task."""
         at = task - self._base
         return 0 <= at < len(self._status) and self._status[at] != _ABSENT
 
     def status(self, task: int) -> TaskStatus:
-        """A present task's status."""
+        """Return a present task's status."""
         return STATUSES[self._status[task - self._base] - 1]
 
     def task_type(self, task: int) -> str:
-        """A present task's type."""
+        """Return a present task's type."""
         return self._types.texts[self._type[task - self._base]]
 
     def ended_s(self, task: int) -> int:
-        """Second of the cluster's age when a present task ended; 0 while it lives."""
+        """Return the second of the cluster's age when a present task ended; 0 while it lives."""
         return self._ended[task - self._base]
 
     def count(self, wanted: Filter) -> int:
-        """How many tasks a filter lets through."""
+        """Return how many tasks a filter lets through."""
         if wanted == Filter():
             return self.total
         test = self._numbers(wanted)
@@ -236,18 +236,18 @@ class Ledger:
         )
 
     def ended(self) -> int:
-        """How many retained tasks have ended."""
+        """Return how many retained tasks have ended."""
         return sum(count for (code, _, _, _), count in self._cube.items() if code in _ENDED)
 
     def by_status(self) -> dict[str, int]:
-        """Count of every status, zeros included."""
+        """Return the count of every status, zeros included."""
         found = dict.fromkeys((status.value for status in STATUSES), 0)
         for (code, _, _, _), count in self._cube.items():
             found[STATUSES[code - 1].value] += count
         return found
 
     def by_priority(self, statuses: frozenset[TaskStatus] | None = None) -> dict[str, int]:
-        """Count of every priority, of some statuses only if given."""
+        """Return the count of every priority, of some statuses only if given."""
         found = dict.fromkeys(PRIORITIES, 0)
         for (code, priority, _, _), count in self._cube.items():
             if statuses is None or STATUSES[code - 1] in statuses:
@@ -255,14 +255,14 @@ class Ledger:
         return found
 
     def by_type(self) -> dict[str, int]:
-        """Count of every task type that has tasks."""
+        """Return the count of every task type that has tasks."""
         found: Counter[str] = Counter()
         for (_, _, kind, _), count in self._cube.items():
             found[self._types.texts[kind]] += count
         return dict(found)
 
     def by_device(self) -> dict[str, int]:
-        """Count of every device that has tasks."""
+        """Return the count of every device that has tasks."""
         found: Counter[str] = Counter()
         for (_, _, _, device), count in self._cube.items():
             if device != NO_DEVICE:
@@ -270,7 +270,7 @@ class Ledger:
         return dict(found)
 
     def by_device_and_status(self) -> dict[tuple[str, TaskStatus], int]:
-        """Count of every device and status."""
+        """Return the count of every device and status."""
         found: Counter[tuple[str, TaskStatus]] = Counter()
         for (code, _, _, device), count in self._cube.items():
             if device != NO_DEVICE:
@@ -278,7 +278,7 @@ class Ledger:
         return dict(found)
 
     def page(self, wanted: Filter, skip: int, size: int, before: int | None = None) -> list[int]:
-        """Task numbers newest first: those after the first `skip`, older than `before` if given."""
+        """Return task numbers newest first, after the first `skip`, below `before` if given."""
         found: list[int] = []
         for task in self._walk(wanted, before):
             if skip:
@@ -290,11 +290,11 @@ class Ledger:
         return found
 
     def sort_endings(self) -> None:
-        """After a start, when lines came in the order of their numbers."""
+        """Put ended tasks in the order in which they ended; a restore adds them by number."""
         self._endings.sort()
 
     def over_longest(self, before_s: int, surplus: int, limit: int) -> list[int]:
-        """Up to `limit` tasks that ended before a second, or are the first `surplus` that ended.
+        """Return up to `limit` tasks that ended before a second, or are the first `surplus` to end.
 
         The caller drops them: they are not named again.
         """
@@ -349,7 +349,7 @@ class Ledger:
                 yield self._base + at
 
     def _candidates(self, test: _Test, end: int) -> Iterator[int]:
-        """Positions before `end` where the rarest of the wanted values is, newest first."""
+        """Yield positions before `end` where the rarest of the wanted values is, newest first."""
         columns = (self._status, self._priority, self._type, self._device)
         rarest, fewest = None, self.total
         for index, value in enumerate(test):
@@ -365,7 +365,7 @@ class Ledger:
 
 
 def _places(column: bytearray | array[int], value: int, end: int) -> Iterator[int]:
-    """Positions of a value in a column before `end`, newest first, found at C speed."""
+    """Yield positions of a value in a column before `end`, newest first, found at C speed."""
     if isinstance(column, bytearray):
         size, content = 1, bytes(column[:end])
     else:

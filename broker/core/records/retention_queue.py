@@ -1,4 +1,4 @@
-"""Ended tasks in the order in which they ended: who has been over longest, without a search.
+"""Ended tasks in the order in which they ended: the first to delete, without a search.
 
 Twelve bytes a task: its number and the second when it ended (on the cluster's age, see `age`),
 which only rises. A task that was run again leaves its old entry behind; whoever reads asks the
@@ -22,7 +22,7 @@ class RetentionQueue:
         return len(self._tasks)
 
     def add(self, tasks: Sequence[int], second: int) -> None:
-        """Tasks have ended."""
+        """Add tasks that ended in a second of the cluster's age."""
         if len(tasks) == 1:
             self._tasks.append(tasks[0])
             self._seconds.append(second)
@@ -31,7 +31,7 @@ class RetentionQueue:
         self._seconds.extend(array("I", (second,)) * len(tasks))
 
     def sort(self) -> None:
-        """Put what was added in another order (at a start) into that of the endings."""
+        """Sort by when tasks ended what was added in another order (at a restore)."""
         seconds = self._seconds
         order = sorted(range(len(seconds)), key=seconds.__getitem__)
         self._tasks = array("Q", map(self._tasks.__getitem__, order))
@@ -40,7 +40,7 @@ class RetentionQueue:
     def take(
         self, before: int, surplus: int, limit: int, holds: Callable[[int, int], bool]
     ) -> list[int]:
-        """Up to `limit` tasks that ended before a second, or are the first `surplus` of all.
+        """Take out up to `limit` tasks that ended before a second, or are the first `surplus`.
 
         `holds(task, second)`: whether a task is still there and ended then. Taken are the entries.
         """
@@ -60,7 +60,7 @@ class RetentionQueue:
         return list(found)
 
     def current(self, holds: Callable[[int, int], bool]) -> int:
-        """How many tasks have an entry that holds; raises `AssertionError` when out of order."""
+        """Return how many tasks have an entry that holds. Raises `AssertionError` if unsorted."""
         assert all(a <= b for a, b in zip(self._seconds, self._seconds[1:], strict=False)), (
             "tasks are not in the order in which they ended"
         )

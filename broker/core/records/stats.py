@@ -19,7 +19,7 @@ _UTILIZATION_WINDOW_SECONDS = 300.0
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """The value below which `share` (0 to 1) of the values lie (nearest rank); None without any."""
+    """Return the value below which `share` (0 to 1) of all lie (nearest rank); None without any."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -64,7 +64,7 @@ class Stats:
         self.passed_over: Counter[str] = Counter()
 
     def ended(self, status: TaskStatus, seconds: Sequence[float | None], age_ms: int) -> None:
-        """Tasks ended alike; their execution times, where they are known."""
+        """Count tasks that ended alike; `seconds`: their execution times, where known."""
         self.ended_by_status[status.value] += len(seconds)
         self.recall(status, seconds, age_ms)
         if status is TaskStatus.CANCELLED:
@@ -77,7 +77,7 @@ class Stats:
                     self.duration_buckets[bisect_left(DURATION_BOUNDS, took)] += 1
 
     def recall(self, status: TaskStatus, seconds: Sequence[float | None], age_ms: int) -> None:
-        """Take tasks into what looks back in time; the counters are of this process only."""
+        """Add tasks to the figures that look back in time; counters are of this process only."""
         minute, count = age_ms // _MINUTE_MS, len(seconds)
         if not self._minutes or self._minutes[-1].minute < minute:
             self._minutes.append(Completions(minute))
@@ -92,7 +92,7 @@ class Stats:
             self.durations.extend(took for took in seconds if took is not None)
 
     def placed(self, waited_seconds: Iterable[float]) -> None:
-        """Tasks got their device."""
+        """Record how long tasks waited for their device, in seconds."""
         self.waits.extend(waited_seconds)
 
     def sample_slots(self, now_mono: float, used: int, total: int) -> None:
@@ -102,30 +102,30 @@ class Stats:
             self._slots.popleft()
 
     def tasks_per_hour(self, age_ms: int) -> int:
-        """Tasks that ended in the last 60 minutes."""
+        """Return how many tasks ended in the last 60 minutes."""
         first = age_ms // _MINUTE_MS - 59
         return sum(entry.count for entry in self._minutes if entry.minute >= first)
 
     def tasks_per_second(self, age_ms: int) -> float:
-        """Tasks that ended in the last minute, per second."""
+        """Return how many tasks ended a second in the last minute."""
         since = age_ms - _MINUTE_MS
         return round(sum(count for at, count in self._recent if at >= since) / 60.0, 3)
 
     def slot_utilization(self) -> float:
-        """Mean used share of the online slots over the last five minutes, in percent."""
+        """Return the mean used share of the online slots over five minutes, in percent."""
         total = sum(sample[2] for sample in self._slots)
         return round(100.0 * sum(sample[1] for sample in self._slots) / total, 2) if total else 0.0
 
     def average_duration(self) -> float:
-        """Mean execution time of the newest ended tasks, in seconds; 0 before the first."""
+        """Return the mean execution time of the newest ended tasks, in seconds; else 0."""
         return round(sum(self.durations) / len(self.durations), 6) if self.durations else 0.0
 
     def p95_duration(self) -> float:
-        """95th percentile of the same; 0 before the first."""
+        """Return the 95th percentile of the same, in seconds; 0 before the first."""
         return round(percentile(self.durations, 0.95) or 0.0, 6)
 
     def dispatch_latency_ms(self) -> dict[str, float]:
-        """Queued to assigned, newest placements; zeros before the first."""
+        """Return queued to assigned in milliseconds, newest placements; zeros before the first."""
         shares: Sequence[tuple[str, float]] = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
         waits = list(self.waits)
         return {name: round(1000 * (percentile(waits, share) or 0.0), 3) for name, share in shares}
@@ -142,7 +142,7 @@ class HttpReports:
     errors: int = 0
 
     def add(self, now_mono: float, requests: int, errors: int, total_ms: float) -> None:
-        """One report: figures since that process's last one."""
+        """Add a report: figures since that process's last one."""
         if self._first_mono is None:
             self._first_mono = now_mono
         self.requests += requests
@@ -151,7 +151,7 @@ class HttpReports:
             self._rows.append((now_mono, requests, errors, total_ms))
 
     def figures(self, now_mono: float) -> tuple[float, float, float]:
-        """`(average response ms, requests per second, error share)` of the last five minutes."""
+        """Return `(average response ms, requests a second, error share)` of five minutes."""
         while self._rows and self._rows[0][0] < now_mono - HTTP_WINDOW_SECONDS:
             self._rows.popleft()
         requests = sum(row[1] for row in self._rows)

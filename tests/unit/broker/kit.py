@@ -308,14 +308,14 @@ class Cluster:
 
     def cancel(self, number: int) -> list[ins.Instruction]:
         """Cancel a task."""
-        return self.do(ev.CancelAsked(number))
+        return self.do(ev.CancelRequested(number))
 
     def retry(self, number: int) -> list[ins.Instruction]:
         """A manual retry, with what the shell reads from the store."""
         row = self.store.task(number)
         assert row is not None
         spec = TaskSpec(*row[2:7])
-        event = ev.RetryAsked(number, spec, row.created_ms, row.payload, self.outcome(number))
+        event = ev.RetryRequested(number, spec, row.created_ms, row.payload, self.outcome(number))
         return self.do(event)
 
     def events(self, prefix: str = "") -> list[tuple[str, dict[str, Any]]]:

@@ -330,7 +330,7 @@ def test_a_cancelled_task_is_killed_and_its_slot_free_again(world: World) -> Non
     node = world.node(slots=1)
     (number,) = world.cluster.submit()
     world.run(2)
-    world.perform(world.cluster.do(ev.CancelAsked(number)))
+    world.perform(world.cluster.do(ev.CancelRequested(number)))
     world.run(2)
     assert list(node.killed.values()) == ["cancelled"]
     assert world.agree(node)
@@ -395,12 +395,12 @@ def test_a_new_configuration_holds_on_both_sides(world: World) -> None:
 def test_a_drain_and_a_resume_are_seen_on_both_sides(world: World) -> None:
     node = world.node()
     world.run(2)
-    world.perform(world.cluster.do(ev.DrainAsked("box", True)))
+    world.perform(world.cluster.do(ev.DrainRequested("box", True)))
     world.run(1)
     (number,) = world.cluster.submit()
     world.run(3)
     assert (node.session.accepting, world.cluster.status(number)) == (False, "queued")
-    world.perform(world.cluster.do(ev.DrainAsked("box", False)))
+    world.perform(world.cluster.do(ev.DrainRequested("box", False)))
     world.run(10, until=lambda: world.ended(number))
     assert node.session.accepting
     assert world.cluster.status(number) == "success"

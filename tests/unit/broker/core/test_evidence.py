@@ -57,7 +57,7 @@ def test_an_event_that_names_its_task_is_enough(
     cluster.submit(2)
     monkeypatch.setattr(cluster.state, "tasks", None)
     with pytest.raises(EventFailed) as caught:
-        core.handle(cluster.state, ev.CancelAsked(2), cluster.now)
+        core.handle(cluster.state, ev.CancelRequested(2), cluster.now)
     monkeypatch.undo()
     assert (caught.value.task, kinds(caught.value.history)) == (2, ["queued"])
 

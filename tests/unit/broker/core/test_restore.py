@@ -98,11 +98,11 @@ def eventful(cluster: Cluster) -> None:
     cluster.call("config.update", {"section": "heartbeat", "values": {"interval": 4}})
     cluster.device("gone")
     cluster.do(ev.DeviceRemoved("gone"))
-    cluster.do(ev.DrainAsked("other", True))
+    cluster.do(ev.DrainRequested("other", True))
     ended = cluster.submit(max_retries=0)[0]
-    cluster.do(ev.CancelAsked(ended))
+    cluster.do(ev.CancelRequested(ended))
     cluster.retry(ended)
-    cluster.do(ev.CancelAsked(cluster.submit()[0]))
+    cluster.do(ev.CancelRequested(cluster.submit()[0]))
     cluster.tick("devices", "upkeep")
 
 
@@ -264,7 +264,7 @@ def test_devices_keep_count_of_what_they_did(kept: Cluster) -> None:
     member.finish(first)
     member.fail(second)
     member.finish(third, outcome="timeout")
-    kept.do(ev.CancelAsked(fourth[0]))
+    kept.do(ev.CancelRequested(fourth[0]))
     kept.restart()
     device = kept.state.devices["box"]
     assert (device.succeeded, device.failed) == (1, 2)

@@ -64,7 +64,7 @@ def test_a_task_whose_time_was_moved_is_woken_by_its_newest_only(cluster: Cluste
 def ended(cluster: Cluster, count: int) -> list[int]:
     numbers = cluster.submit(count)
     for number in numbers:
-        cluster.do(ev.CancelAsked(number))
+        cluster.do(ev.CancelRequested(number))
     return numbers
 
 

@@ -149,7 +149,7 @@ def _bring(cluster: Cluster, box: Member, status: TaskStatus | None) -> int:
         return cluster.submit(delay=60.0)[0]
     (number,) = cluster.submit(max_retries=0)
     if status is TaskStatus.CANCELLED:
-        cluster.do(ev.CancelAsked(number))
+        cluster.do(ev.CancelRequested(number))
     if status in (TaskStatus.QUEUED, TaskStatus.CANCELLED):
         return number
     box.join()
@@ -218,7 +218,7 @@ ROWS: dict[tuple[TaskStatus | None, TaskEvent], Callable[[Cluster, Member, int],
         for status in (_S.ASSIGNED, _S.RUNNING)
     },
     **{
-        (status, "cancel"): lambda cluster, box, number: cluster.do(ev.CancelAsked(number))
+        (status, "cancel"): lambda cluster, box, number: cluster.do(ev.CancelRequested(number))
         for status in (_S.PENDING, _S.QUEUED, _S.ASSIGNED, _S.RUNNING)
     },
     **{

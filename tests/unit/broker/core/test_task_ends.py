@@ -67,7 +67,7 @@ def test_the_first_end_of_a_task_wins(cluster: Cluster) -> None:
     member, key = cluster.give()
     member.finish()
     with pytest.raises(EventFailed) as caught:
-        handle(cluster.state, ev.CancelAsked(key[0]), cluster.now)
+        handle(cluster.state, ev.CancelRequested(key[0]), cluster.now)
     assert isinstance(caught.value.__cause__, KeyError)
     assert cluster.outcome(key[0]).status == "success"
 

@@ -12,7 +12,7 @@ TICKET = (b"client", 1)
 
 def ask(cluster: Cluster, numbers: list[int], seconds: float = 5.0) -> list[ins.Instruction]:
     open_ = frozenset(number for number in numbers if number in cluster.state.tasks)
-    return cluster.do(ev.WaitAsked(TICKET, numbers, open_, seconds))
+    return cluster.do(ev.WaitRequested(TICKET, numbers, open_, seconds))
 
 
 def test_a_wait_is_over_when_all_its_tasks_have_ended(cluster: Cluster) -> None:

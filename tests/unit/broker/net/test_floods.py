@@ -43,7 +43,7 @@ def test_progress_of_a_task_that_is_over_is_told_no_more(cluster: Cluster) -> No
     cluster.pass_time(1.0)
     cluster.tick("upkeep")
     assert len(cluster.events("task.progress")) == 100
-    assert not cluster.state.untold
+    assert not cluster.state.withheld_progress
 
 
 def test_a_device_that_changes_its_mind_all_the_time_is_told_at_a_pace(cluster: Cluster) -> None:

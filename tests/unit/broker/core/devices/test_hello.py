@@ -132,7 +132,7 @@ def test_the_packages_of_own_types_are_shown_and_outlive_a_restart(cluster: Clus
     )
     shown = [{"name": "mine", "distribution": "p", "version": "2"}]
     assert views.device_detail(cluster.state, member.record, cluster.now)["own_task_types"] == shown
-    kept = Device.restored(member.record.row(), member.record.config, 0.0)
+    kept = Device.from_row(member.record.row(), member.record.config, 0.0)
     assert views.device_detail(cluster.state, kept, cluster.now)["own_task_types"] == shown
 
 

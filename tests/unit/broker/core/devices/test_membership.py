@@ -234,7 +234,7 @@ def test_an_administrators_drain_holds_across_sessions_until_it_is_resumed(
     cluster: Cluster,
 ) -> None:
     member = cluster.device()
-    found = cluster.do(ev.DrainAsked("box", True))
+    found = cluster.do(ev.DrainRequested("box", True))
     assert sent(found) == [msg.Drain(member.session, "drained by the administrator")]
     assert only(ins.StoreDevices, found) != []
     found = member.join()
@@ -242,14 +242,14 @@ def test_an_administrators_drain_holds_across_sessions_until_it_is_resumed(
     cluster.submit()
     assert cluster.place() == []
     member.beat(accepting=False)
-    assert sent(cluster.do(ev.DrainAsked("box", False))) == [msg.Resume(member.session)]
+    assert sent(cluster.do(ev.DrainRequested("box", False))) == [msg.Resume(member.session)]
     assert cluster.place() != []
 
 
 def test_a_device_that_did_not_hear_of_the_resume_is_told_again(cluster: Cluster) -> None:
     member = cluster.device()
-    cluster.do(ev.DrainAsked("box", True))
-    cluster.do(ev.DrainAsked("box", False))
+    cluster.do(ev.DrainRequested("box", True))
+    cluster.do(ev.DrainRequested("box", False))
     reason = "drained by the administrator"
     found = member.beat(accepting=False, not_accepting_reason=reason)
     assert msg.Resume(member.session) in sent(found)
@@ -259,7 +259,7 @@ def test_a_device_that_did_not_hear_of_the_resume_is_told_again(cluster: Cluster
 def test_an_offline_device_can_be_drained(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))
-    assert sent(cluster.do(ev.DrainAsked("box", True))) == []
+    assert sent(cluster.do(ev.DrainRequested("box", True))) == []
     cluster.restart()
     assert cluster.state.devices["box"].drained
 
@@ -335,7 +335,7 @@ def test_an_offline_device_and_one_with_a_challenger_can_be_removed(cluster: Clu
 
 def test_a_ping_is_a_round_trip(cluster: Cluster) -> None:
     member = cluster.device()
-    (asked,) = sent(cluster.do(ev.PingAsked(TICKET, "box", 2.0)))
+    (asked,) = sent(cluster.do(ev.PingRequested(TICKET, "box", 2.0)))
     cluster.pass_time(0.0125)
     (answer,) = member.say(msg.Pong(member.session, asked.nonce))
     assert isinstance(answer, ins.PingOver)
@@ -353,7 +353,7 @@ def test_a_ping_is_a_round_trip(cluster: Cluster) -> None:
 def test_a_ping_without_an_answer_ends_with_its_time(cluster: Cluster) -> None:
     cluster.device()
     other = cluster.device("other")
-    (asked,) = sent(cluster.do(ev.PingAsked(TICKET, "box", 2.0)))
+    (asked,) = sent(cluster.do(ev.PingRequested(TICKET, "box", 2.0)))
     assert other.say(msg.Pong(other.session, asked.nonce)) == []
     assert cluster.state.next_deadline() == cluster.mono + 2
     cluster.pass_time(2.0)
@@ -367,7 +367,7 @@ def test_a_ping_without_an_answer_ends_with_its_time(cluster: Cluster) -> None:
 def test_an_offline_device_is_not_pinged(cluster: Cluster) -> None:
     member = cluster.device()
     member.say(msg.Goodbye(member.session))
-    (answer,) = cluster.do(ev.PingAsked(TICKET, "box", 2.0))
+    (answer,) = cluster.do(ev.PingRequested(TICKET, "box", 2.0))
     assert isinstance(answer, ins.PingOver)
     assert views.ping(answer)["ping_successful"] is False
 

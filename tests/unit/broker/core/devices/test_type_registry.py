@@ -105,11 +105,11 @@ def test_devices_that_join_after_a_type_was_judged_count_too(cluster: Cluster) -
 def test_a_hello_that_is_said_again_has_no_type_judged_anew(cluster: Cluster) -> None:
     """With 5,000 devices each judging took a third of a second."""
     member = offering(cluster, "box", own("resize", HONEST))
-    before = cluster.state.own_types.judged("resize")
+    before = cluster.state.own_types.consensus("resize")
     member.join(task_types=(own("resize", dict(HONEST)),))
-    assert cluster.state.own_types.judged("resize") is before
+    assert cluster.state.own_types.consensus("resize") is before
     member.join(task_types=(own("resize", LIE),))
-    judged = cluster.state.own_types.judged("resize")
+    judged = cluster.state.own_types.consensus("resize")
     assert judged is not None
     assert judged.info.payload_schema == LIE
 

@@ -175,7 +175,7 @@ def test_the_memory_of_what_a_device_lacks_is_bounded(cluster: Cluster) -> None:
         assert member.keys, index
         lacks(member)
     assert len(member.record.notes) == MAX_NOTES
-    assert cluster.state.noted.entries() <= 3 * MAX_NOTES, "the ends of those that went, too"
+    assert cluster.state.note_index.entries() <= 3 * MAX_NOTES, "the ends of those that went, too"
     cluster.tick("stranded")
     cluster.restart()
     assert len(member.record.notes) == MAX_NOTES
@@ -225,9 +225,9 @@ def test_a_device_that_was_removed_leaves_no_notes(cluster: Cluster) -> None:
     program(cluster, "ffmpeg")
     cluster.place()
     lacks(member)
-    assert cluster.state.noted.kinds
+    assert cluster.state.note_index.kinds
     cluster.call("device.remove", {"device_id": "member"})
-    assert not cluster.state.noted.kinds
+    assert not cluster.state.note_index.kinds
     cluster.pass_time(FIRST_SECONDS)
     cluster.tick("stranded")
 

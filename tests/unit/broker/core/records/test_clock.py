@@ -13,7 +13,12 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.devices.access import Token
 from retire_cluster.broker.core.events import Now
-from retire_cluster.broker.core.records.clock import REBOOT_SECONDS, ClusterClock, jumped, resumed
+from retire_cluster.broker.core.records.clock import (
+    REBOOT_SECONDS,
+    ClusterClock,
+    jump_seconds,
+    resume,
+)
 from retire_cluster.broker.core.records.retention_queue import RetentionQueue
 from retire_cluster.broker.core.rows import Mark
 from retire_cluster.broker.store.sqlite import SQLiteStore
@@ -27,7 +32,7 @@ YEAR = 365 * DAY
 def ended(cluster: Cluster, count: int = 1) -> list[int]:
     numbers = cluster.submit(count)
     for number in numbers:
-        cluster.do(ev.CancelAsked(number))
+        cluster.do(ev.CancelRequested(number))
     return numbers
 
 
@@ -99,9 +104,9 @@ def test_each_task_gets_old_for_itself(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(settings_with(retention={"finished_days": 7}))
     first, *others = cluster.submit(4)
     for number in others:
-        cluster.do(ev.CancelAsked(number))
+        cluster.do(ev.CancelRequested(number))
     cluster.pass_time(29 * DAY)
-    cluster.do(ev.CancelAsked(first))
+    cluster.do(ev.CancelRequested(first))
     cluster.pass_time(6 * DAY)
     assert gone(cluster) == others
     assert cluster.state.ledger.has(first)
@@ -113,7 +118,7 @@ def test_what_ended_first_goes_first_when_there_are_too_many(make_cluster: MakeC
     cluster = make_cluster(settings_with(retention={"finished_rows": 2}))
     numbers = cluster.submit(4)
     for number in reversed(numbers):
-        cluster.do(ev.CancelAsked(number))
+        cluster.do(ev.CancelRequested(number))
         cluster.pass_time(1)
     cluster.restart()
     assert gone(cluster) == numbers[:1:-1]
@@ -127,7 +132,7 @@ def test_a_task_that_ran_again_is_as_old_as_its_last_end(make_cluster: MakeClust
     cluster.retry(number)
     cluster.pass_time(5 * DAY)
     assert gone(cluster) == []
-    cluster.do(ev.CancelAsked(number))
+    cluster.do(ev.CancelRequested(number))
     cluster.pass_time(6 * DAY)
     assert gone(cluster) == []
     cluster.pass_time(2 * DAY)
@@ -188,7 +193,7 @@ def test_a_gap_counts_as_far_as_it_is_known(
 ) -> None:
     now = Now(mono, MARK.wall_ms + 1000 * wall_seconds)
     mark = MARK if boot else MARK._replace(boot="")
-    clock, text = resumed(mark, now, boot)
+    clock, text = resume(mark, now, boot)
     assert clock.age_ms(now) == MARK.age_ms + 1000 * passed
     assert told in text
     assert bool(text) == bool(told)
@@ -217,7 +222,7 @@ def test_the_age_never_goes_back_and_never_beyond_what_passed(
         if what == "boot":
             boot, mono, most = boot + 1, 1.0, REBOOT_SECONDS
         if what != "on":
-            clock, _ = resumed(mark, Now(mono, wall_ms), str(boot))
+            clock, _ = resume(mark, Now(mono, wall_ms), str(boot))
         now_ms = clock.age_ms(Now(mono, wall_ms))
         assert -1 <= now_ms - before <= 1000 * most + 2
         before = now_ms
@@ -225,10 +230,10 @@ def test_the_age_never_goes_back_and_never_beyond_what_passed(
 
 def test_a_jump_is_told_from_time_that_passes() -> None:
     before = Now(10.0, 1_000_000)
-    assert jumped(before, Now(310.0, 1_300_000)) == 0
-    assert jumped(before, Now(10.5, 1_003_000)) == 0
-    assert jumped(before, Now(10.5, 1_000_500 + 30 * DAY * 1000)) == 30 * DAY
-    assert jumped(before, Now(10.5, 500)) == pytest.approx(-1_000)
+    assert jump_seconds(before, Now(310.0, 1_300_000)) == 0
+    assert jump_seconds(before, Now(10.5, 1_003_000)) == 0
+    assert jump_seconds(before, Now(10.5, 1_000_500 + 30 * DAY * 1000)) == 30 * DAY
+    assert jump_seconds(before, Now(10.5, 500)) == pytest.approx(-1_000)
 
 
 @given(st.data())
