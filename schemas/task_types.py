@@ -1,4 +1,4 @@
-"""The built-in task types: what their payloads may hold (contract.md, Task types).
+"""The built-in task types: what their payloads may hold (docs/contract.md, Task types).
 
 Devices advertise these very schemas in HELLO; the broker knows them also while no device was ever
 connected. Pure data in Cerberus's dialect, no import of Cerberus: a device has none.

@@ -118,7 +118,7 @@ BUILTIN_TASK_TYPES = (
 )  # fmt: skip
 #: Types that run whatever a submitter wrote: off on a device until its owner allows them.
 OFF_BY_DEFAULT = ("command", "python_call")
-#: Types that anyone may submit while authentication is on (contract.md, Authentication).
+#: Types that anyone may submit while authentication is on (docs/contract.md, Authentication).
 HARMLESS_TASK_TYPES = frozenset({"echo", "sleep", "system_info"})
 TASK_TYPE_PATTERN = r"[a-z0-9_.\-]{1,100}"
 DEVICE_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.:\-]{0,99}"

@@ -17,7 +17,7 @@ from retire_cluster.schemas.rest import requests
 from retire_cluster.schemas.vocabulary import DeviceStatus, Role
 
 DEVICE: Final = {"device_id": {"type": "string", "required": True, "maxlength": 200}}
-#: A device counts as server grade from here on (contract.md, `/devices/summary`).
+#: A device counts as server grade from here on (docs/contract.md, Answers).
 SERVER_CORES, SERVER_MEMORY_GB = 8, 16
 
 

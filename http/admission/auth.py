@@ -197,7 +197,7 @@ class Authorizer:
         """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
 
         Types beside the harmless ones run code or reach out, so they need what the document's
-        protected endpoints need (contract.md, Authentication).
+        protected endpoints need (docs/contract.md, Authentication).
         """
         dangerous = sorted(t for t in task_types if rights.of_type(t) == rights.DANGEROUS)
         if dangerous:

@@ -2,8 +2,8 @@
 
 A same-host proxy passes strangers off as loopback, and any client can write `X-Forwarded-For`. So
 forwarded addresses count only from configured proxies, and a request that shows signs of having
-been forwarded by anything else is never taken for one of this machine (contract.md,
-Authentication, origin, limits). Nor is one of a configured proxy that does not say whose it is.
+been forwarded by anything else is never taken for one of this machine (docs/contract.md,
+Authentication). Nor is one of a configured proxy that does not say whose it is.
 """
 
 from __future__ import annotations

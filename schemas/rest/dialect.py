@@ -177,7 +177,7 @@ class StrictValidator(cerberus.Validator):  # type: ignore[misc]
     def _normalize_coerce_page_size(self, value: int) -> int:
         return min(value, self.page_size_limit)
 
-    #: A `page_size` above this is clamped, not refused (contract.md, Envelope and errors).
+    #: A `page_size` above this is clamped, not refused (docs/contract.md, Envelope and errors).
     page_size_limit = 100
 
     def _normalize_default(self, mapping: Any, schema: Any, field: Any) -> None:

@@ -11,7 +11,7 @@ from retire_cluster.schemas.text import weburl
 from retire_cluster.schemas.text.jsonscan import check_cost, long_number
 from retire_cluster.schemas.text.jsontext import JSONError, is_deeper, loads
 
-#: How deep a payload may be nested (contract.md, Task types).
+#: How deep a payload may be nested (docs/contract.md, Task types).
 MAX_DEPTH: Final = 64
 
 

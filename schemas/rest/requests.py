@@ -1,6 +1,7 @@
 """Every body and query of the REST API as a Cerberus schema: validation *and* OpenAPI read these.
 
-Bounds and defaults are contract.md's. The admin socket validates its arguments with the same ones.
+The admin socket validates its arguments with the same ones. Bounds and defaults are those of
+docs/contract.md, Task types, and docs/contract.md, Changing the configuration.
 """
 
 from __future__ import annotations
@@ -300,7 +301,10 @@ HEARTBEAT_CONFIG: Final[dict[str, Any]] = {
 
 
 def check_heartbeat(interval: float, timeout: float, max_missed: int) -> None:
-    """Raises `ValidationError` when these, together, cannot work (contract.md, `PUT /config/*`)."""
+    """Raises `ValidationError` when these, together, cannot work.
+
+    See docs/contract.md, Changing the configuration.
+    """
     if timeout < interval * max_missed:
         least = interval * max_missed
         raise ValidationError(

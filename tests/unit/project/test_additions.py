@@ -1,0 +1,63 @@
+"""What is added in one place and left out in another is named (CONTRIBUTING.md, Add something)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from retire_cluster.cli.main import VERBS
+from retire_cluster.cli.verbs.completion import WORDS
+from retire_cluster.node.device.policy import Policy
+from retire_cluster.node.process.perform import perform
+from retire_cluster.node.running.catalog import Catalog, Place
+from retire_cluster.node.tasks.base import Limits
+from retire_cluster.schemas.rest.endpoints import API, ENDPOINTS
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.vocabulary import (
+    BUILTIN_TASK_TYPES,
+    OFF_BY_DEFAULT,
+    RESERVED_DEVICE_IDS,
+)
+
+#: Verbs that need no words beside their own.
+PLAIN = {"version", "main", "api", "join"}
+
+
+@pytest.mark.parametrize("name", sorted({*BUILTIN, *BUILTIN_TASK_TYPES}))
+def test_a_built_in_type_is_described_offered_run_and_documented(name: str, root: Path) -> None:
+    assert name in BUILTIN_TASK_TYPES, "schemas/vocabulary.py names it"
+    assert name in BUILTIN, "schemas/task_types.py describes its payload"
+    catalog = Catalog(Policy.make(allow=OFF_BY_DEFAULT, allow_root=True))
+    assert name in {info.name for info in catalog.advertised()}, "a row in node/running/catalog.py"
+    kind = catalog.kind(name)
+    if kind.place is Place.CHILD and not kind.entry_point:
+        header = {
+            "task_type": name, "task_id": "t", "attempt": 1, "timeout_seconds": 1,
+            "limits": vars(Limits()),
+        }  # fmt: skip
+        told, _ = perform(
+            header, b"{}", tell=lambda percent, message: None, write_log=lambda line: None,
+            is_cancelled=lambda: False,
+        )  # fmt: skip
+        assert "entry_point" not in (told["error_message"] or ""), "node/process/perform.py runs it"
+    contract = (root / "docs" / "contract.md").read_text("utf-8")
+    assert f"| `{name}` |" in contract, "a row in docs/contract.md"
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_every_verb_has_a_module_help_and_completion(name: str) -> None:
+    verb = VERBS[name]
+    call = getattr(importlib.import_module(verb.module), verb.function)
+    assert list(inspect.signature(call).parameters)[:1] == ["argv"]
+    assert verb.help
+    assert name in PLAIN or name in WORDS, "cli/verbs/completion.py has its words"
+
+
+def test_every_word_below_devices_is_no_devices_name() -> None:
+    below = re.compile(re.escape(f"{API}/devices/") + r"(\w+)(/.*)?")
+    words = {found[1] for _, path in ENDPOINTS if (found := below.fullmatch(path))}
+    assert words == RESERVED_DEVICE_IDS
