@@ -12,7 +12,7 @@ from retire_cluster.conf.machine.processes import is_same
 from retire_cluster.schemas.text.hosts import in_url
 
 
-class JoinServer(NamedTuple):
+class InstallerAddress(NamedTuple):
     """Where `/join.py` is."""
 
     port: int
@@ -25,13 +25,13 @@ def path_of(data_dir: Path) -> Path:
     return data_dir / "run" / "join.json"
 
 
-def find(data_dir: Path) -> JoinServer | None:
+def find(data_dir: Path) -> InstallerAddress | None:
     """The join server of a cluster that runs with this folder, None when there is none."""
     try:
         document = json.loads(path_of(data_dir).read_bytes())
         if not is_same(int(document["pid"]), document.get("started")):
             return None
-        return JoinServer(int(document["port"]), str(document["sha256"]))
+        return InstallerAddress(int(document["port"]), str(document["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -42,7 +42,7 @@ def join_string(made: Mapping[str, Any], host: str) -> str:
     return curve.write_join(curve.Invitation(host, made["worker_port"], made["server_key"], token))
 
 
-def one_line(server: JoinServer, host: str, join: str) -> str:
+def one_line(server: InstallerAddress, host: str, join: str) -> str:
     """What to paste on the device, in sh, cmd or PowerShell; it checks the script it runs.
 
     The join string comes by standard input: no list of processes shows it.

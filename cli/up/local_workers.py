@@ -1,11 +1,39 @@
-"""Keys as the tooling makes them for local workers."""
+"""Local workers need no join line: `up` makes their keys and tells the main node."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from retire_cluster.cli.endpoints import MainEndpoints
+from retire_cluster.cli.target import Caller
+from retire_cluster.cli.up.plan import Plan
 from retire_cluster.conf import curve
-from retire_cluster.conf.curve import Pair
+from retire_cluster.conf.curve import KeyFileError, Pair
+from retire_cluster.schemas.errors import ClusterError, Forbidden
+
+
+def let_in(
+    client: Caller, plan: Plan, main: MainEndpoints, say: Callable[[str], None]
+) -> list[int]:
+    """Tell the main node the keys of the local workers; the numbers of those it has removed.
+
+    :param client: asks the main node
+    :param say: takes progress lines, what fails among them
+    """
+    removed = []
+    for number, device_id in plan.device_ids.items():
+        folder = plan.worker_dir(number)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            pair = device_pair(folder, main.server_key, plan.worker_address(main), device_id)
+            args = {"device_id": device_id, "public_key": pair.public}
+            client.call("device.authorise", args, timeout_seconds=10.0)
+        except (ClusterError, KeyFileError, OSError) as error:
+            say(f"worker {device_id}: {error}")
+            if isinstance(error, Forbidden):
+                removed.append(number)
+    return removed
 
 
 def device_pair(folder: Path, server_key: str, address: str, device_id: str) -> Pair:

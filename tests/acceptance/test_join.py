@@ -405,7 +405,7 @@ def test_a_device_with_nothing_but_python_joins_by_one_line(
     process = None
     log = tmp_path / "bare.log"
     try:
-        where = joining.JoinServer(server.port, server.sha256)
+        where = joining.InstallerAddress(server.port, server.sha256)
         pasted = joining.one_line(where, "127.0.0.1", line(cluster))
         found = re.fullmatch(r'echo (rc1\.\S+) \| python3 (-c "[^"]+")', pasted)
         assert found, pasted

@@ -173,7 +173,7 @@ def test_what_needs_docstrings_says_so_in_one_line_without_them(
 
 WRAPPED = """
 import sys
-from retire_cluster.cli.up import command as up, plan
+from retire_cluster.cli.up import plan, running
 from retire_cluster.conf.loading import read_settings
 
 WAIT = '''
@@ -193,7 +193,7 @@ class Plan(plan.Plan):
 
 args = plan.parser().parse_args(sys.argv[2:])
 settings = read_settings(plan.overrides(args))
-sys.exit(up.Up(Plan(args, settings, "host"), sys.stdout, sys.stderr).run())
+sys.exit(running.Up(Plan(args, settings, "host"), sys.stdout, sys.stderr).run())
 """
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.cli.up.announce import Announcement
-from retire_cluster.conf.joining import JoinServer, one_line
+from retire_cluster.conf.joining import InstallerAddress, one_line
 from tests.acceptance.documents import blocks, command_environment
 from tests.acceptance.kit import Cluster, Process
 from tests.command_kit import until
@@ -103,7 +103,7 @@ def test_the_tutorial_from_its_first_line_to_its_last(laptop: Laptop) -> None:
 
 def test_what_up_says_is_what_the_page_shows() -> None:
     (shown,) = (block.text for block in BLOCKS if block.language == "text")
-    paste = one_line(JoinServer(8084, "0" * 64), "192.168.1.20", "rc1.word")
+    paste = one_line(InstallerAddress(8084, "0" * 64), "192.168.1.20", "rc1.word")
     printed = Announcement(
         api_host="127.0.0.1", api_port=8081, worker_port=8082, worker_host="0.0.0.0",
         lan_address="192.168.1.20", join="rc1.word", one_line=paste,

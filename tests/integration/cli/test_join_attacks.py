@@ -22,7 +22,7 @@ import pytest
 
 from retire_cluster.cli.joining import server as join_server
 from retire_cluster.conf import curve, joining
-from retire_cluster.conf.joining import JoinServer
+from retire_cluster.conf.joining import InstallerAddress
 from tests import ports
 
 pytestmark = pytest.mark.skipif(
@@ -239,7 +239,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def test_no_process_of_a_pasted_line_shows_it(tmp_path: Path) -> None:
     middle, device = Middle(tmp_path), Device(tmp_path)
-    server = JoinServer(middle.port, hashlib.sha256(middle.script).hexdigest())
+    server = InstallerAddress(middle.port, hashlib.sha256(middle.script).hexdigest())
     middle.files["/join.py"] = middle.script
     line = joining.one_line(server, "127.0.0.1", word(ports.free_port()))
     line = line.replace("python3", sys.executable) + f" --data-dir {tmp_path / 'w'}\n"

@@ -21,7 +21,7 @@ import pytest
 from retire_cluster.cli.joining import join_script, wheel
 from retire_cluster.cli.joining import server as join_server
 from retire_cluster.conf import joining
-from retire_cluster.conf.joining import JoinServer
+from retire_cluster.conf.joining import InstallerAddress
 
 SHA = "ab" * 32
 
@@ -101,7 +101,7 @@ def test_an_old_python_names_a_newer_one_or_how_to_get_it(monkeypatch: pytest.Mo
 def test_the_line_is_pasteable_everywhere_and_no_command_line_has_the_join_string(
     host: str,
 ) -> None:
-    line = joining.one_line(JoinServer(8084, SHA), host, "rc1.abc")
+    line = joining.one_line(InstallerAddress(8084, SHA), host, "rc1.abc")
     found = re.fullmatch(r'echo rc1\.abc \| python3 -c "([^"$`\\|]+)"', line)
     assert found, "the quotes of sh, cmd and PowerShell hold it together"
     compile(found[1], "line", "exec")

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.cli.endpoints import ApiEndpoint, MainEndpoints
-from retire_cluster.cli.up import command as up
-from retire_cluster.cli.up import plan
+from retire_cluster.cli.up import command, plan
 from retire_cluster.cli.up.announce import Announcement, quoted
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.machine.addresses import is_loopback
@@ -90,7 +89,7 @@ def test_a_number_of_workers_out_of_bounds_is_a_usage_error(
 
 
 def test_a_wrong_port_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert up.main(["--port", "70000"]) == 2
+    assert command.main(["--port", "70000"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
