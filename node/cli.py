@@ -29,8 +29,10 @@ from retire_cluster.conf.sections import ROLES
 from retire_cluster.conf.settings import Settings
 from retire_cluster.conf.spec import SettingsError
 from retire_cluster.conf.usage import Unusable
+from retire_cluster.node.core import exit_codes
+from retire_cluster.node.core.pace import Pace
 from retire_cluster.node.core.records import Introduction
-from retire_cluster.node.core.session import EXIT_OK, EXIT_REFUSED, Pace, Session
+from retire_cluster.node.core.session import Session
 from retire_cluster.node.device import probe
 from retire_cluster.node.device.clock import monotonic
 from retire_cluster.node.device.identity import (
@@ -68,10 +70,6 @@ _MIB = 1024 * 1024
 _TAG = re.compile(rf"{TAG_PATTERN}\Z")
 
 log = logging.getLogger("retire_cluster.node")
-
-
-#: The worker met an error of its own; it may be started again.
-EXIT_BROKEN = 1
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -172,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         # Not a refusal: whoever watches this process starts it again.
         log.exception("the worker met an error of its own and ends")
-        return EXIT_BROKEN
+        return exit_codes.BROKEN
     finally:
         for workplace in workplaces:
             workplace.close()
@@ -540,7 +538,7 @@ def _version() -> str:
 
 def _refuse(text: str) -> int:
     last_words(f"{PROGRAM}: {' '.join(text.split())}")
-    return EXIT_REFUSED
+    return exit_codes.REFUSED
 
 
-__all__ = ["EXIT_OK", "Worker", "build", "main", "make_parser"]
+__all__ = ["Worker", "build", "main", "make_parser"]

@@ -17,21 +17,23 @@ class Lease:
 
     def __init__(self) -> None:
         self._beat = 0
+        #: Heartbeat → when it was sent, of those that are not acknowledged.
         self._sent: dict[int, float] = {}
         #: Send time of what the main node last acknowledged; None before the first WELCOME.
         self._renewed_at: float | None = None
         #: The device has let go; what may not run twice was stopped.
         self.fenced = False
+        #: Round trip of the last acknowledged heartbeat; None before the first.
         self.rtt_ms: float | None = None
 
-    def new_session(self) -> None:
-        """Beats count from 1 again; those of the old session are not acknowledged any more."""
+    def open_session(self) -> None:
+        """Count beats from 1 again; those of the old session are not acknowledged any more."""
         self._beat = 0
         self._sent.clear()
 
-    def welcomed(self, hello_sent: float) -> None:
-        """WELCOME acknowledges the HELLO it answers."""
-        self._renewed_at = hello_sent
+    def renew(self, sent: float) -> None:
+        """Count the lease from when an acknowledged HELLO or heartbeat was sent."""
+        self._renewed_at = sent
         self.fenced = False
 
     @property
@@ -40,18 +42,18 @@ class Lease:
         return self._beat
 
     def next_beat(self, now: float) -> int:
-        """The number of the heartbeat that is sent now."""
+        """Count a heartbeat that is sent now; its number."""
         self._beat += 1
         self._sent[self._beat] = now
         return self._beat
 
-    def acknowledged(self, beat: int, now: float) -> None:
-        """A heartbeat was answered; an answer to none of ours changes nothing."""
+    def acknowledge(self, beat: int, now: float) -> None:
+        """Renew the lease by a heartbeat that was answered; one that is none of ours is ignored."""
         sent = self._sent.get(beat)
         if sent is None:
             return
         self.rtt_ms = round((now - sent) * 1000, 3)
-        self.welcomed(sent)
+        self.renew(sent)
         for earlier in [number for number in self._sent if number <= beat]:
             del self._sent[earlier]
 

@@ -18,10 +18,10 @@ _ROW_BYTES = 300
 
 
 class Outbox:
-    """What this device owes the main node. Pure: it hands out batches and is told of ACKs."""
+    """Results that this device owes the main node: it hands out batches and is told of ACKs."""
 
     def __init__(self, stored: Sequence[Result] = ()) -> None:
-        """`stored`: what an earlier process left on disk."""
+        """:param stored: what an earlier process left on disk"""
         self._unacked = {result.key: result for result in stored}
         self._waiting: list[Result] = list(stored)
         #: Batch → its results, the newest heartbeat that went before it, and its bytes.
@@ -41,18 +41,21 @@ class Outbox:
         return tuple(self._unacked)
 
     def add(self, result: Result, *, on_disk: bool = False) -> None:
-        """Owes one more result."""
+        """Owe one more result.
+
+        :param on_disk: it is stored, and its key is handed back when it may leave the disk
+        """
         self._unacked[result.key] = result
         self._waiting.append(result)
         if on_disk:
             self._on_disk.add(result.key)
 
-    def acknowledged(self, batch: int) -> list[AttemptKey]:
-        """A batch has arrived for good; the keys of it that may leave the disk."""
+    def acknowledge(self, batch: int) -> list[AttemptKey]:
+        """Forget a batch that has arrived for good; the keys of it that may leave the disk."""
         return self._forget(result.key for result in self._take(batch))
 
-    def overtaken(self, beat: int) -> None:
-        """A heartbeat was acknowledged: a batch that went before it and was not is sent again.
+    def resend_before(self, beat: int) -> None:
+        """Send again what went before a heartbeat that is acknowledged, and is not itself.
 
         Messages of a session stay in order, so the batch or its ACK was dropped on the way.
         """
@@ -61,14 +64,14 @@ class Outbox:
             self._waiting += [result for result in results if result.key in self._unacked]
 
     def drop(self, keys: Iterable[AttemptKey]) -> list[AttemptKey]:
-        """Nobody wants these any more; the keys of them that may leave the disk."""
+        """Forget what nobody wants any more; the keys of it that may leave the disk."""
         gone = {key for key in keys if key in self._unacked}
         if gone:
             self._waiting = [result for result in self._waiting if result.key not in gone]
         return self._forget(gone)
 
     def start_over(self) -> None:
-        """A new session: everything owed is to be sent again."""
+        """Send everything owed again: a new session has begun."""
         self._waiting = list(self._unacked.values())
         self._batches.clear()
         self._unacked_bytes = 0
@@ -78,7 +81,7 @@ class Outbox:
 
         Of much only as many as may be on their way; the others once these are acknowledged.
 
-        `beat`: the newest heartbeat sent so far.
+        :param beat: the newest heartbeat sent so far
         """
         if not self._waiting or self._unacked_bytes > MOST_UNACKED_BYTES:
             return

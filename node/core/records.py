@@ -1,16 +1,12 @@
-"""What the session, the runner and the spool say to each other.
-
-Events tell the session what happened; instructions are what it wants done. All of it is plain
-data: the session can be driven by a test, a simulator or the agent's loop alike.
-"""
+"""What a device knows of itself, of each attempt that it holds, and of how an attempt ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.protocol.messages import AttemptKey, FromBroker, FromDevice, TypeInfo
+from retire_cluster.schemas.protocol.messages import AttemptKey, TypeInfo
 
 
 class Attempt:
@@ -37,6 +33,7 @@ class Attempt:
         payload: bytes,
         repeatable: bool,
     ) -> None:
+        #: Task, number of the attempt, token and epoch, as the main node gave them.
         self.key = key
         #: Epoch ms of the main node when the task was submitted.
         self.created_ms = created_ms
@@ -51,6 +48,10 @@ class Attempt:
         #: Monotonic second of its start, or None while it waits.
         self.started_at: float | None = None
 
+    def __repr__(self) -> str:
+        state = "waits" if self.started_at is None else f"runs since {self.started_at:.3f}"
+        return f"<Attempt {self.key[1]} of {self.task_id} ({self.task_type}) {state}>"
+
     @property
     def task_id(self) -> str:
         """The task's public id."""
@@ -61,8 +62,11 @@ class Result(NamedTuple):
     """How one attempt ended here; kept until the main node has it."""
 
     key: AttemptKey
+    #: A value of `Outcome`.
     outcome: str
+    #: How long it ran, in seconds; 0 for one that did not begin.
     execution_seconds: float
+    #: A value of `Cause`; None for a success and where there is none to name.
     cause: str | None
     error_message: str | None
     #: JSON text of `result_data`, or empty.
@@ -71,20 +75,12 @@ class Result(NamedTuple):
     details: bytes
 
 
-class Told(NamedTuple):
-    """How far an attempt says it is."""
-
-    key: AttemptKey
-    percent: float | None
-    message: str
-
-
 @dataclass(frozen=True)
 class Introduction:
-    """What stays the same in every HELLO of one process."""
+    """What every HELLO of one process says; only the task types may change meanwhile."""
 
     device_id: str
-    #: Random text, one a process.
+    #: Random text that tells one process of a device from the next.
     instance: str
     version: str
     role: str
@@ -95,153 +91,20 @@ class Introduction:
     task_types: tuple[TypeInfo, ...]
     #: Own types that are not offered, each with the reason.
     left_out: tuple[str, ...] = ()
-    #: What tasks are kept from, and by what.
+    #: What tasks are kept from, and by what, each `what: which`.
     walls: tuple[str, ...] = ()
 
 
 # Why an attempt is ended before its own end.
+#: A client cancelled it.
 CANCELLED = "cancelled"
+#: Its time is over.
 TIMEOUT = "timeout"
+#: The device goes, or takes no work: another may have the attempt.
 RELEASED = "released"
+#: The lease is over, and the attempt may not run twice.
 FENCED = "fenced"
+#: The main node wants no result of it.
 ABANDONED = "abandoned"
+#: Its process was not ready in time.
 UNSTARTED = "unstarted"
-
-
-# --- events ---------------------------------------------------------------------------------
-
-
-class Opened(NamedTuple):
-    """The loop begins."""
-
-
-class LinkUp(NamedTuple):
-    """The transport reached the main node."""
-
-
-class LinkDown(NamedTuple):
-    """The transport lost the main node, or could not reach it."""
-
-    reason: str
-    #: The reason names its own cure, so general advice is left out.
-    cured: bool = False
-
-
-class Received(NamedTuple):
-    """A well-formed message of the main node."""
-
-    message: FromBroker
-    blobs: list[bytes]
-
-
-class Started(NamedTuple):
-    """Attempts began to run."""
-
-    keys: list[AttemptKey]
-
-
-class Progressed(NamedTuple):
-    """Attempts told how far they are."""
-
-    items: list[Told]
-
-
-class Ended(NamedTuple):
-    """Attempts ended."""
-
-    results: list[Result]
-
-
-class Learned(NamedTuple):
-    """The device's capabilities are known, or known better."""
-
-    capabilities: dict[str, Any]
-
-
-class Offers(NamedTuple):
-    """What this device offers has changed."""
-
-    task_types: tuple[TypeInfo, ...]
-    #: Own types that are not offered, each with the reason.
-    left_out: tuple[str, ...]
-
-
-class Tick(NamedTuple):
-    """A turn of the loop is over: flush what gathered, look at the clock."""
-
-
-class Stop(NamedTuple):
-    """The owner wants the worker to go; a second one wants it at once."""
-
-    reason: str
-
-
-Event = (
-    Opened
-    | LinkUp
-    | LinkDown
-    | Received
-    | Started
-    | Progressed
-    | Ended
-    | Learned
-    | Offers
-    | Tick
-    | Stop
-)
-
-
-# --- instructions ---------------------------------------------------------------------------
-
-
-class Connect(NamedTuple):
-    """Drop the socket, if there is one, and dial with a new one."""
-
-
-class Send(NamedTuple):
-    """Send this message. A heartbeat's metrics are filled in by the shell."""
-
-    message: FromDevice
-    blobs: tuple[bytes, ...] = ()
-
-
-class Run(NamedTuple):
-    """Run these attempts as slots become free."""
-
-    attempts: list[Attempt]
-
-
-class Kill(NamedTuple):
-    """End these attempts, their whole process trees, for one of the reasons above."""
-
-    keys: list[AttemptKey]
-    reason: str
-
-
-class Keep(NamedTuple):
-    """Store these results so that they outlive the process."""
-
-    results: list[Result]
-
-
-class Forget(NamedTuple):
-    """These stored results are no longer needed."""
-
-    keys: list[AttemptKey]
-
-
-class Say(NamedTuple):
-    """A line for the log."""
-
-    #: `info`, `warning` or `error`.
-    level: str
-    text: str
-
-
-class Exit(NamedTuple):
-    """Leave with this exit code once everything said before is sent."""
-
-    code: int
-
-
-Instruction = Connect | Send | Run | Kill | Keep | Forget | Say | Exit

@@ -1,93 +1,58 @@
 """What a device says to the main node and when: a pure state machine, events in, instructions out.
 
-    connecting --LinkUp--> greeting --WELCOME--> ready --Stop--> draining --> closed
+    connecting --LinkUp--> greeting --WELCOME--> ready --StopAsked--> draining --> closed
          ^---- LinkDown, silence, REJECT ----------'
 
-Everything that decides lives here, and nothing here reads a clock, a socket or a random number:
-`now` (monotonic seconds that go on while the device sleeps), `random` and `new_session` are
-arguments. The rules, from docs/protocol.md:
+Everything that decides lives here and in what it is made of (connection.py, lease.py, work.py,
+shutdown.py). Nothing here reads a clock, a socket or a random number: `now` (monotonic seconds
+that go on while the device sleeps), `random` and `new_session` are arguments. The rules, from
+docs/protocol.md:
 
 * Each HELLO opens a new session. A message that names another session is ignored.
 * A result is kept until its FINISHED is acknowledged, and sent again after every WELCOME and when a
   heartbeat that was sent after it is acknowledged first.
 * The device is *fenced* at the send time of its last acknowledged heartbeat + timeout -
   max(0.5 s, 10 %). From then on others may have its work: what may not run twice is killed.
-* After `interval x max_missed` without a word from the main node the socket is rebuilt, because
+* After `interval x max_missed` without a word from the main node the socket is replaced, because
   sleep, VPN and Wi-Fi changes leave links that look alive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
-from retire_cluster.node.core import records
+from retire_cluster.node.core import events, exit_codes
+from retire_cluster.node.core.connection import Connection, Phase
+from retire_cluster.node.core.instructions import Exit, Instruction, Log, Send
 from retire_cluster.node.core.lease import Lease
-from retire_cluster.node.core.records import (
-    ABANDONED,
-    FENCED,
-    RELEASED,
-    Instruction,
-    Result,
-)
+from retire_cluster.node.core.pace import DEFAULT_CONFIG, Pace
+from retire_cluster.node.core.records import ABANDONED, FENCED, RELEASED, Introduction, Result
+from retire_cluster.node.core.shutdown import Shutdown, Step
 from retire_cluster.node.core.work import Work
 from retire_cluster.schemas.protocol import messages
-from retire_cluster.schemas.protocol.messages import HeartbeatConfig
 from retire_cluster.schemas.protocol.wire import PROTOCOL
 from retire_cluster.schemas.text.cleantext import clean
 
+#: With more attempts than this a heartbeat does not list them.
 MAX_HELD_IN_HEARTBEAT = 256
-
-EXIT_OK = 0
-EXIT_REFUSED = 2
-EXIT_REMOVED = 4
-EXIT_INTERRUPTED = 130
-
-#: Until the first WELCOME brings the broker's; the contract's defaults.
-DEFAULT_CONFIG = HeartbeatConfig(version=0, interval=5.0, timeout=30.0, max_missed=3)
-
-
-class Phase(Enum):
-    """Where the session is."""
-
-    CONNECTING = "connecting"
-    GREETING = "greeting"
-    READY = "ready"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Waiting times of the session, in seconds."""
-
-    #: For WELCOME after HELLO.
-    welcome_seconds: float = 5.0
-    #: First and longest wait before the socket is rebuilt; doubles in between.
-    backoff_seconds: float = 2.0
-    backoff_cap_seconds: float = 30.0
-    #: After REJECT `duplicate` or `max_connections` when the broker names no time.
-    refused_seconds: float = 5.0
-    #: Between two tries at a main node that speaks an older protocol.
-    outdated_seconds: float = 60.0
-    #: Least time between two PROGRESS messages.
-    progress_seconds: float = 0.25
-    #: For running work to end by itself after the first signal.
-    grace_seconds: float = 10.0
-    #: For killed work to be gone.
-    kill_seconds: float = 5.0
-    #: For the last results to be acknowledged.
-    last_ack_seconds: float = 3.0
 
 
 class Session:
-    """One worker process's side of the conversation with the main node."""
+    """One worker process's side of the conversation with the main node.
+
+    :param random: gives numbers from 0 to 1
+    :param new_session: gives an id of a session that no other has
+    :param repeatable: whether a task of this type and payload may run twice
+    :param stored: results that an earlier process left on disk
+    :param kill_on_lease_loss: kill what may not run twice when the lease is over
+    :param address: the main node, as the log names it
+    """
 
     def __init__(
         self,
-        introduction: records.Introduction,
+        introduction: Introduction,
         *,
         now: float,
         random: Callable[[], float],
@@ -98,34 +63,24 @@ class Session:
         pace: Pace | None = None,
         address: str = "the main node",
     ) -> None:
-        self._me = introduction
-        self._random = random
+        pace = pace or Pace()
+        self._introduction = introduction
+        self._pace = pace
         self._new_session = new_session
         self._kill_on_lease_loss = kill_on_lease_loss
-        self._pace = pace or Pace()
         self._address = address
         self._began = now
         self._capabilities: dict[str, Any] = {}
+        self._out: list[Instruction] = []
 
-        self._state = Phase.CONNECTING
-        self.session = ""
-        self.epoch = -1
-        self.config = DEFAULT_CONFIG
-        #: The timeout that the main node goes by, as far as this device can know.
-        self._lease_timeout = DEFAULT_CONFIG.timeout
-        #: The heartbeat whose acknowledgement says that it knows `config`.
-        self._config_beat = 0
-        self.accepting = True
-        self.not_accepting_reason = ""
-        #: What last went wrong on this device, for heartbeats.
-        self.last_error = ""
-
+        self._connection = Connection(pace=pace, random=random, address=address, emit=self._emit)
+        self._shutdown = Shutdown(pace)
         self._work = Work(
             now=now,
             repeatable=repeatable,
             stored=stored,
-            progress_seconds=self._pace.progress_seconds,
-            emit=lambda instruction: self._out.append(instruction),
+            progress_seconds=pace.progress_seconds,
+            emit=self._emit,
         )
         #: Attempts the device has and has not finished.
         self.held = self._work.held
@@ -133,38 +88,43 @@ class Session:
         self.outbox = self._work.outbox
         self.lease = Lease()
 
-        self._linked = False
+        #: Id of the session that the last HELLO opened; empty before the first.
+        self.session = ""
+        #: The main node's, as WELCOME told it; -1 before the first.
+        self.epoch = -1
+        self.config = DEFAULT_CONFIG
+        #: The timeout in seconds that the main node goes by, as far as this device can know.
+        self._lease_timeout = DEFAULT_CONFIG.timeout
+        #: The heartbeat whose acknowledgement says that the main node knows `config`.
+        self._config_beat = 0
+        #: Whether the main node wants this device to take work; False once it drained it.
+        self.accepting = True
+        self.not_accepting_reason = ""
+        #: What last went wrong on this device, for heartbeats.
+        self.last_error = ""
+        #: Types that the main node does not take, each with the reason, as it said last.
+        self._left_out: tuple[str, ...] = ()
+        #: When the last HELLO was said, the last word came in, the next heartbeat is due.
         self._hello_sent = now
         self._heard = now
         self._beat_at = now
-        self._failures = 0
-        self._connect_at: float | None = None
-        self._greet_at: float | None = None
-        self._welcome_by: float | None = None
-        self._outage_said = False
-        self._last_refusal = ""
-        #: Types that the main node does not take, as it said last.
-        self._left_out: tuple[str, ...] = ()
 
-        self._stop_reason: str | None = None
-        self._exit_code = EXIT_OK
-        self._grace_until = 0.0
-        self._kill_until: float | None = None
-        self._ack_until: float | None = None
-        self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
-            records.Opened: lambda event, now: self._connect(now),
-            records.LinkUp: lambda event, now: self._on_link_up(now),
-            records.LinkDown: self._on_link_down,
-            records.Received: self._on_received,
-            records.Started: lambda event, now: self._work.started(event.keys, now),
-            records.Progressed: lambda event, now: self._work.progressed(event.items),
-            records.Ended: lambda event, now: self._work.ended(event.results),
-            records.Learned: self._on_learned,
-            records.Offers: self._on_offers,
-            records.Tick: lambda event, now: self._on_tick(now),
-            records.Stop: self._on_stop,
-            messages.FinishedAck: lambda message, now: self._work.acknowledged(message.batch),
+            events.Opened: lambda event, now: self._connection.dial(now),
+            events.LinkUp: self._on_link_up,
+            events.LinkDown: self._on_link_down,
+            events.Received: self._on_received,
+            events.Started: lambda event, now: self._work.start(event.keys, now),
+            events.Progressed: lambda event, now: self._work.note_progress(event.items),
+            events.Ended: lambda event, now: self._work.finish(event.results),
+            events.CapabilitiesChanged: self._on_capabilities_changed,
+            events.OffersChanged: self._on_offers_changed,
+            events.Tick: self._on_tick,
+            events.StopAsked: self._on_stop_asked,
+        }
+        #: Of messages that count in the READY phase only, beside ASSIGN.
+        self._message_handlers: dict[type, Callable[[Any, float], None]] = {
+            messages.FinishedAck: lambda message, now: self._work.acknowledge(message.batch),
             messages.HeartbeatAck: self._on_heartbeat_ack,
             messages.Cancel: lambda message, now: self._work.cancel(message.items, message.reason),
             messages.Abandon: lambda message, now: self._work.abandon(message.items),
@@ -174,14 +134,19 @@ class Session:
             messages.Resume: self._on_resume,
         }
 
+    def __repr__(self) -> str:
+        return (
+            f"<Session {self.session or '-'} of {self.device_id}: {self.phase.value},"
+            f" holds {len(self.held)}, owes {len(self.outbox)}>"
+        )
+
     # --- what others may ask ------------------------------------------------------------------
 
     @property
     def phase(self) -> Phase:
         """Where the session is; DRAINING once a stop was asked for."""
-        if self._stop_reason is not None and self._state is not Phase.CLOSED:
-            return Phase.DRAINING
-        return self._state
+        phase = self._connection.phase
+        return Phase.DRAINING if self._shutdown.asked and phase is not Phase.CLOSED else phase
 
     @property
     def fence_at(self) -> float | None:
@@ -190,88 +155,52 @@ class Session:
 
     def next_due(self) -> float | None:
         """The next moment at which `Tick` has something to do."""
-        if self._state is Phase.CLOSED:
+        phase = self._connection.phase
+        if phase is Phase.CLOSED:
             return None
-        due: list[float | None] = []
-        if self._state is Phase.READY:
+        due: list[float | None] = [self._shutdown.due(holds=bool(self.held))]
+        if phase is Phase.READY:
             due += (self._beat_at, self._silent_at(), self._work.progress_due)
         else:
-            due += (self._connect_at, self._greet_at, self._welcome_by)
+            due += self._connection.due()
         if self.held and not self.lease.fenced:
             due.append(self.fence_at)
-        if self._stop_reason is not None:
-            if not self.held:
-                due.append(self._ack_until)
-            else:
-                due.append(self._grace_until if self._kill_until is None else self._kill_until)
         return min((at for at in due if at is not None), default=None)
 
     @property
     def device_id(self) -> str:
         """This device's name in the cluster."""
-        return self._me.device_id
+        return self._introduction.device_id
 
     # --- the one entrance ---------------------------------------------------------------------
 
-    def handle(self, event: records.Event, now: float) -> list[Instruction]:
-        """What is to be done because of `event`, in order."""
-        if self._state is not Phase.CLOSED:
+    def handle(self, event: events.Event, now: float) -> list[Instruction]:
+        """What is to be done because of `event`, in order.
+
+        :param now: monotonic seconds
+        """
+        if self._connection.phase is not Phase.CLOSED:
             self._handlers[type(event)](event, now)
         out, self._out = self._out, []
         return out
 
     # --- the link -----------------------------------------------------------------------------
 
-    def _connect(self, now: float) -> None:
-        self._state = Phase.CONNECTING
-        self._linked = False
-        self._greet_at = self._welcome_by = None
-        self._connect_at = now + self._backoff()
-        self._out.append(records.Connect())
-
-    def _backoff(self) -> float:
-        """Seconds until the next attempt: doubling, the upper half of it random."""
-        wait = self._pace.backoff_seconds * float(2 ** min(self._failures, 10))
-        self._failures += 1
-        return min(self._pace.backoff_cap_seconds, wait) * (0.5 + 0.5 * self._random())
-
-    def _on_link_up(self, now: float) -> None:
-        self._linked = True
-        self._connect_at = None
-        if self._greet_at is None or self._greet_at <= now:
+    def _on_link_up(self, event: events.LinkUp, now: float) -> None:
+        if self._connection.link_up(now):
             self._greet(now)
 
-    def _on_link_down(self, event: records.LinkDown, now: float) -> None:
-        # The transport dials again by itself; the timer is for when that leads nowhere.
-        if self._linked:
-            self._connect_at = now + self._backoff()
-        self._linked = False
-        self._state = Phase.CONNECTING
-        self._welcome_by = None
-        self._say_outage(event.reason, cured=event.cured)
-
-    def _say_outage(self, reason: str, *, cured: bool = False) -> None:
-        if self._outage_said or self._stop_reason is not None:
-            return
-        self._outage_said = True
-        if cured:
-            self._say("warning", f"no connection to {self._address}: {reason}; trying on")
-            return
-        self._say(
-            "warning",
-            f"no connection to {self._address} ({reason}). Check that the main node runs there,"
-            " that its worker port is this one and that no firewall is between; trying on",
-        )
+    def _on_link_down(self, event: events.LinkDown, now: float) -> None:
+        self._connection.link_down(now)
+        self._connection.log_outage(event.reason, quiet=self._shutdown.asked, cured=event.cured)
 
     def _greet(self, now: float) -> None:
+        self._connection.greet(now)
         self.session = self._new_session()
-        self._state = Phase.GREETING
-        self._greet_at = self._connect_at = None
-        self._welcome_by = now + self._pace.welcome_seconds
         self._hello_sent = now
-        self.lease.new_session()
+        self.lease.open_session()
         self._work.start_over()
-        me = self._me
+        me = self._introduction
         self._send(
             messages.Hello(
                 protocol=PROTOCOL,
@@ -296,23 +225,25 @@ class Session:
         )
 
     def _takes_work(self) -> bool:
-        return self.accepting and self._stop_reason is None
+        return self.accepting and not self._shutdown.asked
 
     def _silent_at(self) -> float:
         return self._heard + self.config.interval * self.config.max_missed
 
-    def _on_learned(self, event: records.Learned, now: float) -> None:
+    def _on_capabilities_changed(self, event: events.CapabilitiesChanged, now: float) -> None:
         self._capabilities = dict(event.capabilities)
 
-    def _on_offers(self, event: records.Offers, now: float) -> None:
-        self._me = replace(self._me, task_types=event.task_types, left_out=event.left_out)
+    def _on_offers_changed(self, event: events.OffersChanged, now: float) -> None:
+        self._introduction = replace(
+            self._introduction, task_types=event.task_types, left_out=event.left_out
+        )
         # Whoever goes need not tell; whoever is not connected tells when it is.
-        if self._stop_reason is None and self._state in (Phase.GREETING, Phase.READY):
+        if self.phase in (Phase.GREETING, Phase.READY):
             self._greet(now)
 
     # --- messages -----------------------------------------------------------------------------
 
-    def _on_received(self, event: records.Received, now: float) -> None:
+    def _on_received(self, event: events.Received, now: float) -> None:
         message = event.message
         if isinstance(message, messages.Reject):
             if message.session in ("", self.session):
@@ -321,69 +252,53 @@ class Session:
             self._heard = now
             if isinstance(message, messages.Welcome):
                 self._on_welcome(message, now)
-            elif self._state is Phase.READY:
+            elif self._is_ready:
                 if isinstance(message, messages.Assign):
-                    self._on_assign(event, now)
+                    self._on_assign(message, event.blobs, now)
                 else:
-                    self._handlers[type(message)](message, now)
+                    self._message_handlers[type(message)](message, now)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._connection.phase is Phase.READY
 
     def _on_welcome(self, message: messages.Welcome, now: float) -> None:
-        if self._state is Phase.READY:
+        if self._is_ready:
             return
-        self._state = Phase.READY
-        self._welcome_by = self._connect_at = None
-        self._failures = 0
-        self._outage_said = False
-        self._last_refusal = ""
+        self._connection.welcome()
         self.epoch = message.epoch
         self.config = message.config
         self._lease_timeout, self._config_beat = message.config.timeout, 0
-        self.lease.welcomed(self._hello_sent)
+        self.lease.renew(self._hello_sent)
         self._work.abandon(message.abandon)
-        self._say("info", f"joined {self._address} as {self._me.device_id}")
+        self._log("info", f"joined {self._address} as {self.device_id}")
         if message.left_out != self._left_out:
             self._left_out = message.left_out
             for reason in message.left_out:
-                self._say("warning", f"the main node says: {clean(reason)[:500]}")
-        if self._stop_reason is not None:
-            self._send(messages.Drain(self.session, self._stop_reason))
+                self._log("warning", f"the main node says: {clean(reason)[:500]}")
+        if self._shutdown.reason is not None:
+            self._send(messages.Drain(self.session, self._shutdown.reason))
         self._send_heartbeat(now)
 
     def _on_reject(self, message: messages.Reject, now: float) -> None:
         code, text = message.code, message.message
         if code == "register":
-            # A broker that keeps saying so must not be answered in a tight loop.
-            if self._state is Phase.READY:
+            # A main node that keeps saying so must not be answered in a tight loop.
+            if self._is_ready:
                 self._greet(now)
             else:
-                self._wait_to_greet(self._backoff(), now)
+                self._connection.back_off(now)
         elif code == "removed":
-            self._say("error", f"this device was removed from the cluster: {text}")
-            self._give_up(EXIT_REMOVED)
+            self._log("error", f"this device was removed from the cluster: {text}")
+            self._give_up(exit_codes.REMOVED)
         elif code == "protocol" and message.protocol is not None and message.protocol < PROTOCOL:
             # The main node is the older one: it may be updated while this worker waits.
-            self._refused_for_now(code, text, self._pace.outdated_seconds, now)
+            self._connection.refuse(code, text, self._pace.outdated_seconds, now)
         elif code in ("protocol", "bad_hello", "wrong_port"):
-            self._say("error", f"{self._address} refuses this worker: {text or code}")
-            self._give_up(EXIT_REFUSED)
+            self._log("error", f"{self._address} refuses this worker: {text or code}")
+            self._give_up(exit_codes.REFUSED)
         else:
-            self._refused_for_now(code, text, message.retry_after_seconds, now)
-
-    def _refused_for_now(self, code: str, text: str, wait: float | None, now: float) -> None:
-        wait = min(max(self._pace.refused_seconds if wait is None else wait, 0.1), 3600.0)
-        if code != self._last_refusal:
-            self._last_refusal = code
-            self._say(
-                "warning",
-                f"{self._address} does not take this worker now ({code}):"
-                f" {text or 'no reason given'}; trying again every {wait:g} s",
-            )
-        self._wait_to_greet(wait * (1.0 + 0.1 * self._random()), now)
-
-    def _wait_to_greet(self, wait_seconds: float, now: float) -> None:
-        self._state = Phase.CONNECTING
-        self._welcome_by = self._connect_at = None
-        self._greet_at = now + wait_seconds
+            self._connection.refuse(code, text, message.retry_after_seconds, now)
 
     def _on_config(self, message: messages.Config, now: float) -> None:
         self.config = message.config
@@ -394,8 +309,8 @@ class Session:
         self._send_heartbeat(now)
 
     def _on_heartbeat_ack(self, message: messages.HeartbeatAck, now: float) -> None:
-        self.lease.acknowledged(message.beat, now)
-        self.outbox.overtaken(message.beat)
+        self.lease.acknowledge(message.beat, now)
+        self.outbox.resend_before(message.beat)
         if message.beat >= self._config_beat and message.config_version == self.config.version:
             self._lease_timeout = self.config.timeout
 
@@ -404,60 +319,47 @@ class Session:
 
     def _on_drain(self, message: messages.Drain, now: float) -> None:
         reason = message.reason or "drained by the main node"
-        self._say("info", f"takes no new work: {reason}")
+        self._log("info", f"takes no new work: {reason}")
         self.accepting, self.not_accepting_reason = False, reason
         self._send_heartbeat(now)
 
     def _on_resume(self, message: messages.Resume, now: float) -> None:
-        self._say("info", "takes work again")
+        self._log("info", "takes work again")
         self.accepting, self.not_accepting_reason = True, ""
         self._send_heartbeat(now)
 
-    def _on_assign(self, event: records.Received, now: float) -> None:
-        message = event.message
-        assert isinstance(message, messages.Assign)
+    def _on_assign(self, message: messages.Assign, payloads: list[bytes], now: float) -> None:
         # What comes late, or while we are not heard, may have been given to others by now.
         self._check_fence(now)
         if message.epoch < self.epoch:
-            return  # of an earlier broker process
+            return  # of an earlier process of the main node
         self._work.assign(
             message,
-            event.blobs,
+            payloads,
             refuse="" if self._takes_work() else self._reason_not_to_accept(),
             fenced=self.lease.fenced and self._kill_on_lease_loss,
         )
 
     def _reason_not_to_accept(self) -> str:
-        return self._stop_reason or self.not_accepting_reason or "it takes no work"
+        return self._shutdown.reason or self.not_accepting_reason or "it takes no work"
 
     # --- the clock ----------------------------------------------------------------------------
 
-    def _on_tick(self, now: float) -> None:
+    def _on_tick(self, event: events.Tick, now: float) -> None:
         self._check_fence(now)
-        if self._state is Phase.READY:
-            if now >= self._silent_at():
-                self._say_outage(f"nothing heard for {now - self._heard:.0f} s")
-                self._connect(now)
-            else:
-                self._work.tell(self.session, self.lease.last_beat, now)
-                if now >= self._beat_at:
-                    self._send_heartbeat(now)
-        elif self._greet_at is not None and now >= self._greet_at:
-            self._greet_at = None
-            if self._linked:
+        quiet = self._shutdown.asked
+        if not self._is_ready:
+            if self._connection.tick(now, quiet=quiet):
                 self._greet(now)
-            else:
-                self._connect(now)
-        elif self._welcome_by is not None and now >= self._welcome_by:
-            # The answer may still come; until the rebuild it counts.
-            self._welcome_by = None
-            self._say_outage("it does not answer")
-            self._connect_at = now + self._backoff()
-        elif self._connect_at is not None and now >= self._connect_at:
-            self._say_outage("no answer")
-            self._connect(now)
-        if self._stop_reason is not None:
-            self._finish_draining(now)
+        elif now >= self._silent_at():
+            self._connection.log_outage(f"nothing heard for {now - self._heard:.0f} s", quiet=quiet)
+            self._connection.dial(now)
+        else:
+            self._work.send_news(self.session, self.lease.last_beat, now)
+            if now >= self._beat_at:
+                self._send_heartbeat(now)
+        if self._shutdown.asked:
+            self._drain(now)
 
     def _check_fence(self, now: float) -> None:
         fence_at = self.fence_at
@@ -466,7 +368,7 @@ class Session:
         self.lease.fenced = True
         doomed = self._work.unrepeatable()
         if doomed and self._kill_on_lease_loss:
-            self._say(
+            self._log(
                 "warning",
                 f"the lease is over: {len(doomed)} task(s) that may not run twice are stopped"
                 " (worker.on_lease_loss = kill)",
@@ -491,66 +393,53 @@ class Session:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _on_stop(self, event: records.Stop, now: float) -> None:
-        if self._stop_reason is not None:
-            self._stop_at_once(now)
+    def _on_stop_asked(self, event: events.StopAsked, now: float) -> None:
+        if self._shutdown.asked:
+            self._log("warning", "stopping at once")
+            self._shutdown.hurry(now)
+            self._work.kill(self.held, RELEASED)
             return
-        grace_seconds = self._pace.grace_seconds
-        self._stop_reason = event.reason
-        self._grace_until = now + grace_seconds
+        self._shutdown.begin(event.reason, now)
         waiting = self._work.unstarted()
         running = len(self.held) - len(waiting)
-        self._say(
-            "info",
-            f"stopping: {event.reason}; {running} task(s) running"
-            + (f", up to {grace_seconds:g} s to finish" if running else ""),
-        )
-        if self._state is Phase.READY:
+        grace = f", up to {self._pace.grace_seconds:g} s to finish" if running else ""
+        self._log("info", f"stopping: {event.reason}; {running} task(s) running{grace}")
+        if self._is_ready:
             self._send(messages.Drain(self.session, event.reason))
         self._work.kill(waiting, RELEASED)
 
-    def _stop_at_once(self, now: float) -> None:
-        self._say("warning", "stopping at once")
-        self._exit_code = EXIT_INTERRUPTED
-        self._kill_until = now + min(2.0, self._pace.kill_seconds)
-        self._ack_until = now + min(1.0, self._pace.last_ack_seconds)
-        self._work.kill(self.held, RELEASED)
-
-    def _finish_draining(self, now: float) -> None:
-        if self.held and self._kill_until is None:
-            if now < self._grace_until:
-                return
-            self._say("warning", f"{len(self.held)} task(s) still running are stopped")
-            self._kill_until = now + self._pace.kill_seconds
+    def _drain(self, now: float) -> None:
+        step = self._shutdown.step(now, holds=bool(self.held), owes=bool(self.outbox))
+        if step is Step.KILL:
+            self._log("warning", f"{len(self.held)} task(s) still running are stopped")
             self._work.kill(self.held, RELEASED)
-        if self.held and self._kill_until is not None and now < self._kill_until:
+        if step is not Step.LEAVE:
             return
-        if self._ack_until is None:
-            self._ack_until = now + self._pace.last_ack_seconds
-        if self.outbox and now < self._ack_until:
-            return
-        if self._state is Phase.READY:
-            self._send(messages.Goodbye(self.session, self._stop_reason or ""))
+        if self._is_ready:
+            self._send(messages.Goodbye(self.session, self._shutdown.reason or ""))
         if self.outbox:
-            self._say(
+            self._log(
                 "warning",
                 f"{len(self.outbox)} result(s) were not acknowledged;"
                 " those of tasks that may not run twice are kept on disk",
             )
-        self._close(self._exit_code)
+        self._close(self._shutdown.exit_code)
 
     def _give_up(self, code: int) -> None:
         self._work.kill(self.held, ABANDONED)
         self._close(code)
 
     def _close(self, code: int) -> None:
-        self._state = Phase.CLOSED
-        self._out.append(records.Exit(code))
+        self._connection.phase = Phase.CLOSED
+        self._emit(Exit(code))
 
     # --- small things -------------------------------------------------------------------------
 
     def _send(self, message: messages.FromDevice) -> None:
-        self._out.append(records.Send(message))
+        self._emit(Send(message))
 
-    def _say(self, level: str, text: str) -> None:
-        self._out.append(records.Say(level, text))
+    def _log(self, level: str, text: str) -> None:
+        self._emit(Log(level, text))
+
+    def _emit(self, instruction: Instruction) -> None:
+        self._out.append(instruction)

@@ -1,4 +1,4 @@
-"""The work of one device: attempts it has, results it owes, and news of both. Pure.
+"""The work of one device: attempts it has, results it owes, and news of both.
 
 The session says when it may speak and whether it takes work; what is in hand is decided here.
 """
@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from retire_cluster.node.core import records
+from retire_cluster.node.core.instructions import (
+    ForgetResults,
+    Instruction,
+    Kill,
+    Run,
+    Send,
+    StoreResults,
+)
 from retire_cluster.node.core.outbox import Outbox
 from retire_cluster.node.core.records import ABANDONED, CANCELLED, TIMEOUT, Attempt, Result
 from retire_cluster.schemas.ids import TaskIds
@@ -32,7 +39,7 @@ class Work:
         repeatable: Callable[[str, bytes], bool],
         stored: Sequence[Result],
         progress_seconds: float,
-        emit: Callable[[records.Instruction], None],
+        emit: Callable[[Instruction], None],
     ) -> None:
         self._repeatable = repeatable
         self._progress_seconds = progress_seconds
@@ -40,8 +47,10 @@ class Work:
         #: Attempts the device has and has not finished.
         self.held: dict[AttemptKey, Attempt] = {}
         self.outbox = Outbox(stored)
+        #: Attempts that began, and how far others are, since the main node was last told.
         self._started_news: list[AttemptKey] = []
-        self._progress_news: dict[AttemptKey, records.Told] = {}
+        self._progress_news: dict[AttemptKey, ProgressItem] = {}
+        #: When PROGRESS may be sent again.
         self._progress_at = now
 
     # --- what comes in ------------------------------------------------------------------------
@@ -49,7 +58,7 @@ class Work:
     def assign(
         self, message: messages.Assign, payloads: Sequence[bytes], *, refuse: str, fenced: bool
     ) -> None:
-        """New attempts; those that are not taken are released at once.
+        """Take new attempts; those that are not taken are released at once.
 
         :param refuse: why none is taken, or empty
         :param fenced: whether what may not run twice is not taken
@@ -75,22 +84,22 @@ class Work:
                 held[key] = attempt
                 attempts.append(attempt)
         if attempts:
-            self._emit(records.Run(attempts))
+            self._emit(Run(attempts))
 
-    def started(self, keys: Iterable[AttemptKey], now: float) -> None:
-        """Attempts that run from now on."""
+    def start(self, keys: Iterable[AttemptKey], now: float) -> None:
+        """Note that attempts run from now on."""
         for key in keys:
             attempt = self.held.get(key)
             if attempt is not None:
                 attempt.started_at = now
                 self._started_news.append(key)
 
-    def progressed(self, items: Iterable[records.Told]) -> None:
-        """How far attempts have come."""
-        self._progress_news.update((told.key, told) for told in items if told.key in self.held)
+    def note_progress(self, items: Iterable[ProgressItem]) -> None:
+        """Note how far attempts are, to tell it when PROGRESS may go."""
+        self._progress_news.update((item.key, item) for item in items if item.key in self.held)
 
-    def ended(self, results: Iterable[Result]) -> None:
-        """Attempts that are over; results that nothing could bring back go to disk."""
+    def finish(self, results: Iterable[Result]) -> None:
+        """Owe the results of attempts that ended; store those that a second run could not give."""
         durable: list[Result] = []
         for result in results:
             attempt = self.held.pop(result.key, None)
@@ -102,10 +111,13 @@ class Work:
             self.outbox.add(result, on_disk=lasts)
             self._progress_news.pop(result.key, None)
         if durable:
-            self._emit(records.Keep(durable))
+            self._emit(StoreResults(durable))
 
     def cancel(self, keys: Sequence[AttemptKey], reason: str) -> None:
-        """The main node ends attempts, as `cancelled` or by `timeout`."""
+        """End attempts for the main node.
+
+        :param reason: as CANCEL says it: `cancelled`, or `timeout`
+        """
         reason = CANCELLED if reason == "cancelled" else TIMEOUT
         self.kill([key for key in keys if key in self.held], reason)
         for key in keys:
@@ -116,26 +128,26 @@ class Work:
                 self.outbox.add(Result(key, reason, 0.0, cause, words, b"", b""))
 
     def abandon(self, keys: Sequence[AttemptKey]) -> None:
-        """Nobody wants these any more, nor their results."""
+        """End attempts of which nobody wants a result; forget the results that are owed."""
         self.kill([key for key in keys if key in self.held], ABANDONED)
         for key in keys:
             self.held.pop(key, None)
             self._progress_news.pop(key, None)
         self._forget(self.outbox.drop(keys))
 
-    def acknowledged(self, batch: int) -> None:
-        """The main node has these results."""
-        self._forget(self.outbox.acknowledged(batch))
+    def acknowledge(self, batch: int) -> None:
+        """Forget a batch of results that the main node has."""
+        self._forget(self.outbox.acknowledge(batch))
 
     def kill(self, keys: Iterable[AttemptKey], reason: str) -> None:
-        """Have attempts killed; that they ended is heard later."""
+        """Have attempts killed; `finish` is called once they have ended."""
         listed = list(keys)
         if listed:
-            self._emit(records.Kill(listed, reason))
+            self._emit(Kill(listed, reason))
 
     def _forget(self, keys: list[AttemptKey]) -> None:
         if keys:
-            self._emit(records.Forget(keys))
+            self._emit(ForgetResults(keys))
 
     # --- what is told -------------------------------------------------------------------------
 
@@ -158,26 +170,29 @@ class Work:
         return self._progress_at if self._progress_news else None
 
     def start_over(self) -> None:
-        """A new session: HELLO tells what is held and owed, and nothing was acknowledged in it."""
+        """Send again what is owed: a new session has begun. Its HELLO says what has started."""
         self.outbox.start_over()
         self._started_news.clear()
 
-    def tell(self, session: str, last_beat: int, now: float) -> None:
-        """Send what is new: starts, progress, results."""
+    def send_news(self, session: str, last_beat: int, now: float) -> None:
+        """Send what is new: starts, progress, results.
+
+        :param last_beat: the newest heartbeat sent in this session
+        """
         if self._started_news:
             keys = tuple(key for key in self._started_news if key in self.held)
             self._started_news.clear()
             if keys:
-                self._emit(records.Send(messages.Started(session, keys)))
+                self._emit(Send(messages.Started(session, keys)))
         if self._progress_news and now >= self._progress_at:
-            rows = tuple(ProgressItem(*told) for told in self._progress_news.values())
+            rows = tuple(self._progress_news.values())
             self._progress_news.clear()
             self._progress_at = now + self._progress_seconds
-            self._emit(records.Send(messages.Progress(session, rows)))
+            self._emit(Send(messages.Progress(session, rows)))
         for batch, results in self.outbox.batches(last_beat):
             blobs = tuple(blob for result in results for blob in result[5:])
             message = messages.Finished.of(session, batch, results)
-            self._emit(records.Send(message, blobs))
+            self._emit(Send(message, blobs))
 
 
 def _released(key: AttemptKey, why: str) -> Result:

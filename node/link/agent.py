@@ -17,35 +17,38 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import zmq
 
 from retire_cluster.conf import failpoints
-from retire_cluster.node.core.encoding import encoded
-from retire_cluster.node.core.records import (
-    Connect,
+from retire_cluster.node.core import exit_codes
+from retire_cluster.node.core.encoding import encode
+from retire_cluster.node.core.events import (
+    CapabilitiesChanged,
     Ended,
     Event,
-    Exit,
-    Forget,
-    Instruction,
-    Keep,
-    Kill,
-    Learned,
     LinkDown,
     LinkUp,
-    Offers,
+    OffersChanged,
     Opened,
     Received,
-    Result,
-    Run,
-    Say,
-    Send,
-    Stop,
+    StopAsked,
     Tick,
 )
-from retire_cluster.node.core.session import EXIT_REFUSED, Session
+from retire_cluster.node.core.instructions import (
+    Connect,
+    Exit,
+    ForgetResults,
+    Instruction,
+    Kill,
+    Log,
+    Run,
+    Send,
+    StoreResults,
+)
+from retire_cluster.node.core.session import Session
 from retire_cluster.node.device import probe
 from retire_cluster.node.link.credentials import Credentials
 from retire_cluster.node.link.sockets import (
@@ -168,7 +171,7 @@ class Agent:
         """Works until told to go; the exit code."""
         self._poller.register(self._waker.reader, zmq.POLLIN)
         try:
-            self._feed(Learned(self._capabilities))
+            self._feed(CapabilitiesChanged(self._capabilities))
             self._feed(Opened())
             while self._exit_code is None:
                 ready = self._wait()
@@ -239,7 +242,7 @@ class Agent:
             self._connect()
         elif isinstance(record, Reject):
             log.error("%s does not take this device: %s", self._dialer.address, record.message)
-            self._exit_code = EXIT_REFUSED
+            self._exit_code = exit_codes.REFUSED
 
     def _is_lifted(self, record: FromBroker) -> bool:
         """Whether this device was removed and holds a join token that may undo that."""
@@ -258,7 +261,7 @@ class Agent:
                 " the main node: retire-cluster token create",
                 self._dialer.address,
             )
-            self._exit_code = EXIT_REFUSED
+            self._exit_code = exit_codes.REFUSED
         else:
             self._feed(LinkDown(UNKNOWN_KEY, cured=True))
 
@@ -314,7 +317,7 @@ class Agent:
     def _read_stops(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                self._feed(Stop(self._stops.get_nowait()))
+                self._feed(StopAsked(self._stops.get_nowait()))
 
     def _read_own_types(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -326,7 +329,7 @@ class Agent:
                     log.info(
                         "own task types: %s; every task from here on runs what is there", change
                     )
-                self._feed(Offers(self._catalog.advertised(), first_left_out(own.left_out)))
+                self._feed(OffersChanged(self._catalog.advertised(), first_left_out(own.left_out)))
 
     def _reprobe(self) -> None:
         now = self._clock()
@@ -336,7 +339,7 @@ class Agent:
         has_internet = probe.guarded(probe.has_internet)
         if has_internet is not None:
             self._capabilities["has_internet"] = has_internet
-            self._feed(Learned(self._capabilities))
+            self._feed(CapabilitiesChanged(self._capabilities))
 
     # --- instructions -------------------------------------------------------------------------
 
@@ -352,16 +355,16 @@ class Agent:
             self._runner.run(instruction.attempts, self._clock())
         elif isinstance(instruction, Kill):
             self._runner.kill(instruction.keys, instruction.reason, self._clock())
-        elif isinstance(instruction, Keep):
+        elif isinstance(instruction, StoreResults):
             failpoints.reach("device-before-spool")
             self._store(lambda: self._spool.store(instruction.results))
             failpoints.reach("device-after-spool")
-        elif isinstance(instruction, Forget):
+        elif isinstance(instruction, ForgetResults):
             failpoints.reach("device-after-ack")
             self._store(lambda: self._spool.forget(instruction.keys))
         elif isinstance(instruction, Connect):
             self._connect()
-        elif isinstance(instruction, Say):
+        elif isinstance(instruction, Log):
             log.log(_LEVELS[instruction.level], "%s", instruction.text)
         elif isinstance(instruction, Exit):
             self._exit_code = instruction.code
@@ -398,12 +401,14 @@ class Agent:
         message = instruction.message
         if isinstance(message, Heartbeat):
             message = replace(message, metrics=dict(self._sample()))
-        frames = encoded(message, instruction.blobs, self._put_aside)
-        if frames:
-            self._outgoing.append((message.verb, wire.fold(frames)))
-
-    def _put_aside(self, result: Result, reason: str) -> None:
-        self._store(lambda: self._spool.set_aside(result, reason))
+        encoded = encode(message, instruction.blobs)
+        if encoded.error:
+            verb = message.verb.decode()
+            log.error("a message (%s) cannot be sent as it is: %s", verb, encoded.error)
+        for result, reason in encoded.unsendable:
+            self._store(partial(self._spool.set_aside, result, reason))
+        if encoded.frames:
+            self._outgoing.append((message.verb, wire.fold(encoded.frames)))
 
     def _flush(self) -> None:
         link = self._link

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from retire_cluster.node.core.events import Ended, Event, Progressed, Started
 from retire_cluster.node.core.records import (
     ABANDONED,
     CANCELLED,
@@ -22,12 +23,7 @@ from retire_cluster.node.core.records import (
     TIMEOUT,
     UNSTARTED,
     Attempt,
-    Ended,
-    Event,
-    Progressed,
     Result,
-    Started,
-    Told,
 )
 from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running.catalog import Catalog, Kind, Place, decode
@@ -35,7 +31,7 @@ from retire_cluster.node.running.slot import Died, Job, News, Slot
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
-from retire_cluster.schemas.protocol.messages import AttemptKey
+from retire_cluster.schemas.protocol.messages import AttemptKey, ProgressItem
 from retire_cluster.schemas.text.jsontext import dumps
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
@@ -101,7 +97,7 @@ class Runner:
         self._idle: list[Slot] = []
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._started: list[AttemptKey] = []
-        self._told: list[Told] = []
+        self._told: list[ProgressItem] = []
         self._results: list[Result] = []
         #: The last thing that kept this device from running a task, for heartbeats.
         self.last_error = ""
@@ -285,7 +281,7 @@ class Runner:
                 active.deadline = now + active.attempt.timeout_seconds + slack
                 self._set_timer(active.deadline, news.key)
         elif isinstance(what, Progress):
-            self._told.append(Told(news.key, what.percent, what.message))
+            self._told.append(ProgressItem(news.key, what.percent, what.message))
         else:
             del self._active[news.key]
             if isinstance(what, Done) and active.reason not in (CANCELLED, ABANDONED):

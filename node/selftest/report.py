@@ -10,8 +10,8 @@ from typing import Any
 
 import zmq
 
+from retire_cluster.node.core import exit_codes
 from retire_cluster.node.core.records import Introduction
-from retire_cluster.node.core.session import EXIT_OK, EXIT_REFUSED
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.link.credentials import Credentials
 from retire_cluster.node.link.sockets import REFUSED, UP, Dialer, Link
@@ -32,8 +32,6 @@ from retire_cluster.schemas.protocol.messages import (
 )
 from retire_cluster.schemas.text.cleantext import escaped
 
-EXIT_TASKS_FAIL = 1
-EXIT_UNREACHABLE = 3
 WAIT_SECONDS = 5.0
 
 
@@ -63,7 +61,7 @@ def check(
             f"Tasks of these types fail on this device: {escaped(', '.join(failed))}."
             " Mend what is said above, or keep them off with policy.deny.\n"
         )
-    return code or (EXIT_TASKS_FAIL if failed else EXIT_OK)
+    return code or (exit_codes.TASKS_FAIL if failed else exit_codes.OK)
 
 
 def show_tried(tried: Iterable[Tried]) -> list[str]:
@@ -91,26 +89,26 @@ def _show_main_node(
             "device: it is of its own user and machine" if keys and keys.borrowed else "join token"
         )
         _line("main node", f"{dialer.address} takes this {what}")
-        return EXIT_OK
+        return exit_codes.OK
     if trouble == REFUSED:
         what = "join token: it is used up, expired or revoked" if only_knock else "device's key"
         _line("main node", f"{dialer.address} refuses this {what}")
         sys.stderr.write("Make a join line on the main node: retire-cluster token create\n")
-        return EXIT_REFUSED
+        return exit_codes.REFUSED
     if isinstance(answer, Welcome):
         _line("main node", f"{dialer.address} welcomes this device")
         for reason in answer.left_out:
             _line("not taken there", reason)
-        return EXIT_OK
+        return exit_codes.OK
     if isinstance(answer, Reject):
         _line("main node", f"{dialer.address} refuses: {answer.message or answer.code}")
-        return EXIT_REFUSED
+        return exit_codes.REFUSED
     _line("main node", f"{dialer.address} does not answer ({trouble})")
     sys.stderr.write(
         "Check that the main node runs there and listens beyond its own machine"
         " (retire-cluster-main --worker-host), the port, and firewalls.\n"
     )
-    return EXIT_UNREACHABLE
+    return exit_codes.UNREACHABLE
 
 
 def _show(me: Introduction, facts: Mapping[str, Any], catalog: Catalog) -> None:

@@ -18,7 +18,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
 from typing import Any, NamedTuple
 
-from retire_cluster.node.core.records import Attempt, Ended, Result
+from retire_cluster.node.core.events import Ended
+from retire_cluster.node.core.records import Attempt, Result
 from retire_cluster.node.device.clock import monotonic
 from retire_cluster.node.running.catalog import Catalog, Kind
 from retire_cluster.node.running.runner import START_SECONDS, Runner

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from retire_cluster.node.core import records
-from retire_cluster.node.core.encoding import encoded
+from retire_cluster.node.core import events, exit_codes, instructions, records
+from retire_cluster.node.core.encoding import encode
+from retire_cluster.node.core.pace import Pace
 from retire_cluster.node.core.records import Introduction, Result
-from retire_cluster.node.core.session import EXIT_REMOVED, Pace, Session
+from retire_cluster.node.core.session import Session
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.running.catalog import Catalog
 from retire_cluster.node.running.runner import Runner
@@ -140,7 +141,7 @@ class Machine:
         self.world.engine.tell(self.name, f"its worker exits with code {code}")
         self.worker = None
         # Nobody but its owner starts a removed device again; he tries now and then.
-        wait = 3.0 if code == EXIT_REMOVED else self.world.engine.rng.uniform(0.5, 3.0)
+        wait = 3.0 if code == exit_codes.REMOVED else self.world.engine.rng.uniform(0.5, 3.0)
         self.world.engine.after(wait, self.start)
 
 
@@ -217,8 +218,8 @@ class Worker:
     def begin(self) -> None:
         """The process starts."""
         self.world.engine.tell(self.name, f"its worker starts ({self.machine.starts})")
-        self._feed(records.Learned(self.machine.profile.capabilities))
-        self._feed(records.Opened())
+        self._feed(events.CapabilitiesChanged(self.machine.profile.capabilities))
+        self._feed(events.Opened())
         self.turn()
 
     def end(self, *, vanish: bool) -> None:
@@ -297,14 +298,14 @@ class Worker:
             raise Violation(f"{self.name} spins")
         while self._news:
             news = self._news.popleft()
-            self._feed(records.LinkUp() if news == "up" else records.LinkDown(news))
+            self._feed(events.LinkUp() if news == "up" else events.LinkDown(news))
         while self._inbox and self._exit_code is None:
             self._read(self._inbox.popleft())
         for event in self.runner.collect(self.clock()):
             self._feed(event)
         while self._stops:
-            self._feed(records.Stop(self._stops.popleft()))
-        self._feed(records.Tick())
+            self._feed(events.StopAsked(self._stops.popleft()))
+        self._feed(events.Tick())
         self._flush()
         if self._exit_code is not None:
             self.end(vanish=False)
@@ -320,35 +321,35 @@ class Worker:
         record = read_from_broker(message.verb, message.header)
         if isinstance(record, Assign) and len(record.items) != len(message.blobs):
             raise Violation(f"ASSIGN to {self.name} without a payload an item")
-        self._feed(records.Received(record, message.blobs))
+        self._feed(events.Received(record, message.blobs))
 
-    def _feed(self, event: records.Event) -> None:
+    def _feed(self, event: events.Event) -> None:
         for instruction in self.session.handle(event, self.clock()):
             self._perform(instruction)
 
-    def _perform(self, instruction: records.Instruction) -> None:
-        if isinstance(instruction, records.Send):
+    def _perform(self, instruction: instructions.Instruction) -> None:
+        if isinstance(instruction, instructions.Send):
             message = instruction.message
             if isinstance(message, Heartbeat):
                 message = replace(message, metrics={"cpu_percent": 5.0})
-            frames = encoded(message, instruction.blobs, lambda result, reason: None)
+            frames = encode(message, instruction.blobs).frames
             if frames:
                 self._outgoing.append(frames)
-        elif isinstance(instruction, records.Run):
+        elif isinstance(instruction, instructions.Run):
             self.world.judge.running.received(self, instruction.attempts)
             self.runner.run(instruction.attempts, self.clock())
             if self.machine.profile.is_boomerang:
                 keys = [attempt.key for attempt in instruction.attempts]
                 self.runner.kill(keys, records.RELEASED, self.clock())
-        elif isinstance(instruction, records.Kill):
+        elif isinstance(instruction, instructions.Kill):
             self.runner.kill(instruction.keys, instruction.reason, self.clock())
-        elif isinstance(instruction, records.Keep):
+        elif isinstance(instruction, instructions.StoreResults):
             self.machine.disk.store(instruction.results)
-        elif isinstance(instruction, records.Forget):
+        elif isinstance(instruction, instructions.ForgetResults):
             self.machine.disk.forget(instruction.keys)
-        elif isinstance(instruction, records.Connect):
+        elif isinstance(instruction, instructions.Connect):
             self._connect()
-        elif isinstance(instruction, records.Exit):
+        elif isinstance(instruction, instructions.Exit):
             self._exit_code = instruction.code
         elif self.world.engine.story is not None:
             self.world.engine.tell(self.name, f"says: {instruction.text}")

@@ -15,8 +15,9 @@ import pytest
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.invariants import check_invariants
-from retire_cluster.node.core import records
-from retire_cluster.node.core.session import Phase, Session
+from retire_cluster.node.core import events, instructions, records
+from retire_cluster.node.core.connection import Phase
+from retire_cluster.node.core.session import Session
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.jsontext import dumps, loads
@@ -54,7 +55,7 @@ class Node:
             new_session=self._new_session,
             repeatable=lambda task_type, payload: task_type != "command",
         )
-        self.handle(records.Opened())
+        self.handle(events.Opened())
 
     def is_in(self, phase: Phase) -> bool:
         """Whether its session is there now."""
@@ -64,21 +65,21 @@ class Node:
         self.sessions += 1
         return f"{self.name}/{self.sessions}"
 
-    def handle(self, event: records.Event) -> None:
+    def handle(self, event: events.Event) -> None:
         """An event of the session, and all that follows from it."""
         for instruction in self.session.handle(event, self.world.cluster.mono):
-            if isinstance(instruction, records.Connect):
+            if isinstance(instruction, instructions.Connect):
                 self.world.dial(self)
-            elif isinstance(instruction, records.Send):
+            elif isinstance(instruction, instructions.Send):
                 self._send(instruction)
-            elif isinstance(instruction, records.Run):
+            elif isinstance(instruction, instructions.Run):
                 self.waiting.extend(attempt.key for attempt in instruction.attempts)
-            elif isinstance(instruction, records.Kill):
+            elif isinstance(instruction, instructions.Kill):
                 self._kill(instruction.keys, instruction.reason)
-            elif isinstance(instruction, records.Exit):
+            elif isinstance(instruction, instructions.Exit):
                 self.exit_code = instruction.code
 
-    def _send(self, order: records.Send) -> None:
+    def _send(self, order: instructions.Send) -> None:
         if not self.linked or not self.up:
             return
         if self.lose(order.message):
@@ -102,7 +103,7 @@ class Node:
         if reason in words:
             outcome, cause = words[reason]
             results = [records.Result(k, outcome, 0.1, cause, reason, b"", b"") for k in keys]
-            self.world.later(lambda: self.handle(records.Ended(results)))
+            self.world.later(lambda: self.handle(events.Ended(results)))
 
     def turn(self) -> None:
         """One pass of its loop."""
@@ -110,16 +111,16 @@ class Node:
             return
         if self.linked and not self.up and self.routing:
             self.up = True
-            self.handle(records.LinkUp())
+            self.handle(events.LinkUp())
         elif not self.linked and self.up:
             self.up = False
-            self.handle(records.LinkDown("cut"))
+            self.handle(events.LinkDown("cut"))
         now = self.world.cluster.mono
         while self.waiting and len(self.running) < self.slots:
             key = self.waiting.popleft()
             self.running[key] = now + self.world.work_seconds
             self.runs.append(key)
-            self.handle(records.Started([key]))
+            self.handle(events.Started([key]))
         done = [key for key, until in self.running.items() if until <= now]
         for key in done:
             del self.running[key]
@@ -127,8 +128,8 @@ class Node:
             results = [
                 records.Result(k, "success", 1.0, None, None, b'{"ok":true}', b"") for k in done
             ]
-            self.handle(records.Ended(results))
-        self.handle(records.Tick())
+            self.handle(events.Ended(results))
+        self.handle(events.Tick())
 
 
 class World:
@@ -183,7 +184,7 @@ class World:
         for node in self.nodes:
             if node.routing == routing and node.linked and node.up and node.exit_code is None:
                 message = msg.read_from_broker(verb, loads(dumps(header)))
-                self.later(partial(node.handle, records.Received(message, blobs)))
+                self.later(partial(node.handle, events.Received(message, blobs)))
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Time passes, in small steps, until it is over or something is true."""
@@ -205,7 +206,7 @@ class World:
 
     def agree(self, node: Node) -> bool:
         """Whether node and main node think the same of who has what."""
-        device = self.cluster.state.devices[node.session._me.device_id]
+        device = self.cluster.state.devices[node.session.device_id]
         return {task.key for task in device.attempts.values()} == set(node.session.held)
 
 
@@ -347,7 +348,7 @@ def test_a_worker_that_is_stopped_gives_back_what_waits_and_finishes_what_runs(
     numbers = world.cluster.submit(2)
     world.run(1.25)
     late = world.cluster.submit(1)
-    node.handle(records.Stop("the owner wants it back"))
+    node.handle(events.StopAsked("the owner wants it back"))
     world.run(15, until=lambda: node.exit_code is not None)
     assert node.exit_code == 0
     assert [world.cluster.status(number) for number in numbers] == ["success"] * 2

@@ -12,7 +12,7 @@ from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.conf.sections import Heartbeat
 from retire_cluster.conf.spec import Section
-from retire_cluster.node.core import records
+from retire_cluster.node.core import events, instructions, records
 from retire_cluster.node.core.records import Result
 from retire_cluster.node.core.session import Session
 from retire_cluster.schemas.protocol import messages as msg
@@ -120,25 +120,25 @@ class Device:
             new_session=lambda: f"s{next(numbers)}",
             repeatable=lambda task_type, payload: False,
         )
-        self.out: list[records.Instruction] = []
-        self.do(records.Opened())
-        self.do(records.LinkUp())
+        self.out: list[instructions.Instruction] = []
+        self.do(events.Opened())
+        self.do(events.LinkUp())
         self.config = HeartbeatConfig(1, 5.0, timeout, 3)
         self.hear(msg.Welcome(self.session.session, 5, (), (), self.config))
         self.pass_time(0.0)
 
-    def do(self, event: records.Event) -> None:
+    def do(self, event: events.Event) -> None:
         self.out += self.session.handle(event, self.now)
 
     def hear(self, message: msg.FromBroker, *blobs: bytes) -> None:
-        self.do(records.Received(message, list(blobs)))
+        self.do(events.Received(message, list(blobs)))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self.do(records.Tick())
+        self.do(events.Tick())
 
     def sent(self, kind: type) -> list[msg.FromDevice]:
-        found = [i.message for i in self.out if isinstance(i, records.Send)]
+        found = [i.message for i in self.out if isinstance(i, instructions.Send)]
         return [message for message in found if isinstance(message, kind)]
 
     def assign(self) -> None:
@@ -153,7 +153,7 @@ class Device:
 def test_a_result_whose_acknowledgement_was_dropped_is_sent_again() -> None:
     device = Device()
     device.assign()
-    device.do(records.Ended([Result(KEY, "success", 0.1, None, None, b"{}", b"")]))
+    device.do(events.Ended([Result(KEY, "success", 0.1, None, None, b"{}", b"")]))
     device.pass_time(0.0)
     assert len(device.sent(msg.Finished)) == 1
     device.acknowledge(1)
@@ -184,7 +184,7 @@ def test_a_device_whose_lease_is_over_takes_nothing_that_may_not_run_twice() -> 
     device.now += 19.0
     device.assign()
     assert not device.session.held
-    assert not [i for i in device.out if isinstance(i, records.Run)]
+    assert not [i for i in device.out if isinstance(i, instructions.Run)]
     device.pass_time(0.0)
     (finished,) = device.sent(msg.Finished)
     assert isinstance(finished, msg.Finished)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from retire_cluster.node.core.session import Phase
+from retire_cluster.node.core.connection import Phase
 from tests.unit.node.core.kit import Driver
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from retire_cluster.node.core import records
+from retire_cluster.node.core import events, records
+from retire_cluster.node.core.connection import Phase
+from retire_cluster.node.core.instructions import Instruction, Send
 from retire_cluster.node.core.records import Result
-from retire_cluster.node.core.session import Phase, Session
+from retire_cluster.node.core.session import Session
 from retire_cluster.schemas.protocol import messages
 from retire_cluster.schemas.protocol.messages import (
     AssignItem,
@@ -52,9 +54,9 @@ class Driver:
             repeatable=lambda task_type, payload: task_type != "command",
             **options,
         )
-        self.all: list[records.Instruction] = []
+        self.all: list[Instruction] = []
 
-    def __call__(self, event: records.Event) -> list[records.Instruction]:
+    def __call__(self, event: events.Event) -> list[Instruction]:
         out = self.session.handle(event, self.now)
         self.all += out
         return out
@@ -62,43 +64,43 @@ class Driver:
     def phase(self) -> Phase:
         return self.session.phase
 
-    def receive(self, message: messages.FromBroker, *blobs: bytes) -> list[records.Instruction]:
-        return self(records.Received(message, list(blobs)))
+    def receive(self, message: messages.FromBroker, *blobs: bytes) -> list[Instruction]:
+        return self(events.Received(message, list(blobs)))
 
-    def tick(self, seconds: float = 0.0) -> list[records.Instruction]:
+    def tick(self, seconds: float = 0.0) -> list[Instruction]:
         self.now += seconds
-        return self(records.Tick())
+        return self(events.Tick())
 
     def welcome(
         self,
         keep: tuple[AttemptKey, ...] = (),
         abandon: tuple[AttemptKey, ...] = (),
         epoch: int = 7,
-    ) -> list[records.Instruction]:
+    ) -> list[Instruction]:
         session = self.session.session
         return self.receive(messages.Welcome(session, epoch, keep, abandon, CONFIG))
 
     def join(self) -> Driver:
-        self(records.Opened())
-        self(records.LinkUp())
+        self(events.Opened())
+        self(events.LinkUp())
         self.welcome()
         self.tick()
         return self
 
-    def assign(self, *numbers: int, task_type: str = "sleep") -> list[records.Instruction]:
+    def assign(self, *numbers: int, task_type: str = "sleep") -> list[Instruction]:
         items = tuple(AssignItem(key(n), n, task_type, 60) for n in numbers)
         return self.receive(
             messages.Assign.of(self.session.session, items), *(b"{}" for _ in items)
         )
 
-    def ack(self) -> list[records.Instruction]:
+    def ack(self) -> list[Instruction]:
         beat = sent(self.all, messages.Heartbeat)[-1].beat
         return self.receive(messages.HeartbeatAck(self.session.session, beat, 1))
 
 
-def sent(out: list[records.Instruction], kind: type) -> list[Any]:
-    return [i.message for i in out if isinstance(i, records.Send) and isinstance(i.message, kind)]
+def sent(out: list[Instruction], kind: type) -> list[Any]:
+    return [i.message for i in out if isinstance(i, Send) and isinstance(i.message, kind)]
 
 
-def only(out: list[records.Instruction], kind: type) -> list[Any]:
+def only(out: list[Instruction], kind: type) -> list[Any]:
     return [i for i in out if isinstance(i, kind)]

@@ -28,7 +28,7 @@ def test_large_results_are_sent_as_the_ones_before_are_acknowledged() -> None:
         assert 0 < sum(len(result.data) for _, part in batches for result in part) < MOST
         for batch, part in batches:
             sent += [result.key[0] for result in part]
-            outbox.acknowledged(batch)
+            outbox.acknowledge(batch)
         rounds += 1
     assert sent == list(range(1, 201))
     assert rounds > 5
@@ -39,7 +39,7 @@ def test_what_was_lost_on_its_way_makes_room_for_itself() -> None:
     first = [number for number, _ in outbox.batches(beat=1)]
     assert first
     assert list(outbox.batches(beat=1)) == []
-    outbox.overtaken(2)
+    outbox.resend_before(2)
     assert list(outbox.batches(beat=2))
     outbox.start_over()
     assert next(part[0].key[0] for _, part in outbox.batches(beat=2)) == 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.node.core.encoding import encoded
-from retire_cluster.node.core.records import Attempt, Ended, Result
+from retire_cluster.node.core.events import Ended
+from retire_cluster.node.core.records import Attempt, Result
 from retire_cluster.node.device.clock import monotonic
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.running.catalog import Catalog, Kind, Place
@@ -19,8 +19,7 @@ from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks.base import Limits
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.protocol.messages import Finished, Goodbye, TypeInfo, read_from_device
+from retire_cluster.schemas.protocol.messages import TypeInfo
 
 PATIENCE_SECONDS = 20.0
 
@@ -103,39 +102,3 @@ def test_an_error_while_a_process_is_looked_after_fails_its_attempt_and_frees_th
         assert (result.outcome, result.cause) == ("failed", "error")
         assert "ValueError: no process today" in (result.error_message or "")
     assert rig.runner.busy() == 0
-
-
-def test_a_result_that_cannot_be_sent_is_put_aside_and_the_others_of_its_batch_go() -> None:
-    good = Result((1, 1, 1, 1), "success", 0.1, None, None, b"1", b"")
-    bad = Result((2, 1, 1, 1), "success", object(), None, None, b"2", b"")  # type: ignore[arg-type]
-    odd = Result((3, 1, 1, 1), "failed", 0.1, "error", "caf\udce9", b"", b"{}")
-    aside: list[tuple[Result, str]] = []
-
-    def keep(result: Result, reason: str) -> None:
-        aside.append((result, reason))
-
-    frames = encoded(Finished.of("s", 7, [good, bad, odd]), _blobs(good, bad, odd), keep)
-    decoded = wire.decode(wire.BUS, frames)
-    message = read_from_device(decoded.verb, decoded.header)
-    assert isinstance(message, Finished)
-    assert message.batch == 7
-    found = {item.key[0]: item for item in message.items}
-    assert found[1].outcome == "success"
-    assert found[2].outcome == "failed"
-    assert "cannot be sent" in (found[2].error_message or "")
-    assert found[3].error_message == "caf\ufffd"
-    assert decoded.blobs == [b"1", b"", b"", b"", b"", b"{}"]
-    ((put_aside, reason),) = aside
-    assert put_aside == bad
-    assert "cannot be sent" in reason
-
-
-def test_a_message_that_cannot_be_written_is_left_out() -> None:
-    def never(result: Result, reason: str) -> None:
-        raise AssertionError(reason)
-
-    assert encoded(Goodbye("s", object()), (), never) == []  # type: ignore[arg-type]
-
-
-def _blobs(*results: Result) -> list[bytes]:
-    return [blob for result in results for blob in result[5:]]
