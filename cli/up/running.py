@@ -51,9 +51,9 @@ from retire_cluster.conf.machine.ownership import check_folder
 from retire_cluster.conf.machine.processes import is_same
 from retire_cluster.conf.neighbours import tooling_keys
 from retire_cluster.conf.outlet import WHY_VARIABLE, take_why, tell
+from retire_cluster.node.device import entry_points
 from retire_cluster.node.device.policy import running_as_root
 from retire_cluster.node.system.process_tree import become_subreaper
-from retire_cluster.node.tasks import own_type
 
 #: How long an earlier cluster of the same folder may take to end.
 _EARLIER_SECONDS = 12.0
@@ -287,7 +287,7 @@ class Up:
         assert self._main is not None
         with contextlib.closing(self._admin_client(self._main)) as client:
             way_in = self._newcomers.open(self._main, client)
-        own_types = [entry.name for entry in own_type.installed()] if running_as_root() else []
+        own_types = [entry.name for entry in entry_points.installed()] if running_as_root() else []
         found = replace(
             self._announcement(way_in),
             kept_back=self._plan.kept_back(own_types, is_root=running_as_root()),

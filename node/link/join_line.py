@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retire_cluster.conf.usage import Unusable
+from retire_cluster.node.system.supervision import SUPERVISED
 
 #: `--join -`: the line comes by standard input.
 STANDARD_INPUT = "-"
 MOST_BYTES = 4096
 #: As `conf.curve.looks_like_join`, before any library is there to be imported.
 _JOIN = re.compile(r"\s*rc[0-9]+\.\S{60,}")
-#: A supervisor's pipe is standard input (`cli.up.lifeline`).
-SUPERVISED = "RETIRE_CLUSTER_LIFELINE"
 
 
 def from_standard_input() -> str:

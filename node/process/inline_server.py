@@ -16,17 +16,19 @@ from typing import Any
 from retire_cluster.node.process import streams
 from retire_cluster.node.process.capture import Capture
 from retire_cluster.node.process.frames import Frame, FrameError, read_frame, write_frame
-from retire_cluster.node.process.perform import MIN_PROGRESS_SECONDS, add_logs, perform
-from retire_cluster.node.process.server import MAX_TASKS
+from retire_cluster.node.process.perform import MAX_TASKS, MIN_PROGRESS_SECONDS, add_logs, perform
 from retire_cluster.node.system import process_tree, task_folders
+from retire_cluster.node.tasks import own_type
 
 
-def serve_inline(requests_fd: int, answers_fd: int, scratch: str) -> int:
-    """Runs what comes in until it is closed; the exit code."""
-    return _Inline(requests_fd, answers_fd, scratch).serve()
+class InlineServer:
+    """Runs what comes in, one task at a time.
 
+    :param requests_fd: the worker's requests come from here
+    :param answers_fd: replies go here
+    :param scratch: the folder in which each task gets its own
+    """
 
-class _Inline:
     def __init__(self, requests_fd: int, answers_fd: int, scratch: str) -> None:
         self._requests_fd = requests_fd
         self._answers_fd = answers_fd
@@ -39,6 +41,7 @@ class _Inline:
         self._tasks = 0
 
     def serve(self) -> int:
+        """Runs until the requests are closed, or the process is to be replaced; the exit code."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         baseline = threading.active_count()
         while (frame := self._requests.get()) is not None:
@@ -66,8 +69,6 @@ class _Inline:
             write_frame(self._answers_fd, header, blob)
 
     def _describe(self, header: dict[str, Any]) -> None:
-        from retire_cluster.node.tasks import own_type
-
         row = own_type.describe(str(header["name"]), str(header["entry_point"]))
         self._write({"kind": "described", "types": [row]})
 

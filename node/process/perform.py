@@ -21,6 +21,8 @@ from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 #: Progress told more often than this is left out, so that a task cannot keep the worker busy.
 MIN_PROGRESS_SECONDS = 0.05
+#: A process is replaced after so many tasks of built-in types.
+MAX_TASKS = 200
 MAX_MESSAGE = 4_000
 MAX_TRACE_BYTES = 16_000
 #: For the names and numbers around logs.

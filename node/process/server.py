@@ -1,8 +1,8 @@
 """The half of a task process that sees to tasks: requests in, progress and results out.
 
-The *server* is this code only, one thread, one task at a time. The built-in types run in it: no
-task's code does. A task of an own type, which may do anything to its process, gets one for itself
-(nursery.py). Where there is no fork, such a task runs in this process, its last (inline_server.py).
+It takes what the worker has put into the environment, bounds itself, and becomes one of two
+servers: one that forks a process for each task of an own type (forking_server.py), or, where there
+is no fork, one that runs them itself (inline_server.py).
 """
 
 from __future__ import annotations
@@ -10,25 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
-import time
-from typing import Any
 
 from retire_cluster.conf.machine.prctl import hide_memory
-from retire_cluster.node.process import inherited_state, perform
-from retire_cluster.node.process.frames import Frame, FrameError, read_frame, write_frame
-from retire_cluster.node.system import process_tree, resource_limits, task_folders
+from retire_cluster.node.system import resource_limits
 from retire_cluster.node.walls import enforcement
-from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 #: macOS has fork, but its own libraries do not survive it.
 FORKS = hasattr(os, "fork") and sys.platform != "darwin"
-#: The process is replaced after so many tasks of built-in types, and so much processor time.
-MAX_TASKS = 200
-_SHARE_OF_CPU_LIMIT = 0.25
 
 
 def serve() -> int:
@@ -44,10 +34,11 @@ def serve() -> int:
     scratch = os.environ.get("RC_SCRATCH") or tempfile.gettempdir()
     enforcement.learn(scratch)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Each system loads the code of its own way to run tasks, and not before the walls are known.
     if not FORKS:
-        from retire_cluster.node.process.inline_server import serve_inline
+        from retire_cluster.node.process.inline_server import InlineServer
 
-        return serve_inline(requests_fd, answers_fd, scratch)
+        return InlineServer(requests_fd, answers_fd, scratch).serve()
     os.dup2(nothing, 1)
     # The worker reads these words when this process has ended: nothing may wait until then.
     os.set_blocking(2, False)
@@ -56,115 +47,6 @@ def serve() -> int:
         stream.reconfigure(  # type: ignore[union-attr]
             encoding="utf-8", errors="replace", line_buffering=True
         )
-    return _Server(requests_fd, answers_fd, scratch, bounds.cpu_seconds).serve()
+    from retire_cluster.node.process.forking_server import ForkingServer
 
-
-class _Server:
-    def __init__(self, requests_fd: int, answers_fd: int, scratch: str, cpu_seconds: int) -> None:
-        import gc
-
-        from retire_cluster.node.process.nursery import Nursery
-
-        self._requests_fd = requests_fd
-        self._answers_fd = answers_fd
-        self._scratch = scratch
-        self._cpu_seconds = cpu_seconds
-        self._tasks = 0
-        self._nursery = Nursery(requests_fd, self._write)
-        # An interrupt sent by a task must not end its server; a program started here gets none.
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-        self._state = inherited_state.look()
-        gc.freeze()
-
-    def serve(self) -> int:
-        try:
-            while (frame := read_frame(self._requests_fd)) is not None:
-                kind = frame.header.get("kind")
-                if kind == "describe":
-                    self._describe(frame.header)
-                    return 0
-                if kind == "run" and not self._run(frame):
-                    return 0
-        except (OSError, FrameError):
-            pass
-        finally:
-            self._nursery.close()
-        return 0
-
-    def _write(self, header: dict[str, Any], blob: bytes = b"") -> None:
-        write_frame(self._answers_fd, header, blob)
-
-    def _describe(self, header: dict[str, Any]) -> None:
-        """Imports an own type: what that does to this process is its end."""
-        from retire_cluster.node.system import shared_memory
-        from retire_cluster.node.tasks import own_type
-
-        shared_memory.name_segments()
-        enforcement.enter()
-        row = own_type.describe(str(header["name"]), str(header["entry_point"]))
-        self._write({"kind": "described", "types": [row]})
-
-    def _run(self, frame: Frame) -> bool:
-        """Runs one task; whether this process may run another."""
-        if inherited_state.look() != self._state:
-            # An earlier task has changed it from outside: untold, so that another takes this one.
-            return False
-        folder, last = "", False
-        try:
-            if frame.header["task_type"] not in ("python_eval", "http_request"):
-                folder = task_folders.make(self._scratch, str(frame.header["folder"]))
-        except OSError as error:
-            # A task has spoilt the place: untold, so that one with another place takes this one.
-            sys.stderr.write(f"this device has no folder for the task: {error}\n")
-            return False
-        try:
-            if frame.header.get("entry_point"):
-                child = self._nursery.start(frame, folder)
-                if child is None:
-                    task_folders.remove(folder)
-                    return False
-                self._write({"kind": "started"})
-                reply, data = self._nursery.finish(frame, child)
-            else:
-                self._write({"kind": "started"})
-                reply, data, last = self._run_builtin(frame, folder)
-        except OSError as error:
-            message = f"this device has no process for the task: {error}"
-            reply, data = perform.reply(Outcome.FAILED, Cause.ERROR, message, {}), b""
-            last = True
-        if folder and not task_folders.remove(folder):
-            last = True  # the worker may be able to
-        reply["last"] = last
-        self._write(reply, data)
-        return not last
-
-    def _run_builtin(self, frame: Frame, folder: str) -> tuple[dict[str, Any], bytes, bool]:
-        if folder:
-            os.chdir(folder)
-        reply, data = perform.perform(
-            frame.header, frame.blob, tell=_no_progress, write_log=_no_log, is_cancelled=_never
-        )
-        last = threading.active_count() > 1
-        if folder:
-            if process_tree.has_others():
-                process_tree.kill_descendants(os.getpid(), reap=True)
-                last = True
-            os.chdir(task_folders.START)
-        self._tasks += 1
-        last = last or self._tasks >= MAX_TASKS
-        if self._cpu_seconds:
-            last = last or time.process_time() > _SHARE_OF_CPU_LIMIT * self._cpu_seconds
-        return reply, data, last
-
-
-def _no_progress(percent: float | None, message: str) -> None:
-    """Built-in types tell of none."""
-
-
-def _no_log(line: str) -> None:
-    """Built-in types write none."""
-
-
-def _never() -> bool:
-    """Built-in types are not asked to stop: they are killed."""
-    return False
+    return ForkingServer(requests_fd, answers_fd, scratch, bounds.cpu_seconds).serve()

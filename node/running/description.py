@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
+from retire_cluster.node.device import entry_points
+from retire_cluster.node.device.entry_points import EntryPoint
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.process.frames import FrameError
 from retire_cluster.node.process.replies import BadAnswer, Described
 from retire_cluster.node.running.task_process import Plan, TaskProcess
 from retire_cluster.node.tasks import own_type
-from retire_cluster.node.tasks.own_type import CustomType, EntryPoint
+from retire_cluster.node.tasks.own_type import CustomType
 from retire_cluster.schemas.protocol.wire import WireError
 from retire_cluster.schemas.text.cleantext import clean, shorten
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
@@ -41,7 +43,7 @@ def own_types(policy: Policy, plan: Plan, limit_seconds: float = DESCRIBE_SECOND
     """The task types that installed packages offer and the owner allows."""
     left_out: list[str] = []
     wanted: dict[str, EntryPoint] = {}
-    found = own_type.installed()
+    found = entry_points.installed()
     for name in sorted(policy.allow - set(BUILTIN_TASK_TYPES) - {point.name for point in found}):
         log.warning("--allow %s: there is no such task type on this device", name)
     for point in found:

@@ -16,10 +16,9 @@ import threading
 from collections.abc import Callable, Container, Iterable, Set
 from typing import NamedTuple
 
-from retire_cluster.node.device import editable_installs
+from retire_cluster.node.device import editable_installs, entry_points
+from retire_cluster.node.device.entry_points import EntryPoint
 from retire_cluster.node.running.description import OwnTypes
-from retire_cluster.node.tasks import own_type
-from retire_cluster.node.tasks.own_type import EntryPoint
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -105,11 +104,11 @@ class Watcher(threading.Thread):
 def _read() -> _State:
     importlib.invalidate_caches()
     stamps: dict[str, _Stamp] = {}
-    for path in editable_installs.metadata(sys.path, own_type.GROUP):
+    for path in editable_installs.metadata(sys.path, entry_points.GROUP):
         stamps.update(_stamps(os.path.join(path, file) for file in _FILES))
         stamps.update(_stamps(editable_installs.sources(path)))
     try:
-        return _State(own_type.installed(), stamps)
+        return _State(entry_points.installed(), stamps)
     except Exception:  # in the middle of an installation anything may be missing
         return _State([], stamps)
 

@@ -18,9 +18,8 @@ from retire_cluster.node.link.sockets import REFUSED, UP, Dialer, Link
 from retire_cluster.node.running.catalog import Catalog
 from retire_cluster.node.running.task_process import Plan
 from retire_cluster.node.selftest.samples import Tried
-from retire_cluster.node.system import process_tree
 from retire_cluster.node.walls.confinement import LANDLOCK, Confinement
-from retire_cluster.node.walls.task_cgroups import Groups
+from retire_cluster.node.walls.task_cgroups import ending
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     FromBroker,
@@ -153,17 +152,6 @@ def show_containment(plan: Plan, policy: Policy) -> None:
     _line("limits", ", ".join(f"{k} {v}" for k, v in limits.items() if v) or "none on this system")
     if "command" in policy.allow:
         _line("commands", "; ".join(policy.commands) or "any program (see policy.commands)")
-
-
-def ending(groups: Groups | None) -> str:
-    """By what all processes of a task are bounded and ended, in few words."""
-    if groups is not None:
-        return f"processes: {groups.shown}"
-    if process_tree.IS_LINUX:
-        return "processes: whole trees, also what left its session"
-    if sys.platform == "win32":
-        return "processes: Job Objects"
-    return "processes: groups; what leaves its session escapes"
 
 
 def _line(name: str, text: str) -> None:

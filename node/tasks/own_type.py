@@ -33,23 +33,11 @@ from retire_cluster.schemas.text.cleantext import clean
 from retire_cluster.schemas.text.jsontext import JSONError, dumps, is_deeper
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
 
-GROUP = "retire_cluster.task_types"
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
 #: How long the last import of a module took.
 import_seconds = 0.0
 _MAX_SCHEMA_BYTES = 64 * 1024
 _MAX_SCHEMA_DEPTH = 24
-
-
-class EntryPoint(NamedTuple):
-    """What a distribution says it offers."""
-
-    name: str
-    #: `module:attribute`.
-    value: str
-    distribution: str
-    #: The distribution's, empty when it tells none.
-    version: str = ""
 
 
 class CustomType(NamedTuple):
@@ -60,26 +48,6 @@ class CustomType(NamedTuple):
     entry_point: str
     #: What `--test` runs it with, None: nothing.
     test_payload: dict[str, Any] | None = None
-
-
-def installed() -> list[EntryPoint]:
-    """The entry points of the group, by distribution and name. Imports none of them."""
-    import importlib.metadata  # slow, and tasks do not need it
-
-    found = importlib.metadata.entry_points(group=GROUP)
-    points = (EntryPoint(entry.name, entry.value, *_origin(entry.dist)) for entry in found)
-    return sorted(set(points), key=lambda point: (point.distribution, point.name, point.value))
-
-
-def _origin(distribution: Any) -> tuple[str, str]:
-    """A distribution's name and version; its metadata may be broken."""
-    told = []
-    for what in ("name", "version"):
-        try:
-            told.append(clean(str(getattr(distribution, what) or ""))[:100])
-        except Exception:  # a missing file, a missing line: each Python says so in its own way
-            told.append("")
-    return told[0] or "?", told[1]
 
 
 def describe(name: str, entry_point: str) -> dict[str, Any]:

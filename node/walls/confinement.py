@@ -146,7 +146,7 @@ class Confinement:
         code = (
             "from retire_cluster.node.walls import enforcement;"
             "enforcement.learn(sys.argv[1]); enforcement.enter();"
-            "import zmq, retire_cluster.node.process.server"
+            "import zmq, retire_cluster.node.process.server, retire_cluster.node.process.perform"
         )
         arguments = [python, "-s", "-c", f"import sys; {code}", str(folder)]
         environment = {**environment, VARIABLE: self.walls().write()}

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir
-from retire_cluster.node.device import editable_installs
-from retire_cluster.node.tasks import own_type
+from retire_cluster.node.device import editable_installs, entry_points
 from retire_cluster.node.walls import paths
 from retire_cluster.node.walls.paths import is_below
 
@@ -193,14 +192,14 @@ def _pythons(homes: Sequence[str]) -> Iterator[str]:
         yield from paths.of_prefix(prefix, homes)
     folders = [os.path.dirname(sys.executable), os.path.dirname(os.path.realpath(sys.executable))]
     folders.append(str(Path(__file__).resolve().parents[2]))
-    for point in own_type.installed():
+    for point in entry_points.installed():
         folders += _home_of(point.value.partition(":")[0].strip().partition(".")[0])
     yield from _apart(folders, homes)
 
 
 def _projects(homes: Sequence[str]) -> Iterator[str]:
     """The folders of packages with own types that are installed in place."""
-    for root in editable_installs.roots(sys.path, own_type.GROUP):
+    for root in editable_installs.roots(sys.path, entry_points.GROUP):
         real = os.path.realpath(root)
         # A home folder that somebody made a package of holds more than that.
         if not any(is_below(home, real) for home in homes):

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from retire_cluster.node.device import cgroups
-from retire_cluster.node.link.join_line import SUPERVISED
 from retire_cluster.node.system import process_tree
 from retire_cluster.node.system.resource_limits import Bounds
+from retire_cluster.node.system.supervision import SUPERVISED
 
 #: Where our own processes go: a group with processes of its own can give its children no limits.
 _OWN = "retire-cluster.own"
@@ -107,6 +108,17 @@ def bound(group: Group, controllers: frozenset[str], bounds: Bounds) -> None:
     if "cpu" in controllers and bounds.cpu_percent:
         quota = bounds.cpu_percent * _PERIOD_MICROSECONDS // 100
         _write(group.folder / "cpu.max", f"{quota} {_PERIOD_MICROSECONDS}")
+
+
+def ending(groups: Groups | None) -> str:
+    """By what all processes of a task are bounded and ended, in few words."""
+    if groups is not None:
+        return f"processes: {groups.shown}"
+    if process_tree.IS_LINUX:
+        return "processes: whole trees, also what left its session"
+    if sys.platform == "win32":
+        return "processes: Job Objects"
+    return "processes: groups; what leaves its session escapes"
 
 
 def find(root: Path = Path("/")) -> Groups | None:
