@@ -552,7 +552,7 @@ class Broker:
             for asked in self._put_off
         ]
         tickets += [poll.ticket for poll in self._admin.polls]
-        tickets += [wait.request.ticket for wait in self.state.all_waits]
+        tickets += [wait.request.ticket for wait in self.state.waits.all]
         tickets += [ping.ticket for ping in self.state.pings.values()]
         tickets += [one.call.ticket for one in self._admin.gathering.submissions]
         for ticket in tickets:

@@ -16,7 +16,7 @@ from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD
 from retire_cluster.broker.core.instructions import StoreOutcomes
 from retire_cluster.broker.core.model import TaskSpec
 from retire_cluster.broker.core.placement import why_waiting
-from retire_cluster.broker.core.records.ledger import Filter
+from retire_cluster.broker.core.records.ledger import TaskFilter
 from retire_cluster.broker.store.base import RowDamaged
 from retire_cluster.schemas.errors import (
     CannotCancelTask,
@@ -45,7 +45,7 @@ _CHANGE: Final = {**TASK, **callers.CALLER}
 def list_tasks(admin: Admin, call: Call) -> Reply:
     """A page of tasks, newest first."""
     args = call.args
-    wanted = Filter(
+    wanted = TaskFilter(
         status=TaskStatus(args["status"]) if args.get("status") else None,
         task_type=args.get("task_type"),
         priority=int(PRIORITY_BY_WORD[args["priority"]]) if args.get("priority") else None,

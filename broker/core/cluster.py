@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from retire_cluster.broker.core import attempts, requests, sweeps
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.devices import enrolment, event_throttle, membership
+from retire_cluster.broker.core.devices import administration, enrolment, event_throttle, membership
 from retire_cluster.broker.core.evidence import EventFailed, history, task_of
 from retire_cluster.broker.core.instructions import Instruction
 from retire_cluster.broker.core.placement import assignment
@@ -32,11 +32,11 @@ HANDLERS: Final[dict[type, Handler]] = {
     ev.NotSent: attempts.requeue_unsent,
     ev.ResultDamaged: requests.discard_damaged_result,
     ev.RetryRequested: requests.retry,
-    ev.PingRequested: membership.ping,
-    ev.DeviceRemoved: membership.remove,
-    ev.DeviceReadmitted: membership.readmit,
-    ev.DrainRequested: membership.drain,
-    ev.ConfigChanged: membership.reconfigure,
+    ev.PingRequested: administration.ping,
+    ev.DeviceRemoved: administration.remove,
+    ev.DeviceReadmitted: administration.readmit,
+    ev.DrainRequested: administration.drain,
+    ev.ConfigChanged: administration.reconfigure,
     ev.WaitRequested: requests.wait,
     ev.Tick: sweeps.tick,
     ev.Place: assignment.place,

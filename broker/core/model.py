@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from retire_cluster.broker.core.placement import notes
-from retire_cluster.broker.core.placement.notes import Kind, Note, Record
+from retire_cluster.broker.core.placement.notes import Note, Record, TaskKind
 from retire_cluster.broker.core.rows import DeviceRow
 from retire_cluster.schemas.protocol.messages import (
     AttemptKey,
@@ -93,7 +93,9 @@ class Dispatch:
     def __init__(self, number: int, epoch: int, token: int, device_id: str) -> None:
         #: The store's key of this batch.
         self.number = number
+        #: Of the broker process that made it; part of each attempt's key.
         self.epoch = epoch
+        #: A random number; part of each attempt's key.
         self.token = token
         self.device_id = device_id
         #: Attempts of it that have not ended.
@@ -110,13 +112,21 @@ class Task:
     and setting each of these on each of them would cost as much as all the rest.
     """
 
+    #: When it may run, while it is pending; 0: at once.
     not_before_mono = 0.0
+    #: How many attempts were made, the current one included.
     attempt = 0
+    #: Retries used in this generation.
     retries = 0
+    #: The batch of the current attempt; None without one.
     dispatch: Dispatch | None = None
+    #: The device of the current attempt.
     device: Device | None = None
+    #: Where it waits while it is queued.
     backlog: Backlog | None = None
+    #: Of the current attempt.
     assigned_ms: int | None = None
+    #: Of the current attempt, on both clocks.
     started_ms: int | None = None
     started_mono: float | None = None
     #: When its device was last known to have it.
@@ -147,11 +157,15 @@ class Task:
         status: TaskStatus,
         queued_mono: float,
     ) -> None:
+        #: Rises with each submission; part of the public id.
         self.number = number
+        #: What it has in common with others of its request.
         self.spec = spec
+        #: When it was submitted; part of the public id.
         self.created_ms = created_ms
         #: The payload's JSON text while it is kept in memory; None: read it from the store.
         self.payload = payload
+        #: Changed by `ClusterState.move` only, which follows the table.
         self.status = status
         #: When it began to wait in its backlog; aging counts from here.
         self.queued_mono = queued_mono
@@ -224,16 +238,20 @@ class Device:
 
     def __init__(self, device_id: str, registered_ms: int, config: HeartbeatConfig) -> None:
         self.device_id = device_id
+        #: When its id was first registered.
         self.registered_ms = registered_ms
         #: The liveness settings it has acknowledged; its deadlines follow these.
         self.config = config
+        #: As its HELLO says, each of these.
         self.role = ""
         self.platform = ""
         self.hostname = ""
         self.version = ""
         self.tags: frozenset[str] = frozenset()
+        #: How many whole-slot attempts it runs at a time.
         self.slots = 1
         self.capabilities: dict[str, Any] = {}
+        #: Task types that it runs, by name.
         self.types: dict[str, TypeInfo] = {}
         #: Own types that it has and does not offer, each with the reason.
         self.left_out: tuple[str, ...] = ()
@@ -241,29 +259,41 @@ class Device:
         self.walls: tuple[str, ...] = ()
         #: Where its connection comes from, as the transport says.
         self.ip_address = ""
+        #: Names its process.
         self.instance = ""
+        #: Names its registration; messages of another one do not count.
         self.session = ""
         #: The connection it speaks from; empty while offline after a restart.
         self.routing = b""
+        #: Whether it is heard from.
         self.online = False
         #: When it went away, on the cluster's age in seconds; None while it is here.
         self.gone_s: int | None = None
         #: Whether the device itself takes work (it may be draining).
         self.accepting = True
+        #: Why it does not, in its own words.
         self.not_accepting_reason = ""
         #: Whether an administrator drained it.
         self.drained = False
+        #: When it last sent a message.
         self.last_seen_mono = 0.0
         self.last_heartbeat_ms: int | None = None
+        #: When its session began.
         self.session_mono = 0.0
         #: The node's age in seconds when it said HELLO.
         self.session_base_seconds = 0.0
         self.total_heartbeats = 0
+        #: The round trip that it measured last.
         self.rtt_ms: float | None = None
+        #: What it last told of its condition (`METRICS`).
         self.metrics: dict[str, Any] = {}
+        #: The same of its newest heartbeats, each with `at_ms`.
         self.metrics_history: deque[dict[str, Any]] = deque(maxlen=METRICS_KEPT)
+        #: What went wrong there last.
         self.last_error = ""
+        #: Attempts that ended well here, of retained tasks and since the start.
         self.succeeded = 0
+        #: Attempts that failed here or ran too long.
         self.failed = 0
         #: Messages of it that were dropped because it says too much, by verb.
         self.dropped: Counter[str] = Counter()
@@ -272,15 +302,16 @@ class Device:
         self.events_left, self.events_left_mono = float("inf"), 0.0
         #: Attempts in a row that it gave back while it takes work.
         self.given_back = 0
+        #: Room that its attempts take, in slot units.
         self.used_units = 0
         #: Tasks placed here that have not ended, by number.
         self.attempts: dict[int, Task] = {}
         #: What it is passed over for, or lately was.
-        self.notes: dict[Kind, Note] = {}
+        self.notes: dict[TaskKind, Note] = {}
         #: When they were last stored because of a new one.
         self.noted_mono = float("-inf")
         #: Kinds of task that it failed and did not do well since.
-        self.records: dict[Kind, Record] = {}
+        self.records: dict[TaskKind, Record] = {}
         #: Tasks that it said it cannot run (`Task.excluded`); some may have ended.
         self.refused: set[int] = set()
         #: Changed since it was last stored.

@@ -22,8 +22,9 @@ from retire_cluster.broker.core.instructions import (
 from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.rows import AttemptRow, SubmissionRow, TaskRow
-from retire_cluster.broker.core.state import ClusterState, Wait
+from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.core.transitions import after
+from retire_cluster.broker.core.waits import Wait
 from retire_cluster.schemas.protocol.messages import Cancel
 from retire_cluster.schemas.vocabulary import ELSEWHERE, PRIORITIES, Cause, TaskStatus
 
@@ -164,4 +165,4 @@ def wait(state: ClusterState, event: ev.WaitRequested, now: Now) -> None:
     if not event.unfinished or event.timeout_seconds <= 0:
         state.emit(WaitOver.of(event))
         return
-    state.park(Wait(event, set(event.unfinished), now.mono + event.timeout_seconds))
+    state.waits.park(Wait(event, set(event.unfinished), now.mono + event.timeout_seconds))

@@ -26,7 +26,7 @@ from retire_cluster.broker.core.instructions import Instruction, PingOver, Store
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
-from retire_cluster.broker.core.placement.notes import Kind, NoteIndex, Tally
+from retire_cluster.broker.core.placement.notes import NoteIndex, Tally, TaskKind
 from retire_cluster.broker.core.records.audit import Denials
 from retire_cluster.broker.core.records.clock import MARK_SECONDS, ClusterClock
 from retire_cluster.broker.core.records.event_log import EventLog
@@ -34,6 +34,7 @@ from retire_cluster.broker.core.records.ledger import Ledger
 from retire_cluster.broker.core.records.stats import Stats
 from retire_cluster.broker.core.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.core.transitions import IllegalTransition, TaskEvent, after
+from retire_cluster.broker.core.waits import Waits
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.ids import TaskIds
@@ -46,6 +47,7 @@ INLINE_PAYLOAD_BYTES = 4_096
 INLINE_BUDGET_BYTES = 256 * 1024 * 1024
 _WORD = {status: status.value for status in TaskStatus}
 _EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
+_NONCE_BITS = 48
 #: Idle requirement classes kept for reuse.
 CLASSES_KEPT = 2_000
 #: Needs by which queues are told apart (passing_over.py), at most.
@@ -54,17 +56,8 @@ MAX_APART = 256
 DEVICES_KEPT = 64
 
 
-@dataclass(eq=False)
-class Wait:
-    """A parked `task.wait`; equal to itself only."""
-
-    request: ev.WaitRequested
-    unfinished: set[int]
-    deadline_mono: float
-
-
 @dataclass
-class Ping:
+class ParkedPing:
     """A parked `device.ping`."""
 
     ticket: ev.Ticket
@@ -166,28 +159,22 @@ class ClusterState:
         #: How near the next placement is that may go before better-ranked work.
         self.share = Share(rng)
         #: Kinds of task whose queue is told apart, because devices differ in them.
-        self.apart: set[Kind] = set()
+        self.apart: set[TaskKind] = set()
         #: Ids of devices that told which programs their owner allows.
         self.restricting: set[str] = set()
         #: Which devices have notes on which kinds of task (passing_over.py).
         self.note_index = NoteIndex()
         #: Kinds of task that failed somewhere: what the cluster has done of them since.
-        self.tallies: dict[Kind, Tally] = {}
+        self.tallies: dict[TaskKind, Tally] = {}
         #: Where the sweep of unschedulable tasks goes on.
         self.stranded_turn = 0
         #: What a task's stored document asks of a device, by that document; a cache.
         self._requirements: dict[bytes, Requirements] = {}
 
         #: Parked `device.ping` calls by the nonce that was sent.
-        self.pings: dict[int, Ping] = {}
-        #: Parked `task.wait` calls by the number of each task that they wait for.
-        self.waits: dict[int, list[Wait]] = {}
-        #: All of them, oldest first.
-        self.all_waits: dict[Wait, None] = {}
-        #: `(deadline_mono, serial, wait)` of them, the next first; entries may be stale.
-        self._waits_due: list[tuple[float, int, Wait]] = []
-        #: How many were ever parked: the serial of the next.
-        self._waits_parked = 0
+        self.pings: dict[int, ParkedPing] = {}
+        #: Parked `task.wait` calls.
+        self.waits = Waits()
 
         #: What happened, for clients.
         self.log = EventLog(epoch, settings.retention.event_rows, settings.retention.audit_rows)
@@ -206,16 +193,18 @@ class ClusterState:
         """Return the monotonic time of the next thing that cannot wait for a sweep, or None."""
         times = [ping.deadline_mono for ping in self.pings.values()]
         times += [challenge.deadline_mono for challenge in self.challenges.values()]
-        due = self._waits_due
-        while due and due[0][2] not in self.all_waits:
-            heapq.heappop(due)
-        if due:
-            times.append(due[0][0])
+        due_mono = self.waits.next_deadline()
+        if due_mono is not None:
+            times.append(due_mono)
         if self.pending:
             times.append(self.pending[0][0])
         return min(times, default=None)
 
     # --- what the rules are made of --------------------------------------------------------------
+
+    def nonce(self) -> int:
+        """Draw a number that names one PING."""
+        return self.rng.getrandbits(_NONCE_BITS)
 
     def emit(self, instruction: Instruction) -> None:
         """Add to the instructions of the event being handled."""
@@ -303,11 +292,11 @@ class ClusterState:
             self._requirements[spec.document] = need
         return need
 
-    def kind_of(self, spec: TaskSpec) -> Kind:
+    def kind_of(self, spec: TaskSpec) -> TaskKind:
         """Return the kind of task by which devices are passed over, or do well."""
-        return Kind(spec.task_type, self.requirements_of(spec).needs)
+        return TaskKind(spec.task_type, self.requirements_of(spec).needs)
 
-    def tell_apart(self, kind: Kind) -> bool:
+    def tell_apart(self, kind: TaskKind) -> bool:
         """Give tasks of this need a class of their own, if there is room; whether they have one."""
         if kind.needs in needs.ALWAYS_APART or kind in self.apart:
             return True
@@ -327,7 +316,7 @@ class ClusterState:
         """Return the requirement class of a task, made if it is the first of its kind."""
         need = self.requirements_of(spec)
         if need.needs:
-            kind = Kind(spec.task_type, need.needs)
+            kind = TaskKind(spec.task_type, need.needs)
             # A class for each program there is would make placing slow: only where it matters.
             apart = kind in self.apart or kind.needs in needs.ALWAYS_APART
             if not apart and not (self.restricting and self.tell_apart(kind)):
@@ -369,6 +358,7 @@ class ClusterState:
 
     def end(self, tasks: Sequence[Task]) -> None:
         """Forget tasks that have just ended; end the waits that were for them alone."""
+        waits = self.waits
         for task in tasks:
             number = task.number
             del self.tasks[number]
@@ -376,25 +366,9 @@ class ClusterState:
                 self.returned.discard(number)
             if task.payload is not None:
                 self.inline_bytes -= len(task.payload)
-            if number not in self.waits:
-                continue
-            for wait in self.waits.pop(number):
-                wait.unfinished.discard(number)
-                if not wait.unfinished:
-                    del self.all_waits[wait]
+            if number in waits.by_task:
+                for wait in waits.finish(number):
                     self.emit(WaitOver.of(wait.request))
-
-    def park(self, wait: Wait) -> None:
-        """Have a client wait for tasks, all of which are there."""
-        self.all_waits[wait] = None
-        for number in wait.unfinished:
-            self.waits.setdefault(number, []).append(wait)
-        # Most end long before their deadline; their entries must not pile up until then.
-        if len(self._waits_due) > 2 * len(self.all_waits) + 100:
-            self._waits_due = [entry for entry in self._waits_due if entry[2] in self.all_waits]
-            heapq.heapify(self._waits_due)
-        self._waits_parked += 1
-        heapq.heappush(self._waits_due, (wait.deadline_mono, self._waits_parked, wait))
 
     def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the payloads that may stay in memory, None in place of the others."""

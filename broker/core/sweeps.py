@@ -63,14 +63,7 @@ def deadlines(state: ClusterState, now: Now) -> None:
         if challenge.deadline_mono <= now.mono:
             del state.challenges[device_id]
             membership.register(state, challenge.hello, challenge.routing, challenge.address, now)
-    for wait in [wait for wait in state.all_waits if wait.deadline_mono <= now.mono]:
-        del state.all_waits[wait]
-        for number in wait.unfinished:
-            left = [other for other in state.waits[number] if other is not wait]
-            if left:
-                state.waits[number] = left
-            else:
-                del state.waits[number]
+    for wait in state.waits.expire(now.mono):
         state.emit(WaitOver.of(wait.request))
 
 

@@ -226,8 +226,8 @@ class World:
         if state is None:
             raise Violation("the main node died in good weather")
         left: dict[str, Any] = {
-            "pings": state.pings, "challenges": state.challenges, "waits": state.waits,
-            "all_waits": state.all_waits, "running": state.running, "tasks": state.tasks,
+            "pings": state.pings, "challenges": state.challenges, "waits": state.waits.by_task,
+            "all_waits": state.waits.all, "running": state.running, "tasks": state.tasks,
             "inline_bytes": state.inline_bytes,
             "queued": sum(cls.lanes.size for cls in state.classes.values()),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Membership of devices: registration, heartbeats, draining, leaving, removal."""
+"""Membership of devices: registration, heartbeats, silence, leaving."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from retire_cluster.broker.core.devices.hello_checks import cleaned, find_fault,
 from retire_cluster.broker.core.devices.type_registry import bounded
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import (
-    ForgetDevices,
     Send,
-    StoreConfig,
     StoreDevices,
 )
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement import passing_over
-from retire_cluster.broker.core.state import Challenge, ClusterState, Ping
+from retire_cluster.broker.core.state import Challenge, ClusterState
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.wire import PROTOCOL
 from retire_cluster.schemas.text.cleantext import plain
 
 #: How long a device that seems to live elsewhere may take to answer for itself.
 CHALLENGE_SECONDS = 1.0
-_NONCE_BITS = 48
 
 
 def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
@@ -57,7 +54,7 @@ def receive(state: ClusterState, event: ev.FromDevice, now: Now) -> None:
         _pong(state, device, message, now)
     elif isinstance(message, msg.Drain):
         device.accepting, device.not_accepting_reason = False, plain(message.reason) or "draining"
-        _changed(state, device, now)
+        note_change(state, device, now)
     else:
         _goodbye(state, device, message, now)
 
@@ -116,7 +113,7 @@ def _challenge(
     if waiting is not None and waiting.hello.instance == hello.instance:
         # A newcomer that repeats itself must not put off its own turn.
         deadline_mono = waiting.deadline_mono
-    nonce = state.rng.getrandbits(_NONCE_BITS)
+    nonce = state.nonce()
     state.challenges[device.device_id] = Challenge(
         hello, event.routing, event.address, nonce, deadline_mono
     )
@@ -237,7 +234,7 @@ def _beat(state: ClusterState, device: Device, heartbeat: msg.Heartbeat, now: No
         # The RESUME never reached it.
         state.emit(Send(device.routing, msg.Resume(device.session)))
     if device.accepting != accepted:
-        _changed(state, device, now)
+        note_change(state, device, now)
 
 
 def _knows_config(state: ClusterState, device: Device, version: int) -> None:
@@ -299,7 +296,8 @@ def take_offline(state: ClusterState, device: Device, now: Now) -> None:
     state.log.add("device.offline", now.wall_ms, device_id=device.device_id)
 
 
-def _changed(state: ClusterState, device: Device, now: Now) -> None:
+def note_change(state: ClusterState, device: Device, now: Now) -> None:
+    """Note and log that a device takes work or no longer does."""
     state.note_room(device)
     event_throttle.log_change(state, device, now)
 
@@ -327,77 +325,3 @@ def _goodbye(state: ClusterState, device: Device, message: msg.Goodbye, now: Now
     state.connections.pop(device.routing, None)
     device.routing, device.session = b"", ""
     state.emit(StoreDevices((device.row(),)))
-
-
-# --- asked by an administrator -------------------------------------------------------------------
-
-
-def ping(state: ClusterState, event: ev.PingRequested, now: Now) -> None:
-    """Ping a device; one that is offline does not answer at once."""
-    device = state.devices[event.device_id]
-    record = Ping(
-        event.ticket, event.device_id, now.mono, now.wall_ms, now.mono + event.timeout_seconds
-    )
-    if not device.online:
-        state.emit(record.over(None, 0.0))
-        return
-    nonce = state.rng.getrandbits(_NONCE_BITS)
-    state.pings[nonce] = record
-    state.emit(Send(device.routing, msg.Ping(device.session, nonce)))
-
-
-def remove(state: ClusterState, event: ev.DeviceRemoved, now: Now) -> None:
-    """Take a device out of the cluster; its work goes back to the queue free of charge."""
-    device = state.devices[event.device_id]
-    if device.online:
-        text = f"{device.device_id} was removed from this cluster"
-        state.emit(Send(device.routing, msg.Reject(device.session, "removed", text)))
-    take_offline(state, device, now)
-    for task in list(device.attempts.values()):
-        attempts.lose(state, task, "its device was removed", now, free=True)
-    state.connections.pop(device.routing, None)
-    state.challenges.pop(device.device_id, None)
-    passing_over.leave(state, device, now)
-    state.own_types.drop(event.device_id)
-    del state.devices[event.device_id]
-    state.restricting.discard(event.device_id)
-    state.tombstones[event.device_id] = now.wall_ms
-    state.emit(StoreDevices((device.row(removed_ms=now.wall_ms),)))
-    state.log.add("device.removed", now.wall_ms, device_id=event.device_id)
-
-
-def readmit(state: ClusterState, event: ev.DeviceReadmitted, now: Now) -> None:
-    """Lift a tombstone: the device may register again, as a new one."""
-    del state.tombstones[event.device_id]
-    state.emit(ForgetDevices((event.device_id,)))
-    state.log.add("device.readmitted", now.wall_ms, device_id=event.device_id)
-
-
-def drain(state: ClusterState, event: ev.DrainRequested, now: Now) -> None:
-    """Let a device finish what it has and give it nothing new, or end that."""
-    device = state.devices[event.device_id]
-    device.drained = event.drained
-    if device.online:
-        message: msg.Drain | msg.Resume = msg.Resume(device.session)
-        if event.drained:
-            message = msg.Drain.by_administrator(device.session)
-        else:
-            device.accepting, device.not_accepting_reason = True, ""
-        state.emit(Send(device.routing, message))
-    state.emit(StoreDevices((device.row(),)))
-    _changed(state, device, now)
-
-
-def reconfigure(state: ClusterState, event: ev.ConfigChanged, now: Now) -> None:
-    """Apply settings that were validated as a whole, and send devices their part."""
-    state.settings = state.settings.with_sections(event.sections)
-    retention = state.settings.retention
-    state.log.resize(retention.event_rows, retention.audit_rows)
-    state.config_version += 1
-    state.emit(StoreConfig(event.persisted, state.config_version))
-    config = state.heartbeat_config()
-    for device in state.devices.values():
-        if device.online:
-            state.emit(Send(device.routing, msg.Config(device.session, config)))
-    fields = list(event.updated_fields)
-    state.log.add("config.changed", now.wall_ms, data={"updated_fields": fields})

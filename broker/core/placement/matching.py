@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement.backlog import Lanes
-from retire_cluster.broker.core.placement.notes import Kind, Note
+from retire_cluster.broker.core.placement.notes import Note, TaskKind
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.text.jsontext import JSONError, loads
 from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
@@ -71,11 +71,11 @@ class ClassKey(NamedTuple):
     requirements: Requirements
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[TaskKind, ...]:
         """Kinds of task for which a device may be passed over, and with them for this class."""
         need = self.requirements.needs
-        whole = Kind(self.task_type, "")
-        return (Kind(self.task_type, need), whole) if need else (whole,)
+        whole = TaskKind(self.task_type, "")
+        return (TaskKind(self.task_type, need), whole) if need else (whole,)
 
 
 def _number(facts: Mapping[str, Any], name: str) -> float:
@@ -227,7 +227,7 @@ class Classes(dict[ClassKey, TaskClass]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._of: dict[Kind, list[TaskClass]] = {}
+        self._of: dict[TaskKind, list[TaskClass]] = {}
 
     def add(self, key: ClassKey) -> TaskClass:
         """Add a class."""
@@ -236,7 +236,7 @@ class Classes(dict[ClassKey, TaskClass]):
             self._of.setdefault(kind, []).append(cls)
         return cls
 
-    def of(self, kind: Kind) -> Sequence[TaskClass]:
+    def of(self, kind: TaskKind) -> Sequence[TaskClass]:
         """Return the classes that a note on a kind is about."""
         return self._of.get(kind, ())
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 
-class Kind(NamedTuple):
+class TaskKind(NamedTuple):
     """Tasks that a device may be passed over for."""
 
     task_type: str
@@ -53,7 +53,7 @@ class Note:
         self.active = True
 
 
-def rows(notes: Mapping[Kind, Note]) -> list[list[Any]]:
+def rows(notes: Mapping[TaskKind, Note]) -> list[list[Any]]:
     """Return the notes that hold, as the store keeps them."""
     return [
         [*kind, note.cause, note.message, note.since_s, note.seconds, note.times]
@@ -62,12 +62,12 @@ def rows(notes: Mapping[Kind, Note]) -> list[list[Any]]:
     ]
 
 
-def from_document(found: object, age_s: int, now_mono: float) -> dict[Kind, Note]:
+def from_document(found: object, age_s: int, now_mono: float) -> dict[TaskKind, Note]:
     """Read notes from the store, as old and as long as they were.
 
     One that is damaged is left out: it only has a device asked once more.
     """
-    notes: dict[Kind, Note] = {}
+    notes: dict[TaskKind, Note] = {}
     for entry in found if isinstance(found, list) else ():
         if not isinstance(entry, list) or list(map(type, entry)) not in _FORMS:
             continue
@@ -76,7 +76,9 @@ def from_document(found: object, age_s: int, now_mono: float) -> dict[Kind, Note
         passed = float(max(0, age_s - since_s))
         if 0.0 < seconds <= LONGEST_SECONDS and times > 0:
             since_mono = now_mono - passed
-            notes[Kind(task_type, need)] = Note(cause, message, since_mono, seconds, times, since_s)
+            notes[TaskKind(task_type, need)] = Note(
+                cause, message, since_mono, seconds, times, since_s
+            )
     return notes
 
 
@@ -90,24 +92,24 @@ class NoteIndex:
     __slots__ = ("_due", "_until", "size", "unstored")
 
     def __init__(self) -> None:
-        self._until: dict[Kind, dict[str, float]] = {}
+        self._until: dict[TaskKind, dict[str, float]] = {}
         #: `(until_mono, device id, kind)`; entries that `_until` does not have are stale.
-        self._due: list[tuple[float, str, Kind]] = []
+        self._due: list[tuple[float, str, TaskKind]] = []
         #: Notes there are.
         self.size = 0
         #: Devices with notes that are not stored yet.
         self.unstored: dict[str, None] = {}
 
     @property
-    def kinds(self) -> Collection[Kind]:
+    def kinds(self) -> Collection[TaskKind]:
         """Kinds that some device has a note on."""
         return self._until.keys()
 
-    def devices(self, kind: Kind) -> list[str]:
+    def devices(self, kind: TaskKind) -> list[str]:
         """Return the ids of devices with a note on a kind."""
         return list(self._until.get(kind, ()))
 
-    def add(self, device_id: str, kind: Kind, until_mono: float) -> None:
+    def add(self, device_id: str, kind: TaskKind, until_mono: float) -> None:
         """Add a device's note, or change until when it holds (monotonic seconds)."""
         known = self._until.setdefault(kind, {})
         self.size += device_id not in known
@@ -121,7 +123,7 @@ class NoteIndex:
             ]
             heapq.heapify(self._due)
 
-    def drop(self, device_id: str, kind: Kind) -> None:
+    def drop(self, device_id: str, kind: TaskKind) -> None:
         """Remove a device's note on a kind."""
         known = self._until.get(kind, {})
         if known.pop(device_id, None) is not None:
@@ -129,7 +131,7 @@ class NoteIndex:
             if not known:
                 del self._until[kind]
 
-    def ended(self, now_mono: float, at_most: int) -> Iterator[tuple[str, Kind]]:
+    def ended(self, now_mono: float, at_most: int) -> Iterator[tuple[str, TaskKind]]:
         """Yield notes whose time is over; the caller drops each or gives it more time."""
         for _ in range(at_most):
             while self._due and not self._holds(self._due[0]):
@@ -139,7 +141,7 @@ class NoteIndex:
             _, device_id, kind = heapq.heappop(self._due)
             yield device_id, kind
 
-    def _holds(self, entry: tuple[float, str, Kind]) -> bool:
+    def _holds(self, entry: tuple[float, str, TaskKind]) -> bool:
         until_mono, device_id, kind = entry
         return self._until.get(kind, {}).get(device_id) == until_mono
 

@@ -27,7 +27,7 @@ from typing import Final
 
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.model import Device, Task
-from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Kind, Record, Tally
+from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Record, Tally, TaskKind
 from retire_cluster.broker.core.placement.passing_over import lift, note
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
@@ -140,7 +140,7 @@ def expire(state: ClusterState, now: Now) -> None:
     """Forget old records; of kinds that fail nowhere any more nothing is counted."""
     if not state.tallies:
         return
-    counted: set[Kind] = set()
+    counted: set[TaskKind] = set()
     for device in state.devices.values():
         records = device.records
         for kind in [
@@ -154,7 +154,7 @@ def expire(state: ClusterState, now: Now) -> None:
         del state.tallies[kind]
 
 
-def _row(state: ClusterState, device: Device, kind: Kind, task: Task, now: Now) -> int:
+def _row(state: ClusterState, device: Device, kind: TaskKind, task: Task, now: Now) -> int:
     """Count a failed attempt; returns how many tasks in a row failed, 0 for one counted before."""
     tally = _tally(state, kind)
     record = device.records.get(kind)
@@ -171,7 +171,7 @@ def _row(state: ClusterState, device: Device, kind: Kind, task: Task, now: Now) 
     return len(record.tasks)
 
 
-def _tally(state: ClusterState, kind: Kind) -> Tally:
+def _tally(state: ClusterState, kind: TaskKind) -> Tally:
     found = state.tallies.get(kind)
     if found is None:
         if len(state.tallies) >= MAX_KINDS:

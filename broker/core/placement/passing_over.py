@@ -21,7 +21,7 @@ from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import StoreDevices
 from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.placement.matching import TaskClass, notes_on, unfit
-from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Kind, Note
+from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Note, TaskKind
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.vocabulary import ELSEWHERE, FAILING, Cause
@@ -51,7 +51,7 @@ _TOLD: Final = 20
 def note(
     state: ClusterState,
     device: Device,
-    kind: Kind,
+    kind: TaskKind,
     cause: str,
     message: str,
     now: Now,
@@ -105,14 +105,14 @@ def _store(state: ClusterState, device_ids: Sequence[str], now: Now) -> None:
         state.emit(StoreDevices(tuple(rows)))
 
 
-def lift(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+def lift(state: ClusterState, device: Device, kind: TaskKind, now: Now) -> None:
     """Drop a device's note on a kind that it did a task of well."""
     if kind in device.notes:
         _drop(state, device, kind, now)
         device.dirty = True
 
 
-def give_a_chance(state: ClusterState, kind: Kind, now: Now) -> None:
+def give_a_chance(state: ClusterState, kind: TaskKind, now: Now) -> None:
     """Lift the notes by which devices lack what a kind needs: somebody retries such a task."""
     for device_id in state.note_index.devices(kind):
         device = state.devices[device_id]
@@ -193,13 +193,13 @@ def expire(state: ClusterState, now: Now) -> None:
         state.note_index.add(device_id, kind, found.until_mono)
 
 
-def _drop(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+def _drop(state: ClusterState, device: Device, kind: TaskKind, now: Now) -> None:
     _end(state, device, kind, now)
     del device.notes[kind]
     state.note_index.drop(device.device_id, kind)
 
 
-def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
+def _end(state: ClusterState, device: Device, kind: TaskKind, now: Now) -> None:
     found = device.notes[kind]
     if not found.active:
         return
@@ -210,7 +210,7 @@ def _end(state: ClusterState, device: Device, kind: Kind, now: Now) -> None:
     state.log.add("device.eligible_again", now.wall_ms, device_id=device.device_id, data=data)
 
 
-def _judge_again(state: ClusterState, device: Device, kind: Kind) -> None:
+def _judge_again(state: ClusterState, device: Device, kind: TaskKind) -> None:
     if not device.online:
         return
     for cls in state.classes.of(kind):
@@ -252,7 +252,7 @@ def trust_the_last(state: ClusterState, cls: TaskClass, now: Now) -> bool:
     Who lacks what the tasks need is left out: it would not be the last to run them.
     """
     failing, lacking = [], []
-    whole = Kind(cls.key.task_type, "")
+    whole = TaskKind(cls.key.task_type, "")
     for device in _able(state, cls):
         if not device.online and device.silent_for(now.mono) > REJOIN_SECONDS:
             continue

@@ -51,7 +51,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Filter:
+class TaskFilter:
     """Which tasks a list shows; None means any."""
 
     status: TaskStatus | None = None
@@ -222,9 +222,9 @@ class Ledger:
         """Return the second of the cluster's age when a present task ended; 0 while it lives."""
         return self._ended[task - self._base]
 
-    def count(self, wanted: Filter) -> int:
+    def count(self, wanted: TaskFilter) -> int:
         """Return how many tasks a filter lets through."""
-        if wanted == Filter():
+        if wanted == TaskFilter():
             return self.total
         test = self._numbers(wanted)
         if test is None:
@@ -277,7 +277,9 @@ class Ledger:
                 found[self._devices.texts[device], STATUSES[code - 1]] += count
         return dict(found)
 
-    def page(self, wanted: Filter, skip: int, size: int, before: int | None = None) -> list[int]:
+    def page(
+        self, wanted: TaskFilter, skip: int, size: int, before: int | None = None
+    ) -> list[int]:
         """Return task numbers newest first, after the first `skip`, below `before` if given."""
         found: list[int] = []
         for task in self._walk(wanted, before):
@@ -311,7 +313,7 @@ class Ledger:
         found, ended = self._endings.current(self._ended_at), self.ended()
         assert found == ended, f"{ended} tasks have ended, {found} are known by when"
 
-    def _numbers(self, wanted: Filter) -> _Test | None:
+    def _numbers(self, wanted: TaskFilter) -> _Test | None:
         kind = device = None
         if wanted.task_type is not None:
             kind = self._types.known(wanted.task_type)
@@ -324,7 +326,7 @@ class Ledger:
         code = None if wanted.status is None else _CODE[wanted.status]
         return (code, wanted.priority, kind, device)
 
-    def _walk(self, wanted: Filter, before: int | None) -> Iterator[int]:
+    def _walk(self, wanted: TaskFilter, before: int | None) -> Iterator[int]:
         test = self._numbers(wanted)
         left = self.count(wanted)
         if test is None:

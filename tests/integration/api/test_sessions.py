@@ -158,7 +158,7 @@ def test_waiting_for_results_leaves_threads_to_others(start: Start, nodes: list[
     for thread in threads:
         thread.start()
     # Two places of eight threads are taken then: whoever comes next is answered at once.
-    eventually(lambda: len(list(nodes[0].broker.state.all_waits)) == 2, "two are parked")
+    eventually(lambda: len(list(nodes[0].broker.state.waits.all)) == 2, "two are parked")
     assert requests.get(url, timeout=60).elapsed.total_seconds() < 20
     nodes[0].call("task.cancel", task_id=task_id)
     for thread in threads:

@@ -71,7 +71,7 @@ def test_while_the_store_refuses_writes_everybody_is_told_and_then_work_goes_on(
     ]
     device.expect(msg.Ping)
     state = main_node.broker.state
-    eventually(lambda: state.all_waits and main_node.broker._admin.polls, "parked calls")
+    eventually(lambda: state.waits.all and main_node.broker._admin.polls, "parked calls")
     before = epoch(main_node)
     let_writes(main_node, False)
     with pytest.raises(errors.ClusterUnavailable, match="readonly") as caught:

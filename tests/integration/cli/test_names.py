@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from retire_cluster.broker.core.placement.notes import Kind, Note
+from retire_cluster.broker.core.placement.notes import Note, TaskKind
 from retire_cluster.cli.main import main
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import TypeInfo
@@ -47,7 +47,7 @@ def hostile(main_node: MainNode) -> tuple[MainNode, str, str]:
     }
     note = Note("not_here", f"m{BAD}", 0.0, 300.0, 1)
     note.active = True
-    record.notes = {Kind("mine", ""): note}
+    record.notes = {TaskKind("mine", ""): note}
     return main_node, failed, waiting
 
 

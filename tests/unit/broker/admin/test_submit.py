@@ -236,7 +236,7 @@ def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster
     ]  # fmt: skip
     (stored,) = only(ins.StoreTasks, cluster.admin.turn)
     assert [row.number for row in stored.rows] == [1, 2, 3, 4]
-    (waiting,) = cluster.state.all_waits
+    (waiting,) = cluster.state.waits.all
     assert (waiting.request.ticket, waiting.unfinished) == ((b"client", 5), {4})
     assert admin_submit.make(cluster.admin) == []
 

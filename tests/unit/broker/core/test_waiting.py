@@ -22,8 +22,8 @@ def test_a_wait_is_over_when_all_its_tasks_have_ended(cluster: Cluster) -> None:
     assert ask(cluster, numbers) == []
     assert only(ins.WaitOver, member.finish(keys[0])) == []
     assert only(ins.WaitOver, member.finish(keys[1])) == [ins.WaitOver(TICKET, tuple(numbers))]
-    assert cluster.state.all_waits == {}
-    assert cluster.state.waits == {}
+    assert cluster.state.waits.all == {}
+    assert cluster.state.waits.by_task == {}
 
 
 def test_a_wait_for_ended_tasks_or_no_time_is_over_at_once(cluster: Cluster) -> None:
@@ -40,7 +40,7 @@ def test_a_wait_ends_with_its_time_and_leaves_other_waits_alone(cluster: Cluster
     assert cluster.state.next_deadline() == cluster.mono + 5
     cluster.pass_time(5)
     assert cluster.tick("deadlines") == [ins.WaitOver(TICKET, tuple(numbers))]
-    assert list(cluster.state.waits) == numbers[:1]
+    assert list(cluster.state.waits.by_task) == numbers[:1]
     assert only(ins.WaitOver, cluster.cancel(numbers[0])) == [ins.WaitOver(TICKET, (numbers[0],))]
 
 
@@ -51,7 +51,7 @@ def test_waits_that_have_ended_do_not_pile_up_until_their_time(cluster: Cluster)
         (number,) = cluster.submit()
         ask(cluster, [number], 60.0)
         assert only(ins.WaitOver, cluster.cancel(number))
-    assert len(cluster.state._waits_due) <= 110
+    assert cluster.state.waits.deadlines() <= 110
     assert cluster.state.next_deadline() == cluster.mono + 30
     cluster.cancel(patient)
     assert cluster.state.next_deadline() is None

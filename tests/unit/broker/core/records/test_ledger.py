@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from retire_cluster.broker.core.records.ledger import Filter, Ledger, Names
+from retire_cluster.broker.core.records.ledger import Ledger, Names, TaskFilter
 from retire_cluster.schemas.vocabulary import PRIORITIES, TERMINAL, TaskStatus
 
 STATUSES = st.sampled_from(list(TaskStatus))
@@ -109,7 +109,7 @@ class LedgerAgainstList(RuleBasedStateMachine):
         size: int,
         before: int | None,
     ) -> None:
-        wanted = Filter(status, type_, priority, device)
+        wanted = TaskFilter(status, type_, priority, device)
         fits = [
             line.number
             for line in reversed(self.lines)
@@ -162,7 +162,7 @@ def test_an_empty_ledger_begins_at_any_number_and_again_after_all_is_deleted() -
     ledger = Ledger()
     for number in (1_000_000, 7_000_000):
         ledger.add(number, TaskStatus.SUCCESS, "echo", 1)
-        assert ledger.page(Filter(), 0, 5) == [number]
+        assert ledger.page(TaskFilter(), 0, 5) == [number]
         ledger.drop(number)
         ledger.compact()
         assert not ledger.has(number)
@@ -180,7 +180,7 @@ def test_a_device_is_found_among_many_whatever_its_number_looks_like_in_bytes() 
     for number in range(1, 1_201):
         ledger.add(number, TaskStatus.SUCCESS, "echo", 1, f"d{number % 600}")
     for device in (0, 1, 254, 255, 256, 257, 511, 512, 599):
-        wanted = Filter(device_id=f"d{device}")
+        wanted = TaskFilter(device_id=f"d{device}")
         found = [number for number in range(1_200, 0, -1) if number % 600 == device]
         assert ledger.page(wanted, 0, 10) == found
         assert ledger.page(wanted, 0, 10, before=found[0]) == found[1:]
