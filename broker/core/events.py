@@ -38,7 +38,7 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True)
 class FromDevice:
-    """A device's message other than HELLO and FINISHED, and the connection it came by."""
+    """A device's message other than FINISHED, and the connection it came by."""
 
     routing: bytes
     message: Hello | Enrol | Heartbeat | Started | Progress | ConfigAck | Pong | Drain | Goodbye

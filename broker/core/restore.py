@@ -31,8 +31,8 @@ def restore(
     """
     settings, warnings = _with_persisted(settings, snapshot)
     warnings += snapshot.warnings
-    clock, told = resume(snapshot.mark, now, boot)
-    warnings += [told] if told else []
+    clock, warning = resume(snapshot.mark, now, boot)
+    warnings += [warning] if warning else []
     state = ClusterState(
         settings,
         epoch=snapshot.epoch,

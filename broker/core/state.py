@@ -257,18 +257,18 @@ class ClusterState:
         self.ledger.move_all(numbers, status, device_id, ended_s)
         data["from"] = _WORD[before]
         attempts = [task.attempt for task in tasks]
-        told: dict[str, Any] | list[dict[str, Any]]
+        details: dict[str, Any] | list[dict[str, Any]]
         if attempts.count(attempts[0]) == len(attempts):
-            told = {**data, "attempt": attempts[0]}
+            details = {**data, "attempt": attempts[0]}
         else:
-            told = [{**data, "attempt": attempt} for attempt in attempts]
+            details = [{**data, "attempt": attempt} for attempt in attempts]
         created = [task.created_ms for task in tasks]
-        self.log.add_burst(_EVENT_TYPE[status], now.wall_ms, numbers, created, device_id, told)
+        self.log.add_burst(_EVENT_TYPE[status], now.wall_ms, numbers, created, device_id, details)
         return status
 
     def _illegal(self, task: Task, event: TaskEvent) -> IllegalTransition:
-        told = history(self.log, task.number)
-        return IllegalTransition(task.status, event, task.number, told)
+        events = history(self.log, task.number)
+        return IllegalTransition(task.status, event, task.number, events)
 
     def enqueue(self, task: Task, now: ev.Now) -> None:
         """Put a task that just became queued into its class's backlog."""

@@ -16,7 +16,7 @@ from retire_cluster.broker.core.rows import Mark
 
 #: What a reboot counts for at most; shorter than anything that is kept by default.
 REBOOT_SECONDS = 12 * 3_600
-#: Seconds by which the wall clock has to leave the monotonic one between two looks to be told.
+#: Seconds by which the wall clock has to leave the monotonic one between two looks to be a jump.
 JUMP_SECONDS = 5.0
 #: Seconds between two marks that go along with other writes …
 MARK_SECONDS = 10.0
@@ -63,27 +63,27 @@ def resume(mark: Mark | None, now: Now, boot: str) -> tuple[ClusterClock, str]:
     if boot and boot == mark.boot and now.mono >= mark.mono:
         passed = now.mono - mark.mono
         moved = wall_seconds - passed
-        told = ""
+        warning = ""
         if abs(moved) > JUMP_SECONDS:
             far = f"{_span(abs(moved))} {'ahead of' if moved > 0 else 'behind'}"
-            told = (
+            warning = (
                 f"the wall clock is {far} the one that the main node last ran by:"
                 " dates follow it; ages, leases, limits and retries do not"
             )
     else:
         passed = min(max(0.0, wall_seconds), REBOOT_SECONDS)
-        told = ""
+        warning = ""
         if wall_seconds < -JUMP_SECONDS:
-            told = (
+            warning = (
                 f"the wall clock is {_span(-wall_seconds)} behind the time at which the main node"
                 " last ran: ages go on from there as if no time had passed"
             )
         elif wall_seconds > passed:
-            told = (
+            warning = (
                 f"by the wall clock the main node was away for {_span(wall_seconds)}: counted as"
                 f" {_span(passed)}, because a clock may be wrong after a reboot"
             )
-    return ClusterClock(now, mark.age_ms + int(passed * 1000), boot), told
+    return ClusterClock(now, mark.age_ms + int(passed * 1000), boot), warning
 
 
 def jump_seconds(before: Now, now: Now) -> float:

@@ -272,8 +272,8 @@ class EventLog:
 
 def _text(data: dict[str, Any] | Sequence[dict[str, Any]]) -> int:
     """Return the bytes of an event's texts that somebody outside may choose."""
-    told = data if isinstance(data, dict) else data[0]
-    words = (told.get("message"), told.get("reason"))
+    first = data if isinstance(data, dict) else data[0]
+    words = (first.get("message"), first.get("reason"))
     return sum([sys.getsizeof(word) for word in words if word])
 
 
