@@ -167,7 +167,7 @@ class Task:
         self.payload = payload
         #: Changed by `ClusterState.move` only, which follows the table.
         self.status = status
-        #: When it began to wait in its backlog; aging counts from here.
+        #: When it began to wait in its backlog; its turn by waiting counts from here.
         self.queued_mono = queued_mono
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """The retry policy: what follows an attempt that did not succeed.
 
-Source of the rules: guarantees in the contract (causes kept apart, full jitter, poison guard).
+The rules are promised in docs/guarantees.md: causes kept apart, full jitter, a poison guard.
 """
 
 from __future__ import annotations

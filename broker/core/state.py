@@ -24,9 +24,9 @@ from retire_cluster.broker.core.devices.type_registry import TypeRegistry
 from retire_cluster.broker.core.evidence import history
 from retire_cluster.broker.core.instructions import Instruction, PingOver, StoreLive, WaitOver
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
-from retire_cluster.broker.core.placement.aging import Share
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
 from retire_cluster.broker.core.placement.notes import NoteIndex, Tally, TaskKind
+from retire_cluster.broker.core.placement.starvation import Share
 from retire_cluster.broker.core.records.audit import Denials
 from retire_cluster.broker.core.records.clock import MARK_SECONDS, ClusterClock
 from retire_cluster.broker.core.records.event_log import EventLog

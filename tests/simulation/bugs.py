@@ -15,9 +15,9 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.model import Device, Task
 from retire_cluster.broker.core.placement import assignment, outliers, passing_over, requeues
-from retire_cluster.broker.core.placement.aging import Share, Waiting
 from retire_cluster.broker.core.placement.backlog import Head, Lanes
 from retire_cluster.broker.core.placement.matching import TaskClass
+from retire_cluster.broker.core.placement.starvation import Share, Waiting
 from retire_cluster.broker.core.records.clock import ClusterClock
 from retire_cluster.broker.core.records.event_log import EPOCH_STEP
 from retire_cluster.broker.core.state import ClusterState

@@ -2,7 +2,7 @@
 
 Classes compete by their heads (priority, then age). A class whose eligible devices are all busy
 steps aside until one of them gets room, so a task that nobody can run delays nothing. Who has
-waited too long overtakes now and then (aging.py). A task that failed on a device goes to
+waited too long overtakes now and then (starvation.py). A task that failed on a device goes to
 another one first, for which it waits a little; meanwhile others go before it.
 """
 
@@ -14,10 +14,10 @@ import itertools
 from retire_cluster.broker.core.events import Now, Place
 from retire_cluster.broker.core.instructions import SendAssign, StoreDispatch
 from retire_cluster.broker.core.model import SLOT_UNITS, Device, Dispatch, Task
-from retire_cluster.broker.core.placement.aging import Waiting
 from retire_cluster.broker.core.placement.matching import ClassKey, TaskClass
 from retire_cluster.broker.core.placement.passing_over import may_come
 from retire_cluster.broker.core.placement.requeues import last_choices
+from retire_cluster.broker.core.placement.starvation import Waiting
 from retire_cluster.broker.core.rows import DispatchRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs

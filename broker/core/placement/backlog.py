@@ -1,6 +1,6 @@
 """Queued tasks of one requirement class: by priority, first in first out inside one.
 
-Waiting lifts nobody: who has waited longest can be asked for (`oldest`), and aging.py decides
+Waiting lifts nobody: who has waited longest can be asked for (`oldest`), and starvation.py says
 when it goes before better-ranked work.
 """
 

@@ -11,7 +11,7 @@ import pytest
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.invariants import check_invariants
-from retire_cluster.broker.core.placement.aging import BETWEEN
+from retire_cluster.broker.core.placement.starvation import BETWEEN
 from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas.protocol import messages as msg

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.model import Device, Task
-from retire_cluster.broker.core.placement.aging import BETWEEN
 from retire_cluster.broker.core.placement.assignment import _Pass
 from retire_cluster.broker.core.placement.matching import why_not
+from retire_cluster.broker.core.placement.starvation import BETWEEN
 from retire_cluster.broker.core.placement.why_waiting import class_key
 from retire_cluster.schemas.vocabulary import TaskStatus
 from tests.unit.broker.kit import Cluster, MakeCluster, Member, only, settings_with

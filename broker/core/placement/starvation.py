@@ -1,4 +1,4 @@
-"""Aging: who has waited longest goes before better-ranked work, in one placement of ten at most.
+"""Against starvation: who has waited longest overtakes, in one placement of ten at most.
 
 Priority always orders; this share alone keeps a steady stream of urgent work from starving the
 rest. A placement *overtakes* when better-ranked work that has a device with room is left standing
