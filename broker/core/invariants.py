@@ -27,6 +27,8 @@ def check_invariants(state: ClusterState) -> None:
         assert running == (number in state.running), f"{task} and `running` disagree"
         assert bool(task.given_back) == (number in state.returned), f"{task} came back"
         queued += status is TaskStatus.QUEUED
+    for number in state.waits.by_task:
+        assert number in state.tasks, f"task {number} has ended and is waited for"
     sizes = 0
     for cls in state.classes.values():
         size = cls.lanes.size

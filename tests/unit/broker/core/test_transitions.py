@@ -135,6 +135,7 @@ def test_retries_count_over_all_generations() -> None:
         (lambda state, task: state.connections.clear(), "box has no connection"),
         (lambda state, task: setattr(state, "online_count", 7), "counted 7"),
         (lambda state, task: state.waiting.clear(), "not looked at"),
+        (lambda state, task: state.waits.by_task.update({9: []}), "9 has ended and is waited for"),
         (
             lambda state, task: state.ledger.add(50, TaskStatus.QUEUED, "x", 1),
             "the ledger has 3 live tasks",
