@@ -6,7 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conditions, footprint, peers, redis_peer, report, rest, scale, throughput
+from bench import (
+    checking,
+    conditions,
+    footprint,
+    peers,
+    redis_peer,
+    report,
+    rest,
+    scale,
+    throughput,
+)
 
 BENCHMARKS: dict[str, Callable[[int], list[report.Figure]]] = {
     "batches": throughput.batches,
@@ -14,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], list[report.Figure]]] = {
     "latency": throughput.latency,
     "rest": rest.rest,
     "rest-batch": rest.rest_batch,
+    "validation": checking.validation,
     "encryption": conditions.encryption,
     "slow-disk": conditions.slow_disk,
     "heartbeats": footprint.heartbeats,

@@ -13,7 +13,7 @@ from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
-from retire_cluster.schemas.errors import ClusterError
+from retire_cluster.schemas.errors import ClusterError, to_wire
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol.messages import DRAINED_BY_ADMINISTRATOR
 from retire_cluster.schemas.text import truncation
@@ -383,11 +383,4 @@ def event(ids: TaskIds, entry: Entry) -> View:
 
 def error_header(call_id: object, error: ClusterError) -> View:
     """The header of an admin `ERROR`."""
-    return {
-        "id": call_id,
-        "code": error.code,
-        "status": error.status,
-        "message": error.message,
-        "details": error.details,
-        "retry_after": error.retry_after,
-    }
+    return {"id": call_id, **to_wire(error)}

@@ -1,8 +1,9 @@
 """Task submissions: from a JSON body to what the main node's `task.submit` takes.
 
-Payloads leave here as bytes and are not read again until a device runs them. The fields around a
-payload repeat from task to task, so what they validate to is remembered: a batch of a thousand
-alike costs Cerberus one look.
+A body is parsed once, and each payload leaves here as JSON bytes, which are stored and sent to a
+device as they are. The main node parses each payload once more, to check it itself: it does not
+trust the facade, and other clients may reach its admin socket. The fields around a payload repeat
+from task to task, so what they validate to is kept: a batch of a thousand alike is validated once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from retire_cluster.schemas.rest.requests import MAX_BATCH, TASK_BATCH, TASK_FIE
 from retire_cluster.schemas.rest.validation import validate
 
 _REMEMBERED = 1024
+_BATCH_WITHOUT_ITEMS: dict[str, Any] = {
+    "tasks": {rule: value for rule, value in TASK_BATCH["tasks"].items() if rule != "schema"}
+}
 
 
 class Submission(NamedTuple):
@@ -51,7 +55,7 @@ class SubmissionReader:
         """The submissions in the body of `POST /tasks/batch`; raises like `one`."""
         items = document.get("tasks")
         if len(document) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH:
-            validate({**TASK_BATCH, "tasks": _without_items(TASK_BATCH["tasks"])}, document)
+            validate(_BATCH_WITHOUT_ITEMS, document)
             raise ValidationError("tasks", f"must have 1 to {MAX_BATCH} items")
         found = []
         for index, item in enumerate(items):
@@ -115,7 +119,3 @@ def _dumps(value: Any) -> bytes:
 
 def _dotted(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-def _without_items(rules: dict[str, Any]) -> dict[str, Any]:
-    return {name: rule for name, rule in rules.items() if name != "schema"}

@@ -281,8 +281,8 @@ SERVER_CONFIG: Final[dict[str, Any]] = {
         "Online devices at most", type="strict_int", min=1, max=100_000, meta={"examples": [100]}
     ),
 }
-#: Fields by themselves; that `timeout` is at least `interval * max_missed` is judged on the merged
-#: values (`check_heartbeat`).
+#: Each field by itself: a change may name one of them, so that `timeout` is at least
+#: `interval * max_missed` is checked on the settings that result (`conf.settings.Heartbeat`).
 HEARTBEAT_CONFIG: Final[dict[str, Any]] = {
     "interval": _described(
         "Seconds between a device's heartbeats", type="finite", min=1, max=3_600
@@ -298,20 +298,6 @@ HEARTBEAT_CONFIG: Final[dict[str, Any]] = {
         "Heartbeats missed until a device is offline", type="strict_int", min=1, max=100
     ),
 }
-
-
-def check_heartbeat(interval: float, timeout: float, max_missed: int) -> None:
-    """Raises `ValidationError` when these, together, cannot work.
-
-    See docs/contract.md, Changing the configuration.
-    """
-    if timeout < interval * max_missed:
-        least = interval * max_missed
-        raise ValidationError(
-            "timeout",
-            f"must be at least interval * max_missed ({interval:g} * {max_missed} = {least:g})",
-        )
-
 
 # --- reading a query string ----------------------------------------------------------------------
 

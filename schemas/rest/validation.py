@@ -58,20 +58,25 @@ def _known(schema: Schema) -> _Entry:
 
 
 def validate(schema: Schema, document: object, *, where: str = "") -> dict[str, Any]:
-    """`document` with defaults filled in, if it fits `schema` (field name → Cerberus rules).
+    """Return `document` with defaults filled in; `schema` maps field names to Cerberus rules.
 
-    `where` is put before the field names of errors. The document itself is left as it is. Raises
-    `schemas.errors.ValidationError`: `field` is the first offender in the order of the document,
+    Puts `where` before the field names of errors and leaves the document as it is. Raises
+    `ValidationError`: `field` is the first offender in the order of the document,
     `details["errors"]` lists all.
     """
     if not isinstance(document, dict):
         raise ValidationError(where, "must be an object")
-    entry = _known(schema)
-    if entry.check is not None:
-        fits = quick.accepted(entry.check, document)
+    check = _known(schema).check
+    if check is not None:
+        fits = quick.accepted(check, document)
         if fits is not None:
             return fits
-    validator = entry.validator
+    return by_cerberus(schema, document, where=where)
+
+
+def by_cerberus(schema: Schema, document: dict[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Do as `validate` without the fast path: the verdict and the words that count."""
+    validator = _known(schema).validator
     if validator.validate(document, normalize=False):
         normal = validator.normalized(document)
         if normal is not None and not validator._errors:
