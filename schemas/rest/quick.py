@@ -125,8 +125,10 @@ def _field(rules: Schema) -> Check:
 
 def _one_of(alternatives: list[Check], nullable: bool) -> Check:
     def check(value: Any) -> Any:
-        if value is None and nullable:
-            return None
+        if value is None:  # what the alternatives say of null does not count
+            if nullable:
+                return None
+            raise _No
         for each in alternatives:
             try:
                 each(value)

@@ -162,6 +162,12 @@ def test_a_rule_that_is_not_known_is_left_to_cerberus(rules: dict[str, Any]) -> 
     assert quick.compiled({"field": rules}) is None
 
 
+def test_null_is_refused_where_only_an_alternative_takes_it() -> None:
+    schema = {"field": {"anyof": [{"type": "strict_int", "nullable": True}]}}
+    with pytest.raises(ValidationError, match="not null"):
+        validate(schema, {"field": None})
+
+
 def test_a_default_is_not_shared() -> None:
     schema: dict[str, Any] = {"a": {"type": "list", "default": []}}
     validate(schema, {})["a"].append(1)
