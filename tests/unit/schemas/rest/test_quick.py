@@ -80,6 +80,14 @@ def test_it_says_what_cerberus_says_at_each_bound_of_each_field() -> None:
     assert bounded > 300
 
 
+def test_what_the_busy_ways_validate_is_known() -> None:
+    for name in ("requests.TASK_FIELDS", "requests.TASK_SUBMISSION", "requests.TASK_LIST_QUERY"):
+        assert quick.compiled(SCHEMAS[f"schemas.rest.{name}"]) is not None, name
+    for name in ("command", "sleep"):
+        assert quick.compiled(SCHEMAS[f"payload of {name}"]) is not None, name
+    assert quick.compiled({}) is not None
+
+
 def test_every_boundary_has_its_schemas_among_them() -> None:
     for name in (
         "schemas.rest.requests.TASK_SUBMISSION", "schemas.rest.requests.TASK_LIST_QUERY",
