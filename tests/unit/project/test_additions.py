@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from falcon.inspect import inspect_routes
 
 from retire_cluster.cli.main import VERBS
 from retire_cluster.cli.verbs.completion import WORDS
@@ -22,6 +23,7 @@ from retire_cluster.schemas.vocabulary import (
     OFF_BY_DEFAULT,
     RESERVED_DEVICE_IDS,
 )
+from tests.unit.api.kit import Bench
 
 #: Verbs that need no words beside their own.
 PLAIN = {"version", "main", "api", "join"}
@@ -55,6 +57,17 @@ def test_every_verb_has_a_module_help_and_completion(name: str) -> None:
     assert list(inspect.signature(call).parameters)[:1] == ["argv"]
     assert verb.help
     assert name in PLAIN or name in WORDS, "cli/verbs/completion.py has its words"
+
+
+def test_every_endpoint_of_the_table_has_a_route_of_its_own_and_no_other_is_routed() -> None:
+    routed = {
+        (method.method, route.path)
+        for route in inspect_routes(Bench().facade.app)
+        for method in route.methods
+        if not method.internal and method.method != "HEAD"
+    }
+    pages = {route for route in routed if route[1].startswith("/ui")}
+    assert routed - pages == ENDPOINTS.keys()
 
 
 def test_every_word_below_devices_is_no_devices_name() -> None:
