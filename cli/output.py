@@ -128,7 +128,7 @@ def cell(value: Any, style: Style) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(item, style) for item in value) or _MISSING
     if isinstance(value, Mapping):
-        parts = (f"{clean(str(key))}={cell(item, style)}" for key, item in value.items())
+        parts = (f"{clean(str(name))}={cell(item, style)}" for name, item in value.items())
         return " ".join(parts) or _MISSING
     return clean(str(value))
 

@@ -17,7 +17,7 @@ _SOON_SECONDS: Final = 0.1
 _TRIES: Final = 20
 
 
-class Settling:
+class SettlingClient:
     """A client that retries tasks: one that ended this very moment as soon as that is written."""
 
     def __init__(self, client: Caller, *, pause: Callable[[float], None] = time.sleep) -> None:
@@ -41,7 +41,7 @@ class Settling:
         return self._client.call(op, args, blobs, timeout_seconds=timeout_seconds)
 
 
-class Insisting:
+class ReconnectingClient:
     """A client for work that is to survive restarts of the main node.
 
     A main node that never answered is an error, as with any client: its address may be wrong. One

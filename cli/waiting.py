@@ -8,7 +8,7 @@ from typing import Any
 
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, clean, pretty
-from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.retrying import ReconnectingClient
 from retire_cluster.cli.session import Session
 from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
@@ -84,7 +84,7 @@ def wait_and_print(
         def why(unfinished: Sequence[str], told: str) -> str:
             return _tell_why(session, unfinished, told)
 
-        client = Insisting(
+        client = ReconnectingClient(
             session.client, output.hint, session.target.address, timeout_seconds=timeout_seconds
         )
         results, unfinished = wait_for(client, task_ids, timeout_seconds, why=why)

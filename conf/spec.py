@@ -1,4 +1,4 @@
-"""One setting, described once: default, environment name, bounds, mutability, secrecy, help.
+"""What is known of one setting: default, environment name, bounds, mutability, secrecy, help.
 
 A section is a frozen dataclass whose fields are made by `setting()`. Reading a value from the
 environment, from TOML, from a flag or from a REST body all end in the same checks here.
@@ -7,12 +7,12 @@ environment, from TOML, from a flag or from a REST body all end in the same chec
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
+from retire_cluster.schemas.bounds import is_finite, is_whole
 from retire_cluster.schemas.text.hosts import HostError, read_bound, read_host
 
 ENVIRONMENT_PREFIX = "RETIRE_CLUSTER_"
@@ -88,8 +88,6 @@ class Spec:
         }.get(self.kind, "a list of texts")
         if self.low is not None and self.high is not None:
             return f"{words} from {self.low:.15g} to {self.high:.15g}"
-        if self.low is not None:
-            return f"{words} of at least {self.low:.15g}"
         return words
 
 
@@ -173,17 +171,14 @@ def specs(section: type[Section]) -> tuple[Spec, ...]:
 def wrong_with(spec: Spec, value: object) -> str:
     """Why `value` cannot be this setting, or the empty text when it can."""
     good = {
-        "int": lambda: isinstance(value, int) and not isinstance(value, bool),
-        "float": lambda: (
-            (isinstance(value, int) and not isinstance(value, bool))
-            or (isinstance(value, float) and math.isfinite(value))
-        ),
+        "int": lambda: is_whole(value),
+        "float": lambda: is_finite(value),
         "bool": lambda: isinstance(value, bool),
         "str": lambda: isinstance(value, str) and not _CONTROL.search(value),
     }.get(spec.kind, lambda: _is_texts(value))()
     if good and spec.choices:
         good = value in spec.choices
-    if good and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if good and is_finite(value):
         good = (spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)
     if good and spec.form and (value or spec.default):
         return _wrong_host(spec, str(value))

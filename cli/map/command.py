@@ -12,7 +12,7 @@ from retire_cluster.cli.map.journal import Journal
 from retire_cluster.cli.map.run import Lines, Run, settle
 from retire_cluster.cli.map.run import cancel as cancel_tasks
 from retire_cluster.cli.payloads import add_task_flags, task_from_flags
-from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.retrying import ReconnectingClient
 from retire_cluster.cli.session import Session, connection_flags, run_verb, verb_parser
 from retire_cluster.schemas.errors import ValidationError
 
@@ -107,8 +107,8 @@ def cancel(session: Session) -> int:
     return exits.OK
 
 
-def _client(session: Session) -> Insisting:
+def _client(session: Session) -> ReconnectingClient:
     """A client that waits for a main node which it has met; raises when nobody is there at all."""
-    client = Insisting(session.client, session.output.hint, session.target.address)
+    client = ReconnectingClient(session.client, session.output.hint, session.target.address)
     client.call("broker.info")
     return client

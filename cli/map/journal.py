@@ -30,7 +30,8 @@ _VERSION: Final = 1
 class Submission(NamedTuple):
     """Tasks that are submitted with one call."""
 
-    key: str
+    #: By which the main node makes it once, however often it is sent.
+    idempotency_key: str
     #: Their common fields, as `task.submit` takes them.
     task: dict[str, Any]
     payloads: list[bytes]
@@ -64,7 +65,7 @@ class Journal:
         #: Ids of tasks by what their lines say, oldest first.
         self._known: defaultdict[str, deque[str]] = defaultdict(deque)
         self._size = 0
-        self._last_key = ""
+        self._last_sent = ""
 
     def __enter__(self) -> Journal:
         try:
@@ -114,15 +115,15 @@ class Journal:
         except (OSError, UnicodeDecodeError) as error:
             raise ValidationError(self._flag, f"{self._aside} cannot be read: {error}") from None
         try:
-            key, task, payloads = json.loads(text)
-            found = Submission(str(key), dict(task), [str(each).encode() for each in payloads])
+            sent, task, payloads = json.loads(text)
+            found = Submission(str(sent), dict(task), [str(each).encode() for each in payloads])
         except (ValueError, TypeError):  # not ours: it is put there whole
             return None
-        return None if found.key == self._last_key else found
+        return None if found.idempotency_key == self._last_sent else found
 
     def sending(self, what: Submission) -> None:
         """Remember what is submitted next."""
-        whole = [what.key, what.task, [payload.decode() for payload in what.payloads]]
+        whole = [what.idempotency_key, what.task, [payload.decode() for payload in what.payloads]]
         partial = self._aside.with_suffix(".part")
         with partial.open("w", encoding="utf-8") as file:
             file.write(json.dumps(whole))
@@ -131,7 +132,7 @@ class Journal:
 
     def sent(self, what: Submission, ids: Sequence[str]) -> None:
         """Remember what became of it."""
-        row = json.dumps({"key": what.key, "lines": what.lines, "ids": list(ids)})
+        row = json.dumps({"key": what.idempotency_key, "lines": what.lines, "ids": list(ids)})
         with self._path.open("a", encoding="ascii") as file:
             # A half line of a process that was killed stays a line of its own.
             file.write(("" if self._size else json.dumps({"map": _VERSION}) + "\n") + row + "\n")
@@ -173,7 +174,7 @@ class Journal:
                     row = json.loads(text)
                     if row.get("map", _VERSION) != _VERSION:
                         raise ValidationError(self._flag, f"{self._path} is of another version")
-                    self._last_key = str(row.get("key", self._last_key))
+                    self._last_sent = str(row.get("key", self._last_sent))
                     gone.update(map(str, row.get("gone", ())))
                     ids = map(str, row.get("ids", ()))
                     found += zip(map(str, row.get("lines", ())), ids, strict=True)

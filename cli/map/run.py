@@ -18,7 +18,7 @@ from retire_cluster.cli.map.journal import Journal, Submission, digest
 from retire_cluster.cli.map.progress import Progress
 from retire_cluster.cli.output import Output, clean_json
 from retire_cluster.cli.payloads import read_json_object, why
-from retire_cluster.cli.retrying import Settling
+from retire_cluster.cli.retrying import SettlingClient
 from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.target import Caller
 from retire_cluster.cli.waiting import wait_for
@@ -162,7 +162,7 @@ class Run:
                 self._ids[position] = None
             elif status == "cancelled" or (status in _FAILED and self._args.retry_failed):
                 with contextlib.suppress(CannotRetryTask):  # somebody else was quicker
-                    Settling(self._client).call("task.retry", {"task_id": task_id})
+                    SettlingClient(self._client).call("task.retry", {"task_id": task_id})
         if gone:
             journal.forget(gone)
 
@@ -320,7 +320,7 @@ def submit(client: Caller, task: dict[str, Any], what: Submission) -> list[str]:
         "count": len(what.payloads),
         "brief": True,
         "owner": "retire-cluster map",
-        "idempotency_key": what.key,
+        "idempotency_key": what.idempotency_key,
         "fingerprint": hashlib.sha256(
             jsontext.dumps(task) + b"\n" + b"\n".join(what.payloads)
         ).hexdigest(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.retrying import Settling
+from retire_cluster.cli.retrying import SettlingClient
 from retire_cluster.cli.session import PAGE_SIZE, Session, given
 from retire_cluster.cli.target import Caller
 from retire_cluster.schemas.errors import (
@@ -127,7 +127,7 @@ def _cancel(client: Caller, task_ids: Sequence[str], done: Counter[str]) -> None
 
 
 def _retry(client: Caller, task_ids: Sequence[str], done: Counter[str]) -> None:
-    settling = Settling(client)
+    settling = SettlingClient(client)
     for task_id in task_ids:
         try:
             settling.call("task.retry", {"task_id": task_id})

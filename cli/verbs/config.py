@@ -102,7 +102,7 @@ def config_text(data: Mapping[str, Any], style: Style, section: str = "") -> str
     rows: list[tuple[str, Any]] = []
     for name, value in data.items():
         if isinstance(value, Mapping) and not section:
-            rows += [(f"{name}.{key}", item) for key, item in value.items()]
+            rows += [(f"{name}.{inner}", item) for inner, item in value.items()]
         else:
             rows.append((f"{section}.{name}" if section else name, value))
     return facts(rows, style)

@@ -156,7 +156,7 @@ def device_text(device: Mapping[str, Any], style: Style) -> str:
         elif name == "passed_over":
             rows += [("passed over for", passed_over_line(entry)) for entry in value]
         elif isinstance(value, Mapping):
-            rows += [(f"{name}.{key}", item) for key, item in value.items()]
+            rows += [(f"{name}.{inner}", item) for inner, item in value.items()]
         else:
             rows.append((name, value))
     return facts(rows, style)

@@ -8,7 +8,7 @@ from typing import Any
 
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, facts, pretty, table
-from retire_cluster.cli.retrying import Settling
+from retire_cluster.cli.retrying import SettlingClient
 from retire_cluster.cli.session import (
     PAGE_SIZE,
     Session,
@@ -142,7 +142,7 @@ def cancel(session: Session) -> int:
 
 def retry(session: Session) -> int:
     """Run ended tasks again."""
-    return _each(replace(session, client=Settling(session.client)), "task.retry")
+    return _each(replace(session, client=SettlingClient(session.client)), "task.retry")
 
 
 def wait(session: Session) -> int:

@@ -201,3 +201,13 @@ def test_switches_are_read_from_words(text: str, value: object) -> None:
 def test_numbers_are_read_from_plain_digits_only(text: str) -> None:
     spec = next(spec for spec in specs(Api) if spec.name == "port")
     assert wrong_with(spec, from_text(spec, text))
+
+
+def test_every_number_has_a_least_and_a_most() -> None:
+    numbers = [spec for spec in all_specs() if spec.kind in ("int", "float")]
+    assert numbers
+    for spec in numbers:
+        assert spec.low is not None, spec.dotted
+        assert spec.high is not None, spec.dotted
+        wrong = (spec.low - 1, spec.high + 1, True, float("nan"), float("inf"), 10**30, "1")
+        assert all(wrong_with(spec, value) for value in wrong), spec.dotted

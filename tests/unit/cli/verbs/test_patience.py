@@ -7,7 +7,7 @@ import json
 import pytest
 
 from retire_cluster.cli import waiting
-from retire_cluster.cli.retrying import Insisting
+from retire_cluster.cli.retrying import ReconnectingClient
 from retire_cluster.cli.verbs import submit, tasks
 from retire_cluster.schemas.errors import ClusterUnavailable, QueueFull, TaskJustEnded
 from tests.unit.cli.kit import TASK, Run, Script, result, submission
@@ -117,7 +117,7 @@ def test_a_main_node_that_was_met_is_waited_for_and_that_is_said_once() -> None:
     script = Script({}, *away, {"n": 1}, ClusterUnavailable(), {"n": 2})
     told: list[str] = []
     pauses: list[float] = []
-    client = Insisting(
+    client = ReconnectingClient(
         script, told.append, "host:1", clock=lambda: sum(pauses), pause=pauses.append
     )
     client.call("broker.info")
@@ -134,7 +134,7 @@ def test_a_main_node_that_comes_back_with_other_keys_says_so_to_who_waits() -> N
     other = ClusterUnavailable("what answers at host:1 is not the main node of this key")
     told: list[str] = []
     pauses: list[float] = []
-    client = Insisting(
+    client = ReconnectingClient(
         Script({}, *[silent, gone] * 5, *[other] * 9, {}), told.append, "host:1",
         clock=lambda: sum(pauses), pause=pauses.append,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_main_node_that_comes_back_with_other_keys_says_so_to_who_waits() -> N
 
 
 def test_a_main_node_that_was_never_met_is_an_error_at_once() -> None:
-    client = Insisting(Script(ClusterUnavailable()), print, "host:1")
+    client = ReconnectingClient(Script(ClusterUnavailable()), print, "host:1")
     with pytest.raises(ClusterUnavailable):
         client.call("broker.info")
 
@@ -155,7 +155,7 @@ def test_a_full_queue_is_waited_for_and_named_but_not_beyond_the_time_given() ->
     script = Script(*[QueueFull("9 tasks wait.", retry_after=5)] * 9)
     told: list[str] = []
     pauses: list[float] = []
-    client = Insisting(
+    client = ReconnectingClient(
         script, told.append, "", timeout_seconds=20, clock=lambda: sum(pauses), pause=pauses.append
     )
     with pytest.raises(QueueFull):
