@@ -73,7 +73,7 @@ def build(
     keys: Credentials | None = None,
     workplaces: list[Workplace] | None = None,
 ) -> Worker:
-    """Finds out what this device is and has. Raises `Unusable` and `OSError`.
+    """Find out what this device is and has. Raises `Unusable` and `OSError`.
 
     :param workplaces: takes what is to be closed when the worker goes
     """

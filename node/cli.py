@@ -40,7 +40,7 @@ log = logging.getLogger("retire_cluster.node")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code.
+    """Run the command; the exit code.
 
     0 left in peace, 1 (`--test`) a kind of task fails here, 2 cannot start as asked or refused by
     the main node, 3 (`--test`) not reachable, 4 removed from the cluster, 130 stopped at once by a

@@ -32,7 +32,7 @@ class FolderLock:
     """Keeps every other worker off a data folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the lock. Raises `FolderTaken`, or `OSError` when the folder cannot be used."""
+        """Take the lock. Raises `FolderTaken`, or `OSError` when the folder cannot be used."""
         path = folder / "worker.lock"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         taken = not _lock_soon(self._fd)
@@ -50,7 +50,7 @@ class FolderLock:
         os.write(self._fd, b"\n" + str(os.getpid()).encode("ascii"))
 
     def release(self) -> None:
-        """Lets the next worker in."""
+        """Let the next worker in."""
         os.close(self._fd)
 
 

@@ -99,18 +99,18 @@ class Waker:
         self.writer.setblocking(False)
 
     def __call__(self) -> None:
-        """Wakes the loop; when the pair is full it is about to wake anyway."""
+        """Wake the loop; when the pair is full it is about to wake anyway."""
         with contextlib.suppress(OSError):
             self.writer.send(b"\0")
 
     def drain(self) -> None:
-        """Takes the bytes out."""
+        """Take the bytes out."""
         with contextlib.suppress(OSError):
             while self.reader.recv(4096):
                 pass
 
     def close(self) -> None:
-        """Gives the pair back."""
+        """Give the pair back."""
         self.reader.close()
         self.writer.close()
 
@@ -158,7 +158,7 @@ class Agent:
         self.malformed = 0
 
     def stop(self, reason: str) -> None:
-        """Asks the worker to go; a second time, at once. From any thread or signal handler."""
+        """Ask the worker to go; a second time, at once. From any thread or signal handler."""
         self._stops.put(reason)
         self._waker()
 
@@ -168,7 +168,7 @@ class Agent:
         self._waker()
 
     def run(self) -> int:
-        """Works until told to go; the exit code."""
+        """Work until told to go; the exit code."""
         self._poller.register(self._waker.reader, zmq.POLLIN)
         try:
             self._feed(CapabilitiesChanged(self._capabilities))
@@ -194,7 +194,7 @@ class Agent:
     # --- one turn -----------------------------------------------------------------------------
 
     def _wait(self) -> set[Any]:
-        """Sleeps until there is something to do; the sockets that woke it."""
+        """Sleep until there is something to do; the sockets that woke it."""
         now = self._clock()
         due = [at for at in (self._session.next_due(), self._runner.next_due()) if at is not None]
         # A millisecond more, so that the clock has passed the moment when we look at it.
@@ -422,7 +422,7 @@ class Agent:
                 failpoints.reach("device-after-send")
 
     def _leave(self) -> None:
-        """Gives the last messages a moment to go out."""
+        """Give the last messages a moment to go out."""
         link = self._link
         if link is not None and self._outgoing and link.socket.poll(GOODBYE_LINGER_MS, zmq.POLLOUT):
             self._flush()

@@ -145,7 +145,7 @@ class Link:
                 found.append(NOT_OURS if self._encrypted else NEEDS_JOIN_STRING)
 
     def close(self, linger_ms: int = 0) -> None:
-        """Gives both sockets back; unsent messages get up to `linger_ms`."""
+        """Give both sockets back; unsent messages get up to `linger_ms`."""
         self.socket.disable_monitor()
         self.monitor.close(linger=0)
         self.socket.close(linger=linger_ms)

@@ -44,7 +44,7 @@ class Capture:
                 held = self._add(held + part)
 
     def _add(self, part: bytes) -> bytes:
-        """Keeps a part of the output; what may be the mark's beginning is given back."""
+        """Keep a part of the output; what may be the mark's beginning is given back."""
         if not self._mark:
             self._kept.add(part)
             return b""

@@ -46,7 +46,7 @@ class Ends(NamedTuple):
 
 
 def run(ends: Ends) -> NoReturn:
-    """Becomes the task's process, in a process just forked; never returns."""
+    """Become the task's process, in a process just forked; never returns."""
     code = 1
     try:
         request = read_frame(ends.request)
@@ -77,7 +77,7 @@ def run(ends: Ends) -> NoReturn:
 
 
 def close_all_but(kept: tuple[int, ...]) -> None:
-    """Closes every file descriptor above stderr's but these."""
+    """Close every file descriptor above stderr's but these."""
     low = 3
     for fd in sorted(kept):
         os.closerange(low, fd)

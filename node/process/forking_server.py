@@ -45,11 +45,11 @@ class ForkingServer:
         self._nursery = Nursery(requests_fd, self._write)
         # An interrupt sent by a task must not end its server; a program started here gets none.
         signal.signal(signal.SIGINT, lambda number, frame: None)
-        self._state = inherited_state.look()
+        self._state = inherited_state.snapshot()
         gc.freeze()
 
     def serve(self) -> int:
-        """Runs until the requests are closed, or the process is to be replaced; the exit code."""
+        """Run until the requests are closed, or the process is to be replaced; the exit code."""
         try:
             while (frame := read_frame(self._requests_fd)) is not None:
                 kind = frame.header.get("kind")
@@ -68,15 +68,15 @@ class ForkingServer:
         write_frame(self._answers_fd, header, blob)
 
     def _describe(self, header: dict[str, Any]) -> None:
-        """Imports an own type: what that does to this process is its end."""
+        """Import an own type: what that does to this process is its end."""
         shared_memory.name_segments()
         enforcement.enter()
         row = own_type.describe(str(header["name"]), str(header["entry_point"]))
         self._write({"kind": "described", "types": [row]})
 
     def _run(self, frame: Frame) -> bool:
-        """Runs one task; whether this process may run another."""
-        if inherited_state.look() != self._state:
+        """Run one task; whether this process may run another."""
+        if inherited_state.snapshot() != self._state:
             # An earlier task has changed it from outside: untold, so that another takes this one.
             return False
         folder, last = "", False

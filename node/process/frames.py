@@ -64,7 +64,7 @@ class FrameError(ValueError):
 
 
 def write_frame(fd: int, header: dict[str, Any], blob: bytes = b"") -> None:
-    """Writes one frame, of the kind that its header names, to a file descriptor.
+    """Write one frame, of the kind that its header names, to a file descriptor.
 
     Raises `OSError` when the reader is gone, `FrameError` for more than the kind may have.
     """

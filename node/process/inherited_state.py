@@ -12,7 +12,7 @@ from typing import Any
 from retire_cluster.node.system.process_tree import IS_LINUX
 
 
-def look(pid: int = 0) -> tuple[Any, ...]:
+def snapshot(pid: int = 0) -> tuple[Any, ...]:
     """Niceness, limits and processors of a process (0: this one), to compare with a later look."""
     found: list[Any] = []
     if hasattr(os, "getpriority"):

@@ -41,7 +41,7 @@ class InlineServer:
         self._tasks = 0
 
     def serve(self) -> int:
-        """Runs until the requests are closed, or the process is to be replaced; the exit code."""
+        """Run until the requests are closed, or the process is to be replaced; the exit code."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         baseline = threading.active_count()
         while (frame := self._requests.get()) is not None:
@@ -73,7 +73,7 @@ class InlineServer:
         self._write({"kind": "described", "types": [row]})
 
     def _run(self, frame: Frame, baseline_threads: int) -> bool:
-        """Runs one task; whether this process may run another."""
+        """Run one task; whether this process may run another."""
         header = frame.header
         if header.get("entry_point") and self._tasks:
             # Untold, so that one without other tasks' payloads in its memory takes it.
@@ -112,7 +112,7 @@ class InlineServer:
 
 
 def _end_leftovers() -> bool:
-    """Ends what the task started and did not end; True when there was something."""
+    """End what the task started and did not end; True when there was something."""
     if sys.platform == "win32":
         return False
     if not process_tree.descendants(os.getpid()):

@@ -21,7 +21,7 @@ SIGNAL_BASE = 128
 
 
 def main(life_fd: int = -1) -> int:
-    """Runs until stdin or the life pipe is closed."""
+    """Run until stdin or the life pipe is closed."""
     if sys.platform == "win32":
         from retire_cluster.node.process.server import serve
 

@@ -18,8 +18,8 @@ from typing import Any
 from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import Frame, FrameError, RawFrame, read_frame, take_raw
 from retire_cluster.node.process.perform import MIN_PROGRESS_SECONDS, add_logs, reply
-from retire_cluster.node.process.replies import BadAnswer, Done, Progress
-from retire_cluster.node.process.zygote import Template
+from retire_cluster.node.process.replies import BadReply, Done, Progress
+from retire_cluster.node.process.zygote import Zygote
 from retire_cluster.node.system import process_tree, shared_memory
 from retire_cluster.node.tasks.bounded_output import HeadTail
 from retire_cluster.schemas.vocabulary import Cause, Outcome
@@ -29,9 +29,9 @@ MAX_LOG_BYTES = 64 * 1024
 END_SECONDS = 1.0
 #: Another slot's task may have used up all processes for a moment.
 FORK_PATIENCE_SECONDS = 5.0
-#: Imports that take longer are done once, in a template, for the tasks to come.
-TEMPLATE_SECONDS = 0.03
-MAX_TEMPLATES = 2
+#: Imports that take longer are done once, in a zygote, for the tasks to come.
+ZYGOTE_SECONDS = 0.03
+MAX_ZYGOTES = 2
 _SAID = frozenset(("progress", "done"))
 
 Header = dict[str, Any]
@@ -48,20 +48,20 @@ class Nursery:
         self._requests_fd = requests_fd
         self._tell = tell
         # Before any request, and before there is anything else to inherit.
-        self._seed = Template.seed() if os.environ.pop("RC_OWN_TYPES", "") else None
+        self._seed = Zygote.seed() if os.environ.pop("RC_OWN_TYPES", "") else None
         self._woken_fd, wake_fd = os.pipe()
         for fd in (self._woken_fd, wake_fd):
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-        self._templates: dict[str, Template] = {}
+        self._zygotes: dict[str, Zygote] = {}
         self._unfit: set[str] = set()
 
     def close(self) -> None:
-        """Ends the templates and the seed."""
-        for template in self._templates.values():
-            template.close()
-        self._templates.clear()
+        """End the zygotes and the seed."""
+        for zygote in self._zygotes.values():
+            zygote.close()
+        self._zygotes.clear()
         if self._seed is not None:
             self._seed.close()
 
@@ -82,7 +82,7 @@ class Nursery:
         return Child(pid, answers, output, cancel, self._tell) if pid else None
 
     def finish(self, request: Frame, child: Child) -> tuple[Header, bytes]:
-        """Hears a task's process out and ends what it left; the reply and the result's text."""
+        """Hear a task's process out and end what it left; the reply and the result's text."""
         try:
             self._attend(child)
             self._end_leftovers(child)
@@ -99,10 +99,10 @@ class Nursery:
         entry_point = str(request.header["entry_point"])
         end = time.monotonic() + FORK_PATIENCE_SECONDS
         while self._seed is not None:
-            template = self._templates.get(entry_point)
+            zygote = self._zygotes.get(entry_point)
             try:
-                if template is not None and template.is_ready():
-                    pid = template.fork(request, ends, folder)
+                if zygote is not None and zygote.is_ready():
+                    pid = zygote.fork(request, ends, folder)
                     if pid is not None:
                         return pid
                     self._drop(entry_point)
@@ -114,21 +114,21 @@ class Nursery:
         return None
 
     def _prepare(self, entry_point: str, child: Child) -> None:
-        """Has the import done once and for all, when it is slow and nothing speaks against it."""
-        template = self._templates.get(entry_point)
-        if template is not None:
-            if template.unfit:
+        """Have the import done once and for all, when it is slow and nothing speaks against it."""
+        zygote = self._zygotes.get(entry_point)
+        if zygote is not None:
+            if zygote.unfit:
                 self._drop(entry_point)
                 self._unfit.add(entry_point)
-        elif child.import_seconds >= TEMPLATE_SECONDS and entry_point not in self._unfit:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._drop(next(iter(self._templates)))
-            template = None if self._seed is None else self._seed.grow(entry_point)
-            if template is not None:
-                self._templates[entry_point] = template
+        elif child.import_seconds >= ZYGOTE_SECONDS and entry_point not in self._unfit:
+            if len(self._zygotes) >= MAX_ZYGOTES:
+                self._drop(next(iter(self._zygotes)))
+            zygote = None if self._seed is None else self._seed.grow(entry_point)
+            if zygote is not None:
+                self._zygotes[entry_point] = zygote
 
     def _drop(self, entry_point: str) -> None:
-        self._templates.pop(entry_point).close()
+        self._zygotes.pop(entry_point).close()
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Nursery:
                     poller.unregister(fd)
 
     def _has_ended(self, child: Child) -> bool:
-        """Collects ended children, orphans of tasks too; whether this one is among them."""
+        """Collect ended children, orphans of tasks too; whether this one is among them."""
         while child.status is None:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -203,12 +203,12 @@ class Child:
             os.set_blocking(fd, False)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """End it at once."""
         if self.status is None:
             process_tree.kill_all([self.pid])
 
     def hear(self, requests_fd: int) -> bool:
-        """Takes the worker's word while the task runs; False when there will be no other."""
+        """Take the worker's word while the task runs; False when there will be no other."""
         try:
             frame = read_frame(requests_fd)
         except (OSError, FrameError):
@@ -219,7 +219,7 @@ class Child:
         return frame is not None
 
     def read(self, fd: int) -> bool:
-        """Takes what a pipe has now; False when nothing will come any more."""
+        """Take what a pipe has now; False when nothing will come any more."""
         try:
             part = os.read(fd, 65_536)
         except BlockingIOError:
@@ -234,7 +234,7 @@ class Child:
         return bool(part)
 
     def drain(self) -> None:
-        """Takes what is left in the pipes of a child that is gone."""
+        """Take what is left in the pipes of a child that is gone."""
         end = time.monotonic() + END_SECONDS
         poller = select.poll()
         for fd in (self.answers_fd, self.output_fd):
@@ -247,7 +247,7 @@ class Child:
                     open_fds -= 1
 
     def close(self) -> None:
-        """Gives the file descriptors back."""
+        """Give the file descriptors back."""
         for fd in (self.answers_fd, self.output_fd, self._cancel_fd):
             if fd is not None:
                 os.close(fd)
@@ -280,7 +280,7 @@ class Child:
                     self.import_seconds = _import_seconds(frame)
                 elif isinstance(answer, Progress):
                     self._take_progress(answer)
-        except (FrameError, BadAnswer, RecursionError, MemoryError) as error:
+        except (FrameError, BadReply, RecursionError, MemoryError) as error:
             self._problem = replies.failed(str(error)).error_message
             self._pending.clear()
             self.kill()

@@ -9,7 +9,7 @@ from typing import Any
 
 from retire_cluster.node.system import resource_limits
 from retire_cluster.node.tasks import exception_text
-from retire_cluster.node.tasks.base import Answer, Context, Hopeless, Limits, TaskFailed
+from retire_cluster.node.tasks.base import Context, Hopeless, Limits, Success, TaskFailed
 from retire_cluster.node.tasks.bounded_output import Kept, fit, json_size, of_text
 from retire_cluster.node.tasks.json_result import NotJson, to_json
 from retire_cluster.node.tasks.own_type import Traced
@@ -37,7 +37,7 @@ def perform(
     write_log: Callable[[str], None],
     is_cancelled: Callable[[], bool],
 ) -> tuple[dict[str, Any], bytes]:
-    """Runs the task of a request; the reply's header and the result's JSON text.
+    """Run the task of a request; the reply's header and the result's JSON text.
 
     Whatever the task raises becomes part of the reply.
     """
@@ -95,7 +95,7 @@ def reply(
 
 
 def add_logs(details: dict[str, Any], logs: Kept) -> None:
-    """Puts what a task printed into its details, as much of it as the protocol has room for.
+    """Put what a task printed into its details, as much of it as the protocol has room for.
 
     Nobody else's word on it counts: not the task's.
     """
@@ -126,7 +126,7 @@ def _say_cuts(details: dict[str, Any], cuts: Mapping[str, Cut]) -> None:
         details["truncated"] = truncation.write(cuts)
 
 
-def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Context) -> Answer:
+def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Context) -> Success:
     content = json.loads(payload or b"{}")
     if not isinstance(content, dict):
         raise Hopeless("payload: must be an object")

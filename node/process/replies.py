@@ -2,7 +2,7 @@
 
 The one gate between a task and the worker: a task shares its process with the code that answers
 for it, so every answer is read as a stranger's. What comes out is of the right types, bounded and
-Unicode; what does not fit raises `BadAnswer`, which fails that attempt and nothing else.
+Unicode; what does not fit raises `BadReply`, which fails that attempt and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OUTCOMES: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED, Outcome.TIMEOUT))
 _CAUSES: Final = frozenset(Cause) - {Cause.WORKER_LOST}
 
 
-class BadAnswer(ValueError):
+class BadReply(ValueError):
     """A task process said something that is no answer; the text says what is wrong with it."""
 
 
@@ -63,7 +63,7 @@ class Described(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-Answer = Begun | Progress | Done | Described
+Reply = Begun | Progress | Done | Described
 
 
 def failed(words: str) -> Done:
@@ -74,8 +74,8 @@ def failed(words: str) -> Done:
     )
 
 
-def read(frame: RawFrame) -> Answer:
-    """What a frame says. Raises `BadAnswer`."""
+def read(frame: RawFrame) -> Reply:
+    """What a frame says. Raises `BadReply`."""
     header = _object(frame.header)
     if frame.kind == "started":
         return Begun()
@@ -86,16 +86,16 @@ def read(frame: RawFrame) -> Answer:
         return Described(_rows(header.get("types")))
     outcome = header.get("outcome")
     if not isinstance(outcome, str) or outcome not in _OUTCOMES:
-        raise BadAnswer("its outcome is none of success, failed and timeout")
+        raise BadReply("its outcome is none of success, failed and timeout")
     cause = header.get("cause")
     if cause is not None and (not isinstance(cause, str) or cause not in _CAUSES):
-        raise BadAnswer("its cause is not one that a task can have")
+        raise BadReply("its cause is not one that a task can have")
     message = header.get("error_message")
     if message is not None:
         message = shorten(_text(header, "error_message", ""), MAX_MESSAGE)
     last = header.get("last")
     if not isinstance(last, bool):
-        raise BadAnswer("its word on whether it takes another task is not true or false")
+        raise BadReply("its word on whether it takes another task is not true or false")
     return Done(
         str(outcome), cause, message, _result(frame.blob), _details(header.get("details")), last
     )
@@ -105,18 +105,18 @@ def _object(text: bytes) -> dict[str, Any]:
     try:
         header = loads(text)
     except JSONError as error:
-        raise BadAnswer(f"it is not JSON: {error}") from None
+        raise BadReply(f"it is not JSON: {error}") from None
     if is_deeper(header, _MAX_HEADER_DEPTH):
-        raise BadAnswer(f"it is nested deeper than {_MAX_HEADER_DEPTH} levels")
+        raise BadReply(f"it is nested deeper than {_MAX_HEADER_DEPTH} levels")
     if not isinstance(header, dict):
-        raise BadAnswer("it is not an object")
+        raise BadReply("it is not an object")
     return header
 
 
 def _text(header: dict[str, Any], name: str, default: str) -> str:
     value = header.get(name, default)
     if not isinstance(value, str):
-        raise BadAnswer(f"its {name} is not a text")
+        raise BadReply(f"its {name} is not a text")
     return clean(value)
 
 
@@ -124,15 +124,15 @@ def _percent(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadAnswer("its percent is not a number")
+        raise BadReply("its percent is not a number")
     if not (0 <= value <= 100 and math.isfinite(value)):
-        raise BadAnswer("its percent is not a number from 0 to 100")
+        raise BadReply("its percent is not a number from 0 to 100")
     return value
 
 
 def _rows(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise BadAnswer("its task types are not a list of objects")
+        raise BadReply("its task types are not a list of objects")
     return value
 
 
@@ -142,11 +142,11 @@ def _result(blob: bytes) -> bytes:
     try:
         value = loads(blob)
     except JSONError as error:
-        raise BadAnswer(f"its result is not JSON: {error}") from None
+        raise BadReply(f"its result is not JSON: {error}") from None
     # Each level costs a bracket: with few brackets there is nothing to measure.
     brackets = blob.count(b"[") + blob.count(b"{")
     if brackets > _MAX_RESULT_DEPTH and is_deeper(value, _MAX_RESULT_DEPTH):
-        raise BadAnswer(f"its result is nested deeper than {_MAX_RESULT_DEPTH} levels")
+        raise BadReply(f"its result is nested deeper than {_MAX_RESULT_DEPTH} levels")
     return blob
 
 
@@ -154,7 +154,7 @@ def _details(value: object) -> bytes:
     if value is None:
         return b""
     if not isinstance(value, dict):
-        raise BadAnswer("its details are not an object")
+        raise BadReply("its details are not an object")
     details: dict[str, Any] = {
         name: _text(value, name, "") for name in ("error_traceback", "logs") if value.get(name)
     }
@@ -163,5 +163,5 @@ def _details(value: object) -> bytes:
         details["truncated"] = truncation.write(cuts)
     text = dumps_clean(details) if details else b""
     if len(text) > MAX_DETAILS_BYTES:
-        raise BadAnswer(f"its logs and trace have more than {MAX_DETAILS_BYTES} bytes")
+        raise BadReply(f"its logs and trace have more than {MAX_DETAILS_BYTES} bytes")
     return text

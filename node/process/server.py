@@ -22,7 +22,7 @@ FORKS = hasattr(os, "fork") and sys.platform != "darwin"
 
 
 def serve() -> int:
-    """Runs what comes in on stdin until it is closed; the exit code."""
+    """Run what comes in on stdin until it is closed; the exit code."""
     requests_fd, answers_fd = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)

@@ -8,14 +8,14 @@ import sys
 
 
 def flush() -> None:
-    """Lets out what was printed."""
+    """Let out what was printed."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
 
 
 def write_line(text: str) -> None:
-    """Adds a line to what the process prints."""
+    """Add a line to what the process prints."""
     line = text if text.endswith("\n") else text + "\n"
     try:
         sys.stdout.write(line)

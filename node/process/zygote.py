@@ -2,11 +2,10 @@
 
 The server reads what all its tasks are given and answers, and a forked process has a copy of its
 parent's memory. So the *seed* is forked from the server before the first request, and everything
-else from that. A *template* is a seed that has imported one entry point's module, which saves the
-import that each task's own process would repeat. Only an import that left nothing behind is kept
-so: one thread, no process, no new file descriptor, the same limits, signals, folder and locale, and
-no source of random numbers that every task would then repeat. Neither runs a task, nor reads a
-request: they fork twice, so that the server is the parent of a process that reads it by itself.
+else from that. A *zygote* is grown from it: it has imported one entry point's module, which saves
+the import that each task's own process would repeat. Only an import that left nothing behind is
+kept so (clean_import.py). Neither runs a task, nor reads a request: they fork twice, so that the
+server is the parent of a process that reads it by itself.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import importlib
-import locale
 import os
-import random
 import select
 import signal
 import socket
@@ -29,12 +25,13 @@ from functools import partial
 from typing import Any, NoReturn
 
 from retire_cluster.node.process import forked_task, inherited_state
+from retire_cluster.node.process.clean_import import import_cleanly
 from retire_cluster.node.process.forked_task import Ends
 from retire_cluster.node.process.frames import Frame, pack
 from retire_cluster.node.system import process_tree
 from retire_cluster.node.walls import enforcement
 
-#: For an import to end, and for a ready template to give a task's process.
+#: For an import to end, and for a ready zygote to give a task's process.
 IMPORT_SECONDS = 60.0
 ANSWER_SECONDS = 5.0
 _READY, _UNFIT, _FORK, _GROW = b"r", b"u", b"f", b"g"
@@ -42,22 +39,22 @@ _PID = struct.Struct("<i")
 _SIZE = struct.Struct("<I")
 
 
-class Template:
-    """The server's end of a seed or a template."""
+class Zygote:
+    """The server's end of the seed or of a zygote."""
 
     def __init__(self, pid: int, end: socket.socket, *, ready: bool) -> None:
         self.pid = pid
         self._socket = end
         self._born = time.monotonic()
-        self._state: tuple[Any, ...] | None = inherited_state.look(pid) if ready else None
+        self._state: tuple[Any, ...] | None = inherited_state.snapshot(pid) if ready else None
         self.ready = ready
         #: It cannot serve: its import failed, or left something behind.
         self.unfit = False
         process_tree.spared.add(pid)
 
     @classmethod
-    def seed(cls) -> Template:
-        """Forks one from this process, which must have one thread. Raises `OSError`."""
+    def seed(cls) -> Zygote:
+        """Fork one from this process, which must have one thread. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -65,21 +62,21 @@ class Template:
         theirs.close()
         return cls(pid, ours, ready=True)
 
-    def grow(self, entry_point: str) -> Template | None:
-        """A template from this seed; None when it gave none."""
+    def grow(self, entry_point: str) -> Zygote | None:
+        """A zygote from this seed; None when it gave none."""
         ours, theirs = socket.socketpair()
         text = entry_point.encode("utf-8", "replace")
         with theirs:
             pid = self._order(_GROW, [theirs.fileno()], _SIZE.pack(len(text)) + text)
         if pid:
-            return Template(pid, ours, ready=False)
+            return Zygote(pid, ours, ready=False)
         ours.close()
         return None
 
     def is_sound(self) -> bool:
         """Whether no task has ended it or taken something away from it."""
         try:
-            return _is_child(self.pid) and inherited_state.look(self.pid) == self._state
+            return _is_child(self.pid) and inherited_state.snapshot(self.pid) == self._state
         except OSError:
             return False
 
@@ -91,7 +88,7 @@ class Template:
                     self.ready = self._socket.recv(1) == _READY
                 self.unfit = not self.ready
                 with contextlib.suppress(OSError):
-                    self._state = inherited_state.look(self.pid)
+                    self._state = inherited_state.snapshot(self.pid)
             elif time.monotonic() - self._born > IMPORT_SECONDS:
                 self.unfit = True
         return self.ready and not self.unfit
@@ -134,7 +131,7 @@ class Template:
         return pid if not pid or _is_child(pid) else None
 
     def close(self) -> None:
-        """Ends it and collects it."""
+        """End it and collect it."""
         self._socket.close()
         if _is_child(self.pid):
             process_tree.kill_all([self.pid])
@@ -167,106 +164,16 @@ def _become(ours: socket.socket, entry_point: str) -> NoReturn:
             _serve(ours)
         else:
             enforcement.enter()
-            if _import_cleanly(entry_point):
+            if import_cleanly(entry_point):
                 ours.sendall(_READY)
                 _serve(ours)
             else:
                 ours.sendall(_UNFIT)
-    except BaseException:  # whatever a stranger's import does, the server goes without a template
+    except BaseException:  # whatever a stranger's import does, the server goes without a zygote
         with contextlib.suppress(BaseException):
             ours.sendall(_UNFIT)
     finally:
         os._exit(0)
-
-
-def _import_cleanly(entry_point: str) -> bool:
-    random.random()
-    before = _surroundings()
-    importlib.import_module(entry_point.partition(":")[0].strip())
-    gc.collect()
-    clean = _surroundings() == before and not _random_sources()
-    gc.freeze()
-    return clean
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """What an import may change for those who come after it."""
-    handlers = tuple(
-        signal.getsignal(number) for number in signal.Signals if number not in _NO_HANDLERS
-    )
-    mask = tuple(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-    timers = tuple(
-        signal.getitimer(which)[0] > 0
-        for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-    )
-    umask = os.umask(0o077)
-    os.umask(umask)
-    faults = sys.modules.get("faulthandler")
-    return (
-        inherited_state.look(),
-        _threads(),
-        tuple(process.pid for process in process_tree.descendants(os.getpid())),
-        _open_files(),
-        handlers,
-        mask,
-        timers,
-        umask,
-        os.getcwd(),
-        locale.setlocale(locale.LC_ALL),
-        time.tzname,
-        os.environ.get("TZ"),
-        socket.getdefaulttimeout(),
-        sys.getrecursionlimit(),
-        id(sys.stdout),
-        id(sys.stderr),
-        bool(faults and faults.is_enabled()),
-    )
-
-
-_NO_HANDLERS = frozenset({signal.SIGKILL, signal.SIGSTOP})
-
-
-def _threads() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        import threading
-
-        return threading.active_count()
-
-
-def _open_files() -> tuple[str, ...]:
-    found = []
-    for fd in range(256):
-        with contextlib.suppress(OSError):
-            stat = os.fstat(fd)
-            found.append(f"{fd} {stat.st_dev} {stat.st_ino}")
-    return tuple(found)
-
-
-def _random_sources() -> bool:
-    """Whether a module has made its own, which would give each task the same numbers."""
-    # The one behind random.random() is seeded anew in every forked process.
-    pythons_own = getattr(random.random, "__self__", None)
-    for found in gc.get_objects():
-        kind = type(found)
-        if kind.__module__.startswith("numpy.random") and kind.__name__ in _NUMPY_SOURCES:
-            own = _is_numpys_own(found)
-        elif isinstance(found, random.Random):
-            own = found is pythons_own or isinstance(found, random.SystemRandom)
-        else:
-            continue
-        if not own:
-            return True
-    return False
-
-
-_NUMPY_SOURCES = frozenset({"Generator", "RandomState"})
-
-
-def _is_numpys_own(found: object) -> bool:
-    module = sys.modules.get("numpy.random")
-    return getattr(getattr(module, "seed", None), "__self__", None) is found
 
 
 def _seed_anew() -> None:

@@ -18,7 +18,7 @@ from retire_cluster.node.tasks import (
     system_info,
 )
 from retire_cluster.node.tasks.base import BadPayload, Denied, NotHere
-from retire_cluster.node.tasks.own_type import CustomType
+from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.text.jsontext import JSONError, loads
@@ -62,13 +62,13 @@ class Catalog:
     def __init__(
         self,
         policy: Policy,
-        own_types: Sequence[CustomType] = (),
+        own_types: Sequence[OwnType] = (),
         left_out: Sequence[str] = (),
     ) -> None:
         self.policy = policy
         self.replace_own(own_types, left_out)
 
-    def replace_own(self, own_types: Sequence[CustomType], left_out: Sequence[str]) -> None:
+    def replace_own(self, own_types: Sequence[OwnType], left_out: Sequence[str]) -> None:
         """Other own types from now on."""
         policy = self.policy
         #: Own types that cannot be offered, with the reasons.

@@ -17,10 +17,10 @@ from retire_cluster.node.device import entry_points
 from retire_cluster.node.device.entry_points import EntryPoint
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.process.frames import FrameError
-from retire_cluster.node.process.replies import BadAnswer, Described
+from retire_cluster.node.process.replies import BadReply, Described
 from retire_cluster.node.running.task_process import Plan, TaskProcess
 from retire_cluster.node.tasks import own_type
-from retire_cluster.node.tasks.own_type import CustomType
+from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas.protocol.wire import WireError
 from retire_cluster.schemas.text.cleantext import clean, shorten
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
@@ -35,7 +35,7 @@ _AT_ONCE = 4
 class OwnTypes(NamedTuple):
     """What is there, and what is not there with the reason."""
 
-    types: list[CustomType]
+    types: list[OwnType]
     left_out: list[str]
 
 
@@ -62,10 +62,10 @@ def own_types(policy: Policy, plan: Plan, limit_seconds: float = DESCRIBE_SECOND
 
 def _describe(
     points: Sequence[EntryPoint], plan: Plan, limit_seconds: float, left_out: list[str]
-) -> list[CustomType]:
+) -> list[OwnType]:
     if not points:
         return []
-    named: dict[str, tuple[CustomType, EntryPoint]] = {}
+    named: dict[str, tuple[OwnType, EntryPoint]] = {}
     with ThreadPoolExecutor(_AT_ONCE, "describe") as pool:
         answers = pool.map(lambda point: _describe_one(point, plan, limit_seconds), points)
         for point, answer in zip(points, answers, strict=True):
@@ -86,7 +86,7 @@ def _second(point: EntryPoint, first: EntryPoint, name: str = "") -> str:
     )
 
 
-def _describe_one(point: EntryPoint, plan: Plan, limit_seconds: float) -> CustomType | str:
+def _describe_one(point: EntryPoint, plan: Plan, limit_seconds: float) -> OwnType | str:
     """The type, or why there is none."""
     try:
         process = TaskProcess(plan)
@@ -105,7 +105,7 @@ def _describe_one(point: EntryPoint, plan: Plan, limit_seconds: float) -> Custom
     try:
         process.send({"kind": "describe", "name": point.name, "entry_point": point.value})
         answer = process.receive()
-    except (OSError, FrameError, BadAnswer) as error:
+    except (OSError, FrameError, BadReply) as error:
         problem = str(error)
         process.kill()
     finally:

@@ -47,7 +47,7 @@ class Leftovers:
         return self.mark[:8]
 
     def end_earlier(self) -> int:
-        """Ends what the record of an earlier worker names; how many processes that were."""
+        """End what the record of an earlier worker names; how many processes that were."""
         try:
             record = json.loads(self._path.read_bytes())
             boot, mark, rows = record["boot"], record["mark"], record["processes"]
@@ -96,7 +96,7 @@ class Leftovers:
             self._write()
 
     def sweep(self, pid: int, *, killed: bool) -> None:
-        """Ends what is left of a task process that has ended.
+        """End what is left of a task process that has ended.
 
         :param killed: it came to its end before it could see to that itself
         """

@@ -42,7 +42,7 @@ class Installed:
     """What packages with own types are there, as far as this worker has taken note."""
 
     def __init__(self) -> None:
-        """Takes what is there now as known."""
+        """Take what is there now as known."""
         self._folders = _stamps(sys.path)
         self._known = self._before = self._last = _read()
 
@@ -97,7 +97,7 @@ class Watcher(threading.Thread):
                 log.exception("the packages with own task types could not be looked at")
 
     def close(self) -> None:
-        """Looks no more; does not wait for a description that is under way."""
+        """Look no more; do not wait for a description that is under way."""
         self._over.set()
 
 

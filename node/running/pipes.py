@@ -22,7 +22,7 @@ _PART_BYTES = 65_536
 _LOOK_MS = 200
 
 
-class Line:
+class Pipes:
     """One conversation with a process that was started with three pipes of its own."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -62,7 +62,7 @@ class Line:
         return frame
 
     def write(self, data: bytes | memoryview) -> None:
-        """Says all of this. Raises `OSError` when the process is gone."""
+        """Say all of this. Raises `OSError` when the process is gone."""
         if self._stdin.closed:
             raise BrokenPipeError("the task process was told to end")
         fd = self._stdin.fileno()
@@ -77,7 +77,7 @@ class Line:
                     self._wait(fd, select.POLLOUT)
 
     def try_write(self, data: bytes) -> None:
-        """Says this if it can be said now: few bytes, from a thread that must not wait."""
+        """Say this if it can be said now: few bytes, from a thread that must not wait."""
         if self._writing.acquire(blocking=False):
             try:
                 with contextlib.suppress(OSError, ValueError):
@@ -92,7 +92,7 @@ class Line:
             self._stdin.close()
 
     def close(self) -> bytes:
-        """Gives the pipes back, of a process that has ended; the last words on its stderr."""
+        """Give the pipes back, of a process that has ended; the last words on its stderr."""
         words = b""
         with contextlib.suppress(OSError):
             words = self._stderr.read(_PART_BYTES) or b""

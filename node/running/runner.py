@@ -68,6 +68,11 @@ class _Active:
         #: Why it is being ended, or None.
         self.reason: str | None = None
 
+    def __repr__(self) -> str:
+        state = "started" if self.started else "starting"
+        ending = f", being ended ({self.reason})" if self.reason else ""
+        return f"<{self.attempt!r} in {self.slot!r}: {state}{ending}>"
+
 
 class Runner:
     """Everything this device is working on."""
@@ -105,7 +110,7 @@ class Runner:
     # --- for the agent ------------------------------------------------------------------------
 
     def run(self, attempts: list[Attempt], now: float) -> None:
-        """Takes attempts; instant ones are over when this returns."""
+        """Take attempts; instant ones are over when this returns."""
         instant: list[Attempt] = []
         for attempt in attempts:
             try:
@@ -128,7 +133,7 @@ class Runner:
         self._fill(now)
 
     def kill(self, keys: list[AttemptKey], reason: str, now: float) -> None:
-        """Ends attempts, running or waiting, for one of the reasons in records.py."""
+        """End attempts, running or waiting, for one of the reasons in records.py."""
         wanted = set(keys)
         if self._waiting and not wanted.isdisjoint(a.key for a, _ in self._waiting):
             kept: deque[tuple[Attempt, Kind]] = deque()
@@ -192,7 +197,7 @@ class Runner:
         self.last_error = text
 
     def close(self, patience_seconds: float = 5.0) -> None:
-        """Ends everything that runs and waits until it is gone."""
+        """End everything that runs and waits until it is gone."""
         self._waiting.clear()
         for slot in self._threads:
             slot.close()

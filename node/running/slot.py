@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import FrameError
-from retire_cluster.node.process.replies import Answer, BadAnswer, Begun, Done, Progress
+from retire_cluster.node.process.replies import BadReply, Begun, Done, Progress, Reply
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import exception_text
 from retire_cluster.schemas.protocol.messages import AttemptKey
@@ -66,23 +66,31 @@ class Slot(threading.Thread):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._process: TaskProcess | None = None
+        #: The attempt that runs; None while idle.
         self._current: AttemptKey | None = None
+        #: What runs is to be killed, as soon as it has a process.
         self._doomed = False
         self._closing = False
         #: The process began before what it may have imported was replaced.
         self._outdated = False
 
+    def __repr__(self) -> str:
+        process, current = self._process, self._current
+        where = "without a process" if process is None else f"with process {process.pid}"
+        what = "idle" if current is None else f"runs attempt {current[1]} of task {current[0]}"
+        return f"<{self.name} {where}: {what}{', doomed' if self._doomed else ''}>"
+
     # --- for other threads --------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Begins an attempt; there must be none running."""
+        """Begin an attempt; there must be none running."""
         with self._lock:
             self._current = job.key
             self._doomed = False
         self._jobs.put(job)
 
     def kill(self, key: AttemptKey) -> None:
-        """Ends the attempt and everything it started; `died` is told when all of it is gone."""
+        """End the attempt and everything it started; `Died` is posted once all of it is gone."""
         with self._lock:
             if self._current != key:
                 return
@@ -97,14 +105,14 @@ class Slot(threading.Thread):
             self._outdated = True
 
     def ask_to_stop(self, key: AttemptKey) -> None:
-        """Tells the attempt that it is cancelled, without any force yet."""
+        """Tell the attempt that it is cancelled, without any force yet."""
         with self._lock:
             process = self._process if self._current == key else None
         if process is not None:
             process.ask_to_stop()
 
     def close(self) -> None:
-        """Ends the process, whatever it does, and then the thread."""
+        """End the process, whatever it does, and then the thread."""
         with self._lock:
             self._closing = self._doomed = True
             process = self._process
@@ -146,7 +154,7 @@ class Slot(threading.Thread):
             try:
                 process.run(job.header, job.payload)
                 first = process.receive()
-            except (FrameError, BadAnswer) as error:
+            except (FrameError, BadReply) as error:
                 self._refuse(job, process, error)
                 return
             except OSError:
@@ -185,7 +193,7 @@ class Slot(threading.Thread):
             with contextlib.suppress(OSError):
                 self._ready_process()
 
-    def _listen(self, job: Job, process: TaskProcess, answer: Answer | None) -> None:
+    def _listen(self, job: Job, process: TaskProcess, answer: Reply | None) -> None:
         began, told_at = False, 0.0
         while answer is not None:
             if isinstance(answer, Done):
@@ -206,7 +214,7 @@ class Slot(threading.Thread):
                     self._post(News(self, job.key, answer))
             try:
                 answer = process.receive()
-            except (FrameError, BadAnswer) as error:
+            except (FrameError, BadReply) as error:
                 self._refuse(job, process, error)
                 return
             except OSError:

@@ -48,7 +48,7 @@ class Spool:
     """The results that this device still owes, and that must outlive it."""
 
     def __init__(self, path: Path, *, compact_bytes: int = COMPACT_BYTES) -> None:
-        """Opens or makes the file. Raises `OSError`."""
+        """Open or make the file. Raises `OSError`."""
         self._path = path
         self._compact_bytes = compact_bytes
         self._live: dict[AttemptKey, Result] = {}
@@ -67,7 +67,7 @@ class Spool:
         return list(self._live.values())
 
     def store(self, results: Iterable[Result]) -> None:
-        """Keeps results; they are on the disk when this returns.
+        """Keep results; they are on the disk when this returns.
 
         Raises `SpoolError`; the results are then kept in memory only.
         """
@@ -83,7 +83,7 @@ class Spool:
             ) from None
 
     def forget(self, keys: Iterable[AttemptKey]) -> None:
-        """Drops results. Not synced: forgetting one twice does no harm. Raises `SpoolError`."""
+        """Drop results. Not synced: forgetting one twice does no harm. Raises `SpoolError`."""
         gone = [key for key in keys if self._live.pop(key, None) is not None]
         if not gone:
             return
@@ -100,11 +100,11 @@ class Spool:
             ) from None
 
     def set_aside(self, result: Result, reason: str) -> None:
-        """Notes a result that cannot be sent in `results.bad`. Raises `SpoolError`."""
+        """Note a result that cannot be sent in `results.bad`. Raises `SpoolError`."""
         self._put_aside(reason, result_row(result), result.data, result.details)
 
     def close(self) -> None:
-        """Gives the file back; what is kept stays in it."""
+        """Give the file back; what is kept stays in it."""
         os.close(self._fd)
 
     # --- the file -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 from retire_cluster.node.process import replies
 from retire_cluster.node.process.frames import pack
 from retire_cluster.node.running.leftovers import Leftovers
-from retire_cluster.node.running.pipes import Line
+from retire_cluster.node.running.pipes import Pipes
 from retire_cluster.node.running.workplace import Workplace
 from retire_cluster.node.system import process_tree, shared_memory, task_folders
 from retire_cluster.node.system.resource_limits import Bounds
@@ -79,7 +79,7 @@ class TaskProcess:
     """One running task process."""
 
     def __init__(self, plan: Plan, *, own_types: bool = False) -> None:
-        """Starts it. Raises `OSError` when the system has no room for another process.
+        """Start it. Raises `OSError` when the system has no room for another process.
 
         :param own_types: it is to run tasks of own types too
         """
@@ -142,7 +142,7 @@ class TaskProcess:
         if self._group is not None:
             # Now it runs our code only: the first task is yet to be sent.
             self._group.add(self._process.pid)
-        self._line = Line(self._process)
+        self._pipes = Pipes(self._process)
 
     @property
     def pid(self) -> int:
@@ -154,24 +154,24 @@ class TaskProcess:
         return self._process.poll() is None
 
     def run(self, header: dict[str, Any], payload: bytes) -> None:
-        """Hands it a task. Raises as `send` does."""
+        """Hand it a task. Raises as `send` does."""
         self.send({**header, "folder": task_folders.new_name()}, payload)
 
     def send(self, header: dict[str, Any], blob: bytes = b"") -> None:
-        """Hands it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
-        self._line.write(pack(header, blob))
+        """Hand it a request. Raises `OSError` when it is gone, `FrameError` for too long a one."""
+        self._pipes.write(pack(header, blob))
 
     def ask_to_stop(self) -> None:
-        """Tells it that its task is cancelled; does not wait until it is heard."""
-        self._line.try_write(pack({"kind": "cancel"}))
+        """Tell it that its task is cancelled; do not wait until it is heard."""
+        self._pipes.try_write(pack({"kind": "cancel"}))
 
-    def receive(self) -> replies.Answer | None:
-        """Its next answer, or None when it is gone. Raises `FrameError` and `BadAnswer`."""
-        raw = self._line.receive()
+    def receive(self) -> replies.Reply | None:
+        """Its next answer, or None when it is gone. Raises `FrameError` and `BadReply`."""
+        raw = self._pipes.receive()
         return None if raw is None else replies.read(raw)
 
     def kill(self) -> None:
-        """Begins to end the whole tree; returns at once. From any thread, any number of times."""
+        """Begin to end the whole tree; returns at once. From any thread, any number of times."""
         with self._lock:
             running = self._life_fd is not None
             self._close_life()
@@ -194,11 +194,11 @@ class TaskProcess:
             process_tree.kill_tree(self.pid)
 
     def retire(self) -> None:
-        """Lets it end by itself: there is no further request."""
-        self._line.retire()
+        """Let it end by itself: there is no further request."""
+        self._pipes.retire()
 
     def wait(self) -> tuple[int, str]:
-        """Waits until the tree is gone, and sees to it; exit code and the last words.
+        """Wait until the tree is gone, and see to it; exit code and the last words.
 
         A keeper that does not manage is killed from here, with what is left below it.
         """
@@ -223,7 +223,7 @@ class TaskProcess:
             if self._job is not None:
                 self._job.close()
                 self._job = None
-        words = self._line.close()
+        words = self._pipes.close()
         self._leftovers.remove(self.pid)
         shared_memory.remove_marked(self._shared)
         if self._folder:

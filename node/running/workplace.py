@@ -76,7 +76,7 @@ class Workplace:
             self._clear()
 
     def _clear(self) -> None:
-        """Removes what an earlier worker's tasks left."""
+        """Remove what an earlier worker's tasks left."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self.root):
                 if not task_folders.remove(self.root / name):
@@ -106,7 +106,7 @@ class Workplace:
         return made
 
     def give_back(self, folder: str) -> None:
-        """Removes a folder, whose tasks have ended, and what could not be removed earlier."""
+        """Remove a folder, whose tasks have ended, and what could not be removed earlier."""
         gone = task_folders.remove(folder)
         with self._lock:
             # A few in turn: with many of them each task would wait for all.
@@ -120,7 +120,7 @@ class Workplace:
         self.tell(words)
 
     def close(self) -> None:
-        """Removes the roots among temporary files."""
+        """Remove the roots among temporary files."""
         with self._lock:
             self._temporary = [path for path in self._temporary if not task_folders.remove(path)]
             self._note(list(self._temporary))
@@ -152,7 +152,7 @@ class Workplace:
 
 
 def remove_earlier(roots: object) -> None:
-    """Removes what an earlier worker noted: folders of its own among temporary files."""
+    """Remove what an earlier worker noted: folders of its own among temporary files."""
     if not isinstance(roots, list):
         return
     for path in roots:

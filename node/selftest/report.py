@@ -44,7 +44,7 @@ def check(
     tried: Iterable[Tried] = (),
     wait_seconds: float = WAIT_SECONDS,
 ) -> int:
-    """Prints the report; the exit code. A join token is not used up.
+    """Print the report; the exit code. A join token is not used up.
 
     Nor does the main node know of this device afterwards, where it did not before.
 

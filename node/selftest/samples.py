@@ -54,7 +54,7 @@ def try_all(
     plan: Plan,
     facts: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]],
 ) -> Iterator[Tried]:
-    """Runs a task of each advertised kind, one after another."""
+    """Run a task of each advertised kind, one after another."""
     wake = threading.Event()
     # The sample of http_request asks our own server, which is a private address.
     runner = Runner(

@@ -45,17 +45,17 @@ class Process(NamedTuple):
 
 
 def become_subreaper() -> bool:
-    """Makes this process inherit the orphans below it; False where the system cannot."""
+    """Make this process inherit the orphans below it; False where the system cannot."""
     return prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> bool:
-    """Asks the system to kill this process when the thread that forked it ends."""
+    """Ask the system to kill this process when the thread that forked it ends."""
     return prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGKILL", 9)))
 
 
 def go_on_without_parent() -> bool:
-    """Asks the system to let this process go on, had it been stopped, when its parent ends."""
+    """Ask the system to let this process go on, had it been stopped, when its parent ends."""
     return prctl(_PR_SET_PDEATHSIG, int(getattr(signal, "SIGCONT", 18)))
 
 
@@ -155,7 +155,7 @@ def marked(mark: str) -> list[int]:
 def kill_descendants(
     pid: int, *, reap: bool = False, patience_seconds: float = PATIENCE_SECONDS
 ) -> bool:
-    """Kills everything below `pid` until nothing is left; True when that succeeded.
+    """Kill everything below `pid` until nothing is left; True when that succeeded.
 
     Groups are killed as groups: the kernel does that in one step, so a process that forks as fast
     as it can does not get away. `reap` collects orphans that this process has inherited.
@@ -195,7 +195,7 @@ def _group_of(pid: int) -> int:
 
 
 def kill_strays(known: Iterable[int], patience_seconds: float = PATIENCE_SECONDS) -> int:
-    """Kills what this process inherited from children that are gone; how many processes.
+    """Kill what this process inherited from children that are gone; how many processes.
 
     For a subreaper that starts each of its `known` children in a session of its own: nothing below
     those can ever come into this process's session, and what is in it was started by its own hand.
@@ -229,7 +229,7 @@ def kill_strays(known: Iterable[int], patience_seconds: float = PATIENCE_SECONDS
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """Kills these processes; those already gone are fine."""
+    """Kill these processes; those already gone are fine."""
     number = int(getattr(signal, "SIGKILL", signal.SIGTERM))
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -237,7 +237,7 @@ def kill_all(pids: Iterable[int]) -> None:
 
 
 def kill_tree(pid: int) -> bool:
-    """Kills `pid` and everything below it; True when nothing is left."""
+    """Kill `pid` and everything below it; True when nothing is left."""
     if os.name == "nt":
         command = ["taskkill", "/T", "/F", "/PID", str(pid)]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -249,7 +249,7 @@ def kill_tree(pid: int) -> bool:
 
 
 def has_others() -> bool:
-    """Collects ended children; whether this process has descendants beside those it spares."""
+    """Collect ended children; whether this process has descendants beside those it spares."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -268,7 +268,7 @@ def has_others() -> bool:
 
 
 def reap_all() -> None:
-    """Collects every ended child of this process."""
+    """Collect every ended child of this process."""
     with contextlib.suppress(OSError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

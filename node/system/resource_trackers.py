@@ -26,7 +26,7 @@ _PIPE = re.compile(rb"resource_tracker import main;\s*main\((\d{1,6})")
 
 
 def let_clean(look: Callable[[], list[int]], kill: Callable[[Iterable[int]], None]) -> bool:
-    """Ends all that `look` finds but the trackers, and waits for these.
+    """End all that `look` finds but the trackers, and wait for these.
 
     True when there was one. Those that are late are killed, and what they have not read is done.
     """
@@ -67,7 +67,7 @@ def _command_line(pid: int) -> bytes | None:
 
 
 def _take_over(pid: int, kill: Callable[[Iterable[int]], None]) -> None:
-    """Kills a tracker and removes what its pipe still tells."""
+    """Kill a tracker and remove what its pipe still tells."""
     fd = -1
     with contextlib.suppress(OSError):
         fd = _open_pipe(pid)

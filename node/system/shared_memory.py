@@ -33,7 +33,7 @@ def prefix_of(marked: str) -> str:
 
 
 def name_segments() -> None:
-    """Has Python put this process's mark into the names of segments that it will make.
+    """Have Python put this process's mark into the names of segments that it will make.
 
     Nothing is imported for it: the module is told when the task imports it.
     """
@@ -84,7 +84,7 @@ class _Namer:
 
 
 def remove_marked(marked: str) -> int:
-    """Removes the segments whose names begin as those of this mark do; how many.
+    """Remove the segments whose names begin as those of this mark do; how many.
 
     :param marked: a mark, or the beginning of several
     """
@@ -109,7 +109,7 @@ def names() -> frozenset[str]:
 
 
 def remove_of(pids: Iterable[int], before: frozenset[str]) -> int:
-    """Removes what these processes made since `before` was listed and still hold; how many."""
+    """Remove what these processes made since `before` was listed and still hold; how many."""
     new = names() - before
     if not new:
         return 0

@@ -55,7 +55,7 @@ def make(scratch: str, name: str) -> str:
 
 
 def open_way(path: str) -> None:
-    """Gives this user's folders on the way to `path`, and itself, their owner's permissions back.
+    """Give this user's folders on the way to `path`, and itself, their owner's permissions back.
 
     A task of the same user may have taken them. As far as that goes: what is not there or another's
     is left alone.
@@ -76,7 +76,7 @@ def open_way(path: str) -> None:
 
 
 def remove(folder: str | Path) -> bool:
-    """Removes a folder and all in it; True when it is gone. The task must have ended."""
+    """Remove a folder and all in it; True when it is gone. The task must have ended."""
     path = os.fspath(folder)
     with contextlib.suppress(OSError):
         os.rmdir(path)  # most are empty
@@ -133,7 +133,7 @@ def _empty(path: str) -> None:
 
 
 def _clear(folder: int, top: int) -> list[str]:
-    """Removes files; moves folders up to `top`, so that no path grows long. Their new names."""
+    """Remove files; move folders up to `top`, so that no path grows long. Their new names."""
     moved = []
     with os.scandir(folder) as entries:
         names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -167,7 +167,7 @@ def _unlink(name: str, folder: int) -> None:
 
 
 def _unfix(fd: int) -> None:
-    """Takes away the attributes that keep even the owner, or root, from removing a file."""
+    """Take away the attributes that keep even the owner, or root, from removing a file."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             import fcntl

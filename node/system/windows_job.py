@@ -73,17 +73,17 @@ if sys.platform == "win32":
                 raise ctypes.WinError(ctypes.get_last_error())
 
         def add(self, process_handle: int) -> None:
-            """Puts a process, and all it will start, into the job. Raises `OSError`."""
+            """Put a process, and all it will start, into the job. Raises `OSError`."""
             if not self._kernel.AssignProcessToJobObject(self._handle, process_handle):
                 raise ctypes.WinError(ctypes.get_last_error())
 
         def kill(self) -> None:
-            """Ends everything in the job; the job stays usable."""
+            """End everything in the job; the job stays usable."""
             if self._handle:
                 self._kernel.TerminateJobObject(self._handle, 1)
 
         def close(self) -> None:
-            """Ends everything in the job and gives the handle back."""
+            """End everything in the job and give the handle back."""
             if self._handle:
                 self._kernel.CloseHandle(self._handle)
                 self._handle = None

@@ -16,7 +16,7 @@ MAX_OUTPUT_BYTES: Final = 256 * 1024
 _NOTHING: Final[Mapping[str, Cut]] = MappingProxyType({})
 
 
-class Answer(NamedTuple):
+class Success(NamedTuple):
     """What a task that succeeded returns."""
 
     result: Any
@@ -143,7 +143,7 @@ class Context:
         return self._is_cancelled()
 
     def progress(self, percent: float | None, message: str = "") -> None:
-        """Tells how far the task is: 0 to 100, or None when that cannot be said."""
+        """Tell how far the task is: 0 to 100, or None when that cannot be said."""
         if percent is not None:
             percent = float(percent)
             if not math.isfinite(percent):
@@ -152,7 +152,7 @@ class Context:
         self._tell(percent, str(message)[:1000])
 
     def log(self, text: str) -> None:
-        """Adds a line to the task's logs; so do `print` and `logging`."""
+        """Add a line to the task's logs; so do `print` and `logging`."""
         self._write_log(str(text))
 
 

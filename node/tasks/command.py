@@ -21,12 +21,12 @@ from typing import IO, Any
 from retire_cluster.node.system import process_tree, resource_limits
 from retire_cluster.node.tasks import working_folder
 from retire_cluster.node.tasks.base import (
-    Answer,
     BadPayload,
     Context,
     Denied,
     Hopeless,
     NotHere,
+    Success,
     TaskFailed,
     TimedOut,
     as_number,
@@ -45,7 +45,7 @@ MAX_TIMEOUT_SECONDS = 86_400
 
 
 def check(payload: Mapping[str, Any], *, shell: bool = False) -> None:
-    """Raises `BadPayload` for a payload that cannot be used, `Denied` for a refused shell."""
+    """Refuse a payload that cannot be used: raises `BadPayload`, `Denied` for a refused shell."""
     no_strangers(payload, INFO.payload_schema or {})
     command = payload.get("command")
     if isinstance(command, str):
@@ -71,7 +71,7 @@ def check(payload: Mapping[str, Any], *, shell: bool = False) -> None:
             raise BadPayload("env", f"{name!r:.80} cannot be set")
 
 
-def run(payload: Mapping[str, Any], context: Context) -> Answer:
+def run(payload: Mapping[str, Any], context: Context) -> Success:
     """`{"return_code", "stdout", "stderr", "command"}` of a program that ended with 0.
 
     Raises `TaskFailed` with that result for another exit code, `TimedOut` with what there was,
@@ -133,7 +133,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
         said = kept["stderr"].text[-4000:]
         words += enforcement.hint(said, payload.get("cwd") or "") + resource_limits.hint(said)
         raise TaskFailed(f"command {words}", result=result, cuts=cut)
-    return Answer(result, cut)
+    return Success(result, cut)
 
 
 def _start(
@@ -232,7 +232,7 @@ def _job_of(process: subprocess.Popen[bytes]) -> Any:
 
 
 def _end_tree(process: subprocess.Popen[bytes], job: Any) -> None:
-    """Ends the program and all it started; a program's background helpers go with it."""
+    """End the program and all it started; a program's background helpers go with it."""
     if job is not None:
         job.close()
     elif os.name == "nt":

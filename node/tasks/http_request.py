@@ -14,10 +14,10 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from retire_cluster.node.tasks import http_addresses
 from retire_cluster.node.tasks.base import (
-    Answer,
     BadPayload,
     Context,
     Hopeless,
+    Success,
     TaskFailed,
     TimedOut,
     as_number,
@@ -52,7 +52,7 @@ def is_repeatable(payload: Mapping[str, Any]) -> bool:
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a payload that cannot be used."""
+    """Refuse a payload that cannot be used: raises `BadPayload`."""
     no_strangers(payload, INFO.payload_schema or {})
     url = as_text(payload, "url")
     if not url:
@@ -77,7 +77,7 @@ def check(payload: Mapping[str, Any]) -> None:
     as_number(payload, "timeout", 0.1, MAX_TIMEOUT_SECONDS)
 
 
-def run(payload: Mapping[str, Any], context: Context) -> Answer:
+def run(payload: Mapping[str, Any], context: Context) -> Success:
     """The answer as `{"status_code", "headers", "content", "url"}`.
 
     Raises `TimedOut` when the whole of it takes longer than the payload's `timeout`, `TaskFailed`
@@ -86,7 +86,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     """
     check(payload)
     seconds = float(payload.get("timeout", DEFAULT_TIMEOUT_SECONDS))
-    box: list[Answer | BaseException] = []
+    box: list[Success | BaseException] = []
 
     def work() -> None:
         try:
@@ -105,7 +105,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
     return box[0]
 
 
-def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -> Answer:
+def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -> Success:
     url, method = payload["url"], payload.get("method", "GET")
     headers, body = _headers_and_body(payload)
     for _ in range(MAX_REDIRECTS + 1):
@@ -136,7 +136,7 @@ def _once(
     body: bytes | None,
     private_allowed: bool,
     seconds: float,
-) -> Answer:
+) -> Success:
     import urllib3
 
     parts = weburl.split(url)
@@ -186,7 +186,7 @@ def _pool(
     )
 
 
-def _read(answer: BaseHTTPResponse, url: str) -> Answer:
+def _read(answer: BaseHTTPResponse, url: str) -> Success:
     content = bytearray()
     while len(content) <= MAX_CONTENT_BYTES:
         part = answer.read(65_536, decode_content=True)
@@ -199,7 +199,7 @@ def _read(answer: BaseHTTPResponse, url: str) -> Answer:
     }  # fmt: skip
     room = MAX_RESULT_BYTES - json_size(result)
     kept = fit({"content": _kept(bytes(content), headers)}, room)
-    return Answer({**result, "content": kept["content"].text}, cuts(kept))
+    return Success({**result, "content": kept["content"].text}, cuts(kept))
 
 
 def _kept(content: bytes, headers: Mapping[str, str]) -> Kept:

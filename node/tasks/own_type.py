@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from retire_cluster.node.system import resource_limits
 from retire_cluster.node.tasks import exception_text
-from retire_cluster.node.tasks.base import Answer, Context, Hopeless, NotHere, TaskFailed
+from retire_cluster.node.tasks.base import Context, Hopeless, NotHere, Success, TaskFailed
 from retire_cluster.node.walls import enforcement
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.text.cleantext import clean
@@ -40,7 +40,7 @@ _MAX_SCHEMA_BYTES = 64 * 1024
 _MAX_SCHEMA_DEPTH = 24
 
 
-class CustomType(NamedTuple):
+class OwnType(NamedTuple):
     """A task type found on this device."""
 
     info: TypeInfo
@@ -51,7 +51,7 @@ class CustomType(NamedTuple):
 
 
 def describe(name: str, entry_point: str) -> dict[str, Any]:
-    """Loads a type and says what it is, or what is wrong with it; for a task process.
+    """Load a type and say what it is, or what is wrong with it; for a task process.
 
     `{"info": {…}, "entry_point": …, "test_payload": …}` or `{"problem": …}`.
     """
@@ -88,10 +88,10 @@ def _closed(places: list[str]) -> str:
     return ""
 
 
-def read_description(row: Mapping[str, Any]) -> CustomType:
+def read_description(row: Mapping[str, Any]) -> OwnType:
     """A row of `describe` as a record; raises `WireError`."""
     sample = row.get("test_payload")
-    return CustomType(
+    return OwnType(
         TypeInfo.read(row.get("info")),
         str(row.get("entry_point", "")),
         sample if isinstance(sample, dict) else None,
@@ -159,8 +159,8 @@ def _callable(target: Any) -> Callable[[Mapping[str, Any], Context], Any]:
     return found  # type: ignore[no-any-return]  # whatever it is, it is called as documented
 
 
-def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answer:
-    """Runs one task of an own type.
+def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Success:
+    """Run one task of an own type.
 
     Raises `TaskFailed` with the trace for what it raises, `Hopeless` for its own
     `deterministic_errors`, `NotHere` for a package that is missing and its `not_here_errors`.
@@ -180,7 +180,7 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
             import asyncio
 
             result = asyncio.run(result)
-        return Answer(result)
+        return Success(result)
     except BaseException as error:  # a stranger's code: no exception of it is ours
         if os.getpid() != pid:
             _leave(error)
@@ -200,7 +200,7 @@ def run(entry_point: str, payload: Mapping[str, Any], context: Context) -> Answe
 
 
 def _leave(how: BaseException | int) -> NoReturn:
-    """Ends a process that the task forked and that came back here: only its parent answers."""
+    """End a process that the task forked and that came back here: only its parent answers."""
     code = 1
     try:
         if isinstance(how, SystemExit):

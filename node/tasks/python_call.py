@@ -55,7 +55,7 @@ _NEEDS: Final = {
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a payload that cannot be used."""
+    """Refuse a payload that cannot be used: raises `BadPayload`."""
     no_strangers(payload, INFO.payload_schema or {})
     form = payload.get("form")
     if form not in CALL_FORMS:
@@ -87,7 +87,7 @@ class _Call(NamedTuple):
 
 
 def call(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """Calls the function; `{"value"}`, or with `each` `{"values", "seconds"}`.
+    """Call the function; `{"value"}`, or with `each` `{"values", "seconds"}`.
 
     With `result` = `pickle` it is `{"pickle", "python"}` of the same. Raises `Traced` with a result
     `{"error": {"type", "message"}}` for what the function raises.

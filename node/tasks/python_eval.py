@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from retire_cluster.node.tasks.base import (
-    Answer,
     BadPayload,
     Context,
     Hopeless,
+    Success,
     as_text,
     no_strangers,
 )
@@ -45,7 +45,7 @@ _CONSTANTS = (bool, int, float, str, type(None))
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a payload that cannot be used."""
+    """Refuse a payload that cannot be used: raises `BadPayload`."""
     no_strangers(payload, INFO.payload_schema or {})
     expression = as_text(payload, "expression")
     if not expression or len(expression) > MAX_EXPRESSION:
@@ -58,8 +58,8 @@ def check(payload: Mapping[str, Any]) -> None:
             raise BadPayload(f"variables.{name}", "must be a free name that does not start with _")
 
 
-def run(payload: Mapping[str, Any], context: Context) -> Answer:
-    """Evaluates the expression; raises `Hopeless` naming what is wrong with it."""
+def run(payload: Mapping[str, Any], context: Context) -> Success:
+    """Evaluate the expression; raises `Hopeless` naming what is wrong with it."""
     check(payload)
     expression = payload["expression"]
     with _bounded(min(float(MAX_CPU_SECONDS), context.timeout_seconds)):
@@ -70,7 +70,7 @@ def run(payload: Mapping[str, Any], context: Context) -> Answer:
             raise Hopeless(f"payload.expression: {error}") from None
         except MemoryError:
             raise Hopeless("payload.expression: its result needs too much memory") from None
-    return Answer({"result": value, "expression": expression})
+    return Success({"result": value, "expression": expression})
 
 
 def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ def duration_seconds(payload: Mapping[str, Any]) -> float | int:
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a payload that cannot be used."""
+    """Refuse a payload that cannot be used: raises `BadPayload`."""
     duration_seconds(payload)
 
 

@@ -12,7 +12,7 @@ INFO = BUILTIN["system_info"]
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a payload that cannot be used."""
+    """Refuse a payload that cannot be used: raises `BadPayload`."""
     no_strangers(payload, INFO.payload_schema or {})
 
 

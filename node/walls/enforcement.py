@@ -63,7 +63,7 @@ _scratch = ""
 
 
 def learn(scratch: str) -> None:
-    """Takes what the worker has put into the environment, where tasks would see it.
+    """Take what the worker has put into the environment, where tasks would see it.
 
     :param scratch: the folder that the tasks of this process have theirs in
     """
@@ -72,7 +72,7 @@ def learn(scratch: str) -> None:
 
 
 def enter(folder: str = "") -> None:
-    """Puts the walls up around the calling thread: for good, and for all that it starts.
+    """Put the walls up around the calling thread: for good, and for all that it starts.
 
     Raises `OSError` where they cannot be; nothing of a task may run then.
 
@@ -88,7 +88,7 @@ def enter(folder: str = "") -> None:
 
 
 def start(function: Callable[[], T], folder: str) -> T:
-    """Calls a function that starts a program, so that the program has the walls around it."""
+    """Call a function that starts a program, so that the program has the walls around it."""
     if not current.rules:
         return function()
     found: list[T] = []

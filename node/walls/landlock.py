@@ -95,7 +95,7 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[Rule], *, network: bool = True) -> None:
-    """Binds the calling thread, and what it starts, to these rules. It cannot be undone.
+    """Bind the calling thread, and what it starts, to these rules. It cannot be undone.
 
     Paths that are not there, or not for this user, are passed over. Raises `OSError`.
 

@@ -31,7 +31,7 @@ class _Sets(ctypes.Structure):
 
 
 def give_up() -> None:
-    """Gives up, for the calling thread and what it starts, all that only root of a host needs.
+    """Give up, for the calling thread and what it starts, all that only root of a host needs.
 
     Raises `OSError`. Nothing for others than root.
     """

@@ -38,7 +38,7 @@ class Group:
     folder: Path
 
     def add(self, pid: int) -> bool:
-        """Takes in a process that has run none but our code, with all below it."""
+        """Take in a process that has run none but our code, with all below it."""
         if not _write(self.folder / "cgroup.procs", str(pid)):
             return False
         taken, waiting = {pid}, [pid]
@@ -50,7 +50,7 @@ class Group:
         return True
 
     def kill(self) -> bool:
-        """Kills every process of the group in one step; False where the kernel cannot (< 5.14)."""
+        """Kill every process of the group in one step; False where the kernel cannot (< 5.14)."""
         return _write(self.folder / "cgroup.kill", "1")
 
     def is_empty(self) -> bool:
@@ -58,7 +58,7 @@ class Group:
         return "populated 0" in _read(self.folder / "cgroup.events")
 
     def close(self) -> bool:
-        """Kills what is left, and removes the group; True when nothing of it is there any more."""
+        """Kill what is left, and remove the group; True when nothing of it is there any more."""
         end = time.monotonic() + PATIENCE_SECONDS
         if not self.is_empty():
             self.kill()
@@ -100,7 +100,7 @@ class Groups:
 
 
 def bound(group: Group, controllers: frozenset[str], bounds: Bounds) -> None:
-    """Sets a group's bounds, as far as there are controllers for them."""
+    """Set a group's bounds, as far as there are controllers for them."""
     if "memory" in controllers and bounds.memory_bytes:
         _write(group.folder / "memory.max", str(bounds.memory_bytes))
     if "pids" in controllers:

@@ -21,7 +21,7 @@ from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.running.catalog import Catalog
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.tasks.base import Limits
-from retire_cluster.node.tasks.own_type import CustomType
+from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     Assign,
@@ -164,7 +164,7 @@ class Worker:
         self.slots: list[SimulatedSlot] = []
         self._rng = world.engine.rng
         self._sessions = 0
-        own = [CustomType(info, f"simulated:{info.name}") for info in profile.own_types]
+        own = [OwnType(info, f"simulated:{info.name}") for info in profile.own_types]
         denying = Catalog(Policy.make(deny=profile.denies, allow=("command",)), own)
         self.runner = Runner(
             slots=profile.slots,

@@ -157,12 +157,12 @@ class SimulatedSlot:
         done = Done(outcome, cause, message, result, b"", False)
         self._post(News(self, job.key, done))  # type: ignore[arg-type]
 
-    def _odd(self) -> replies.Answer:
+    def _odd(self) -> replies.Reply:
         """An answer as the real gate makes it of what no task should say."""
         header, blob = self._world.engine.rng.choice(ODD)
         try:
             return replies.read(RawFrame("done", header, blob))
-        except replies.BadAnswer as error:
+        except replies.BadReply as error:
             return replies.failed(str(error))
 
     def _die(self) -> None:

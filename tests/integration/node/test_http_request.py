@@ -14,11 +14,11 @@ import pytest
 
 from retire_cluster.node.tasks import http_addresses, http_request
 from retire_cluster.node.tasks.base import (
-    Answer,
     Context,
     Denied,
     Hopeless,
     Limits,
+    Success,
     TaskFailed,
     TimedOut,
 )
@@ -116,7 +116,7 @@ def server() -> Iterator[Server]:
     server.server_close()
 
 
-def run(url: str, *, private: bool = True, **payload: Any) -> Answer:
+def run(url: str, *, private: bool = True, **payload: Any) -> Success:
     context = Context(
         task_id="t",
         attempt=1,

@@ -205,3 +205,12 @@ def test_other_own_types_are_told_by_registering_again_and_cost_no_attempt(ready
     ready.welcome(keep=(key(1),))
     ready(events.StopAsked("SIGTERM"))
     assert not sent(ready(events.OffersChanged(new, ())), messages.Hello)
+
+
+def test_an_attempt_and_a_session_say_who_they_are_and_how_far(ready: Driver) -> None:
+    ready.assign(1)
+    attempt = ready.session.held[key(1)]
+    assert repr(attempt) == f"<Attempt 1 of {attempt.task_id} (sleep) waits>"
+    ready(events.Started([key(1)]))
+    assert "runs since" in repr(attempt)
+    assert repr(ready.session) == "<Session s1 of d1: ready, holds 1, owes 0>"

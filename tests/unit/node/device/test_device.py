@@ -15,7 +15,7 @@ from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.link.sockets import Address, parse_join
 from retire_cluster.node.running.catalog import Catalog, Place, decode
 from retire_cluster.node.tasks.base import BadPayload, Context, Denied, Limits, NotHere
-from retire_cluster.node.tasks.own_type import CustomType
+from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.vocabulary import Platform, Role
 
@@ -212,8 +212,8 @@ def test_tasks_see_nothing_of_the_environment_but_what_is_listed() -> None:
     assert policy.process_environment(environ)["PYTHONPATH"] == environ["PYTHONPATH"]
 
 
-def own(name: str) -> CustomType:
-    return CustomType(TypeInfo(name), "module:thing")
+def own(name: str) -> OwnType:
+    return OwnType(TypeInfo(name), "module:thing")
 
 
 def test_only_allowed_types_are_advertised_and_the_others_still_refused() -> None:

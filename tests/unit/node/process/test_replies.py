@@ -22,7 +22,7 @@ from retire_cluster.node.process.frames import (
     read_raw,
     write_frame,
 )
-from retire_cluster.node.process.replies import BadAnswer, Begun, Described, Done, Progress
+from retire_cluster.node.process.replies import BadReply, Begun, Described, Done, Progress
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 
 DONE: dict[str, Any] = {
@@ -34,11 +34,11 @@ DONE: dict[str, Any] = {
 }
 
 
-def done(blob: bytes = b"", **changes: Any) -> replies.Answer:
+def done(blob: bytes = b"", **changes: Any) -> replies.Reply:
     return replies.read(RawFrame("done", json.dumps({**DONE, **changes}).encode(), blob))
 
 
-def progress(text: str) -> replies.Answer:
+def progress(text: str) -> replies.Reply:
     return replies.read(RawFrame("progress", text.encode(), b""))
 
 
@@ -89,7 +89,7 @@ def test_a_start_progress_and_descriptions_are_read() -> None:
     ],
 )
 def test_an_end_of_another_form_is_no_answer(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadAnswer, match=words):
+    with pytest.raises(BadReply, match=words):
         done(**changes)
 
 
@@ -101,7 +101,7 @@ def test_an_end_of_another_form_is_no_answer(changes: dict[str, Any], words: str
     ],
 )  # fmt: skip
 def test_a_result_that_is_no_json_of_bounded_depth_is_no_answer(blob: bytes) -> None:
-    with pytest.raises(BadAnswer, match="its result is"):
+    with pytest.raises(BadReply, match="its result is"):
         done(blob)
 
 
@@ -115,7 +115,7 @@ def test_a_result_that_is_no_json_of_bounded_depth_is_no_answer(blob: bytes) -> 
     ],
 )  # fmt: skip
 def test_progress_of_another_form_is_no_answer(text: str) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadReply):
         progress(text)
 
 
