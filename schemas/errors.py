@@ -1,4 +1,4 @@
-"""One tree of errors, each with the contract's code, its HTTP status and its evidence.
+"""One tree of errors, each with its REST code, HTTP status and details.
 
 Everything that may reach a user derives from `ClusterError`; the admin socket carries
 `code, status, message, details, retry_after`, the REST facade puts the same into the envelope.
@@ -204,7 +204,7 @@ BY_CODE: dict[str, type[ClusterError]] = _leaves(ClusterError)
 
 
 def to_wire(error: ClusterError) -> dict[str, Any]:
-    """The fields of an admin `ERROR` header, without its correlation id."""
+    """Return the fields of an admin `ERROR` header, without its correlation id."""
     return {
         "code": error.code,
         "status": error.status,
@@ -215,7 +215,7 @@ def to_wire(error: ClusterError) -> dict[str, Any]:
 
 
 def from_wire(header: Mapping[str, Any]) -> ClusterError:
-    """The error that an `ERROR` header describes; an unknown code becomes `InternalError`."""
+    """Return the error that an `ERROR` header describes; an unknown code: `InternalError`."""
     details = header.get("details") or {}
     message = str(header.get("message", ""))
     cls = BY_CODE.get(str(header.get("code")), InternalError)

@@ -1,1 +1,1 @@
-"""Who may ask, how often, and how much."""
+"""Who a client is, what it may do, and how often and how much it may ask."""

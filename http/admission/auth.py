@@ -1,4 +1,4 @@
-"""Who may do what: keys, the loopback rule while authentication is off, and guessing made slow."""
+"""Identify clients and check their rights: keys, sessions, and the loopback rule without keys."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def client(self) -> str:
-        """What rate limits count by: the key, else the address (an IPv6 network of 64 bits).
+        """Name what rate limits count by: the key, else the address (an IPv6 network of 64 bits).
 
         The dashboard's is another than its key's or address's, so that scripts never blank it.
         """
@@ -68,19 +68,19 @@ class Identity:
 
     @property
     def owner(self) -> str:
-        """Whose idempotency keys these are."""
+        """Name whose idempotency keys these are: of a key, or of an address without one."""
         return self.key.key_id if self.key else f"anonymous:{self.peer.address}"
 
 
 def network_of(address: str) -> str:
-    """The address, or for IPv6 its /64: one subscriber has that many addresses to himself."""
+    """Return the address, or for IPv6 its /64, which one subscriber has to himself."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network(f"{address}/64", strict=False))
 
 
 def presented_key(environ: Mapping[str, Any]) -> str | None:
-    """The key that a WSGI request carries in a header, if any."""
+    """Return the key that a WSGI request carries in a header, if any."""
     key = str(environ.get("HTTP_X_API_KEY", "")).strip()
     if key:
         return key
@@ -91,7 +91,7 @@ def presented_key(environ: Mapping[str, Any]) -> str | None:
 
 
 class Authorizer:
-    """Decides on every request who its client is and whether it may do what it asks.
+    """Decide on every request who its client is and whether it may do what it asks.
 
     :param keys: the accepted keys
     :param required: authentication is on
@@ -124,7 +124,7 @@ class Authorizer:
         self._wrong = _WrongKeys(monotonic)
 
     def of_request(self, peer: Peer, environ: Mapping[str, Any]) -> Identity:
-        """The client of a WSGI request, by its key, else by its cookie. Raises as `identify`.
+        """Identify the client of a WSGI request by its key, else its cookie. Raises as `identify`.
 
         A cookie that is worth nothing counts as none: nobody guesses sessions of 256 bits, and a
         browser sends an ended one with every request.
@@ -149,7 +149,7 @@ class Authorizer:
         return Identity(peer, key, dashboard=True)
 
     def identify(self, peer: Peer, presented: str | None) -> Identity:
-        """The client of a request from `peer` that carries this key (None: carries none).
+        """Identify the client of a request from `peer` that carries this key (None: none).
 
         Raises `RateLimitExceeded` when wrong keys came from that address too often; valid keys are
         never locked out.
@@ -164,12 +164,12 @@ class Authorizer:
         return Identity(peer, key, wrong_key=key is None)
 
     def take_uses(self) -> dict[str, int]:
-        """Key ids and when each was last used (epoch ms), since the last call."""
+        """Take key ids and when each was last used (epoch ms) since the last call."""
         taken, self._uses = self._uses, {}
         return taken
 
     def check(self, identity: Identity, operation: Endpoint) -> None:
-        """Raises `Unauthorized` or `Forbidden` unless this client may do `operation`.
+        """Raise `Unauthorized` or `Forbidden` unless this client may do `operation`.
 
         What tasks of their type need is asked where the type is known: `check_submission`, and the
         main node by what `caller` tells it.
@@ -181,7 +181,7 @@ class Authorizer:
             self._need(identity, right.scope)
 
     def check_reading(self, identity: Identity) -> None:
-        """Raises like `check` unless this client may read."""
+        """Raise like `check` unless this client may read."""
         if self.reads:
             self._need(identity, rights.READ)
 
@@ -251,7 +251,7 @@ class Authorizer:
 
 
 class _WrongKeys:
-    """When wrong keys came, by address, over the last minute."""
+    """Count wrong keys by address over the last minute, so that guessing is slow."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic

@@ -1,4 +1,8 @@
-"""What every request meets: id, origin, key, limit, access, query; then headers, stats, log."""
+"""Check every request before its resource, and finish every answer after it.
+
+Before: request id, host, origin, key, rate limit, right, query. After: headers, statistics, log.
+Errors of any kind become the envelope of an error here.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ _requests_log = logging.getLogger("api.requests")
 
 
 class AdmissionMiddleware:
-    """Falcon middleware: everything that is the same for all endpoints.
+    """Do what is the same for all endpoints, as Falcon middleware.
 
     :param hosts: the names this API may be called by; None: by any
     :param clock: epoch seconds, for timestamps
@@ -86,7 +90,7 @@ class AdmissionMiddleware:
     # --- before the responder ---
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Who is it, from where, and has it any requests left."""
+        """Find who asks and from where; count the request. Raises a `ClusterError`."""
         context = req.context
         context.started = self._monotonic()
         context.clock = self._clock
@@ -125,7 +129,7 @@ class AdmissionMiddleware:
     def process_resource(
         self, req: falcon.Request, _resp: falcon.Response, _resource: object, _params: Any
     ) -> None:
-        """May it do this, and is its query one of this endpoint."""
+        """Check the right and the query. Raises `Unauthorized`, `Forbidden`, `ValidationError`."""
         method = "GET" if req.method == "HEAD" else req.method
         operation: Endpoint | None = ENDPOINTS.get((method, req.uri_template or ""))
         req.context.operation = operation
@@ -139,7 +143,7 @@ class AdmissionMiddleware:
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, _resource: object, _succeeded: bool
     ) -> None:
-        """Headers, statistics and the log line."""
+        """Add the common headers; count and log the request."""
         context = req.context
         resp.set_header("X-Request-ID", context.request_id)
         resp.set_header("X-Content-Type-Options", "nosniff")
@@ -172,7 +176,7 @@ class AdmissionMiddleware:
         )
 
     def _query(self, operation: Endpoint, text: str) -> Mapping[str, Any]:
-        """The query as typed values. Shared between requests: clients repeat theirs."""
+        """Read the query as typed values. Requests share them: clients repeat their queries."""
         key = (operation.operation_id, text)
         found = self._queries.get(key)
         if found is None:
@@ -218,7 +222,7 @@ def _is_limited(req: falcon.Request) -> bool:
 
 
 def waits(query: str) -> bool:
-    """Whether a query asks for a wait long enough to be free: what is waited for is no load."""
+    """Tell whether a query asks for a wait long enough to cost no rate limit."""
     for pair in query.split("&"):
         name, _, value = pair.partition("=")
         if name == "wait" and _WAIT.fullmatch(value):
@@ -243,7 +247,7 @@ _BY_STATUS: dict[int, type[ClusterError]] = {
 
 
 def answer_error(req: falcon.Request, resp: falcon.Response, error: ClusterError) -> None:
-    """Make `error` the answer."""
+    """Write `error` as the answer."""
     resp.status = falcon.code_to_http_status(error.status)
     resp.content_type = envelope.JSON
     resp.text = None
@@ -266,14 +270,14 @@ def answer_error(req: falcon.Request, resp: falcon.Response, error: ClusterError
 def on_cluster_error(
     req: falcon.Request, resp: falcon.Response, error: ClusterError, _params: Any
 ) -> None:
-    """Falcon's handler for the errors that a user can be told."""
+    """Answer an error that a user can be told."""
     answer_error(req, resp, error)
 
 
 def on_http_error(
     req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: Any
 ) -> None:
-    """Falcon's own errors (no route, no such method, unreadable header) in our words."""
+    """Answer Falcon's own errors (no route, no such method, unreadable header) in our words."""
     cls = _BY_STATUS.get(error.status_code)
     if isinstance(error, falcon.HTTPRouteNotFound):
         answer_error(req, resp, NotFound("There is nothing at this address"))
@@ -291,7 +295,7 @@ def on_http_error(
 def on_exception(
     req: falcon.Request, resp: falcon.Response, error: Exception, _params: Any
 ) -> None:
-    """A fault of ours: the log has the trace, the answer only the id to find it by."""
+    """Log a fault of ours with its trace; answer only the id to find it by."""
     _log.error(
         "Request failed: %s",
         type(error).__name__,

@@ -20,7 +20,7 @@ PRIORITIES: Final = ("low", "normal")
 
 
 class StrangerLimits(NamedTuple):
-    """As the settings say."""
+    """The limits of the settings."""
 
     #: Tasks waiting or running, of all strangers.
     tasks: int
@@ -28,13 +28,13 @@ class StrangerLimits(NamedTuple):
     seconds: int
 
     def told(self, address: str, *, auth: bool) -> dict[str, Any]:
-        """The argument of `task.submit` by which the main node counts."""
+        """Return the argument of `task.submit` by which the main node counts these tasks."""
         each = -(-self.tasks // 4)
         told = {"address": address, "most": self.tasks, "most_each": each, "auth": auth}
         return {"stranger": told}
 
     def check(self, submissions: Iterable[dict[str, Any]], *, auth: bool, many: bool) -> None:
-        """Raises `Forbidden` for a submission, its defaults filled in, that is beyond them."""
+        """Raise `Forbidden` for a submission (defaults filled in) beyond the limits."""
         seen: set[int] = set()
         for index, fields in enumerate(submissions):
             if id(fields) in seen:

@@ -1,4 +1,4 @@
-"""Results that are given out again cost a request: only what is waited for is free."""
+"""Charge the rate limit for results that are given out again without a wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLIENTS = 1_000
 
 
 class Toll:
-    """Charges requests that would be free because they offer to wait, and did not have to.
+    """Charge requests that would be free because they offer to wait, and did not have to.
 
     A wait holds one of few places, so it bounds itself. A result that is there is answered at once:
     it is free the first time that a client takes it, or a script that asks for it without end would
@@ -41,7 +41,7 @@ class Toll:
     def take(
         self, req: falcon.Request, results: Iterable[Mapping[str, Any]], *, waited: bool
     ) -> None:
-        """Results are about to be given out.
+        """Charge for these results, which are about to be given out, unless they are free.
 
         Raises `RateLimitExceeded` where this is to be paid for and cannot be.
         """
@@ -58,7 +58,7 @@ class Toll:
 
     @contextmanager
     def of_nothing(self, req: falcon.Request) -> Iterator[None]:
-        """Charges, inside, a request for a task that does not exist. Raises as `take`."""
+        """Charge a request inside which `TaskNotFound` is raised. Raises as `take`."""
         try:
             yield
         except TaskNotFound:
@@ -70,7 +70,7 @@ class Toll:
         return self._limiter.enabled and req.context.standing is None
 
     def _are_new(self, client: str, keys: Mapping[int, str]) -> bool:
-        """Whether any of them is given out for the first time, as far as that is known."""
+        """Tell whether any of them is given out for the first time, as far as is known."""
         with self._lock:
             limit = self._forgotten.get(client, "")
             new = [key for key, ended in keys.items() if key not in self._given and ended > limit]

@@ -1,4 +1,4 @@
-"""The envelope that every JSON answer wears, and the JSON writing of the facade."""
+"""Write the envelope of every JSON answer (docs/rest.md)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def utc(epoch_seconds: float) -> str:
-    """`2023-01-01T12:00:00.123Z`."""
+    """Format an instant: `2023-01-01T12:00:00.123Z`."""
     whole, milliseconds = divmod(int(epoch_seconds * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
 def request_id(sent: str | None) -> str:
-    """The client's own id when it is a UUID, else a new one."""
+    """Return the client's own request id when it is a UUID, else a new one."""
     if sent and _UUID.fullmatch(sent):
         return sent
     # A name for the log, no secret: asking the system for randomness would give the turn away.
@@ -36,7 +36,7 @@ def request_id(sent: str | None) -> str:
 
 
 def dump(document: Any) -> bytes:
-    """JSON bytes; a text with lone surrogates is written with U+FFFD in their place."""
+    """Write JSON; lone surrogates of a text become U+FFFD."""
     try:
         return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError):
@@ -51,7 +51,7 @@ def success(
     message: str = "OK",
     pagination: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The envelope of an answer. `now` is epoch seconds."""
+    """Write the envelope of an answer. `now` is epoch seconds."""
     document: dict[str, Any] = {"status": "success", "data": data}
     if pagination is not None:
         document["pagination"] = pagination
@@ -62,7 +62,7 @@ def success(
 
 
 def failure(error: ClusterError, *, now: float, request_id: str) -> bytes:
-    """The envelope of an error."""
+    """Write the envelope of an error. `now` is epoch seconds."""
     return dump(
         {
             "status": "error",
@@ -76,7 +76,7 @@ def failure(error: ClusterError, *, now: float, request_id: str) -> bytes:
 
 
 def spliced(answer: Answer) -> dict[str, Any]:
-    """The answer's data with its opaque JSON texts in place, unread but proved to be JSON.
+    """Put an answer's opaque JSON texts into its data, unread but proved to be JSON.
 
     They come from strangers' devices: one that is not JSON would break the envelope around it, so
     null stands in its place. Reading them for good would round whole numbers beyond 64 bits.

@@ -1,6 +1,6 @@
-"""Requests read strictly: bodies by size, media type and schema, ids by pattern.
+"""Read requests strictly: bodies by size, media type and schema, ids by pattern.
 
-The pitfalls this closes: Falcon's own JSON handler answers 500 to deep nesting and lone surrogates,
+Falcon's own readers are not used: its JSON handler answers 500 to deep nesting and lone surrogates,
 its parameters take `1_0` and full-width digits, and any bytes reach an id.
 """
 
@@ -34,7 +34,7 @@ _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_PATTERN)
 
 
 def read_body(req: falcon.Request, *, stranger: bool = False) -> bytes:
-    """The raw body, empty when there is none. Raises `PayloadTooLarge`."""
+    """Read the raw body, empty when there is none. Raises `PayloadTooLarge`."""
     limit = body_limit(req.path)
     if stranger:
         limit = min(limit, MAX_BODY_BYTES)
@@ -55,7 +55,7 @@ def read_body(req: falcon.Request, *, stranger: bool = False) -> bytes:
 def json_body(
     req: falcon.Request, *, optional: bool = False, stranger: bool = False
 ) -> dict[str, Any]:
-    """The body as an object. With `optional`, no body stands for `{}`.
+    """Read the body as an object. With `optional`, no body stands for `{}`.
 
     `stranger`: the caller has no right of its own to send more than any body may have.
 
@@ -74,7 +74,10 @@ def json_body(
 
 
 def checked_body(req: falcon.Request) -> dict[str, Any]:
-    """The body as its row in `schemas/rest/endpoints.py` wants it, defaults filled in."""
+    """Read the body by its row in `schemas/rest/endpoints.py`, defaults filled in.
+
+    Raises as `json_body`.
+    """
     operation: Endpoint = req.context.operation
     document = json_body(req, optional=operation.body_optional)
     return validate(operation.body or {}, document)
@@ -89,21 +92,21 @@ def _is_json(content_type: str | None) -> bool:
 
 
 def device_id(text: str) -> str:
-    """A device id of a path; raises `DeviceNotFound` for what cannot be one."""
+    """Check a device id of a path; raises `DeviceNotFound` for what cannot be one."""
     if not _DEVICE_ID.fullmatch(text):
         raise DeviceNotFound()
     return text
 
 
 def task_id(text: str) -> str:
-    """A task id of a path in its canonical form; raises `TaskNotFound` for what cannot be one."""
+    """Return a task id of a path in lower case; raises `TaskNotFound` for what is none."""
     if not _TASK_ID.fullmatch(text):
         raise TaskNotFound()
     return text.lower()
 
 
 def idempotency_key(req: falcon.Request) -> str | None:
-    """The `Idempotency-Key` header; raises `ValidationError` for one that cannot be kept."""
+    """Return the `Idempotency-Key` header; raises `ValidationError` for one that cannot be kept."""
     key = req.get_header("Idempotency-Key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise ValidationError("Idempotency-Key", "must be 1 to 200 visible ASCII characters")

@@ -35,13 +35,13 @@ class Submission(NamedTuple):
 
 
 class SubmissionReader:
-    """Reads submissions. Safe to use from all threads."""
+    """Read submissions. Safe to use from all threads."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, dict[str, Any]] = {}
 
     def one(self, document: dict[str, Any]) -> Submission:
-        """The submission in the body of `POST /tasks`.
+        """Read the body of `POST /tasks`.
 
         Raises `ValidationError`, or `PayloadTooLarge` for a payload above 256 KiB.
         """
@@ -52,7 +52,7 @@ class SubmissionReader:
         return found
 
     def many(self, document: dict[str, Any]) -> list[Submission]:
-        """The submissions in the body of `POST /tasks/batch`; raises like `one`."""
+        """Read the body of `POST /tasks/batch`; raises like `one`."""
         items = document.get("tasks")
         if len(document) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH:
             validate(_BATCH_WITHOUT_ITEMS, document)
@@ -67,7 +67,7 @@ class SubmissionReader:
         return found
 
     def _read(self, item: dict[str, Any], where: str) -> Submission | None:
-        """The submission, or None for one that the full schema has something against."""
+        """Read one submission; None for one that the full schema refuses, and says why."""
         rest = item.copy()
         payload = rest.pop("payload", None)
         if not isinstance(payload, dict):
@@ -98,7 +98,7 @@ class SubmissionReader:
 
 
 def submit_args(submissions: list[Submission]) -> dict[str, Any]:
-    """A batch as `task.submit` wants it: said once where all are alike."""
+    """Return the arguments of `task.submit`: fields that all tasks share are sent once."""
     first = submissions[0].fields
     if len(submissions) > 1 and all(each.fields is first for each in submissions):
         return {"task": first, "count": len(submissions)}
@@ -106,7 +106,7 @@ def submit_args(submissions: list[Submission]) -> dict[str, Any]:
 
 
 def fingerprint(document: dict[str, Any]) -> str:
-    """What two bodies have in common that mean the same: SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of a body's canonical JSON: bodies that mean the same share it."""
     return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""What the facade knows and asks of the main node."""
+"""The facade's link to the main node: calls, events, statistics, waiting requests."""

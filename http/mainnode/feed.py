@@ -78,6 +78,9 @@ class Listener:
         #: The last event it was considered for.
         self.cursor = since
 
+    def __repr__(self) -> str:
+        return f"<Listener of {self.wanted}, cursor {self.cursor}>"
+
 
 class EventFeed:
     """Reads events while anyone listens. Its thread starts with the first listener of a process."""

@@ -37,7 +37,7 @@ NOT_KNOWN: Final = (
 
 
 class AdminCaller(Protocol):
-    """What the facade needs of an admin client (`broker.client.AdminClient` is one)."""
+    """What the facade needs of an admin client; `broker.client.AdminClient` is one."""
 
     timeout_seconds: float
 
@@ -56,7 +56,7 @@ class AdminCaller(Protocol):
 
 
 class MainNodeLink:
-    """`Cluster` that fails fast while the main node is known to be silent.
+    """Calls the main node; fails at once while it is known to be silent.
 
     :param cluster: the admin client
     :param monotonic: clock in seconds
@@ -72,6 +72,10 @@ class MainNodeLink:
         self._trying = False
         self._answered_at = float("-inf")
 
+    def __repr__(self) -> str:
+        state = "silent" if self._silent is not None else "answering"
+        return f"<MainNodeLink {state}, answered at {self._answered_at:.3f} mono>"
+
     def call(
         self,
         op: str,
@@ -81,7 +85,7 @@ class MainNodeLink:
         extra_seconds: float = 0.0,
         patient: bool = False,
     ) -> Answer:
-        """The operation's answer with its opaque parts unread.
+        """Return the operation's answer with its opaque parts unread.
 
         `extra_seconds` is what the operation itself may wait. A `patient` call gives a main node
         that answered a moment ago more time: a large commit on a slow disk is not silence. Raises
@@ -117,12 +121,12 @@ class MainNodeLink:
     def data(
         self, op: str, args: Mapping[str, Any] | None = None, *, extra_seconds: float = 0.0
     ) -> dict[str, Any]:
-        """The data of an operation that has no opaque parts."""
+        """Return the data of an operation that has no opaque parts. Raises as `call`."""
         return self.call(op, args, extra_seconds=extra_seconds).data
 
     @property
     def reachable(self) -> bool:
-        """Whether the last call was answered."""
+        """Tell whether the last call was answered."""
         return self._silent is None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Requests that wait: how many may at once, and until when."""
+"""Bound the requests that wait: how many at once, and until when."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ASKED_AGAIN, _CURSORS_KEPT = 8, 10_000
 
 
 class WaitBudget:
-    """How much longer one request may wait."""
+    """How much longer one request may wait, in seconds."""
 
     def __init__(
         self,
@@ -47,6 +47,10 @@ class WaitBudget:
         self._deadline = self._began + seconds
         #: Whether it has a place.
         self.parked = seconds > 0
+
+    def __repr__(self) -> str:
+        left = self._deadline - self._monotonic()
+        return f"<WaitBudget of {left:.1f} s, {'parked' if self.parked else 'no place'}>"
 
     @property
     def gather_seconds(self) -> float:

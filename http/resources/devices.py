@@ -28,23 +28,23 @@ class DeviceListResource(Resource):
 
 
 class DeviceResource(Resource):
-    """One device."""
+    """Serve `/devices/{device_id}`: one device."""
 
     def __init__(self, cluster: MainNodeLink) -> None:
         self._cluster = cluster
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
-        """Everything known of it."""
+        """Answer everything that is known of it."""
         device_id = reading.device_id(device_id)
         answer(req, resp, self._cluster.data("device.get", {"device_id": device_id}))
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
-        """Its status and load."""
+        """Answer its status and load."""
         device_id = reading.device_id(device_id)
         answer(req, resp, self._cluster.data("device.status", {"device_id": device_id}))
 
     def on_post_ping(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
-        """A round trip to it; that it did not answer is an answer too."""
+        """Make a round trip to it; 200 also when it did not answer, which `data` says."""
         device_id = reading.device_id(device_id)
         reading.checked_body(req)
         data = self._cluster.data(

@@ -12,14 +12,14 @@ from retire_cluster.api.resources.base import Resource, answer
 
 
 class EventsResource(Resource):
-    """`GET /events`: what happened after a cursor, waiting for it if need be."""
+    """Serve `GET /events`: what happened after a cursor, waiting for it if asked to."""
 
     def __init__(self, cluster: MainNodeLink, parking: Parking) -> None:
         self._cluster = cluster
         self._parking = parking
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Events after `since`, or none when `wait` seconds have passed."""
+        """Answer the events after `since`, or none when `wait` seconds have passed."""
         args = dict(req.context.query)
         wait, cursor = float(args.pop("wait")), args.get("since")
         with self._parking.park(req, wait) as patience:
@@ -39,13 +39,13 @@ class EventsResource(Resource):
 
 
 class EventTicketResource(Resource):
-    """`POST /events/ticket`: lets a page that holds a key open `/ws`."""
+    """Serve `POST /events/ticket`: lets a page that holds a key open `/ws`."""
 
     def __init__(self, tickets: Tickets) -> None:
         self._tickets = tickets
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """A ticket that is good for a minute."""
+        """Make a ticket that is valid for a minute."""
         reading.checked_body(req)
         key = req.context.identity.key
         ticket, expires_at = self._tickets.issue(NO_KEY if key is None else key.key_id)

@@ -1,4 +1,4 @@
-"""Letting devices join."""
+"""`POST /join-tokens`: the line that lets a new device join."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOLD = ("token_id", "uses", "expires_at")
 
 
 class JoinTokensResource(Resource):
-    """`POST /join-tokens`: a token, as the line that a device needs."""
+    """Serve `/join-tokens`: tokens, as the line to paste on a device."""
 
     def __init__(self, cluster: MainNodeLink, settings: Settings) -> None:
         self._cluster = cluster
@@ -27,7 +27,7 @@ class JoinTokensResource(Resource):
         self._public_host = settings.server.public_host
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Make one. Whoever has the line may join, so it is an administrator's to make."""
+        """Make a token. Whoever has the line may join: the scope `admin` is needed."""
         args = reading.checked_body(req)
         host = read_host(args.pop("host", None) or self._address())
         made = self._cluster.data("token.create", args)
@@ -45,7 +45,7 @@ class JoinTokensResource(Resource):
         answer(req, resp, data, message="Join token made", status=201)
 
     def _address(self) -> str:
-        """Where devices reach the main node, as far as can be told from here."""
+        """Find where devices reach the main node, as far as this process can tell."""
         if self._public_host:
             return self._public_host
         bound: str = self._cluster.data("config.get", {"section": "server"})["worker_host"]

@@ -25,7 +25,7 @@ _PREFIX = "retire_cluster_"
 
 
 class PrometheusResource(Resource):
-    """Answers a scrape. A silent main node gives `retire_cluster_up 0`, not an error."""
+    """Serve `/metrics`. A silent main node gives `retire_cluster_up 0`, not an error."""
 
     def __init__(self, cluster: MainNodeLink, stats: HttpStats) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -33,7 +33,7 @@ class PrometheusResource(Resource):
         self._stats = stats
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """All metrics in the text format 0.0.4."""
+        """Answer all metrics in the text format 0.0.4."""
         try:
             data: dict[str, Any] | None = self._cluster.data("metrics")
         except ClusterError:
@@ -45,7 +45,7 @@ class PrometheusResource(Resource):
 
 
 class _Scrape:
-    """One answer of the operation `metrics` as Prometheus families."""
+    """Turn one answer of the operation `metrics` into Prometheus families."""
 
     def __init__(self, data: Mapping[str, Any] | None) -> None:
         self._data = data

@@ -36,7 +36,7 @@ class StreamResource(Resource):
         self._tickets = tickets
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """101, or why not."""
+        """Begin the stream (101). Raises `Forbidden`, `Unauthorized`, `UpgradeRequired` (426)."""
         query = dict(req.context.query)
         # Browsers ask nobody before they open a WebSocket across sites.
         if self._origins.is_foreign(req.env, through_proxy=req.context.identity.peer.through_proxy):

@@ -24,7 +24,7 @@ from retire_cluster.conf import failpoints
 
 
 class TaskListResource(Resource):
-    """All tasks."""
+    """Serve `/tasks` and what concerns several tasks at once."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class TaskListResource(Resource):
         self._reader = reader
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """One page of the tasks that match, newest first."""
+        """Answer one page of the tasks that match, newest first."""
         data = self._cluster.data("task.list", req.context.query)
         answer(req, resp, data["items"], pagination=data["pagination"])
 
@@ -80,7 +80,7 @@ class TaskListResource(Resource):
         )
 
     def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The results of many tasks, once all have ended or the wait is over."""
+        """Answer the results of many tasks once all have ended or the wait is over."""
         args = {"task_ids": reading.checked_body(req)["task_ids"], "timeout_seconds": 0}
         with self._toll.of_nothing(req):
             found = self._cluster.call("task.wait", args, patient=True)
@@ -104,11 +104,11 @@ class TaskListResource(Resource):
         answer(req, resp, data, message=f"{len(data['cancelled'])} tasks cancelled")
 
     def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Counts, durations and load."""
+        """Answer counts, durations and load."""
         answer(req, resp, self._cluster.data("task.statistics"))
 
     def on_get_types(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Built-in and advertised task types."""
+        """Answer the built-in task types and those that devices offer."""
         answer(req, resp, self._cluster.data("task.types"))
 
     def _submit(
@@ -141,7 +141,7 @@ class TaskListResource(Resource):
 
 
 def await_ends(cluster: MainNodeLink, task_ids: list[str], patience: WaitBudget) -> bool:
-    """Wait until these tasks have ended, one by one; whether any did."""
+    """Wait until these tasks have ended, one after the other; tell whether any did."""
     ended = False
     for task_id in task_ids:
         while True:
@@ -157,7 +157,7 @@ def await_ends(cluster: MainNodeLink, task_ids: list[str], patience: WaitBudget)
 
 
 class TaskResource(Resource):
-    """One task."""
+    """Serve `/tasks/{task_id}`: one task."""
 
     def __init__(
         self, cluster: MainNodeLink, access: Authorizer, parking: Parking, toll: Toll
@@ -168,15 +168,15 @@ class TaskResource(Resource):
         self._toll = toll
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Everything known of it."""
+        """Answer everything that is known of it."""
         self._show(req, resp, "task.get", task_id)
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Its status and progress."""
+        """Answer its status and progress."""
         self._show(req, resp, "task.status", task_id)
 
     def on_get_result(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Its result, once it has one or the wait is over."""
+        """Answer its result once it has one; 404 when the wait is over without."""
         task_id = reading.task_id(task_id)
         wait = float(req.context.query["wait"])
         waited = False
@@ -192,16 +192,16 @@ class TaskResource(Resource):
         answer(req, resp, spliced(found))
 
     def on_get_explanation(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Per device: may it run this task, and why not."""
+        """Answer, for each device, whether it may run this task and why not."""
         self._show(req, resp, "task.explain", task_id)
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Cancel it."""
+        """Cancel it; a running one is killed."""
         data = self._change("task.cancel", req, task_id)
         answer(req, resp, data, message="Task cancelled")
 
     def on_post_retry(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Run it again."""
+        """Run it again from the beginning."""
         data = self._change("task.retry", req, task_id)
         answer(req, resp, data, message="Task queued again")
 

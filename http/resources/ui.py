@@ -73,13 +73,13 @@ def load_files() -> dict[str, StaticFile]:
 
 
 class DashboardFilesResource(Resource):
-    """`/ui/` and the files beside it."""
+    """Serve `/ui/` and the files beside it."""
 
     def __init__(self) -> None:
         self._files = load_files()
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str = INDEX) -> None:
-        """The file, or 304 when the browser has it. `/ui` is sent to `/ui/`."""
+        """Answer the file, or 304 when the browser has it. Redirect `/ui` to `/ui/`."""
         if req.env.get("PATH_INFO", "").endswith("/ui"):
             # Relative, so that it also holds behind a proxy that adds a prefix.
             resp.status = falcon.HTTP_308
@@ -110,7 +110,7 @@ class DashboardFilesResource(Resource):
 
 
 class SessionResource(Resource):
-    """`/ui/session`, `/ui/login`, `/ui/logout`: who the browser is, by its cookie."""
+    """Serve `/ui/session`, `/ui/login`, `/ui/logout`: who a browser is, by its cookie."""
 
     def __init__(self, access: Authorizer, sessions: Sessions, version: str) -> None:
         self._access = access
@@ -118,7 +118,7 @@ class SessionResource(Resource):
         self._version = version
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """What this browser may do, so that the page offers nothing else."""
+        """Answer what this browser may do, so that the page offers nothing else."""
         identity = self._access.of_request(req.context.identity.peer, req.env)
         if identity.unknown is not None:
             raise identity.unknown
@@ -126,7 +126,7 @@ class SessionResource(Resource):
         answer(req, resp, self._facts(identity))
 
     def on_post_login(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Give a valid key's holder a session: a cookie that scripts cannot read."""
+        """Exchange a valid key for a session cookie. Raises `Unauthorized` for another."""
         key = validate(_LOGIN, reading.json_body(req))["key"].strip()
         identity = self._access.identify(req.context.identity.peer, key)
         if self._access.required:
@@ -136,7 +136,7 @@ class SessionResource(Resource):
         answer(req, resp, self._facts(self._of(req, identity)), message="Signed in")
 
     def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Forget the cookie."""
+        """Have the browser forget its cookie."""
         if self._access.required:
             set_cookie(req, resp, self._sessions.name(), "")
         identity = self._of(req, Identity(req.context.identity.peer, None))
@@ -144,7 +144,7 @@ class SessionResource(Resource):
 
     @staticmethod
     def _of(req: falcon.Request, identity: Identity) -> Identity:
-        """That client, with what it came by."""
+        """Add the connection it came by to a client's identity."""
         return replace(identity, connection=connection_of(req.env))
 
     def _facts(self, identity: Identity) -> dict[str, Any]:

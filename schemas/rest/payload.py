@@ -16,7 +16,7 @@ MAX_DEPTH: Final = 64
 
 
 def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """The JSON object in `raw`, exactly as written or refused, never rounded.
+    """Parse the JSON object in `raw`; refuse what would have to be rounded.
 
     Raises `ValidationError` for anything that is not JSON in UTF-8 (NaN, infinities, lone
     surrogates included) or not an object, for nesting deeper than `max_depth`, for whole numbers

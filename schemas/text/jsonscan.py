@@ -1,4 +1,4 @@
-"""Looks at JSON text before it is read: what reading it would cost, and numbers as written.
+"""Bound JSON text before it is parsed: what parsing would cost, and numbers as written.
 
 A parser makes some two hundred bytes of an object that is written in three, so a text may cost many
 times its size. `check_cost` bounds that beforehand. `long_number` finds whole numbers that 64 bits
@@ -35,7 +35,7 @@ _WALKED_BYTES: Final = 128 * 1024
 
 
 def check_cost(raw: bytes) -> None:
-    """Raises `ValidationError` for a text whose values would take too much memory."""
+    """Raise `ValidationError` for a text whose values would take too much memory."""
     if len(raw) * 9 <= MAX_COST or _cost(raw) <= MAX_COST:
         return
     # Commas and brackets in strings cost nothing.
@@ -56,7 +56,7 @@ def _cost(raw: bytes) -> int:
 
 
 def long_number(raw: bytes) -> ValidationError | None:
-    """The error for the first whole number beyond 64 bits, or number of too many digits, if any."""
+    """Return the error for the first whole number beyond 64 bits or with too many digits."""
     if _LONG not in raw.translate(_ZEROS):
         return None
     in_string, seen = False, 0
