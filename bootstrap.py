@@ -82,7 +82,7 @@ def say(text: str) -> None:
 def package_command(
     environ: Mapping[str, str], os_release: str, version: Tuple[Any, ...], root: bool
 ) -> str:
-    """The command that gives this system a Python with `venv` and `pip`."""
+    """Return the command that gives this system a Python with `venv` and `pip`."""
     if "com.termux" in environ.get("PREFIX", ""):
         return "pkg install python python-pip python-ensurepip-wheels"
     family = []  # type: List[str]
@@ -105,7 +105,7 @@ def package_command(
 
 
 def old_python_message(version: Tuple[Any, ...], newer: str, args: Sequence[str]) -> str:
-    """What somebody with too old a Python reads."""
+    """Return what somebody with too old a Python reads."""
     found = "Retire-Cluster needs Python 3.10 or newer, this is {}.{}. ".format(*version[:2])
     if newer:
         return found + "Run: " + " ".join([newer, "bootstrap.py", *args])
@@ -113,7 +113,7 @@ def old_python_message(version: Tuple[Any, ...], newer: str, args: Sequence[str]
 
 
 def newer_python() -> str:
-    """The name of a recent enough Python that runs here, or the empty text."""
+    """Return the name of a recent enough Python that runs here, or the empty text."""
     for minor in (13, 12, 11, 10, 14):
         name = "python3.{}".format(minor)
         if shutil.which(name) and _works(name, "import venv, ensurepip"):
@@ -127,7 +127,7 @@ def newer_python() -> str:
 def run(
     command: Sequence[str], quiet: bool = False, most_seconds: float = float("inf")
 ) -> Tuple[int, str]:
-    """Runs a command to its end, in a process group of its own.
+    """Run a command to its end, in a process group of its own.
 
     Returns the exit code and, when quiet, the output. When this process is asked to stop
     meanwhile, or the time is up, the whole group is ended first.
@@ -156,7 +156,7 @@ def run(
 
 
 def raise_if_stopped() -> None:
-    """Raises `Stopped` once a signal has asked for it."""
+    """Raise `Stopped` once a signal has asked for it."""
     if _asked_to_stop:
         raise Stopped(_asked_to_stop[0])
 
@@ -168,7 +168,7 @@ def _own_group() -> Any:
 
 
 def end_group(child: "subprocess.Popen[bytes]") -> None:
-    """Interrupts a child and its descendants, then kills what is left of them."""
+    """Interrupt a child and its descendants, then kill what is left of them."""
     if WINDOWS:
         subprocess.call(
             ["taskkill", "/T", "/F", "/PID", str(child.pid)],
@@ -189,7 +189,7 @@ def end_group(child: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Holds a lock that the system gives back however this process ends."""
+    """Hold a lock that the system gives back however this process ends."""
     with open(path, "a+b") as handle:
         until = time.monotonic() + LOCK_WAIT_SECONDS
         told = False
@@ -223,7 +223,7 @@ def _try_lock(number: int) -> bool:
 
 
 def venv_python() -> str:
-    """The interpreter inside `.venv`."""
+    """Return the interpreter inside `.venv`."""
     return os.path.join(VENV, *(("Scripts", "python.exe") if WINDOWS else ("bin", "python")))
 
 
@@ -236,7 +236,7 @@ def make_stamp(texts: Sequence[bytes], root: str, version: Tuple[Any, ...]) -> M
 
 
 def read_stamp(text: bytes) -> Mapping[str, Any]:
-    """A stamp as it was written, or an empty one."""
+    """Return a stamp as it was written, or an empty one."""
     try:
         stamp = json.loads(text.decode("utf-8"))
         return {name: stamp[name] for name in ("place", "packages", "extras")}
@@ -245,7 +245,7 @@ def read_stamp(text: bytes) -> Mapping[str, Any]:
 
 
 def prepare(extras: Sequence[str]) -> str:
-    """Makes sure `.venv` holds the project with these extras; returns its Python."""
+    """Make sure `.venv` holds the project with these extras; return its Python."""
     python = venv_python()
     path = os.path.join(VENV, "retire-cluster.json")
     with locked(VENV + ".lock"):
@@ -274,7 +274,7 @@ def prepare(extras: Sequence[str]) -> str:
 
 
 def make_venv() -> None:
-    """Makes `.venv` anew with the Python that runs this."""
+    """Make `.venv` anew with the Python that runs this."""
     if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
         command = package_command(
             os.environ,
@@ -293,7 +293,7 @@ def make_venv() -> None:
 
 
 def install(python: str, extras: Sequence[str]) -> None:
-    """Installs exactly the files that requirements.lock names, then the checkout, editable."""
+    """Install exactly the files that requirements.lock names, then the checkout, editable."""
     locked_text = _read(os.path.join(ROOT, "requirements.lock"))
     if "dev" not in extras:
         locked_text = locked_text.partition(DEVELOPMENT_MARK)[0]
@@ -312,7 +312,7 @@ def install(python: str, extras: Sequence[str]) -> None:
 
 
 def make_typing_tree(root: str = ROOT) -> None:
-    """Gives static tools `.typing/retire_cluster/*`: they cannot follow the import hook."""
+    """Give static tools `.typing/retire_cluster/*`: they cannot follow the import hook."""
     folder = os.path.join(root, ".typing", "retire_cluster")
     os.makedirs(folder, exist_ok=True)
     for name in set(os.listdir(folder)) - set(TYPING_LINKS):
@@ -357,7 +357,7 @@ def _last_line(text: str) -> str:
 
 
 def up(args: Sequence[str]) -> int:
-    """Runs `retire-cluster up`."""
+    """Run `retire-cluster up`."""
     python = prepare(RUN_EXTRAS)
     # The folder somebody starts this from must not lend its modules to the cluster.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
@@ -365,7 +365,7 @@ def up(args: Sequence[str]) -> int:
 
 
 def suite(target: str, args: Sequence[str]) -> int:
-    """Runs a target of tests/suite.py, on another Python where that is asked for."""
+    """Run a target of tests/suite.py, on another Python where that is asked for."""
     if target == "test" and any(arg == "--on" or arg.startswith("--on=") for arg in args):
         return run([sys.executable, INTERPRETERS, "suite", *args])[0]
     python = prepare(TEST_EXTRAS)
@@ -374,7 +374,7 @@ def suite(target: str, args: Sequence[str]) -> int:
 
 
 def become(command: List[str]) -> int:
-    """Runs a command in place of this process (on Windows, below it)."""
+    """Run a command in place of this process (on Windows, below it)."""
     if WINDOWS:
         return _run_on_windows(command)
     sys.stdout.flush()
@@ -402,7 +402,7 @@ def _run_on_windows(command: Sequence[str]) -> int:
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs a command of the list above; returns its exit code."""
+    """Run a command of the list above; return its exit code."""
     if sys.version_info[:2] < LEAST_PYTHON:
         say(old_python_message(sys.version_info, newer_python(), args))
         return 2
@@ -431,7 +431,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit code of an action; what a person can mend, or asked for, becomes one line."""
+    """Return the exit code of an action; what a person can mend, or asked for, becomes one line."""
     # SIGINT too: a shell's background job inherits it ignored.
     for number in _stop_signals():
         signal.signal(number, lambda received, frame: _asked_to_stop.append(received))

@@ -51,17 +51,17 @@ class WorkerEntry:
 
 
 def endpoints_path(data_dir: Path) -> Path:
-    """The file that says where everything listens."""
+    """Return the file that says where everything listens."""
     return data_dir / "endpoints.json"
 
 
 def run_path(data_dir: Path, name: str) -> Path:
-    """The file that process `name` (`main` or `api`) writes when it is bound."""
+    """Return the file that process `name` (`main` or `api`) writes when it is bound."""
     return data_dir / "run" / f"{name}.json"
 
 
 def read_main(document: Mapping[str, Any] | None) -> MainEndpoints | None:
-    """The broker's entry, or None when it is not well-formed."""
+    """Return the broker's entry, or None when it is not well-formed."""
     numbers = _numbers(document, ("pid", "admin_port", "worker_port", "event_port"))
     if not numbers or document is None:
         return None
@@ -78,7 +78,7 @@ def read_main(document: Mapping[str, Any] | None) -> MainEndpoints | None:
 
 
 def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
-    """The facade's entry, or None when it is not well-formed."""
+    """Return the facade's entry, or None when it is not well-formed."""
     numbers = _numbers(document, ("pid", "port"))
     host = document.get("host") if document else None
     if not numbers or not isinstance(host, str):
@@ -87,7 +87,7 @@ def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
 
 
 def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
-    """The broker that runs with this data folder, and the file that says so."""
+    """Return the broker that runs with this data folder, and the file that says so."""
     path = run_path(data_dir, "main")
     document = read_json(path)
     main = read_main(document)
@@ -102,7 +102,7 @@ def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
 
 
 def running_api(data_dir: Path) -> ApiEndpoint | None:
-    """The facade that `up` runs with this data folder."""
+    """Return the facade that `up` runs with this data folder."""
     document = read_json(endpoints_path(data_dir))
     api = read_api(document.get("api")) if document else None
     if api is None or not _is_still(api.pid, _starts(data_dir).get(str(api.pid))):
@@ -111,7 +111,7 @@ def running_api(data_dir: Path) -> ApiEndpoint | None:
 
 
 def _is_still(pid: int, began: object) -> bool:
-    """Whether a process that a file names runs, and is not another of the same number."""
+    """Tell whether a process that a file names runs, and is not another of the same number."""
     return pid_alive(pid) and is_same(pid, began)
 
 
@@ -122,7 +122,7 @@ def _starts(data_dir: Path) -> dict[str, Any]:
 def endpoints_document(
     main: MainEndpoints | None, api: ApiEndpoint | None, workers: Sequence[WorkerEntry]
 ) -> dict[str, Any]:
-    """The content of `endpoints.json`."""
+    """Return the content of `endpoints.json`."""
     return {
         "main": _ports(main) if main else None,
         "api": asdict(api) if api else None,
@@ -155,7 +155,7 @@ def _entries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def recorded_processes(data_dir: Path) -> list[tuple[int, object]]:
-    """Every process that `endpoints.json` names, and when it began."""
+    """Return every process that `endpoints.json` names, and when it began."""
     document = read_json(endpoints_path(data_dir))
     if not document:
         return []
@@ -165,7 +165,7 @@ def recorded_processes(data_dir: Path) -> list[tuple[int, object]]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, or None where there is none."""
+    """Return a JSON object from a file, or None where there is none."""
     try:
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -187,7 +187,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def pid_alive(pid: int) -> bool:
-    """Whether a process with this id runs (not: has ended and waits to be collected)."""
+    """Tell whether a process with this id runs (not: has ended and waits to be collected)."""
     if not pid_exists(pid):
         return False
     if not process_tree.IS_LINUX:
@@ -197,7 +197,7 @@ def pid_alive(pid: int) -> bool:
 
 
 def is_ours(pid: int, began: object = None) -> bool:
-    """Whether a live process looks like one of this product's; True where that cannot be seen.
+    """Tell whether a live process looks like one of this product's; True where that cannot be seen.
 
     `began`: what was noted of its start, see `conf.processes.is_same`.
     """

@@ -42,12 +42,12 @@ _INTERRUPTED = 130
 
 
 def broker() -> int:
-    """`retire-cluster-main`"""
+    """Run `retire-cluster-main`; return its exit code."""
     return run_module("retire_cluster.broker.cli", "retire-cluster-main", sys.argv[1:])
 
 
 def worker() -> int:
-    """`retire-cluster-worker`"""
+    """Run `retire-cluster-worker`; return its exit code."""
     hide_join_line()
     return run_module("retire_cluster.node.cli", "retire-cluster-worker", sys.argv[1:])
 
@@ -61,12 +61,12 @@ def hide_join_line() -> None:
 
 
 def api() -> int:
-    """`retire-cluster-api`"""
+    """Run `retire-cluster-api`; return its exit code."""
     return run_module("retire_cluster.api.cli", "retire-cluster-api", sys.argv[1:])
 
 
 def status() -> int:
-    """`retire-cluster-status`"""
+    """Run `retire-cluster-status`; return its exit code."""
     return run_module("retire_cluster.cli.verbs.status", "retire-cluster-status", sys.argv[1:])
 
 
@@ -92,7 +92,7 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
 
 
 def guarded(program: str, call: Callable[[], int]) -> int:
-    """The exit code of `call()`; an output that takes nothing more changes no other one's."""
+    """Run `call` for its exit code; an output that takes nothing more changes no other one's."""
     streams.settle()
     try:
         return _code_of(program, call)

@@ -28,7 +28,7 @@ _BY_STATUS: Final = {
 
 
 def for_error(error: ClusterError) -> int:
-    """The exit code that stands for an error of the cluster."""
+    """Return the exit code that stands for an error of the cluster."""
     by_code = _BY_CODE.get(error.code)
     if by_code is not None:
         return by_code
@@ -38,5 +38,5 @@ def for_error(error: ClusterError) -> int:
 
 
 def for_task_status(status: str) -> int:
-    """The exit code for a task that has ended with this status."""
+    """Return the exit code for a task that has ended with this status."""
     return OK if status == "success" else TASK_FAILED

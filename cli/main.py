@@ -90,7 +90,7 @@ def _refuse(name: str) -> int:
 
 
 def usage() -> str:
-    """The text of `retire-cluster --help`."""
+    """Return the text of `retire-cluster --help`."""
     size = max(map(len, VERBS))
     lines = [
         "usage: retire-cluster VERB ...",

@@ -62,7 +62,7 @@ class Style:
         )
 
     def paint(self, text: str, colour: str) -> str:
-        """The text in a colour, or as it is."""
+        """Return the text in a colour, or as it is."""
         return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.colour else text
 
     @property
@@ -71,14 +71,14 @@ class Style:
 
 
 def now_text() -> str:
-    """The present moment as the contract writes it: UTC, ISO 8601, ending in `Z`."""
+    """Return the present moment as the contract writes it: UTC, ISO 8601, ending in `Z`."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def success_envelope(
     data: Any, *, message: str | None = None, pagination: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The contract's envelope around an answer."""
+    """Return the contract's envelope around an answer."""
     envelope: dict[str, Any] = {"status": "success", "data": data}
     if pagination is not None:
         envelope["pagination"] = dict(pagination)
@@ -88,7 +88,7 @@ def success_envelope(
 
 
 def error_envelope(error: ClusterError) -> dict[str, Any]:
-    """The contract's envelope around an error."""
+    """Return the contract's envelope around an error."""
     return {
         "status": "error",
         "message": error.message,
@@ -107,7 +107,7 @@ clean = escaped
 
 
 def clean_lines(text: str) -> str:
-    """A text of many lines that steers no terminal; a progress bar's steps are lines."""
+    """Return a text of many lines that steers no terminal; a progress bar's steps are lines."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return escaped_lines(lines)
 
@@ -189,7 +189,7 @@ class Output:
 
     @classmethod
     def standard(cls, *, as_json: bool = False) -> Output:
-        """The process's own streams."""
+        """Return the process's own streams."""
         return cls(sys.stdout, sys.stderr, as_json)
 
     @property

@@ -42,7 +42,7 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def task_from_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The common fields of tasks that a command line describes. Raises `ValidationError`."""
+    """Return the common fields of tasks that a command line describes. Raises `ValidationError`."""
     requirements = requirements_from_words(args.requirement)
     shortcuts = (
         ("timeout_seconds", args.timeout_seconds, "--timeout-seconds"),
@@ -65,7 +65,7 @@ def task_from_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time as typed: `90`, `5m`, `1h30m`, `2d`.
+    """Return seconds of a time as typed: `90`, `5m`, `1h30m`, `2d`.
 
     Raises `argparse.ArgumentTypeError`.
     """
@@ -76,7 +76,7 @@ def seconds_of(text: str) -> float:
 
 
 def payload_from_words(task_type: str, words: Sequence[str]) -> dict[str, Any]:
-    """The payload that `name=value` words describe.
+    """Return the payload that `name=value` words describe.
 
     A value is read as JSON where it is JSON (`3`, `true`, `["a"]`) and as text elsewhere; a field
     that the built-in type declares as text stays text. `name:=JSON` must be JSON.
@@ -106,7 +106,7 @@ def read_pair(text: str, field: str) -> tuple[str, str]:
 
 
 def read_value(text: str) -> Any:
-    """A value as typed: JSON where it is JSON, the text itself where it is not."""
+    """Return a value as typed: JSON where it is JSON, the text itself where it is not."""
     try:
         return read_json(text, "")
     except ValidationError:
@@ -114,7 +114,7 @@ def read_value(text: str) -> Any:
 
 
 def read_json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; raises `ValidationError` that says `where` the text came from."""
+    """Return a JSON object; raise `ValidationError` that says `where` the text came from."""
     value = read_json(text, where)
     if not isinstance(value, dict):
         raise ValidationError(where, "a JSON object is required")
@@ -123,7 +123,7 @@ def read_json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def check_sendable(value: Any, where: str) -> None:
-    """Raises `ValidationError` naming `where` and the field whose value no JSON can carry.
+    """Raise `ValidationError` naming `where` and the field whose value no JSON can carry.
 
     That is text that is not Unicode, as a byte that is no UTF-8 becomes, and a number beyond 64
     bits.
@@ -146,7 +146,7 @@ def check_sendable(value: Any, where: str) -> None:
 
 
 def _unsendable(item: Any) -> str:
-    """What is wrong with one value, and the cure; empty when nothing is."""
+    """Return what is wrong with one value, and the cure; empty when nothing is."""
     if isinstance(item, str):
         found = _SURROGATE.search(item)
         if found is None:
@@ -171,7 +171,7 @@ def read_json(text: str, where: str) -> Any:
 
 
 def why(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file cannot be read, in plain words."""
+    """Say why a file cannot be read, in plain words."""
     if isinstance(error, UnicodeDecodeError):
         line = error.object.count(b"\n", 0, error.start) + 1
         return f"line {line} is no UTF-8 text (byte {error.start}); convert it to UTF-8"
@@ -179,7 +179,7 @@ def why(error: OSError | UnicodeDecodeError) -> str:
 
 
 def requirements_from_words(words: Sequence[str]) -> dict[str, Any]:
-    """The requirements that `name=value` words describe; `required_tags=a,b` is a list."""
+    """Return the requirements that `name=value` words describe; `required_tags=a,b` is a list."""
     found: dict[str, Any] = {}
     for word in words:
         name, text = read_pair(word, "requirements")

@@ -32,7 +32,7 @@ class SettlingClient:
         *,
         timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """As the client's own."""
+        """Call as the wrapped client does."""
         for _ in range(_TRIES):
             try:
                 return self._client.call(op, args, blobs, timeout_seconds=timeout_seconds)

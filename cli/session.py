@@ -33,7 +33,7 @@ Command = Callable[[Session], int]
 
 
 def connection_flags() -> argparse.ArgumentParser:
-    """The flags of every verb that asks the cluster, as an argparse parent."""
+    """Return the flags of every verb that asks the cluster, as an argparse parent."""
     found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     group = found.add_argument_group("the cluster")
     group.add_argument("--cluster-host", metavar="HOST", help="where the main node is")
@@ -46,7 +46,7 @@ def connection_flags() -> argparse.ArgumentParser:
 
 
 def verb_parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
-    """A parser for `retire-cluster PROG`."""
+    """Return a parser for `retire-cluster PROG`."""
     return Parser(
         prog=f"retire-cluster {prog}", description=description, allow_abbrev=False, **options
     )
@@ -84,7 +84,7 @@ def run_verb(args: argparse.Namespace, command: Command, *, timeout_seconds: flo
 
 
 def _unsendable_word(args: argparse.Namespace, error: JSONError) -> ValidationError:
-    """What names the argument that cannot be sent, where one can be told."""
+    """Return what names the argument that cannot be sent, where one can be told."""
     for name, value in vars(args).items():
         words = value if isinstance(value, list) else [value]
         for word in words:
@@ -96,7 +96,7 @@ def _unsendable_word(args: argparse.Namespace, error: JSONError) -> ValidationEr
 
 
 def all_items(client: Caller, op: str, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every item of a list operation, page by page."""
+    """Yield every item of a list operation, page by page."""
     page = 1
     while True:
         data = client.call(op, {**filters, "page": page, "page_size": PAGE_SIZE})
@@ -138,5 +138,5 @@ def call_each(
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The filters that were given: neither None nor empty."""
+    """Return the filters that were given: neither None nor empty."""
     return {name: value for name, value in values.items() if value not in (None, [], "")}

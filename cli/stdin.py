@@ -10,7 +10,7 @@ from retire_cluster.schemas.errors import ValidationError
 
 
 def read_whole(field: str) -> str:
-    """All of standard input. Raises `ValidationError` naming `field` when it cannot be read."""
+    """Read all of standard input. Raises `ValidationError` that names `field`."""
     if streams.was_closed("stdin"):
         raise ValidationError(
             field, "standard input is closed (<&-); pipe something in, or name a file"

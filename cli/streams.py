@@ -35,7 +35,7 @@ def settle() -> None:
 
 
 def was_closed(name: str) -> bool:
-    """Whether `stdin`, `stdout` or `stderr` was closed when this process was started."""
+    """Tell whether `stdin`, `stdout` or `stderr` was closed when this process was started."""
     return name in _closed or getattr(sys, name) is None
 
 

@@ -49,7 +49,7 @@ class Target:
     public_host: str = ""
 
     def client(self, timeout_seconds: float) -> AdminClient:
-        """A client of it."""
+        """Return a client of it."""
         return AdminClient(
             self.host,
             self.port,
@@ -74,7 +74,7 @@ class Target:
         return f"retire-cluster doctor --cluster-host {self.host} --cluster-port {self.port}"
 
     def unreachable(self, error: ClusterUnavailable) -> ClusterUnavailable:
-        """The error with what helps: the address, where it came from, the next command."""
+        """Return the error with what helps: the address, where it came from, the next command."""
         if "speaks admin protocol" in error.message:
             return error
         what = error.message.partition("; start it with")[0]
@@ -101,7 +101,7 @@ def find_target(
     key_file: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Target:
-    """The main node by flag, environment, TOML file, this machine's endpoints, or default.
+    """Return the main node by flag, environment, TOML file, this machine's endpoints, or default.
 
     Raises `SettingsError` for a setting that is wrong.
     """

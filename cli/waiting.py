@@ -151,12 +151,12 @@ def print_result(session: Session, result: dict[str, Any], *, named: bool = Fals
 
 
 def missing(result: Mapping[str, Any] | None) -> list[str]:
-    """What of a result is not whole, a line for each part."""
+    """Return what of a result is not whole, a line for each part."""
     cuts = truncation.read((result or {}).get("truncated"))
     return [truncation.words(part, cut) for part, cut in cuts.items()]
 
 
 def look_again(task_ids: Sequence[str]) -> str:
-    """The command that waits on."""
+    """Return the command that waits on."""
     shown = " ".join(task_ids[:10])
     return f"retire-cluster tasks wait {shown}" + (" ..." if len(task_ids) > 10 else "")

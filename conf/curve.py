@@ -65,18 +65,18 @@ class ClientKeys(NamedTuple):
 
 
 def available() -> bool:
-    """Whether this libzmq can encrypt (every wheel of pyzmq can)."""
+    """Tell whether this libzmq can encrypt (every wheel of pyzmq can)."""
     return bool(zmq.has("curve"))
 
 
 def new_pair() -> Pair:
-    """A new random pair."""
+    """Return a new random pair."""
     public, secret = zmq.curve_keypair()
     return Pair(public.decode("ascii"), secret.decode("ascii"))
 
 
 def pair_of_token(token: bytes) -> Pair:
-    """The enrolment pair whose seed is a join token."""
+    """Return the enrolment pair whose seed is a join token."""
     secret: bytes = z85.encode(hashlib.sha256(_SEED_DOMAIN + token).digest())
     return Pair(zmq.curve_public(secret).decode("ascii"), secret.decode("ascii"))
 
@@ -92,7 +92,7 @@ def lock(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
 
 
 def read_key_file(path: Path) -> dict[str, Any] | None:
-    """The content of a key file, None when there is none.
+    """Return the content of a key file, None when there is none.
 
     One that others may read is closed to them, with a warning. Raises `KeyFileError` when that
     cannot be done, somebody else made it or it is no key file.
@@ -124,7 +124,7 @@ def read_key_file(path: Path) -> dict[str, Any] | None:
 
 
 def _open_own(path: Path) -> BinaryIO:
-    """The file, also where its owner, this user, has been shut out."""
+    """Return the file, also where its owner, this user, has been shut out."""
     try:
         return path.open("rb")
     except PermissionError:
@@ -198,7 +198,7 @@ class Invitation(NamedTuple):
 
 
 def write_join(invitation: Invitation) -> str:
-    """The join string. Raises `HostError` for a host that nobody can dial."""
+    """Return the join string. Raises `HostError` for a host that nobody can dial."""
     address = f"{read_host(invitation.host)}:{invitation.port}".encode()
     body: bytes = z85.decode(invitation.server.encode("ascii")) + invitation.token + address
     check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
@@ -206,13 +206,13 @@ def write_join(invitation: Invitation) -> str:
 
 
 def looks_like_join(text: str) -> bool:
-    """Whether a text means to be a join string (of whatever version)."""
+    """Tell whether a text means to be a join string (of whatever version)."""
     head, dot, rest = text.strip().partition(".")
     return bool(dot) and head[:2] == "rc" and head[2:].isdigit() and len(rest) > 60
 
 
 def read_join(text: str) -> Invitation:
-    """What a join string says. Raises `Unusable` with the cure."""
+    """Return what a join string says. Raises `Unusable` with the cure."""
     word = "".join(text.split())
     if not word.startswith(JOIN_PREFIX):
         raise Unusable(

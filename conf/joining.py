@@ -21,12 +21,12 @@ class InstallerAddress(NamedTuple):
 
 
 def path_of(data_dir: Path) -> Path:
-    """The file by which `up` says where it serves `/join.py`."""
+    """Return the file by which `up` says where it serves `/join.py`."""
     return data_dir / "run" / "join.json"
 
 
 def find(data_dir: Path) -> InstallerAddress | None:
-    """The join server of a cluster that runs with this folder, None when there is none."""
+    """Return where a cluster that runs with this folder serves the installer, or None."""
     try:
         document = json.loads(path_of(data_dir).read_bytes())
         if not is_same(int(document["pid"]), document.get("started")):
@@ -37,13 +37,13 @@ def find(data_dir: Path) -> InstallerAddress | None:
 
 
 def join_string(made: Mapping[str, Any], host: str) -> str:
-    """The word to paste on a device, from the answer of `token.create`."""
+    """Return the word to paste on a device, from the answer of `token.create`."""
     token = bytes.fromhex(made["token"])
     return curve.write_join(curve.Invitation(host, made["worker_port"], made["server_key"], token))
 
 
 def one_line(server: InstallerAddress, host: str, join: str) -> str:
-    """What to paste on the device, in sh, cmd or PowerShell; it checks the script it runs.
+    """Return what to paste on the device, in sh, cmd or PowerShell; it checks the script it runs.
 
     The join string comes by standard input: no list of processes shows it.
     """

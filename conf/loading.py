@@ -53,7 +53,7 @@ def load(
     source: str = "configuration file",
     platform: str = sys.platform,
 ) -> Settings:
-    """Settings from a TOML text, environment variables and flags, the last one winning.
+    """Return settings from a TOML text, environment variables and flags, the last one winning.
 
     `overrides` maps dotted names (`api.port`, `data_dir`) to values; None means the flag was not
     given. An empty environment variable counts as unset. `source` is what messages call the file.
@@ -122,7 +122,7 @@ def read_settings(
 
 
 def _absolute(folder: Path) -> Path:
-    """The folder as it is called from everywhere: what we start works in other folders."""
+    """Return the folder as it is called from everywhere: what we start works in other folders."""
     try:
         return Path(os.path.abspath(folder))
     except OSError:

@@ -61,7 +61,7 @@ class _Formatter(logging.Formatter):
         self.traces = traces
 
     def message(self, record: logging.LogRecord) -> str:
-        """The message with its arguments; a broken format never loses the line."""
+        """Return the message with its arguments; a broken format never loses the line."""
         try:
             text = record.getMessage()
         except (TypeError, ValueError, KeyError):
@@ -82,12 +82,12 @@ class _Formatter(logging.Formatter):
             yield name, value
 
     def error(self, record: logging.LogRecord) -> str:
-        """The exception on one line, or the empty text."""
+        """Return the exception on one line, or the empty text."""
         kind, value = (record.exc_info or (None, None, None))[:2]
         return self.redaction(f"{kind.__name__}: {value}") if kind else ""
 
     def trace(self, record: logging.LogRecord) -> str:
-        """The exception's trace, where traces are on."""
+        """Return the exception's trace, where traces are on."""
         if not self.traces or not record.exc_info or record.exc_info[0] is None:
             return ""
         return self.redaction("".join(traceback.format_exception(*record.exc_info)).rstrip())
@@ -97,7 +97,7 @@ class JsonFormatter(_Formatter):
     """One JSON object a line, with the REST document's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line of ASCII JSON."""
+        """Return the record as a line of ASCII JSON."""
         line: dict[str, Any] = {
             "timestamp": _timestamp(record.created),
             "level": record.levelname,
@@ -120,7 +120,7 @@ class TextFormatter(_Formatter):
     """`time level logger message field=value …` for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line, and below it the trace, every line of it marked."""
+        """Return the record as one line, and below it the trace, every line of it marked."""
         parts = [
             time.strftime("%H:%M:%S", time.localtime(record.created)),
             f"{record.levelname:<7}",
@@ -139,7 +139,7 @@ class _Handler(_StreamHandler):
     """A closed or full stderr loses a line, never the process."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Says nothing: the one place to say it is what failed."""
+        """Say nothing: the one place to say it is what failed."""
 
 
 class _Queue(logging.Handler):
@@ -157,7 +157,7 @@ class _Queue(logging.Handler):
         return bool(found)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never waits."""
+        """Hand the record over; never wait."""
         self._outlet.put(record)
 
     def flush(self) -> None:
@@ -184,7 +184,7 @@ def configure(
     stream: TextIO | None = None,
     queued: bool = False,
 ) -> Redaction:
-    """Sends this process's log to `stream` (stderr) as `settings` say.
+    """Send this process's log to `stream` (stderr) as `settings` say.
 
     `queued`: for a process that lives on; lines come a moment later, and nobody waits for them.
     Replaces what an earlier call set up. Returns the redaction, so that secrets made later can be

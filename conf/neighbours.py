@@ -67,7 +67,7 @@ def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
 
 
 def folders() -> list[str]:
-    """The data folders of this user's main nodes on this machine."""
+    """Return the data folders of this user's main nodes on this machine."""
     folder = _folder()
     if folder is None:
         return []
@@ -78,7 +78,7 @@ def folders() -> list[str]:
 
 
 def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientKeys | None:
-    """The keys for a main node's admin socket.
+    """Return the keys for a main node's admin socket.
 
     Those of `key_file`; else those of the main node of this user that listens there; else those of
     the data folder. None: it is not encrypted, or has never been started. Raises `KeyFileError`.
@@ -97,7 +97,7 @@ def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientK
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a live main node left, None for a dead one's."""
+    """Return what a live main node left, None for a dead one's."""
     try:
         document: dict[str, Any] = json.loads(path.read_bytes())
         pid, folder = int(document["pid"]), document["data_dir"]

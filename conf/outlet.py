@@ -69,7 +69,7 @@ class Outlet(Generic[T]):
         atexit.register(self.close)
 
     def put(self, item: T) -> None:
-        """Say this. Never waits, never raises."""
+        """Hand an item over; never wait, never raise."""
         if self._items.qsize() < MOST_WAITING:
             self._items.put(item)
         else:
@@ -155,7 +155,7 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """The file behind a stream; None: it has none, or is a console that takes no bytes."""
+    """Return the file behind a stream; None: it has none, or is a console that takes no bytes."""
     try:
         if sys.platform == "win32" and stream.isatty():
             return None
@@ -207,7 +207,7 @@ _WHY_FILE: Final = os.environ.pop(WHY_VARIABLE, "")
 
 
 def take_why(path: Path) -> str:
-    """The last words that a process left there, once; empty when it left none."""
+    """Return the last words that a process left there, once; empty when it left none."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             found = " ".join(file.read(_WHY_CHARACTERS).split())

@@ -91,7 +91,7 @@ class Heartbeat(Section):
     )
 
     def conflicts(self) -> Iterator[Problem]:
-        """The lease must outlast the silence that makes a device offline."""
+        """Require the lease to outlast the silence that makes a device offline."""
         least = self.interval * self.max_missed
         if self.timeout < least:
             yield Problem(
@@ -138,7 +138,7 @@ class Scheduler(Section):
     )
 
     def conflicts(self) -> Iterator[Problem]:
-        """A cap below the base would contradict it."""
+        """Require the cap not to be below the base."""
         if self.retry_cap_seconds < self.retry_base_seconds:
             yield Problem(
                 "retry_cap_seconds",
@@ -269,7 +269,7 @@ class Api(Section):
     threads: int = setting(16, "Requests worked on at once.", low=1, high=256)
 
     def conflicts(self) -> Iterator[Problem]:
-        """An origin is a scheme and an authority; anything else never matches a browser's."""
+        """Require an origin to be a scheme and an authority, as a browser sends it, or `*`."""
         for origin in self.cors_origins:
             scheme, _, authority = origin.partition("://")
             if origin != "*" and (not scheme or not authority or "/" in authority):

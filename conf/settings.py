@@ -58,11 +58,11 @@ class Settings:
         return public_view(getattr(self, name))
 
     def public(self) -> dict[str, dict[str, Any]]:
-        """Every section that `GET /config` shows."""
+        """Return every section that `GET /config` shows."""
         return {name: self.section(name) for name in PUBLIC_SECTIONS}
 
     def with_sections(self, sections: Mapping[str, Section]) -> Settings:
-        """A copy with these sections, by name, in place of its own."""
+        """Return a copy with these sections, by name, in place of its own."""
         changes: dict[str, Any] = dict(sections)
         return replace(self, **changes)
 
@@ -80,13 +80,13 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def all_specs() -> Iterator[Spec]:
-    """Every setting of every section."""
+    """Yield every setting of every section."""
     for kind in SECTIONS.values():
         yield from specs(kind)
 
 
 def public_view(section: Section) -> dict[str, Any]:
-    """A section's values as JSON shows them: lists for tuples, secrets left out."""
+    """Return a section's values as JSON shows them: lists for tuples, secrets left out."""
     values = asdict(section)  # type: ignore[call-overload]  # every section is a dataclass
     return {
         spec.name: list(values[spec.name]) if spec.kind.startswith("tuple") else values[spec.name]

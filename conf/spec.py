@@ -104,7 +104,7 @@ def setting(
     separator: str = ",",
     form: str = "",
 ) -> Any:
-    """A dataclass field that carries everything known of one setting.
+    """Return a dataclass field that carries everything known of one setting.
 
     `env` replaces the usual `RETIRE_CLUSTER_<SECTION>_<FIELD>`; `low` and `high` are inclusive.
     """
@@ -150,7 +150,7 @@ class Section:
 
 
 def specs(section: type[Section]) -> tuple[Spec, ...]:
-    """The settings of a section, in the order they were written."""
+    """Return the settings of a section, in the order they were written."""
     name = section.section
     return tuple(
         Spec(
@@ -169,7 +169,7 @@ def specs(section: type[Section]) -> tuple[Spec, ...]:
 
 
 def wrong_with(spec: Spec, value: object) -> str:
-    """Why `value` cannot be this setting, or the empty text when it can."""
+    """Say why `value` cannot be this setting, or the empty text when it can."""
     good = {
         "int": lambda: is_whole(value),
         "float": lambda: is_finite(value),
@@ -190,7 +190,7 @@ def wrong_with(spec: Spec, value: object) -> str:
 
 
 def from_document(spec: Spec, value: object) -> Any:
-    """A TOML, JSON or flag value as the setting holds it; lists become tuples.
+    """Return a TOML, JSON or flag value as the setting holds it; lists become tuples.
 
     Anything else is passed on as it is, for `wrong_with` to judge.
     """
@@ -203,7 +203,7 @@ def from_document(spec: Spec, value: object) -> Any:
 
 
 def from_text(spec: Spec, text: str) -> Any:
-    """An environment variable's text as a value; unreadable text comes back as it is."""
+    """Return an environment variable's text as a value; unreadable text comes back as it is."""
     text = text.strip()
     if spec.kind == "bool":
         word = text.lower()

@@ -60,7 +60,7 @@ class Python(NamedTuple):
 
 
 def candidates(environ: Mapping[str, str]) -> list[str]:
-    """Where a Python may be, best first."""
+    """Return where a Python may be, best first."""
     numbers = [f"3.{minor}" for minor in range(LEAST[1], 30)]
     names = ["python3", "python", *(f"python{number}" for number in numbers)]
     names += [f"python{number}t" for number in numbers]
@@ -131,13 +131,13 @@ def choose(found: Iterable[Python]) -> list[Python]:
 
 
 def absent(found: Iterable[Python]) -> list[str]:
-    """The expected versions that this machine does not have."""
+    """Return the expected versions that this machine does not have."""
     there = {one.version[:2] for one in found if one.complete and not one.free_threaded}
     return [f"{major}.{minor}" for major, minor in EXPECTED if (major, minor) not in there]
 
 
 def wanted(which: Sequence[str], found: Sequence[Python]) -> list[Python]:
-    """The interpreters of these words. Raises `LookupError` with the text for a person."""
+    """Return the interpreters of these words. Raises `LookupError` with the text for a person."""
     usable = [one for one in found if one.complete]
     named = {one.name: one for one in usable}
     plain = [one for one in usable if not one.free_threaded]
@@ -180,7 +180,7 @@ def smoke(found: Sequence[Python]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command of the list above; returns its exit code."""
+    """Run a command of the list above; return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("command", choices=["list", "smoke", "suite"])
     parser.add_argument("--on", action="append", default=[], metavar="WHICH")

@@ -42,7 +42,7 @@ def refuse(payload, context):
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of a condition."""
+    """Return the first true value of a condition."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -101,7 +101,7 @@ class Running:
         )
 
     def text(self) -> str:
-        """What its processes have logged."""
+        """Return what its processes have logged."""
         return self.log.read_text("utf-8", "replace")
 
     def rest(self, path: str, body: Any = None) -> Any:
@@ -113,14 +113,14 @@ class Running:
             return json.loads(answer.read())["data"]
 
     def task(self, task_type: str, payload: Any) -> Any:
-        """The result of a task, by REST alone."""
+        """Return the result of a task, by REST alone."""
         task_id = self.rest("/tasks", {"task_type": task_type, "payload": payload})["task_id"]
         result = self.rest(f"/tasks/{task_id}/result?wait=30")
         assert result["status"] == "success", result
         return result["result_data"]
 
     def cli(self, *words: str) -> str:
-        """What a verb of the command line prints."""
+        """Return what a verb of the command line prints."""
         done = subprocess.run(
             [*COMMAND, *words, "--data-dir", str(self.data_dir)],
             stdin=subprocess.DEVNULL,
@@ -163,7 +163,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Running]:
-    """A cluster that is stopped in order when all went well."""
+    """Yield a cluster that is stopped in order when all went well."""
     found = Running(folder)
     try:
         yield found

@@ -188,18 +188,18 @@ def test(args: Sequence[str]) -> int:
 
 
 def wine_is_here() -> bool:
-    """Whether there is a Wine, which tests/windows/run.py needs."""
+    """Tell whether there is a Wine, which tests/windows/run.py needs."""
     names = ("wine64", "/usr/lib/wine/wine64", "wine")
     return os.name != "nt" and any(shutil.which(name) for name in names)
 
 
 def command_of(*words: str) -> Callable[[], bool]:
-    """A command as a step of a test run."""
+    """Return a command as a step of a test run."""
     return lambda: bootstrap.run(words, most_seconds=STEP_SECONDS)[0] == 0
 
 
 def pure_core_is_covered(folder: Path) -> bool:
-    """Whether tests take enough of the branches of the pure core; prints those they do not."""
+    """Tell whether tests take enough of the branches of the pure core; prints those they do not."""
     figures = folder / "coverage.json"
     coverage = [sys.executable, "-m", "coverage"]
     include = "--include=" + ",".join(PURE_CORE)
@@ -224,7 +224,7 @@ def branch_percent(figures: bytes) -> float | None:
 
 
 def read_report(junit: bytes) -> Verdict:
-    """What a JUnit report says; one that cannot be read is one failure."""
+    """Return what a JUnit report says; one that cannot be read is one failure."""
     try:
         cases = list(ElementTree.fromstring(junit).iter("testcase"))
     except ElementTree.ParseError:
@@ -243,7 +243,7 @@ def read_report(junit: bytes) -> Verdict:
 
 
 def worth_a_second_run(verdict: Verdict) -> bool:
-    """Whether a few tests of real processes failed, which a busy machine can bring about.
+    """Tell whether a few tests of real processes failed, which a busy machine can bring about.
 
     They run again, alone, and are listed by name; unit tests get no second chance.
     """
@@ -260,7 +260,7 @@ def after_second_run(first: Verdict, second: Verdict) -> Verdict:
 
 
 def summary(steps: Sequence[Step], verdict: Verdict, left_out: Sequence[str]) -> list[str]:
-    """The last lines of a test run."""
+    """Return the last lines of a test run."""
     lines = ["", "steps:"]
     lines += [
         f"  {one.name:<28}{one.seconds:>8.1f} s  {'ok' if one.good else 'FAILED'}" for one in steps

@@ -57,7 +57,7 @@ class Locked(NamedTuple):
 
 
 def read_lock(text: str) -> list[Locked]:
-    """The packages of a lock file."""
+    """Return the packages of a lock file."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         if not line.strip() or line.startswith("#"):
@@ -71,7 +71,7 @@ def read_lock(text: str) -> list[Locked]:
 
 
 def write_lock(packages: Sequence[Locked], run: frozenset[str]) -> str:
-    """The text of a lock file; `run`: canonical names of what `up` needs."""
+    """Return the text of a lock file; `run`: canonical names of what `up` needs."""
     parts = [_HEAD]
     for mark, wanted in ((RUN_MARK, True), (DEVELOPMENT_MARK, False)):
         parts.append(mark)
@@ -152,7 +152,7 @@ def _hashes(name: str, version: str) -> Iterator[str]:
 
 
 def sbom(packages: Sequence[Locked]) -> dict[str, Any]:
-    """A CycloneDX 1.5 document of the packages; the same lock gives the same document."""
+    """Return a CycloneDX 1.5 document of the packages; the same lock gives the same document."""
     identity = ";".join(f"{one.name}=={one.version}{one.marker}" for one in packages)
     components = []
     for one in packages:
@@ -206,7 +206,7 @@ def audit(requirements: Path = LOCK) -> int:
 
 
 def judge(report: str) -> tuple[list[str], int]:
-    """What pip-audit's JSON says, in lines, and the exit code.
+    """Return what pip-audit's JSON says, in lines, and the exit code.
 
     A package that the service does not know counts as not checked, never as sound.
     """
@@ -230,7 +230,7 @@ def judge(report: str) -> tuple[list[str], int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Return the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=["lock", "sbom", "audit"])
     what = parser.parse_args(argv).what

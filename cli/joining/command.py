@@ -9,7 +9,7 @@ from retire_cluster.cli.output import Output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb; everything after it goes to the worker."""
+    """Run the verb; everything after it goes to the worker."""
     words = list(argv or ())
     if not words or (words[0].startswith("-") and words[0] != "-"):
         Output.standard().hint("usage: retire-cluster join LINE [flags of retire-cluster-worker]")

@@ -59,7 +59,7 @@ def say(text: str) -> None:
 
 
 def check_python(version: Sequence[Any], has: Callable[[str], object]) -> None:
-    """Stops where this Python is too old, naming one that is there or how to get one."""
+    """Stop where this Python is too old, naming one that is there or how to get one."""
     if tuple(version[:2]) >= LEAST:
         return
     text = "this is Python {}.{}, and 3.10 or newer is needed. ".format(*version[:2])
@@ -93,7 +93,7 @@ def home() -> str:
 
 
 def fetch(path: str, digest: str) -> bytes:
-    """A file of the main node. Stops where it is not the one that is meant."""
+    """Fetch a file of the main node; stop where it is not the one that is meant."""
     import urllib.request
 
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -111,7 +111,7 @@ def fetch(path: str, digest: str) -> bytes:
 
 
 def run(command: List[str], what: str) -> None:
-    """Runs a command; stops with its last words when it fails."""
+    """Run a command; stop with its last words when it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         text = done.stdout.decode("utf-8", "replace").strip()
@@ -121,12 +121,12 @@ def run(command: List[str], what: str) -> None:
 
 
 def has_pip(python: str) -> bool:
-    """Whether a Python can install packages."""
+    """Tell whether a Python can install packages."""
     return not subprocess.call([python, "-c", "import pip"], stderr=subprocess.DEVNULL)
 
 
 def make_environment(folder: str) -> str:
-    """The Python of a virtual environment in this folder."""
+    """Return the Python of a virtual environment in this folder."""
     venv = os.path.join(folder, "venv")
     python = os.path.join(venv, "Scripts" if os.name == "nt" else "bin", "python")
     python += ".exe" if os.name == "nt" else ""
@@ -150,7 +150,7 @@ def libraries() -> List[str]:
 
 
 def name_of(wheel: str) -> str:
-    """The package that a wheel is of, in one spelling."""
+    """Return the package that a wheel is of, in one spelling."""
     return wheel.partition("-")[0].lower().replace("_", "-").replace(".", "-")
 
 
@@ -164,7 +164,7 @@ def kept_wheels(names: Sequence[str], tags: Optional[Set[str]] = None) -> Dict[s
 
 
 def fits(wheel: str, tags: Set[str]) -> bool:
-    """Whether one of a wheel's tags is among these."""
+    """Tell whether one of a wheel's tags is among these."""
     parts = wheel[: -len(".whl")].split("-")[-3:]
     if len(parts) < 3:
         return False
@@ -173,7 +173,7 @@ def fits(wheel: str, tags: Set[str]) -> bool:
 
 
 def tags_of(python: str) -> Optional[Set[str]]:
-    """What wheels a Python takes; None where its pip does not say."""
+    """Return what wheels a Python takes; None where its pip does not say."""
     code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
     done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     words = done.stdout.decode("ascii", "replace").lower().split()
@@ -181,14 +181,14 @@ def tags_of(python: str) -> Optional[Set[str]]:
 
 
 def need_index(python: str) -> None:
-    """Stops where this Python's pip has nowhere to get the libraries from."""
+    """Stop where this Python's pip has nowhere to get the libraries from."""
     if not index_answers(python):
         raise Stop("no package index answers here (no internet?), and the main node keeps no"
                    " wheels: " + cure())  # fmt: skip
 
 
 def index_answers(python: str) -> bool:
-    """Whether this Python's pip finds a library, within seconds; for an install it tries for a
+    """Tell whether this Python's pip finds a library, within seconds; for an install it tries for a
     minute. True as well where its complaint is another one.
     """
     asked = [python, "-m", "pip", "index", "versions", "--disable-pip-version-check", "--no-input"]
@@ -198,7 +198,7 @@ def index_answers(python: str) -> bool:
 
 
 def cure() -> str:
-    """How libraries come to a device without internet."""
+    """Return how libraries come to a device without internet."""
     import sysconfig
 
     version = "{}.{}".format(*sys.version_info[:2])
@@ -215,7 +215,7 @@ def cure() -> str:
 
 
 def locked(names: Sequence[str]) -> str:
-    """The lines of the lock for these packages."""
+    """Return the lines of the lock for these packages."""
     blocks: List[List[str]] = []
     for line in LOCK.splitlines():
         if line[:1] != " ":
@@ -258,7 +258,7 @@ def install(python: str, folder: str) -> None:
 
 
 def take(wheel: str, digest: str, folder: str) -> str:
-    """A wheel of the main node, checked, as a file in this folder."""
+    """Return a wheel of the main node, checked, as a file in this folder."""
     content = fetch("/wheels/" + wheel, digest)
     path = os.path.join(folder, wheel)
     with open(path, "wb") as file:
@@ -267,7 +267,7 @@ def take(wheel: str, digest: str, folder: str) -> str:
 
 
 def from_index(python: str, pip: List[str], folder: str) -> None:
-    """Installs the libraries from the package index, by the hashes of the lock."""
+    """Install the libraries from the package index, by the hashes of the lock."""
     if not index_answers(python):
         if not KEPT:
             need_index(python)
@@ -301,7 +301,7 @@ def hashed(names: Sequence[str], folder: str) -> List[str]:
 def more(
     name: str, pip: List[str], from_here: List[str], wheels: Sequence[str], folder: str
 ) -> None:
-    """Installs what a worker does without, if that is easily done."""
+    """Install what a worker does without, if that is easily done."""
     try:
         for wheel in wheels:
             take(wheel, KEPT[wheel], folder)
@@ -316,7 +316,7 @@ def more(
 
 
 def join_line(words: Sequence[str]) -> Tuple[str, List[str]]:
-    """The join line, from the words or from standard input, and the other words."""
+    """Return the join line, from the words or from standard input, and the other words."""
     if words and words[0][:1] != "-":
         return words[0], list(words[1:])
     line = b""
@@ -335,7 +335,7 @@ def join_line(words: Sequence[str]) -> Tuple[str, List[str]]:
 
 
 def start(worker: List[str], line: str) -> int:
-    """Starts the worker, which reads the join line from its standard input."""
+    """Start the worker, which reads the join line from its standard input."""
     if os.name == "nt":
         child = subprocess.Popen(worker, stdin=subprocess.PIPE)
         with contextlib.suppress(KeyboardInterrupt):  # the worker has been told, too
@@ -351,7 +351,7 @@ def start(worker: List[str], line: str) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """Installs and starts the worker; the exit code."""
+    """Install and start the worker; return the exit code."""
     if "-h" in words or "--help" in words:
         sys.stdout.write(HELP)
         return 0

@@ -33,7 +33,7 @@ changed are; what was cancelled runs again, what failed only with --retry-failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "map", "A task for every line of a file of JSON objects; results in the lines' order.",
         parents=[connection_flags()], epilog=_EPILOG,
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(session: Session) -> int:
-    """Submit, wait, print."""
+    """Submit a task for each line, wait, and print the results."""
     args = session.args
     task = task_from_flags(args)
     lines = Lines.read(args.file)
@@ -108,7 +108,7 @@ def cancel(session: Session) -> int:
 
 
 def _client(session: Session) -> ReconnectingClient:
-    """A client that waits for a main node which it has met; raises when nobody is there at all."""
+    """Return a client that waits for a main node it has met; raise where none is there at all."""
     client = ReconnectingClient(session.client, session.output.hint, session.target.address)
     client.call("broker.info")
     return client

@@ -43,7 +43,7 @@ class Submission(NamedTuple):
 
 
 def digest(task_type: str, payload: bytes) -> str:
-    """What a line says, in 24 characters."""
+    """Return what a line says, in 24 characters."""
     return hashlib.sha256(task_type.encode() + b"\0" + payload).hexdigest()[:24]
 
 
@@ -102,12 +102,12 @@ class Journal:
         return [task_id for ids in self._known.values() for task_id in ids]
 
     def take(self, line: str) -> str | None:
-        """The task of a line with this digest, None for a new one; each is given once."""
+        """Return the task of a line with this digest, None for a new one; each is given once."""
         ids = self._known.get(line)
         return ids.popleft() if ids else None
 
     def interrupted(self) -> Submission | None:
-        """The submission of which it is not known whether it was made."""
+        """Return the submission of which it is not known whether it was made."""
         try:
             text = self._aside.read_text("utf-8")
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class Journal:
         return None if found.idempotency_key == self._last_sent else found
 
     def sending(self, what: Submission) -> None:
-        """Remember what is submitted next."""
+        """Keep what is submitted next. Raise `OSError`."""
         whole = [what.idempotency_key, what.task, [payload.decode() for payload in what.payloads]]
         partial = self._aside.with_suffix(".part")
         with partial.open("w", encoding="utf-8") as file:
@@ -131,7 +131,7 @@ class Journal:
         os.replace(partial, self._aside)
 
     def sent(self, what: Submission, ids: Sequence[str]) -> None:
-        """Remember what became of it."""
+        """Keep the ids of what was submitted. Raise `OSError`."""
         row = json.dumps({"key": what.idempotency_key, "lines": what.lines, "ids": list(ids)})
         with self._path.open("a", encoding="ascii") as file:
             # A half line of a process that was killed stays a line of its own.
@@ -158,7 +158,7 @@ class Journal:
             file.write(json.dumps({"gone": list(task_ids)}) + "\n")
 
     def remove(self) -> None:
-        """Nobody goes on with this run."""
+        """Remove the files: nobody goes on with this run."""
         for path in (self._path, self._aside):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

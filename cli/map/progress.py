@@ -32,6 +32,6 @@ class Progress:
             self.stream.flush()
 
     def end(self) -> None:
-        """Leave the line."""
+        """End the line that is written over."""
         if self.stream.isatty() and self.done:
             self.stream.write("\n")

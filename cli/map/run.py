@@ -100,7 +100,7 @@ class Run:
         self._under_way: deque[Chunk] = deque()
 
     def all(self) -> int:
-        """Do it; the exit code."""
+        """Submit, wait and print; return the exit code."""
         try:
             if self._journal is not None:
                 self._find_earlier(self._journal)
@@ -259,7 +259,7 @@ class Run:
         return None if self._journal is None else self._journal.interrupted()
 
     def _is_wanted(self, count: int) -> bool:
-        """Ask at a terminal."""
+        """Ask at a terminal whether the tasks are to be cancelled."""
         if not (sys.stdin.isatty() and self._output.err.isatty()):
             return False
         self._output.err.write(f"stopped; {count:,} submitted tasks run on. Cancel them? [y/N] ")
@@ -306,7 +306,7 @@ def settle(client: Caller, journal: Journal) -> None:
 
 
 def _of_its_line(error: ValidationError, positions: Sequence[int]) -> ValidationError:
-    """The error, naming the line of the file instead of the place in what was sent."""
+    """Return the error, naming the line of the file instead of the place in what was sent."""
     found = re.fullmatch(r"tasks\.([0-9]{1,6})\.(.+)", error.field, re.DOTALL)
     if found is None or int(found[1]) >= len(positions):
         return error
@@ -314,7 +314,7 @@ def _of_its_line(error: ValidationError, positions: Sequence[int]) -> Validation
 
 
 def submit(client: Caller, task: dict[str, Any], what: Submission) -> list[str]:
-    """The ids of a submission's tasks; made once, however often it is sent."""
+    """Return the ids of a submission's tasks; made once, however often it is sent."""
     args = {
         "task": task,
         "count": len(what.payloads),

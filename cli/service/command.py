@@ -49,7 +49,7 @@ class Step:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     given: list[str] = []
     if "--" in words:
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _service(args: argparse.Namespace, given: Sequence[str]) -> tuple[Service, str]:
-    """The service, and the join line that was among the words for it."""
+    """Return the service, and the join line that was among the words for it."""
     name = args.name or f"retire-cluster-{args.role}"
     if not _NAME.match(name):
         raise ServiceError(f"--name: {name!r:.80} must be letters, digits, . _ -")
@@ -140,7 +140,7 @@ def _with_join(verb: str, service: Service, join: str, steps: list[Step]) -> lis
 
 
 def manager(platform: str, environ: Mapping[str, str]) -> str:
-    """What starts services here: `systemd`, `launchd`, `windows` or `termux`."""
+    """Return what starts services here: `systemd`, `launchd`, `windows` or `termux`."""
     if "com.termux" in environ.get("PREFIX", ""):
         return "termux"
     if platform == "win32":
@@ -149,7 +149,7 @@ def manager(platform: str, environ: Mapping[str, str]) -> str:
 
 
 def plan(verb: str, service: Service, kind: str, environ: Mapping[str, str]) -> list[Step]:
-    """What a verb comes to with this manager. Raises `ServiceError`."""
+    """Return what a verb comes to with this manager. Raises `ServiceError`."""
     home = home_folder(sys.platform, environ)
     if home is None and not service.system:
         raise ServiceError(

@@ -45,7 +45,7 @@ class Service:
 
 
 def systemd(service: Service) -> str:
-    """A unit file, hardened (hardening.py)."""
+    """Return a unit file, hardened (hardening.py)."""
     command = " ".join(_systemd_word(word) for word in service.command)
     lines = [
         "[Unit]",
@@ -86,7 +86,7 @@ def systemd(service: Service) -> str:
 
 
 def _systemd_word(word: str) -> str:
-    """A word of ExecStart: `%` and `$` mean something to systemd, blanks separate."""
+    """Return a word of ExecStart: `%` and `$` mean something to systemd, blanks separate."""
     text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
     if text and all(c.isalnum() or c in "@%+=:,./-_$" for c in text):
         return text
@@ -94,7 +94,7 @@ def _systemd_word(word: str) -> str:
 
 
 def launchd(service: Service) -> bytes:
-    """A property list for `launchctl`."""
+    """Return a property list for `launchctl`."""
     document: dict[str, object] = {
         "Label": f"org.retire-cluster.{service.name}",
         "ProgramArguments": list(service.command),
@@ -113,7 +113,7 @@ def launchd(service: Service) -> bytes:
 
 
 def task_scheduler(service: Service, user: str) -> str:
-    """A task for `schtasks /Create /XML`: from logon (or boot) on, without a time limit."""
+    """Return a task for `schtasks /Create /XML`: from logon (or boot) on, without a time limit."""
     program, *words = service.command
     arguments = subprocess.list2cmdline(words)
     trigger = "BootTrigger" if service.system else "LogonTrigger"
@@ -155,7 +155,7 @@ def task_scheduler(service: Service, user: str) -> str:
 
 
 def termux_boot(service: Service) -> str:
-    """A script for ~/.termux/boot: keeps the phone awake and starts again after a crash."""
+    """Return a script for ~/.termux/boot: keeps the phone awake and starts again after a crash."""
     command = " ".join(shlex.quote(word) for word in service.command)
     log = shlex.quote(f"{service.data_dir}/{service.name}.log")
     return f"""#!/data/data/com.termux/files/usr/bin/sh
@@ -171,5 +171,5 @@ done
 
 
 def plain_command(words: Sequence[str]) -> str:
-    """A command line to read."""
+    """Return a command line to read."""
     return " ".join(shlex.quote(word) for word in words)

@@ -51,7 +51,7 @@ class Announcement:
         return f"http://{in_url(dial_host(self.api_host))}:{self.api_port}"
 
     def text(self, *, windows: bool = sys.platform == "win32") -> str:
-        """The block that is printed."""
+        """Return the block that is printed."""
         body = '{"task_type": "echo", "payload": {"message": "Hello World"}}'
         quoted = '"' + body.replace('"', '\\"') + '"' if windows else f"'{body}'"
         lines = [
@@ -137,7 +137,7 @@ def commands_folder() -> str:
 
 
 def quoted(path: str, *, windows: bool = sys.platform == "win32") -> str:
-    """A path as one word for the shell at hand: sh, or cmd and PowerShell alike."""
+    """Return a path as one word for the shell at hand: sh, or cmd and PowerShell alike."""
     if not windows:
         return shlex.quote(path)
     return f'"{path}"' if " " in path else path

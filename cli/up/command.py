@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_loopback(host: str) -> None:
-    """Raises `SettingsError` where this machine does not reach itself: nothing would answer."""
+    """Raise `SettingsError` where this machine does not reach itself: nothing would answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -37,7 +37,7 @@ def let_in(
 
 
 def device_pair(folder: Path, server_key: str, address: str, device_id: str) -> Pair:
-    """The pair of a local worker, kept in its folder; made when it is missing.
+    """Return the pair of a local worker, kept in its folder; made when it is missing.
 
     Raises `KeyFileError` and `OSError`.
     """

@@ -78,7 +78,7 @@ class Newcomers:
                 self._tell_where(self._server)
 
     def close(self) -> None:
-        """Serve nothing any more."""
+        """Stop serving the installer, and say so to who looks for it."""
         if self._server is not None:
             self._server.close()
         joining.path_of(self._plan.data_dir).unlink(missing_ok=True)

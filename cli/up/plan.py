@@ -28,7 +28,7 @@ _KEY_VARIABLE: Final = "RETIRE_CLUSTER_API_KEY"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of `up`; those not given fall to environment, TOML and defaults."""
+    """Return the flags of `up`; those not given fall to environment, TOML and defaults."""
     found = Parser(
         prog="retire-cluster up",
         description="Start main node, REST facade and local workers; stop all with Ctrl-C.",
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags as settings, for `read_settings`."""
+    """Return the flags as settings, for `read_settings`."""
     return {
         "data_dir": args.data_dir,
         "api.host": args.host,
@@ -133,15 +133,15 @@ class Plan:
         return self._settings.server.public_host
 
     def worker_address(self, main: MainEndpoints) -> str:
-        """Where local workers reach the worker bus."""
+        """Return where local workers reach the worker bus."""
         return f"{bracketed(dial_host(self.worker_host))}:{main.worker_port}"
 
     def worker_dir(self, number: int) -> Path:
-        """The data folder of a local worker."""
+        """Return the data folder of a local worker."""
         return self.data_dir / "workers" / str(number)
 
     def broker(self, before: MainEndpoints | None) -> list[str]:
-        """The main node; on the ports it had `before`, so that everyone finds it again."""
+        """Return the main node's command line: on the ports it had `before`, for all to find it."""
         server = self._settings.server
         command = [
             *self._module("main", self.data_dir),
@@ -154,7 +154,7 @@ class Plan:
         return command
 
     def api(self, main: MainEndpoints, before: ApiEndpoint | None) -> list[str]:
-        """The REST facade of `main`; on the port it had `before`."""
+        """Return the command line of the REST facade of `main`: on the port it had `before`."""
         args, api = self._args, self._settings.api
         command = [
             *self._module("api", self.data_dir),
@@ -170,7 +170,7 @@ class Plan:
         return command + [f"--cors-origin={origin}" for origin in args.cors_origin]
 
     def worker(self, number: int, main: MainEndpoints) -> list[str]:
-        """A local worker of `main`."""
+        """Return the command line of a local worker of `main`."""
         command = [
             *self._module("worker", self.worker_dir(number)),
             *("--join", self.worker_address(main), "--device-id", self.device_ids[number]),
@@ -233,7 +233,7 @@ class Plan:
 
 
 def local_host_id(hostname: str) -> str:
-    """A host's name as the beginning of a device id."""
+    """Return a host's name as the beginning of a device id."""
     short = re.sub(r"[^A-Za-z0-9_.-]+", "-", hostname.split(".")[0]).strip("-._")
     return short[:60] or "host"
 

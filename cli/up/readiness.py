@@ -51,11 +51,11 @@ class Readiness(threading.Thread):
         self._complain_at = time.monotonic() + _PATIENCE_SECONDS
 
     def stop(self) -> None:
-        """End without being ready."""
+        """Stop trying."""
         self._stopping.set()
 
     def run(self) -> None:
-        """Wait for one thing after the other."""
+        """Try each step until it holds, then set `ready`."""
         try:
             for step in (self._workers_online, self._task_goes_through, self._facade_healthy):
                 while not self._attempt(step):

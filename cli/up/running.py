@@ -218,7 +218,7 @@ class Up:
         )
 
     def _news_of(self, name: str, file: str) -> dict[str, Any] | None:
-        """What a child wrote since it was last started, once."""
+        """Return what a child wrote since it was last started, once."""
         child = self._supervisor.children[name]
         if child.state is not State.RUNNING or self._read_at_start.get(name) == child.starts:
             return None
@@ -296,7 +296,7 @@ class Up:
         tell(found.text(), self._err)
 
     def _is_hopeless(self, ended: Exit) -> bool:
-        """Whether a child said on its first start that it cannot work as it is set up.
+        """Tell whether a child said on its first start that it cannot work as it is set up.
 
         One that has worked is restarted whatever it ended with, and takes nobody with it.
         """
@@ -304,7 +304,7 @@ class Up:
         return first and ended.code == exits.USAGE and not self._has_worked(ended.name)
 
     def _has_worked(self, name: str) -> bool:
-        """Whether a child has once been at work: is bound, or was seen online."""
+        """Tell whether a child has once been at work: is bound, or was seen online."""
         if self._announced or name in self._read_at_start:
             return True
         seen = self._readiness.seen_online if self._readiness is not None else ()

@@ -38,7 +38,7 @@ class Backoff:
     failures: int = 0
 
     def after_exit(self, ran_seconds: float) -> float:
-        """Seconds to wait after a run of this length."""
+        """Return seconds to wait after a run of this length."""
         if ran_seconds >= HEALTHY_AFTER_SECONDS:
             self.failures = 0
         delay = FIRST_DELAY_SECONDS * float(2 ** min(self.failures, 10))

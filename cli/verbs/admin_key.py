@@ -15,7 +15,7 @@ HEADERS = ("NAME", "FINGERPRINT", "CREATED")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "admin-key", "Keys that may use the admin socket from elsewhere. They may do everything."
     )

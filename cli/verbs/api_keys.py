@@ -20,7 +20,7 @@ HEADERS = ("KEY", "SCOPES", "CREATED", "LAST USED", "NOTE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "keys", "Keys for the REST API. A change counts at once; with keys, authentication is on."
     )

@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
 
 
 def is_bulk(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
-    """Whether tasks are named by what they have in common; exits 2 when that is not clear."""
+    """Tell whether tasks are named by what they have in common; exits 2 when that is not clear."""
     filters = any((args.status, args.type, args.priority, args.device, args.all))
     if filters and args.task_ids:
         parser.error("give ids, or what they have in common, not both")
@@ -54,7 +54,7 @@ def is_bulk(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
 
 
 def run(session: Session) -> int:
-    """Find, ask, do, tell."""
+    """Count what matches, ask, act on it, and say how many it was."""
     args, verb = session.args, str(session.args.verb)
     statuses = (args.status,) if args.status else STATUSES[verb]
     filters = given(task_type=args.type, priority=args.priority, device_id=args.device)

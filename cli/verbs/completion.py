@@ -82,7 +82,7 @@ how to use it:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     import argparse
 
     parser = verb_parser(
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def bash() -> str:
-    """The script for bash."""
+    """Return the script for bash."""
     cases = "\n".join(f'    {verb}) words="{" ".join(WORDS[verb])}";;' for verb in WORDS)
     return f"""\
 _retire_cluster() {{
@@ -116,12 +116,12 @@ complete -o default -F _retire_cluster retire-cluster"""
 
 
 def zsh() -> str:
-    """The script for zsh, which reads bash's."""
+    """Return the script for zsh, which reads bash's."""
     return f"autoload -U +X bashcompinit && bashcompinit\n{bash()}"
 
 
 def fish() -> str:
-    """The script for fish."""
+    """Return the script for fish."""
     lines = ["complete -c retire-cluster -f"]
     for verb, entry in VERBS.items():
         text = entry.help.replace("'", "")
@@ -140,7 +140,7 @@ def fish() -> str:
 
 
 def powershell() -> str:
-    """The script for PowerShell."""
+    """Return the script for PowerShell."""
     rows = "\n".join(
         f"        '{verb}' = @({', '.join(repr(word) for word in words)})"
         for verb, words in WORDS.items()

@@ -13,7 +13,7 @@ from retire_cluster.schemas.errors import NotFound, ValidationError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser("config", "Settings of the running cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     parents = [connection_flags()]
@@ -79,7 +79,7 @@ def _update(session: Session, section: str, values: Mapping[str, Any]) -> dict[s
 
 
 def reset(session: Session) -> int:
-    """Back to defaults."""
+    """Reset every setting to its default."""
     data = session.client.call("config.reset")
     session.output.data(data, f"reset at {data['reset_at']}")
     return exits.OK
@@ -98,7 +98,7 @@ def changes_by_section(words: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def config_text(data: Mapping[str, Any], style: Style, section: str = "") -> str:
-    """Settings for people, as dotted names."""
+    """Return settings for people, as dotted names."""
     rows: list[tuple[str, Any]] = []
     for name, value in data.items():
         if isinstance(value, Mapping) and not section:

@@ -23,7 +23,7 @@ _PING_SECONDS = 1.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser("devices", "The machines of the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     parents = [connection_flags()]
@@ -112,7 +112,7 @@ def _each(
 
 
 def devices_table(rows: Iterable[Mapping[str, Any]], style: Style, width: int = 0) -> str:
-    """Devices for people."""
+    """Return devices as a table."""
     lines = []
     for device in rows:
         facts_of = device.get("capabilities") or {}
@@ -133,18 +133,18 @@ def devices_table(rows: Iterable[Mapping[str, Any]], style: Style, width: int = 
 
 
 def passed_over_line(entry: Mapping[str, Any]) -> str:
-    """What a device gets none of for a while, and why."""
+    """Return what a device gets none of for a while, and why."""
     need = f" ({entry['needs']})" if entry.get("needs") else ""
     return f"{entry['task_type']}{need} until {entry['until']}: {entry['message']}"
 
 
 def own_type_line(entry: Mapping[str, Any]) -> str:
-    """An own type and the package it comes from."""
+    """Return an own type and the package it comes from."""
     return f"{entry['name']} of {entry['distribution']} {entry['version'] or ''}".rstrip()
 
 
 def device_text(device: Mapping[str, Any], style: Style) -> str:
-    """All about one device, for people."""
+    """Return all about one device, for people."""
     rows: list[tuple[str, Any]] = []
     for name, value in device.items():
         if name == "metrics_history":

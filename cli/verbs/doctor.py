@@ -51,7 +51,7 @@ class Finding:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb; exit 1 when something is broken."""
+    """Run the verb; return 1 when something is broken."""
     parser = verb_parser(
         "doctor",
         "Look for what is wrong; each finding ends with its cure.",
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def finding_text(finding: Finding, style: Style) -> str:
-    """A finding as one line."""
+    """Return a finding as one line."""
     colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.level]
     line = f"{style.paint(finding.level.ljust(4), colour)}  {clean(finding.what)}"
     arrow = "→" if style.unicode else "->"
@@ -128,7 +128,7 @@ def of_devices(client: Caller, own_host: str) -> Iterator[Finding]:
 
 
 def walls_of(device_id: str, walls: Sequence[str]) -> Iterator[Finding]:
-    """What a device of this machine keeps its tasks from."""
+    """Yield what a device of this machine keeps its tasks from."""
     words = f"{device_id}: walls around tasks: {'; '.join(walls)}"
     if any(wall.startswith("files: none") for wall in walls):
         yield Finding(
@@ -162,7 +162,7 @@ def libraries() -> Iterator[Finding]:
 
 
 def data_folder(data_dir: Path) -> Iterator[Finding]:
-    """Whether the data folder can be written and has room."""
+    """Check whether the data folder can be written and has room."""
     present = data_dir
     while not present.exists() and present != present.parent:
         present = present.parent
@@ -183,7 +183,7 @@ def data_folder(data_dir: Path) -> Iterator[Finding]:
 
 
 def secret_files(data_dir: Path) -> Iterator[Finding]:
-    """Whether files with keys can be read by others."""
+    """Check whether files with keys can be read by others."""
     if sys.platform == "win32" or not data_dir.is_dir():
         return
     for path in sorted(data_dir.rglob("*key*")):
@@ -196,7 +196,7 @@ def secret_files(data_dir: Path) -> Iterator[Finding]:
 
 
 def unreachable(target: Target, message: str) -> Iterator[Finding]:
-    """Why the main node may not answer."""
+    """Find out why the main node does not answer."""
     where = f"{target.address} (address from {target.source})"
     try:
         socket.create_connection((target.host, target.port), timeout=2.0).close()
@@ -219,7 +219,7 @@ def unreachable(target: Target, message: str) -> Iterator[Finding]:
 
 
 def free_ports(settings: Settings) -> Iterator[Finding]:
-    """Whether a cluster could be started here."""
+    """Check whether a cluster could be started here."""
     wanted = {
         "the admin socket": (settings.server.host, settings.server.port, "--cluster-port"),
         "the worker bus": ("127.0.0.1", settings.server.worker_port, "--worker-port"),
@@ -240,7 +240,7 @@ def free_ports(settings: Settings) -> Iterator[Finding]:
 
 
 def same_version(info: dict[str, Any]) -> Iterator[Finding]:
-    """Whether the main node is of our version."""
+    """Check whether the main node is of our version."""
     ours = installed("retire-cluster")
     if info["version"] != ours:
         yield Finding(
@@ -251,7 +251,7 @@ def same_version(info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def same_clock(info: dict[str, Any], now: float) -> Iterator[Finding]:
-    """Whether the clocks agree; nothing depends on it but what people read in times."""
+    """Check whether the clocks agree; nothing depends on it but what people read in times."""
     started = datetime.fromisoformat(str(info["started_at"]).replace("Z", "+00:00")).timestamp()
     skew_seconds = started + float(info["uptime_seconds"]) - now
     if abs(skew_seconds) > _SKEW_SECONDS:
@@ -265,7 +265,7 @@ def same_clock(info: dict[str, Any], now: float) -> Iterator[Finding]:
 
 
 def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
-    """Whether devices can reach the worker bus."""
+    """Check whether devices can reach the worker bus."""
     port = int(info["worker_port"])
     if not is_loopback(host):
         addresses = [host]
@@ -287,7 +287,7 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
 
 
 def says_notice(base: str) -> bool:
-    """Whether the facade at this address tells this user that he may only look."""
+    """Check whether the facade at this address tells this user that he may only look."""
     try:
         with urllib.request.urlopen(f"{base}/ui/session", timeout=2.0) as answer:
             said = json.loads(answer.read(65_536))
@@ -297,7 +297,7 @@ def says_notice(base: str) -> bool:
 
 
 def facade(settings: Settings) -> Iterator[Finding]:
-    """Whether the REST facade answers."""
+    """Check whether the REST facade answers."""
     api = running_api(settings.data_dir)
     host, port = (api.host, api.port) if api else (settings.api.host, settings.api.port)
     base = f"http://{in_url(dial_host(host))}:{port}"

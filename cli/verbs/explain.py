@@ -29,7 +29,7 @@ _CURES: Final = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "explain", "Why a task waits: device by device.", parents=[connection_flags()]
     )
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(session: Session) -> int:
-    """Ask and print."""
+    """Ask the cluster and print its explanation."""
     data = session.client.call("task.explain", {"task_id": session.args.task_id})
     output = session.output
     output.data(data, explanation_text(data, output.style, output.width))
@@ -47,7 +47,7 @@ def explain(session: Session) -> int:
 
 
 def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> str:
-    """The explanation for people."""
+    """Return the explanation for people."""
     rows: list[tuple[str, Any]] = [("task", data["task_id"]), ("status", data["status"])]
     if data.get("due_at"):
         rows.append(("due", f"{data['due_at']}: it waits for its time"))
@@ -79,7 +79,7 @@ def explanation_text(data: Mapping[str, Any], style: Style, width: int = 0) -> s
 
 
 def cure(reason: str) -> str:
-    """What helps against a reason, empty where nothing is to be typed."""
+    """Return what helps against a reason, empty where nothing is to be typed."""
     for start, text in _CURES.items():
         if reason.startswith(start):
             return text.format(clean(reason[len(start) :]))

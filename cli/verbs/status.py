@@ -16,12 +16,12 @@ from retire_cluster.schemas.vocabulary import Role
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script."""
+    """Run the console script; return its exit code."""
     return _main(argv, "retire-cluster-status")
 
 
 def umbrella(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     return _main(argv, "retire-cluster status")
 
 
@@ -75,7 +75,7 @@ def show(session: Session) -> int:
 
 
 def status_text(data: Mapping[str, Any], address: str, style: Style) -> str:
-    """The cluster's status for people."""
+    """Return the cluster's status for people."""
     stats = data["cluster_stats"]
     totals = stats["total_resources"]
     server = data["server_info"]

@@ -38,7 +38,7 @@ A value is JSON where it is JSON, else text; `name:=VALUE` insists on JSON.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "submit",
         "Give the cluster a task.",

@@ -26,7 +26,7 @@ HEADERS = ("TASK", "STATUS", "TYPE", "PRIORITY", "CREATED", "SECONDS", "RETRIES"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser("tasks", "What was asked of the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     parents = [connection_flags()]
@@ -128,7 +128,7 @@ def logs(session: Session) -> int:
 
 
 def _outputs(result: Any) -> dict[str, str]:
-    """What a `command` wrote, which is in its result; empty for any other."""
+    """Return what a `command` wrote, which is in its result; empty for any other."""
     names = ("stdout", "stderr")
     if not isinstance(result, Mapping) or "return_code" not in result:
         return {}
@@ -158,7 +158,7 @@ def _each(session: Session, op: str) -> int:
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0) -> str:
-    """Tasks for people."""
+    """Return tasks as a table."""
     names: tuple[str, ...] = (
         "task_id", "status", "task_type", "priority", "created_at", "execution_time_seconds",
         "retry_count", "assigned_device_id",
@@ -170,7 +170,7 @@ def tasks_table(rows: Sequence[Mapping[str, Any]], style: Style, width: int = 0)
 
 
 def task_text(task: Mapping[str, Any], style: Style) -> str:
-    """All about one task, for people."""
+    """Return all about one task, for people."""
     nested = ("payload", "result", "attempts", "error_history")
     plain = [(name, value) for name, value in task.items() if name not in nested]
     parts = [facts(plain, style)]

@@ -18,7 +18,7 @@ HEADERS = ("TOKEN", "STATE", "USED", "CREATED", "EXPIRES", "NOTE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser("token", "Join lines: each lets new devices into the cluster.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     parents = [connection_flags()]
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def age(text: str) -> int:
-    """Seconds of `90s`, `30m`, `1h`, `7d`, or a number of seconds."""
+    """Return seconds of `90s`, `30m`, `1h`, `7d`, or a number of seconds."""
     found = re.fullmatch(r"([0-9]{1,7})([smhd]?)", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 30m, 1h or 7d")
@@ -63,7 +63,7 @@ def age(text: str) -> int:
 
 
 def dialled(text: str) -> str:
-    """A host that devices can dial."""
+    """Return a host that devices can dial."""
     try:
         return read_host(text)
     except HostError as error:

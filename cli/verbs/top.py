@@ -21,7 +21,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb."""
+    """Run the verb; return its exit code."""
     parser = verb_parser(
         "top",
         "The cluster as it works; Ctrl-C ends it.",
@@ -56,7 +56,7 @@ def watch(session: Session, pause: Callable[[float], None] = time.sleep) -> int:
 
 
 def look(session: Session) -> dict[str, Any]:
-    """The cluster's status and every device's."""
+    """Return the cluster's status and every device's."""
     client = session.client
     status = client.call("cluster.status")
     devices = list(all_items(client, "device.list", {}))
@@ -67,7 +67,7 @@ def look(session: Session) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any], address: str, style: Style, width: int) -> str:
-    """What is drawn."""
+    """Return what is drawn."""
     rows = [_row(device) for device in found["devices"]]
     # Who works first, then who is there.
     rows.sort(key=lambda row: (-(row[2] or 0), row[1] != "online", row[0]))

@@ -40,7 +40,7 @@ class OwnAddress(NamedTuple):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what listens on `host` can be reached from this machine only."""
+    """Tell whether what listens on `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -60,7 +60,7 @@ def plain_address(text: str) -> str:
 
 
 def dial_host(bound: str) -> str:
-    """The address by which this machine reaches what is bound to `bound`."""
+    """Return the address by which this machine reaches what is bound to `bound`."""
     if bound in ("", "0.0.0.0", EVERYWHERE):
         return "127.0.0.1"
     return "::1" if bound == "::" else bound
@@ -104,7 +104,7 @@ def local_names(host_name: str, public: str = "") -> frozenset[str]:
 
 
 def own_addresses() -> list[OwnAddress]:
-    """Every address of this machine but loopback's, in no particular order."""
+    """Return every address of this machine but loopback's, in no particular order."""
     finders: tuple[Callable[[], Iterable[OwnAddress]], ...] = (
         *((_from_netlink,) if sys.platform == "linux" else ()),
         _from_psutil,

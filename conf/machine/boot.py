@@ -11,7 +11,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @cache
 def boot_id() -> str:
-    """A text that is the same for all processes of one boot, and never again.
+    """Return a text that is the same for all processes of one boot, and never again.
 
     Where the system has none (only Linux and Android do), it is this process's own.
     """

@@ -23,7 +23,7 @@ def home_folder(platform: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def expanded(path: str) -> str:
-    """The path with its leading `~` or `~USER` replaced.
+    """Return the path with its leading `~` or `~USER` replaced.
 
     Raises `LookupError` with the text for a person where that user has no home.
     """

@@ -30,7 +30,7 @@ class Foreign(ValueError):
 
 
 def check_owner(path: Path, found: os.stat_result) -> None:
-    """Raises `Foreign` for what belongs neither to this user nor to root."""
+    """Raise `Foreign` for what belongs neither to this user nor to root."""
     if os.name != "posix" or found.st_uid in (os.geteuid(), 0):
         return
     owner = _name(found.st_uid)
@@ -42,7 +42,7 @@ def check_owner(path: Path, found: os.stat_result) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `Foreign` for a data folder of somebody else, or one that everybody may write to.
+    """Raise `Foreign` for a data folder of somebody else, or one that everybody may write to.
 
     One that is not there yet is fine. One of ours that was used before and that nobody else has put
     anything into is closed again, with a warning; so is what in it has lost its owner's rights.
@@ -99,7 +99,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def _check_entries(folder: Path) -> None:
-    """Raises `Foreign` when something in a folder, or in `keys` and `run`, is another user's."""
+    """Raise `Foreign` when something in a folder, or in `keys` and `run`, is another user's."""
     for place in (folder, *(folder / name for name in _INNER)):
         for entry in _entries(place):
             owner = entry.stat(follow_symlinks=False).st_uid
@@ -135,7 +135,7 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
 
 
 def _mend(path: Path, mode: int, wanted: int, more: str = "") -> int:
-    """The mode that it has now; a file system may have its own mind."""
+    """Return the mode that it has now; a file system may have its own mind."""
     try:
         path.chmod(wanted)
         now = stat.S_IMODE(path.stat().st_mode)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether there is such a process, also one that has ended and waits to be collected."""
+    """Tell whether there is such a process, also one that has ended and waits to be collected."""
     if pid <= 0:
         return False
     if sys.platform == "win32":
@@ -54,7 +54,7 @@ def started(pid: int) -> str:
 
 
 def is_same(pid: int, began: object) -> bool:
-    """Whether process `pid` is there and is the one that `started` told `began` of.
+    """Tell whether process `pid` is there and is the one that `started` told `began` of.
 
     Where nothing was noted, or nothing can be known, the number alone has to do.
     """

@@ -120,7 +120,7 @@ def pip(*words: str) -> None:
 
 
 def make_python(folder: Path) -> Path:
-    """The Windows Python in this folder, made when it is missing."""
+    """Return the Windows Python in this folder, made when it is missing."""
     python = folder / "python"
     if not (python / "python.exe").exists():
         with tempfile.TemporaryDirectory() as temporary:
