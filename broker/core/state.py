@@ -358,7 +358,7 @@ class ClusterState:
 
     def end(self, tasks: Sequence[Task]) -> None:
         """Forget tasks that have just ended; end the waits that were for them alone."""
-        waits = self.waits
+        waited_for = self.waits.by_task
         for task in tasks:
             number = task.number
             del self.tasks[number]
@@ -366,8 +366,8 @@ class ClusterState:
                 self.returned.discard(number)
             if task.payload is not None:
                 self.inline_bytes -= len(task.payload)
-            if number in waits.by_task:
-                for wait in waits.finish(number):
+            if number in waited_for:
+                for wait in self.waits.finish(number):
                     self.emit(WaitOver.of(wait.request))
 
     def keep_payloads(self, payloads: Sequence[bytes]) -> Sequence[bytes | None]:
