@@ -152,8 +152,11 @@ def test(args: Sequence[str]) -> int:
         report = Path(folder, "junit.xml")
         selection = ["--ignore=tests/acceptance", "-m", "not slow"] if fast else []
         coverage = [] if given else ["--cov", "--cov-report="]
-        # Most tests wait for processes of their own: one more worker than there are cores.
-        parallel = [] if given else ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile"]
+        # Most tests wait for processes of their own: one more worker than there are cores. In the
+        # order of folders: by number of tests the few long ones would come last, and wait alone.
+        workers = str((os.cpu_count() or 1) + 1)
+        parallel = ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]
+        parallel = [] if given else parallel
         pytest = ["pytest", "-q", f"--junitxml={report}", *selection, *coverage, *parallel, *given]
         step("pytest", command(*pytest))
         verdict = read_report(_read(report))

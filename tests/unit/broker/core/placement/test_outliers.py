@@ -266,6 +266,7 @@ def test_ten_thousand_retries_that_wait_for_another_device_keep_placing_cheap(
     assert not first.keys
 
 
+@pytest.mark.no_cover
 def test_nothing_is_counted_while_nothing_fails_and_what_is_counted_is_bounded(
     cluster: Cluster,
 ) -> None:
@@ -301,6 +302,7 @@ def test_what_failed_long_ago_is_counted_no_more(cluster: Cluster) -> None:
     assert not member.record.records
 
 
+@pytest.mark.no_cover
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.5, 0.9]))
 def test_devices_that_fail_alike_are_rarely_and_briefly_blamed(seed: int, share: float) -> None:
