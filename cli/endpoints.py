@@ -199,7 +199,7 @@ def pid_alive(pid: int) -> bool:
 def is_ours(pid: int, began: object = None) -> bool:
     """Tell whether a live process looks like one of this product's; True where that cannot be seen.
 
-    `began`: what was noted of its start, see `conf.processes.is_same`.
+    `began`: what was noted of its start, see `conf.machine.processes.is_same`.
     """
     if not pid_alive(pid) or not is_same(pid, began):
         return False

@@ -22,7 +22,6 @@ _INSTALLED_BY: Final = {
     "orjson": _MAIN_NODE,
     "cerberus": _MAIN_NODE,
     "apscheduler": _MAIN_NODE,
-    "limits": _MAIN_NODE,
     "prometheus_client": _MAIN_NODE,
     "wsproto": _MAIN_NODE,
     "psutil": _MAIN_NODE,
