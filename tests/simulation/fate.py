@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from retire_cluster.broker.store.memory import MemoryStore
 from tests.simulation.device import Machine
-from tests.simulation.facts import Book
+from tests.simulation.judging.facts import Book
 from tests.simulation.network import TO_MAIN, TO_PEER
 from tests.simulation.storage import MemoryDisk
 

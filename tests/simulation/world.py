@@ -23,7 +23,7 @@ from tests.simulation.client import Client
 from tests.simulation.device import Machine
 from tests.simulation.engine import Engine, Story, Violation
 from tests.simulation.fate import Fate
-from tests.simulation.judge import Judge
+from tests.simulation.judging.judge import Judge
 from tests.simulation.main_node import LogWatch, MainNode
 from tests.simulation.network import Frames, Network
 from tests.simulation.plan import Plan

@@ -69,7 +69,7 @@ STILL: dict[str, set[str]] = {
         "api.mainnode.parking > api.admission.auth",
         "api.mainnode.parking > api.serving.shutdown",
     },
-    "crowded": {"tests/acceptance", "tests/chaos", "tests/integration/node", "tests/simulation"},
+    "crowded": {"tests/acceptance", "tests/chaos"},
     "long": {"broker/server.py"},
 }
 GRAPH = house.modules(ROOT)

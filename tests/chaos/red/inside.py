@@ -16,8 +16,8 @@ from retire_cluster.node.walls import landlock
 from tests.chaos.red import Attack, NotHere, Target, Went
 from tests.chaos.red.known_tasks import main_node_gone_bad
 from tests.integration.node.test_confinement import python_of
-from tests.integration.node.test_outliving import KILL_BOTH, escape
-from tests.integration.node.test_planted import PLANT
+from tests.integration.node.walls.test_outliving import KILL_BOTH, escape
+from tests.integration.node.walls.test_planted import PLANT
 from tests.integration.node_kit import Bus, alive_with, python
 
 _ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.node.walls import confinement, landlock
-from tests.integration.node.walls_kit import KINDS, NOBODY, Box
+from tests.integration.node.walls.walls_kit import KINDS, NOBODY, Box
 from tests.integration.node_kit import Bus, linux_only
 
 pytestmark = [linux_only, pytest.mark.skipif(not landlock.abi(), reason="needs Landlock")]

@@ -11,8 +11,8 @@ from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.text.cleantext import clean
 from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
-from tests.simulation.elsewhere import CAUSES
-from tests.simulation.facts import (
+from tests.simulation.judging.elsewhere import CAUSES
+from tests.simulation.judging.facts import (
     ENDED,
     HELD,
     Fact,
@@ -21,7 +21,7 @@ from tests.simulation.facts import (
 )
 
 if TYPE_CHECKING:
-    from tests.simulation.judge import Judge
+    from tests.simulation.judging.judge import Judge
 
 
 class Writes:

@@ -20,18 +20,18 @@ from retire_cluster.broker.core.records.event_log import EventLog
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import AttemptKey
-from tests.simulation.answers import Answers
-from tests.simulation.elsewhere import Elsewhere
 from tests.simulation.engine import Engine, Violation
-from tests.simulation.facts import (
+from tests.simulation.judging.answers import Answers
+from tests.simulation.judging.elsewhere import Elsewhere
+from tests.simulation.judging.facts import (
     ENDED,
     LEGAL,
     Book,
     Fact,
 )
-from tests.simulation.order import Order
-from tests.simulation.running import Running
-from tests.simulation.writes import Writes
+from tests.simulation.judging.order import Order
+from tests.simulation.judging.running import Running
+from tests.simulation.judging.writes import Writes
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -10,7 +10,7 @@ from retire_cluster.schemas.protocol.messages import AttemptKey
 
 if TYPE_CHECKING:
     from tests.simulation.device import Worker
-    from tests.simulation.judge import Judge
+    from tests.simulation.judging.judge import Judge
 
 
 class Running:

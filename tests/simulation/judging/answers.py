@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 from retire_cluster.schemas.protocol import wire
 from tests.simulation.client import Asked, Submission
 from tests.simulation.engine import Violation
-from tests.simulation.facts import (
+from tests.simulation.judging.facts import (
     ENDED,
 )
 from tests.simulation.network import Frames, Pipe
 
 if TYPE_CHECKING:
-    from tests.simulation.judge import Judge
+    from tests.simulation.judging.judge import Judge
 
 #: Refusals that say nothing about what happened in the turn under way.
 _HARMLESS: Final = frozenset(

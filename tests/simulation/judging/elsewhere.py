@@ -14,7 +14,7 @@ from collections.abc import Collection
 from retire_cluster.broker.core.model import SLOT_UNITS
 from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
-from tests.simulation.facts import Fact, misfits
+from tests.simulation.judging.facts import Fact, misfits
 
 #: As long at least a device is not asked again.
 _SECONDS = 300.0

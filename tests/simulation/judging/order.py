@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.state import ClusterState
 from tests.simulation.engine import Violation
-from tests.simulation.facts import Fact, misfits
+from tests.simulation.judging.facts import Fact, misfits
 
 _ONE_IN = 10
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from retire_cluster.node.walls import landlock
-from tests.integration.node.walls_kit import KINDS, boxed
+from tests.integration.node.walls.walls_kit import KINDS, boxed
 from tests.integration.node_kit import Bus, Start, linux_only, wait_until
 
 pytestmark = linux_only

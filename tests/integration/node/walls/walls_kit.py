@@ -168,7 +168,7 @@ def python_of(kind: str) -> tuple[str, dict[str, str]]:
     if kind == "root":
         return sys.executable, {}
     entry = pwd.getpwnam(NOBODY)
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     libraries = os.path.dirname(os.path.dirname(zmq.__file__))
     others = {"PYTHONPATH": f"{root / '.typing'}:{libraries}"}
     for program, environ in ((sys.executable, {}), ("/usr/bin/python3", others)):
