@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench.report import Figure
 from retire_cluster.broker.admin.calls import Call
-from retire_cluster.broker.admin.context import Admin
-from retire_cluster.broker.admin.submit import submit
+from retire_cluster.broker.admin.context import AdminContext
+from retire_cluster.broker.admin.submit import make, submit
 from retire_cluster.broker.admin.tasks import list_tasks
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
@@ -55,7 +55,7 @@ class _Cluster:
     """The main node's state machine and store, without sockets."""
 
     def __init__(self, broker: Broker) -> None:
-        self.admin: Admin = broker._admin
+        self.admin: AdminContext = broker._admin
         self.store = broker._store
         self.now = ev.Now(1_000.0, 1_700_000_000_000)
         self.held: dict[bytes, list[tuple[int, int, int, int]]] = {}
@@ -66,7 +66,8 @@ class _Cluster:
         self.commit()
 
     def commit(self) -> None:
-        turn, self.admin.turn = self.admin.turn, []
+        turn = list(self.admin.turn)
+        self.admin.begin_turn()
         writes = [one for one in turn if isinstance(one, ins.WRITES)]
         if writes:
             self.store.commit(writes)
@@ -92,6 +93,7 @@ class _Cluster:
             payload = [b'{"duration":1,"note":"' + b"x" * 80 + b'"}'] * size
             call = Call((b"c", 1), "task.submit", args, payload, self.now)
             submit.perform(self.admin, call)
+            make(self.admin)
             self.commit()
 
     def fill(self, queued: int) -> None:

@@ -18,7 +18,8 @@ from types import FrameType
 import zmq
 
 from retire_cluster.broker.net.binding import BindError
-from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
+from retire_cluster.broker.net.opening import TICKS_ENDPOINT, MainKeys
+from retire_cluster.broker.server import Broker
 from retire_cluster.broker.store.base import Store, StoreDamaged, StoreError
 from retire_cluster.broker.store.opening import open_store, set_aside
 from retire_cluster.broker.sweeper import Sweeper

@@ -37,7 +37,7 @@ PURE_CORE = (
     "broker/core/*/*.py",
     "node/core/*.py",
     "broker/store/recent.py",
-    "broker/admin/submit_batch.py",
+    "broker/admin/submission/batch.py",
     "broker/admin/ratelimit.py",
     "broker/admin/views.py",
     "schemas/ids.py",

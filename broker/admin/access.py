@@ -6,7 +6,7 @@ import secrets
 from typing import Any, Final
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import events as ev
@@ -34,7 +34,7 @@ _KEY: Final = {"type": "string", "required": True, "maxlength": 100}
     },
     changes=True,
 )  # fmt: skip
-def create_token(admin: Admin, call: Call) -> Reply:
+def create_token(admin: AdminContext, call: Call) -> Reply:
     """A join token, told this once; one with the same id is replaced."""
     if not admin.facts.bus_encrypted:
         raise Forbidden(
@@ -62,14 +62,14 @@ def create_token(admin: Admin, call: Call) -> Reply:
 
 
 @operation("token.list", {})
-def list_tokens(admin: Admin, call: Call) -> Reply:
+def list_tokens(admin: AdminContext, call: Call) -> Reply:
     """Tokens, newest first; their secrets are not known here."""
     found = sorted(admin.state.access.tokens.values(), key=lambda t: t.created_ms, reverse=True)
     return Reply({"items": [_token_view(token, admin, call) for token in found]})
 
 
 @operation("token.revoke", {"token_id": _NAME}, changes=True)
-def revoke_token(admin: Admin, call: Call) -> Reply:
+def revoke_token(admin: AdminContext, call: Call) -> Reply:
     """End a token at once; devices that have joined with it stay."""
     token_id: str = call.args["token_id"]
     if token_id not in admin.state.access.tokens:
@@ -78,7 +78,7 @@ def revoke_token(admin: Admin, call: Call) -> Reply:
     return Reply({"token_id": token_id, "revoked_at": stamp(call.now.wall_ms)})
 
 
-def _token_view(token: Token, admin: Admin, call: Call) -> dict[str, Any]:
+def _token_view(token: Token, admin: AdminContext, call: Call) -> dict[str, Any]:
     age_ms = admin.state.clock.age_ms(call.now)
     return {
         "token_id": token.token_id,
@@ -92,7 +92,7 @@ def _token_view(token: Token, admin: Admin, call: Call) -> dict[str, Any]:
 
 
 @operation("admin_key.add", {"name": _NAME, "public_key": _KEY}, changes=True)
-def add_admin_key(admin: Admin, call: Call) -> Reply:
+def add_admin_key(admin: AdminContext, call: Call) -> Reply:
     """Let a key use the admin socket and the event feed from elsewhere."""
     name, key = call.args["name"], _key(call)
     if not admin.facts.server_key:
@@ -104,7 +104,7 @@ def add_admin_key(admin: Admin, call: Call) -> Reply:
 
 
 @operation("admin_key.list", {})
-def list_admin_keys(admin: Admin, call: Call) -> Reply:
+def list_admin_keys(admin: AdminContext, call: Call) -> Reply:
     """Keys that may use the admin socket beside this machine's own."""
     found = sorted(admin.state.access.admins.values(), key=lambda key: key.name)
     return Reply(
@@ -122,7 +122,7 @@ def list_admin_keys(admin: Admin, call: Call) -> Reply:
 
 
 @operation("admin_key.revoke", {"name": _NAME}, changes=True)
-def revoke_admin_key(admin: Admin, call: Call) -> Reply:
+def revoke_admin_key(admin: AdminContext, call: Call) -> Reply:
     """Shut a key out, also where it is connected."""
     name: str = call.args["name"]
     if name not in admin.state.access.admins:
@@ -140,7 +140,7 @@ def revoke_admin_key(admin: Admin, call: Call) -> Reply:
     },
     changes=True,
 )
-def authorise(admin: Admin, call: Call) -> Reply:
+def authorise(admin: AdminContext, call: Call) -> Reply:
     """Say which key a device has: it joins without a token. For devices set up beforehand.
 
     A trial says only whether that would do.
@@ -163,7 +163,7 @@ def authorise(admin: Admin, call: Call) -> Reply:
     },
     changes=True,
 )  # fmt: skip
-def api_keys_used(admin: Admin, call: Call) -> Reply:
+def api_keys_used(admin: AdminContext, call: Call) -> Reply:
     """A facade tells when API keys were last used; it never tells a key."""
     admin.apply(ev.ApiKeysUsed(call.args["keys"]), call.now)
     return Reply({})
@@ -184,7 +184,7 @@ def api_keys_used(admin: Admin, call: Call) -> Reply:
     },
     changes=True,
 )  # fmt: skip
-def api_keys_changed(admin: Admin, call: Call) -> Reply:
+def api_keys_changed(admin: AdminContext, call: Call) -> Reply:
     """Who made or ended API keys tells of it, for the events; it never tells a key."""
     args = call.args
     event = ev.ApiKeysChanged(args["change"] == "created", args["key_ids"], args["scopes"])
@@ -193,7 +193,7 @@ def api_keys_changed(admin: Admin, call: Call) -> Reply:
 
 
 @operation("api_key.uses", {})
-def api_key_uses(admin: Admin, call: Call) -> Reply:
+def api_key_uses(admin: AdminContext, call: Call) -> Reply:
     """When API keys were last used, by id, to the minute."""
     uses = admin.state.access.key_uses
     return Reply({"items": {key_id: stamp(at_ms) for key_id, at_ms in sorted(uses.items())}})

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from retire_cluster.broker.admin.context import Admin
-from retire_cluster.schemas.rest.validation import validate
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.schemas.rights import SCOPES, judge
 
 #: The argument `caller` of what changes tasks.
@@ -26,16 +25,12 @@ CALLER: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def check(admin: Admin, args: Mapping[str, Any], operation_id: str, numbers: Iterable[int]) -> None:
+def check(
+    admin: AdminContext, args: Mapping[str, Any], operation_id: str, numbers: Iterable[int]
+) -> None:
     """Raises `Forbidden` unless the call's client may do this to all of these present tasks."""
     caller = args.get("caller")
     if caller is None:
         return
     for task_type in {admin.state.ledger.task_type(number) for number in numbers}:
         judge(caller["scopes"], operation_id, task_type)
-
-
-def read(args: Mapping[str, Any]) -> None:
-    """Raises `ValidationError` for a `caller` that is none, where no schema looked at it."""
-    if "caller" in args:
-        validate(CALLER, {"caller": args["caller"]})

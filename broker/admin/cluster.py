@@ -1,4 +1,4 @@
-"""Operations on the cluster: status, figures, configuration, events, the facade's counters."""
+"""Operations on the cluster: status, figures, configuration, the numbers behind `/metrics`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,30 @@ from typing import Any, Final
 
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin, Poll
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.devices import breakdown
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import duration, stamp
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.records.stats import DURATION_BOUNDS
 from retire_cluster.conf.sections import SECTIONS
 from retire_cluster.conf.settings import merge_section, public_view
 from retire_cluster.conf.spec import specs
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.rest import requests
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 
-#: Without a tick for so long the scheduler counts as degraded.
-TICK_SILENCE_SECONDS: Final = 10.0
 #: Sections that may be changed while the cluster runs.
 MUTABLE_SECTIONS: Final = tuple(
     name for name, section in SECTIONS.items() if any(spec.mutable for spec in specs(section))
 )
-EVENTS_AT_MOST: Final = 1_000
 
 
-def _uptime(admin: Admin, call: Call) -> float:
+def _uptime(admin: AdminContext, call: Call) -> float:
     return call.now.mono - admin.facts.started.mono
 
 
 @operation("broker.info", {})
-def info(admin: Admin, call: Call) -> Reply:
+def info(admin: AdminContext, call: Call) -> Reply:
     """Who answers here."""
     facts = admin.facts
     return Reply(
@@ -55,23 +50,14 @@ def info(admin: Admin, call: Call) -> Reply:
     )
 
 
-def scheduler_health(admin: Admin, call: Call) -> str:
-    """`healthy` while ticks arrive and tasks are taken."""
-    if call.now.mono - admin.ticked_mono > TICK_SILENCE_SECONDS:
-        return "unhealthy"
-    return "degraded" if admin.refusing else "healthy"
-
-
 @operation("health", {})
-def health(admin: Admin, call: Call) -> Reply:
+def health(admin: AdminContext, call: Call) -> Reply:
     """The broker's components."""
-    server = "degraded" if admin.trouble.look(call.now.mono) else "healthy"
-    components = {"cluster_server": server, "task_scheduler": scheduler_health(admin, call)}
-    return Reply({"components": components})
+    return Reply({"components": admin.health.components(call.now.mono)})
 
 
 @operation("cluster.status", {})
-def status(admin: Admin, call: Call) -> Reply:
+def status(admin: AdminContext, call: Call) -> Reply:
     """Counts of devices, resources and tasks; who serves."""
     state = admin.state
     devices = list(state.devices.values())
@@ -103,7 +89,7 @@ def status(admin: Admin, call: Call) -> Reply:
 
 
 @operation("cluster.metrics", {})
-def metrics(admin: Admin, call: Call) -> Reply:
+def metrics(admin: AdminContext, call: Call) -> Reply:
     """Measured figures."""
     state = admin.state
     devices = list(state.devices.values())
@@ -141,7 +127,7 @@ def metrics(admin: Admin, call: Call) -> Reply:
     )
 
 
-def _cpu_utilization(admin: Admin) -> float:
+def _cpu_utilization(admin: AdminContext) -> float:
     loads = [
         device.metrics["cpu_percent"]
         for device in admin.state.devices.values()
@@ -151,7 +137,7 @@ def _cpu_utilization(admin: Admin) -> float:
 
 
 @operation("metrics", {})
-def prometheus(admin: Admin, call: Call) -> Reply:
+def prometheus(admin: AdminContext, call: Call) -> Reply:
     """The numbers behind `/metrics`."""
     state, stats = admin.state, admin.state.stats
     used, slots = views.slot_figures(state)
@@ -194,7 +180,7 @@ def prometheus(admin: Admin, call: Call) -> Reply:
 
 
 @operation("cluster.config", {})
-def cluster_config(admin: Admin, call: Call) -> Reply:
+def cluster_config(admin: AdminContext, call: Call) -> Reply:
     """The few settings that clients care for."""
     server, heartbeat = admin.state.settings.server, admin.state.settings.heartbeat
     return Reply(
@@ -214,7 +200,7 @@ def cluster_config(admin: Admin, call: Call) -> Reply:
     )
 
 
-def _section(admin: Admin, name: str) -> dict[str, Any]:
+def _section(admin: AdminContext, name: str) -> dict[str, Any]:
     values = admin.state.settings.section(name)
     if name == "server":
         facts = admin.facts
@@ -226,12 +212,12 @@ def _section(admin: Admin, name: str) -> dict[str, Any]:
     return values
 
 
-def _whole(admin: Admin) -> dict[str, Any]:
+def _whole(admin: AdminContext) -> dict[str, Any]:
     return {name: _section(admin, name) for name in admin.state.settings.public()}
 
 
 @operation("config.get", {"section": {"type": "string", "nullable": True, "default": None}})
-def get_config(admin: Admin, call: Call) -> Reply:
+def get_config(admin: AdminContext, call: Call) -> Reply:
     """One section flat, or all of them."""
     name = call.args["section"]
     return Reply(_whole(admin) if name is None else _section(admin, name))
@@ -245,7 +231,7 @@ def get_config(admin: Admin, call: Call) -> Reply:
     },
     changes=True,
 )
-def update_config(admin: Admin, call: Call) -> Reply:
+def update_config(admin: AdminContext, call: Call) -> Reply:
     """Change settings of one section: all of them or none."""
     name, values = call.args["section"], call.args["values"]
     if not values:
@@ -268,71 +254,9 @@ def _mutable(section: Any) -> frozenset[str]:
 
 
 @operation("config.reset", {}, changes=True)
-def reset_config(admin: Admin, call: Call) -> Reply:
+def reset_config(admin: AdminContext, call: Call) -> Reply:
     """Back to the settings this broker was started with."""
     sections = {name: getattr(admin.base, name) for name in MUTABLE_SECTIONS}
     event = ev.ConfigChanged(sections, {name: {} for name in sections}, ("*",))
     admin.apply(event, call.now)
     return Reply({"reset_at": stamp(call.now.wall_ms), "current_config": _whole(admin)})
-
-
-# --- events --------------------------------------------------------------------------------------
-
-
-@operation(
-    "events.poll",
-    {
-        "since": {**requests.EVENTS_QUERY["since"], "nullable": True, "default": None},
-        "wait_seconds": {"type": "finite", "min": 0, "max": 60, "default": 0},
-        "gather_seconds": {"type": "finite", "min": 0, "max": 1, "default": 0},
-        "limit": {"type": "strict_int", "min": 1, "max": EVENTS_AT_MOST, "default": EVENTS_AT_MOST},
-        "type": {**requests.EVENTS_QUERY["type"], "nullable": True},
-        "task_id": {**requests.EVENTS_QUERY["task_id"], "nullable": True},
-        "device_id": {**requests.EVENTS_QUERY["device_id"], "nullable": True},
-    },
-)
-def poll(admin: Admin, call: Call) -> Reply | None:
-    """Events after a cursor; parked while there is none and time is left."""
-    since = call.args["since"]
-    parked = Poll(
-        call.ticket,
-        call.args,
-        admin.state.log.last if since is None else since,
-        call.now.mono + call.args["wait_seconds"],
-    )
-    answer = polled(admin, parked)
-    if answer.data["events"] or answer.data["gap"] or call.args["wait_seconds"] <= 0:
-        return answer
-    admin.polls.append(parked)
-    return None
-
-
-def polled(admin: Admin, parked: Poll) -> Reply:
-    """What a poll gets now."""
-    log = admin.state.log
-    wanted = _wanted(admin, parked.args)
-    found, cursor = log.select(parked.since, parked.args["limit"], wanted)
-    ids = admin.state.ids
-    return Reply(
-        {
-            "events": [views.event(ids, entry) for entry in found],
-            "next": cursor,
-            "gap": log.gap(parked.since),
-        }
-    )
-
-
-def _wanted(admin: Admin, args: dict[str, Any]) -> Any:
-    type_, device_id, task = args.get("type"), args.get("device_id"), None
-    if args.get("task_id"):
-        read = admin.state.ids.read(args["task_id"])
-        task = read[0] if read is not None else -1
-
-    def test(entry: Entry) -> bool:
-        return (
-            (type_ is None or entry.type == type_ or entry.type.startswith(type_ + "."))
-            and (task is None or entry.task == task)
-            and (device_id is None or entry.device_id == device_id)
-        )
-
-    return test

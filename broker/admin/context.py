@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from retire_cluster.broker.admin.calls import Call
-from retire_cluster.broker.admin.ratelimit import RateLimiter
-from retire_cluster.broker.admin.strangers import Strangers
-from retire_cluster.broker.admin.submit_batch import Gathering
+from retire_cluster.broker.admin.calls import Call, ParkedPoll, Reply
+from retire_cluster.broker.admin.health import Health
+from retire_cluster.broker.admin.ratelimit import RequestWindows
+from retire_cluster.broker.admin.submission.batch import SubmissionBatch
+from retire_cluster.broker.admin.submission.reading import SpecCache
+from retire_cluster.broker.admin.submission.strangers import Strangers
 from retire_cluster.broker.core import cluster
 from retire_cluster.broker.core.events import Event, Now, Ticket
 from retire_cluster.broker.core.instructions import Instruction
@@ -17,60 +18,72 @@ from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.facts import Facts
-from retire_cluster.broker.store.base import Store
-from retire_cluster.broker.store.trouble import ReadTrouble
+from retire_cluster.broker.store.base import Store, StoreError
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas.errors import DeviceNotFound, TaskNotFound
+from retire_cluster.schemas.errors import ClusterError, DeviceNotFound, TaskNotFound
 from retire_cluster.schemas.vocabulary import TERMINAL
 
 
-@dataclass(frozen=True)
-class Poll:
-    """A parked `events.poll`."""
-
-    ticket: Ticket
-    args: dict[str, Any]
-    since: int
-    deadline_mono: float
-    #: When what has happened since is looked at; None while nothing has.
-    look_mono: float | None = None
-
-    @property
-    def wake_mono(self) -> float:
-        """When it is to be looked at, whatever happens."""
-        return self.deadline_mono if self.look_mono is None else self.look_mono
-
-
-@dataclass
-class Admin:
-    """What operations work on."""
+@dataclass(frozen=True, repr=False)
+class AdminContext:
+    """The cluster's state and store, and what operations share from call to call."""
 
     state: ClusterState
     store: Store
     #: The settings this process was started with; `config.reset` goes back to them.
     base: Settings
     facts: Facts
-    limiter: RateLimiter = field(default_factory=RateLimiter)
-    polls: list[Poll] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
+    windows: RequestWindows = field(default_factory=RequestWindows)
+    #: Calls of `events.poll` that wait for something to happen.
+    polls: list[ParkedPoll] = field(default_factory=list)
+    specs: SpecCache = field(default_factory=SpecCache)
     #: Submissions of the turn under way that are still to be made.
-    gathering: Gathering = field(default_factory=Gathering)
+    batch: SubmissionBatch = field(default_factory=SubmissionBatch)
     strangers: Strangers = field(default_factory=Strangers)
     #: Instructions of the turn under way.
     turn: list[Instruction] = field(default_factory=list)
-    #: Monotonic time of the last tick: the scheduler lives while this moves.
-    ticked_mono: float = 0.0
-    #: Ended tasks whose damaged result was dealt with by this process.
-    quarantined: set[int] = field(default_factory=set)
-    #: Why new tasks are refused (no disk space left), or empty.
-    refusing: str = ""
-    #: Whether the store could not be read lately.
-    trouble: ReadTrouble = field(default_factory=ReadTrouble)
+    #: Answers of the turn under way, to be sent after its commit.
+    answers: list[tuple[Ticket, Reply | ClusterError]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return (
+            f"<AdminContext: {len(self.state.tasks)} tasks, {len(self.polls)} polls,"
+            f" {self.batch.size} tasks to make, {len(self.turn)} instructions,"
+            f" {len(self.answers)} answers>"
+        )
+
+    def begin_turn(self) -> None:
+        """Forget what the turn before has collected."""
+        self.turn.clear()
+        self.answers.clear()
 
     def apply(self, event: Event, now: Now) -> list[Instruction]:
         """Let an event happen in this turn; its instructions."""
         found = cluster.handle(self.state, event, now)
         self.turn.extend(found)
         return found
+
+    def forget(self) -> None:
+        """Forget everything that would have been answered: the state is loaded anew."""
+        self.begin_turn()
+        self.polls.clear()
+        self.batch.clear()
+
+    def watch_space(self) -> None:
+        """Refuse new tasks while the store has too little room, and log when that changes."""
+        least = self.state.settings.database.min_free_percent
+        reason = ""
+        try:
+            free = self.store.free_percent()
+        except StoreError as error:
+            free, reason = least, str(error)
+        if free < least:
+            reason = (
+                f"{free:.1f} % of the main node's disk is free, less than the {least:g} % of "
+                "database.min_free_percent: no new tasks until there is room"
+            )
+        self.health.refuse_tasks(reason)
 
     # --- finding things --------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from retire_cluster.broker.admin import views
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
 from retire_cluster.broker.core import events as ev
@@ -22,7 +22,7 @@ SERVER_CORES, SERVER_MEMORY_GB = 8, 16
 
 
 @operation("device.list", requests.DEVICE_LIST_QUERY)
-def list_devices(admin: Admin, call: Call) -> Reply:
+def list_devices(admin: AdminContext, call: Call) -> Reply:
     """A page of devices by id."""
     args = call.args
     tags = frozenset(args.get("tags") or ())
@@ -49,14 +49,14 @@ def list_devices(admin: Admin, call: Call) -> Reply:
 
 
 @operation("device.get", DEVICE)
-def get(admin: Admin, call: Call) -> Reply:
+def get(admin: AdminContext, call: Call) -> Reply:
     """Everything about one device."""
     device = admin.state.devices[admin.device_id(call)]
     return Reply(views.device_detail(admin.state, device, call.now))
 
 
 @operation("device.status", DEVICE)
-def status(admin: Admin, call: Call) -> Reply:
+def status(admin: AdminContext, call: Call) -> Reply:
     """One device's state and load."""
     return Reply(views.device_status(admin.state.devices[admin.device_id(call)], call.now))
 
@@ -66,7 +66,7 @@ def status(admin: Admin, call: Call) -> Reply:
     {**DEVICE, "timeout_seconds": {"type": "finite", "min": 0.1, "max": 10, "default": 1.5}},
     changes=True,
 )
-def ping(admin: Admin, call: Call) -> None:
+def ping(admin: AdminContext, call: Call) -> None:
     """A round trip over the bus; answered when the device does, or the time is over."""
     device_id = admin.device_id(call)
     event = ev.PingRequested(call.ticket, device_id, call.args["timeout_seconds"])
@@ -74,7 +74,7 @@ def ping(admin: Admin, call: Call) -> None:
 
 
 @operation("device.remove", DEVICE, changes=True)
-def remove(admin: Admin, call: Call) -> Reply:
+def remove(admin: AdminContext, call: Call) -> Reply:
     """Remove a device; its id may not come back until it is readmitted."""
     device_id = admin.device_id(call)
     was_online = admin.state.devices[device_id].online
@@ -90,7 +90,7 @@ def remove(admin: Admin, call: Call) -> Reply:
 
 
 @operation("device.readmit", DEVICE, changes=True)
-def readmit(admin: Admin, call: Call) -> Reply:
+def readmit(admin: AdminContext, call: Call) -> Reply:
     """Let a removed device register again."""
     device_id: str = call.args["device_id"]
     if device_id not in admin.state.tombstones:
@@ -100,25 +100,25 @@ def readmit(admin: Admin, call: Call) -> Reply:
 
 
 @operation("device.drain", DEVICE, changes=True)
-def drain(admin: Admin, call: Call) -> Reply:
+def drain(admin: AdminContext, call: Call) -> Reply:
     """Give a device nothing new."""
     return _drain(admin, call, drained=True)
 
 
 @operation("device.resume", DEVICE, changes=True)
-def resume(admin: Admin, call: Call) -> Reply:
+def resume(admin: AdminContext, call: Call) -> Reply:
     """End a drain."""
     return _drain(admin, call, drained=False)
 
 
-def _drain(admin: Admin, call: Call, *, drained: bool) -> Reply:
+def _drain(admin: AdminContext, call: Call, *, drained: bool) -> Reply:
     device_id = admin.device_id(call)
     admin.apply(ev.DrainRequested(device_id, drained), call.now)
     return Reply(views.device_status(admin.state.devices[device_id], call.now))
 
 
 @operation("device.summary", {})
-def summary(admin: Admin, call: Call) -> Reply:
+def summary(admin: AdminContext, call: Call) -> Reply:
     """Counts over all registered devices."""
     devices = list(admin.state.devices.values())
     return Reply(

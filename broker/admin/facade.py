@@ -7,8 +7,8 @@ import hmac
 import secrets
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
-from retire_cluster.broker.admin.ratelimit import Limits
+from retire_cluster.broker.admin.context import AdminContext
+from retire_cluster.broker.admin.ratelimit import RequestLimits
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.conf.curve import Pair
 from retire_cluster.schemas.keys import fingerprint
@@ -32,7 +32,7 @@ def facade_identity(pair: Pair | None, salt: int, admin_port: int) -> tuple[str,
 
 
 @operation("facade.identity", {})
-def identity(admin: Admin, call: Call) -> Reply:
+def identity(admin: AdminContext, call: Call) -> Reply:
     """Which cluster this is, and what its facades sign dashboard sessions with."""
     facts = admin.facts
     return Reply({"cluster_id": facts.cluster_id, "session_secret": facts.session_secret.hex()})
@@ -47,11 +47,11 @@ def identity(admin: Admin, call: Call) -> Reply:
         "burst": {"type": "strict_int", "min": 0, "default": 10},
     },
 )
-def hit(admin: Admin, call: Call) -> Reply:
+def hit(admin: AdminContext, call: Call) -> Reply:
     """Count one request of a client, if it is allowed."""
     args = call.args
-    limits = Limits(args["per_minute"], args["per_hour"], args["burst"])
-    return Reply(admin.limiter.hit(args["client"], limits, call.now.mono, call.now.wall_ms))
+    limits = RequestLimits(args["per_minute"], args["per_hour"], args["burst"])
+    return Reply(admin.windows.hit(args["client"], limits, call.now.mono, call.now.wall_ms))
 
 
 @operation(
@@ -63,7 +63,7 @@ def hit(admin: Admin, call: Call) -> Reply:
         "total_ms": {"type": "finite", "min": 0, "required": True},
     },
 )
-def report(admin: Admin, call: Call) -> Reply:
+def report(admin: AdminContext, call: Call) -> Reply:
     """A facade process tells what it served since its last report."""
     args = call.args
     http = admin.state.stats.http

@@ -17,7 +17,7 @@ CLIENTS_KEPT = 20_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """How many requests a client may make."""
 
     per_minute: int = 60
@@ -25,13 +25,15 @@ class Limits:
     burst: int = 10
 
 
-class RateLimiter:
-    """Who asked when. Time is an argument."""
+class RequestWindows:
+    """When each client asked, for the last hour."""
 
     def __init__(self) -> None:
         self._hits: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def hit(self, client: str, limits: Limits, now_mono: float, wall_ms: int) -> dict[str, Any]:
+    def hit(
+        self, client: str, limits: RequestLimits, now_mono: float, wall_ms: int
+    ) -> dict[str, Any]:
         """Count a request if it is allowed; the answer of `rate.hit` (docs/protocol.md)."""
         hits = self._hits.get(client)
         if hits is None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.schemas.rest.validation import validate
 
-Run = Callable[[Admin, Call], Reply | None]
+Run = Callable[[AdminContext, Call], Reply | None]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class AdminOperation:
     run: Run
     #: Whether it changes the cluster (and so runs before the commit).
     changes: bool
+    #: Whether what it changes is put into the turn's batch (`submit.make`); every other changing
+    #: operation sees the batch made.
+    batched: bool = False
 
-    def perform(self, admin: Admin, call: Call) -> Reply | None:
+    def perform(self, admin: AdminContext, call: Call) -> Reply | None:
         """Check the arguments and run. Raises a `ClusterError` for what cannot be done."""
         if self.schema is None:
             return self.run(admin, call)
@@ -38,7 +41,11 @@ class AdminOperation:
 
 
 def operation(
-    name: str, schema: Mapping[str, Any] | None = None, *, changes: bool = False
+    name: str,
+    schema: Mapping[str, Any] | None = None,
+    *,
+    changes: bool = False,
+    batched: bool = False,
 ) -> Callable[[Run], AdminOperation]:
     """Make an operation of a function; `table.OPERATIONS` names it."""
-    return lambda run: AdminOperation(name, schema, run, changes)
+    return lambda run: AdminOperation(name, schema, run, changes, batched)

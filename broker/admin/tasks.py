@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from retire_cluster.broker.admin import callers, views
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.labels import label
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
-from retire_cluster.broker.admin.waits import task_ids
+from retire_cluster.broker.admin.waits import TASK_IDS
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD
 from retire_cluster.broker.core.instructions import StoreOutcomes
@@ -42,7 +42,7 @@ _CHANGE: Final = {**TASK, **callers.CALLER}
 
 
 @operation("task.list", requests.TASK_LIST_QUERY)
-def list_tasks(admin: Admin, call: Call) -> Reply:
+def list_tasks(admin: AdminContext, call: Call) -> Reply:
     """A page of tasks, newest first."""
     args = call.args
     wanted = TaskFilter(
@@ -76,7 +76,7 @@ def list_tasks(admin: Admin, call: Call) -> Reply:
     return Reply({"items": items, "pagination": pagination})
 
 
-def _briefs(admin: Admin, numbers: list[int], now: ev.Now) -> list[views.View]:
+def _briefs(admin: AdminContext, numbers: list[int], now: ev.Now) -> list[views.View]:
     ids = admin.state.ids
     ended = [number for number in numbers if admin.live(number) is None]
     heads = admin.store.heads(ended)
@@ -91,7 +91,7 @@ def _briefs(admin: Admin, numbers: list[int], now: ev.Now) -> list[views.View]:
     return items
 
 
-def _labelled(admin: Admin, numbers: list[int], items: list[views.View]) -> list[views.View]:
+def _labelled(admin: AdminContext, numbers: list[int], items: list[views.View]) -> list[views.View]:
     """With `label`, where there is anything to say."""
     openings = admin.store.openings(numbers)
     for item in items:
@@ -102,7 +102,7 @@ def _labelled(admin: Admin, numbers: list[int], items: list[views.View]) -> list
     return items
 
 
-def _brief(admin: Admin, number: int, now: ev.Now) -> views.View:
+def _brief(admin: AdminContext, number: int, now: ev.Now) -> views.View:
     found = _briefs(admin, [number], now)
     if not found:
         raise TaskNotFound
@@ -110,7 +110,7 @@ def _brief(admin: Admin, number: int, now: ev.Now) -> views.View:
 
 
 @operation("task.get", TASK)
-def get(admin: Admin, call: Call) -> Reply:
+def get(admin: AdminContext, call: Call) -> Reply:
     """Everything about one task."""
     number = admin.number(call.args["task_id"])
     task, outcome = admin.live(number), admin.ended(number, results=True)
@@ -139,7 +139,7 @@ def get(admin: Admin, call: Call) -> Reply:
 
 
 @operation("task.status", TASK)
-def status(admin: Admin, call: Call) -> Reply:
+def status(admin: AdminContext, call: Call) -> Reply:
     """One task's status, and why it waits."""
     number = admin.number(call.args["task_id"])
     brief = _brief(admin, number, call.now)
@@ -153,7 +153,7 @@ def status(admin: Admin, call: Call) -> Reply:
 
 
 @operation("task.result", TASK)
-def result(admin: Admin, call: Call) -> Reply:
+def result(admin: AdminContext, call: Call) -> Reply:
     """How one task ended."""
     number = admin.number(call.args["task_id"])
     outcome = admin.ended(number, results=True)
@@ -165,7 +165,7 @@ def result(admin: Admin, call: Call) -> Reply:
 
 
 @operation("task.explain", TASK)
-def explain(admin: Admin, call: Call) -> Reply:
+def explain(admin: AdminContext, call: Call) -> Reply:
     """Per device: may it run this task, and why not."""
     number = admin.number(call.args["task_id"])
     task = admin.live(number)
@@ -198,7 +198,7 @@ def explain(admin: Admin, call: Call) -> Reply:
 
 
 @operation("task.cancel", _CHANGE, changes=True)
-def cancel(admin: Admin, call: Call) -> Reply:
+def cancel(admin: AdminContext, call: Call) -> Reply:
     """Cancel a task that has not ended."""
     number = admin.number(call.args["task_id"])
     callers.check(admin, call.args, "cancelTask", (number,))
@@ -215,16 +215,14 @@ def cancel(admin: Admin, call: Call) -> Reply:
     )
 
 
-@operation("task.cancel_many", changes=True)
-def cancel_many(admin: Admin, call: Call) -> Reply:
+@operation(
+    "task.cancel_many", {"task_ids": {**TASK_IDS, "required": True}, **callers.CALLER}, changes=True
+)
+def cancel_many(admin: AdminContext, call: Call) -> Reply:
     """Cancel those of up to 1000 tasks that have not ended."""
-    unknown = sorted(set(call.args) - {"task_ids", "caller"})
-    if unknown:
-        raise ValidationError(unknown[0], "unknown field")
-    callers.read(call.args)
     found: dict[int, str] = {}
     not_cancelled: list[str] = []
-    for task_id in dict.fromkeys(task_ids(call.args.get("task_ids"))):
+    for task_id in dict.fromkeys(call.args["task_ids"]):
         number, created_ms = admin.state.ids.read(task_id) or (0, 0)
         task = admin.state.tasks.get(number)
         if task is None or task.created_ms != created_ms:
@@ -240,7 +238,7 @@ def cancel_many(admin: Admin, call: Call) -> Reply:
     return Reply({"cancelled": cancelled, "not_cancelled": not_cancelled, "cancelled_at": at})
 
 
-def _ended_just_now(admin: Admin, number: int) -> bool:
+def _ended_just_now(admin: AdminContext, number: int) -> bool:
     return any(
         row.task == number
         for instruction in admin.turn
@@ -250,7 +248,7 @@ def _ended_just_now(admin: Admin, number: int) -> bool:
 
 
 @operation("task.retry", _CHANGE, changes=True)
-def retry(admin: Admin, call: Call) -> Reply:
+def retry(admin: AdminContext, call: Call) -> Reply:
     """Run an ended task again."""
     number = admin.number(call.args["task_id"])
     callers.check(admin, call.args, "retryTask", (number,))
@@ -284,7 +282,7 @@ def retry(admin: Admin, call: Call) -> Reply:
 
 
 @operation("task.statistics", {})
-def statistics(admin: Admin, call: Call) -> Reply:
+def statistics(admin: AdminContext, call: Call) -> Reply:
     """Counts and measured performance of all retained tasks."""
     state = admin.state
     by_status = state.ledger.by_status()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Consensus
 from retire_cluster.schemas.rest.json_schema import json_schema
@@ -19,7 +19,7 @@ _TOLD_BYTES: Final = 1024 * 1024
 
 
 @operation("task.types", {})
-def types(admin: Admin, call: Call) -> Reply:
+def types(admin: AdminContext, call: Call) -> Reply:
     """Every type that can be submitted, and who offers it now; those of most devices first."""
     state = admin.state
     online = [device for device in state.devices.values() if device.online]

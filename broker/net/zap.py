@@ -1,4 +1,4 @@
-"""The gate: CURVE on the sockets, and the handler that libzmq asks about each key (ZAP, RFC 27).
+"""CURVE on the sockets, and the handler that libzmq asks about each key (ZAP, RFC 27).
 
 It is served by the broker's own loop, so what it looks at needs no lock. A refused handshake is
 counted and told once a minute for each address; one that fails before a key is known (a client
@@ -34,10 +34,10 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
 
-class Gate:
+class ZapHandler:
     """Locks sockets and answers who may open them.
 
-    :param context: of the sockets to lock; it has one gate at most
+    :param context: of the sockets to lock; it has one handler at most
     :param pair: the main node's
     :param tooling: public key of this machine's own tooling
     :param access: the keys that are known; asked at each handshake
@@ -73,7 +73,7 @@ class Gate:
 
     @property
     def pollable(self) -> list[Socket]:
-        """What wakes the loop for this gate."""
+        """What wakes the loop for it."""
         return [self.handler, *(monitor for _, monitor in self._locked.values())]
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ import pytest
 import zmq
 
 from retire_cluster.broker.client import AdminClient
-from retire_cluster.broker.server import TICKS_ENDPOINT, Broker, MainKeys
+from retire_cluster.broker.net.opening import TICKS_ENDPOINT, MainKeys
+from retire_cluster.broker.server import Broker
 from retire_cluster.broker.store.opening import open_store
 from retire_cluster.broker.sweeper import Sweeper
 from retire_cluster.conf import curve

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from retire_cluster.broker import server
+from retire_cluster.broker import loading, server
 from retire_cluster.broker.core import attempts, restore, retry
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
@@ -214,7 +214,7 @@ def _ages_by_the_wall_clock() -> AbstractContextManager[None]:
 
 def _counts_epochs() -> AbstractContextManager[None]:
     """An epoch is the one before and a step: a restored backup gives it out again."""
-    return swapped(server, "fresh_epoch", lambda newest, now, rng: newest + EPOCH_STEP)
+    return swapped(loading, "fresh_epoch", lambda newest, now, rng: newest + EPOCH_STEP)
 
 
 def _unread_answers() -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.broker import server
+from retire_cluster.broker import loading, server
 from retire_cluster.broker.core import state as state_module
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.placement.outliers import IN_A_ROW
@@ -153,12 +153,12 @@ class World:
         _LOG.addHandler(watch)
         try:
             with (
-                swapped(server, "restore", watched),
+                swapped(loading, "restore", watched),
                 swapped(server, "version", lambda name: "1"),
                 # What is frozen is never collected, and here brokers come by the thousand.
-                swapped(server, "gc", _NoCollector()),
+                swapped(loading, "gc", _NoCollector()),
                 swapped(runner, "Slot", SimulatedSlot),
-                swapped(server, "INLINE_PAYLOAD_BYTES", kept_bytes),
+                swapped(loading, "INLINE_PAYLOAD_BYTES", kept_bytes),
                 swapped(state_module, "INLINE_PAYLOAD_BYTES", kept_bytes),
             ):
                 yield

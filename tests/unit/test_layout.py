@@ -70,7 +70,6 @@ STILL: dict[str, set[str]] = {
         "api.mainnode.parking > api.serving.shutdown",
     },
     "crowded": {"tests/acceptance", "tests/chaos"},
-    "long": {"broker/server.py"},
 }
 GRAPH = house.modules(ROOT)
 TESTED_FOLDERS = (*house.PACKAGES, "tests", "bench")

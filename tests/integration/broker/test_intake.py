@@ -113,7 +113,7 @@ def test_what_honest_ones_send_is_never_cut(fort: Fort) -> None:
     device.join()
     for _ in range(2_000):
         device.socket.send_multipart(wire.encode(wire.BUS, b"NONSENSE", {}))
-    gate = fort.broker._gate
+    gate = fort.broker._sockets.zap
     assert gate is not None
 
     def all_read() -> bool:
@@ -127,7 +127,7 @@ def test_what_honest_ones_send_is_never_cut(fort: Fort) -> None:
 
 
 def test_connections_that_ended_are_forgotten(fort: Fort) -> None:
-    gate = fort.broker._gate
+    gate = fort.broker._sockets.zap
     assert gate is not None
     fort.call("cluster.status")  # the administrator's own is there
     before = len(gate.intake._meters)
@@ -142,7 +142,7 @@ def test_connections_that_ended_are_forgotten(fort: Fort) -> None:
 
 
 def test_connections_that_say_nothing_take_few_files_and_devices_come_in(fort: Fort) -> None:
-    gate = fort.broker._gate
+    gate = fort.broker._sockets.zap
     assert gate is not None
     crowd, files = gate.intake.crowd, psutil.Process().num_fds()
     crowd.room = lambda: 200

@@ -158,7 +158,7 @@ def test_an_operation_that_fails_is_an_internal_error_and_no_more(
         main_node.call("config.update", section="heartbeat", values={"interval": 4})
     eventually(lambda: main_node.broker.state.epoch > before, "a state read anew")
     monkeypatch.undo()
-    eventually(lambda: not main_node.broker._stalled, "the end of the trouble")
+    eventually(lambda: not main_node.broker._stall.reason, "the end of the trouble")
     assert main_node.call("cluster.status")["tasks"]["queued"] == 1
 
 

@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.context import Admin
+from retire_cluster.broker.admin.context import AdminContext
+from retire_cluster.broker.admin.health import Health
+from retire_cluster.broker.admin.submit import make
 from retire_cluster.broker.admin.table import find
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
@@ -202,8 +204,7 @@ class Cluster:
         )
         self.state, self.warnings = restore(snapshot, self.base, self.rng, self.now, self.boot)
         facts = Facts("1.2.3", 77, "127.0.0.1", 8080, 8082, 8083, self.now)
-        self.admin = Admin(self.state, self.store, self.base, facts)
-        self.admin.ticked_mono = self.mono
+        self.admin = AdminContext(self.state, self.store, self.base, facts, Health(self.mono))
         #: Whether the invariants are checked after each event; what counts steps does not want it.
         self.is_checked = True
         check_invariants(self.state)
@@ -335,10 +336,15 @@ class Cluster:
         self, op: str, args: dict[str, Any] | None = None, blobs: Sequence[bytes] = ()
     ) -> Reply | None:
         """An admin call that may be answered later; its ticket is `(b"client", 1)`."""
-        self.admin.turn = []
+        self.admin.begin_turn()
         try:
             call = Call((b"client", 1), op, args or {}, blobs, self.now)
-            return find(op).perform(self.admin, call)
+            reply = find(op).perform(self.admin, call)
+            make(self.admin)
+            for _, answer in self.admin.answers:
+                assert isinstance(answer, Reply)
+                reply = answer
+            return reply
         finally:
             self._commit(self.admin.turn)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.admin.calls import Call
-from retire_cluster.broker.admin.submit import gather, make
+from retire_cluster.broker.admin.submit import make, submit
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.cluster import handle
@@ -218,11 +218,11 @@ def test_tasks_that_come_one_a_call_share_most_of_their_work(cluster: Cluster) -
     def turn() -> None:
         for number in range(BATCH):
             call = Call((b"client", number), "task.submit", args, [b"{}"], cluster.now)
-            gather(cluster.admin, call)
+            submit.perform(cluster.admin, call)
         make(cluster.admin)
 
     turn()
-    cluster.admin.turn.clear()
+    cluster.admin.begin_turn()
     assert calls(turn) / BATCH <= 75
     (stored,) = only(ins.StoreTasks, cluster.admin.turn)
     assert len(stored.rows) == BATCH

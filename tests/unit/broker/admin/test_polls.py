@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.admin import polls
-from retire_cluster.broker.admin.calls import Reply
-from retire_cluster.broker.admin.cluster import polled
-from retire_cluster.broker.admin.context import Admin, Poll
+from retire_cluster.broker.admin.calls import ParkedPoll, Reply
+from retire_cluster.broker.admin.context import AdminContext
+from retire_cluster.broker.admin.polls import poll_now
 from retire_cluster.schemas import errors
 from tests.unit.broker.kit import Cluster, submit
 
@@ -53,9 +53,9 @@ def test_a_poll_with_time_left_is_parked_until_something_comes(cluster: Cluster)
     assert cluster.park("events.poll", args) is None
     (parked,) = cluster.admin.polls
     assert parked.deadline_mono == cluster.mono + 20
-    assert polled(cluster.admin, parked).data["events"] == []
+    assert poll_now(cluster.admin, parked).data["events"] == []
     cluster.submit()
-    assert len(polled(cluster.admin, parked).data["events"]) == 1
+    assert len(poll_now(cluster.admin, parked).data["events"]) == 1
 
 
 def test_parked_polls_gather_what_comes_and_share_the_look(
@@ -63,16 +63,16 @@ def test_parked_polls_gather_what_comes_and_share_the_look(
 ) -> None:
     looks = []
 
-    def counted(admin: Admin, poll: Poll) -> Reply:
+    def counted(admin: AdminContext, poll: ParkedPoll) -> Reply:
         looks.append(poll)
-        return polled(admin, poll)
+        return poll_now(admin, poll)
 
-    monkeypatch.setattr(polls, "polled", counted)
     args = {"since": cluster.state.log.last, "wait_seconds": 20, "gather_seconds": 0.1}
     for _ in range(8):
         assert cluster.park("events.poll", args) is None
     other = {**args, "type": "device"}
     assert cluster.park("events.poll", other) is None
+    monkeypatch.setattr(polls, "poll_now", counted)
     answers: list[Reply | errors.ClusterError] = []
 
     def look(later_seconds: float) -> int:

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retire_cluster.broker.admin import ratelimit
-from retire_cluster.broker.admin.ratelimit import HOUR, MINUTE, Limits, RateLimiter
+from retire_cluster.broker.admin.ratelimit import HOUR, MINUTE, RequestLimits, RequestWindows
 
-LIMITS = Limits(per_minute=6, per_hour=20, burst=2)
+LIMITS = RequestLimits(per_minute=6, per_hour=20, burst=2)
 
 
-def hit(limiter: RateLimiter, at: float, client: str = "a", limits: Limits = LIMITS) -> Any:
+def hit(
+    limiter: RequestWindows, at: float, client: str = "a", limits: RequestLimits = LIMITS
+) -> Any:
     return limiter.hit(client, limits, at, int(at * 1000))
 
 
 def test_remaining_counts_down_and_stays_at_zero_in_the_burst() -> None:
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     answers = [hit(limiter, 100.0) for _ in range(9)]
     assert [one["remaining"] for one in answers] == [5, 4, 3, 2, 1, 0, 0, 0, 0]
     assert [one["allowed"] for one in answers] == [True] * 8 + [False]
@@ -27,20 +29,20 @@ def test_remaining_counts_down_and_stays_at_zero_in_the_burst() -> None:
 
 
 def test_the_documented_defaults_are_seventy_in_a_minute() -> None:
-    limiter = RateLimiter()
-    allowed = sum(hit(limiter, 5.0, limits=Limits())["allowed"] for _ in range(100))
+    limiter = RequestWindows()
+    allowed = sum(hit(limiter, 5.0, limits=RequestLimits())["allowed"] for _ in range(100))
     assert allowed == 70
 
 
 def test_reset_is_the_second_when_the_oldest_request_leaves_the_minute() -> None:
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     assert hit(limiter, 100.0)["reset"] == 160
     assert hit(limiter, 130.0)["reset"] == 160
     assert hit(limiter, 161.0)["reset"] == 190
 
 
 def test_a_refused_request_costs_nothing_and_names_the_wait() -> None:
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     for second in range(8):
         hit(limiter, 100.0 + second)
     refused = [hit(limiter, 110.0) for _ in range(5)]
@@ -51,7 +53,7 @@ def test_a_refused_request_costs_nothing_and_names_the_wait() -> None:
 
 
 def test_the_hour_has_its_own_limit() -> None:
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     times = [100.0 + 60.0 * number for number in range(20)]
     assert all(hit(limiter, at)["allowed"] for at in times)
     refused = hit(limiter, 1_400.0)
@@ -60,7 +62,7 @@ def test_the_hour_has_its_own_limit() -> None:
 
 
 def test_clients_are_counted_apart() -> None:
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     for _ in range(9):
         hit(limiter, 1.0, "a")
     assert hit(limiter, 1.0, "b")["remaining"] == 5
@@ -68,7 +70,7 @@ def test_clients_are_counted_apart() -> None:
 
 def test_the_client_away_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratelimit, "CLIENTS_KEPT", 3)
-    limiter = RateLimiter()
+    limiter = RequestWindows()
     for client in "abcad":
         hit(limiter, 1.0, client)
     assert hit(limiter, 1.0, "a")["remaining"] == 3
@@ -85,7 +87,7 @@ def test_the_client_away_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPa
 def test_no_window_ever_holds_more_than_allowed(
     gaps: list[float], per_minute: int, per_hour: int, burst: int
 ) -> None:
-    limiter, limits = RateLimiter(), Limits(per_minute, per_hour, burst)
+    limiter, limits = RequestWindows(), RequestLimits(per_minute, per_hour, burst)
     at = 0.0
     kept: list[float] = []
     for gap in gaps:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.admin import submit as admin_submit
-from retire_cluster.broker.admin.calls import Call
+from retire_cluster.broker.admin.calls import Call, Reply
+from retire_cluster.broker.admin.submission import reading
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
@@ -157,7 +158,7 @@ def test_a_full_backlog_and_a_full_disk_refuse_new_tasks_with_a_time_to_come_bac
         submit(cluster, ECHO, ECHO)
     assert caught.value.retry_after == 5
     submit(cluster, ECHO)
-    cluster.admin.refusing = "the disk is full"
+    cluster.admin.health.refuse_tasks("the disk is full")
     with pytest.raises(errors.QueueFull, match="the disk is full"):
         submit(cluster, ECHO)
     assert cluster.call("health").data["components"]["task_scheduler"] == "degraded"
@@ -203,11 +204,10 @@ def test_a_replay_whose_tasks_are_gone_says_so(make_cluster: MakeCluster) -> Non
 def test_forms_seen_before_are_not_validated_again_and_not_kept_without_end(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_submit, "_SPECS_KEPT", 2)
-    monkeypatch.setattr(admin_submit, "_FORMS", admin_submit._Forms())
+    monkeypatch.setattr(reading, "SPECS_KEPT", 2)
     for number in range(7):
         submit(cluster, {**ECHO, "metadata": {"n": number % 4}})
-    assert len(admin_submit._FORMS._known) <= 2
+    assert len(cluster.admin.specs._known) <= 2
 
 
 # --- submissions of one turn ---------------------------------------------------------------------
@@ -217,7 +217,7 @@ def gathered(cluster: Cluster, ticket: int, **more: Any) -> Any:
     """What a submission is answered at once, as one of several in a turn."""
     args = {"task": ECHO, "first_only": True, **more}
     call = Call((b"client", ticket), "task.submit", args, [b'{"n":%d}' % ticket], cluster.now)
-    return admin_submit.gather(cluster.admin, call)
+    return admin_submit.submit.perform(cluster.admin, call)
 
 
 def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster: Cluster) -> None:
@@ -227,8 +227,13 @@ def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster
         gathered(cluster, 4, colour="red")
     assert gathered(cluster, 5, wait_seconds=5) is None
     assert not cluster.state.tasks, "nothing is made before all have been heard"
-    answers = dict(admin_submit.make(cluster.admin))
-    assert {ticket: reply.data["first_id"] for (_, ticket), reply in answers.items()} == {
+    admin_submit.make(cluster.admin)
+    answers = {ticket: reply for (_, ticket), reply in cluster.admin.answers}
+    assert {
+        ticket: reply.data["first_id"]
+        for ticket, reply in answers.items()
+        if isinstance(reply, Reply)
+    } == {
         1: cluster.public(1), 2: cluster.public(2), 3: cluster.public(3),
     }  # fmt: skip
     assert [task.payload for task in cluster.state.tasks.values()] == [
@@ -238,7 +243,9 @@ def test_submissions_of_a_turn_are_made_together_and_answered_one_by_one(cluster
     assert [row.number for row in stored.rows] == [1, 2, 3, 4]
     (waiting,) = cluster.state.waits.all
     assert (waiting.request.ticket, waiting.unfinished) == ((b"client", 5), {4})
-    assert admin_submit.make(cluster.admin) == []
+    cluster.admin.begin_turn()
+    admin_submit.make(cluster.admin)
+    assert (cluster.admin.turn, cluster.admin.answers) == ([], [])
 
 
 def test_a_delayed_submission_is_answered_as_what_it_is_with_its_time(cluster: Cluster) -> None:
@@ -285,14 +292,13 @@ def test_a_key_that_is_said_twice_in_a_turn_makes_one_task(cluster: Cluster) -> 
     gathered(cluster, 1, **IDEMPOTENT)
     again = Call((b"client", 2), "task.submit", {"task": ECHO, **IDEMPOTENT}, [b"{}"], cluster.now)
     other = replace(again, args={"task": ECHO, **IDEMPOTENT, "owner": "you"})
-    assert admin_submit.must_be_made_first(cluster.admin, again)
-    assert not admin_submit.must_be_made_first(cluster.admin, other)
-    admin_submit.make(cluster.admin)
-    assert not admin_submit.must_be_made_first(cluster.admin, again)
-    reply = admin_submit.gather(cluster.admin, again)
+    assert admin_submit.submit.perform(cluster.admin, other) is None
+    assert not cluster.state.tasks, "another's key says nothing of this one"
+    reply = admin_submit.submit.perform(cluster.admin, again)
     assert reply is not None
     assert (reply.data["task_ids"], reply.data["replayed"]) == ([cluster.public(1)], True)
-    assert admin_submit.make(cluster.admin) == []
+    assert sorted(cluster.state.tasks) == [1, 2]
+    assert cluster.admin.batch.size == 0
 
 
 def test_the_limit_counts_what_the_same_turn_gathered(make_cluster: MakeCluster) -> None:

@@ -250,8 +250,8 @@ def test_a_task_that_ended_in_this_very_turn_is_retried_in_the_next(
     for _ in range(generations):
         cluster.call("task.cancel", args)
         cluster.call("task.retry", args)
-    turn: list[ins.Instruction] = []
-    cluster.admin.turn = turn
+    cluster.admin.begin_turn()
+    turn = cluster.admin.turn
     cancel, retry = OPERATIONS["task.cancel"], OPERATIONS["task.retry"]
     cancel.perform(cluster.admin, Call((b"", 1), "task.cancel", args, (), cluster.now))
     with pytest.raises(errors.TaskJustEnded, match="ended just now") as caught:

@@ -56,8 +56,14 @@ def read(args: Mapping[str, Any]) -> Stranger | None:
     return Stranger(**validate(STRANGER, {"stranger": args["stranger"]})["stranger"])
 
 
-def marked(spec: TaskSpec, stranger: Stranger) -> TaskSpec:
-    """The spec as the one of a stranger's task."""
+def marked(specs: Sequence[TaskSpec], stranger: Stranger) -> list[TaskSpec]:
+    """The specs as those of a stranger's tasks; what was shared stays shared."""
+    made = {id(spec): spec for spec in specs}
+    made = {key: _marked(spec, stranger) for key, spec in made.items()}
+    return [made[id(spec)] for spec in specs]
+
+
+def _marked(spec: TaskSpec, stranger: Stranger) -> TaskSpec:
     # One object with one more field, the last: see `address_of`.
     document = spec.document[:-1] + _MARK[:-1] + dumps(stranger.address) + b"}"
     return dataclasses.replace(spec, document=document)
@@ -113,14 +119,3 @@ def _too_many(present: int, whose: str, count: int, most: int, *, auth: bool) ->
         details={"limit": most, "present": present, "scope": "submit"},
         retry_after=_RETRY_SECONDS,
     )
-
-
-def all_marked(
-    forms: Sequence[tuple[TaskSpec, float]], stranger: Stranger
-) -> list[tuple[TaskSpec, float]]:
-    """The specs and delays of a submission as a stranger's; what was shared stays shared."""
-    made: dict[int, TaskSpec] = {}
-    for spec, _ in forms:
-        if id(spec) not in made:
-            made[id(spec)] = marked(spec, stranger)
-    return [(made[id(spec)], delay) for spec, delay in forms]
