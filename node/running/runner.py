@@ -18,15 +18,15 @@ from retire_cluster.node.core.events import Ended, Event, Progressed, Started
 from retire_cluster.node.core.records import (
     ABANDONED,
     CANCELLED,
-    FENCED,
-    RELEASED,
     TIMEOUT,
     UNSTARTED,
     Attempt,
     Result,
 )
 from retire_cluster.node.process.replies import Begun, Done, Progress
+from retire_cluster.node.running import outcomes
 from retire_cluster.node.running.catalog import Catalog, Kind, Place, decode
+from retire_cluster.node.running.outcomes import Verdict
 from retire_cluster.node.running.slot import Died, Job, News, Slot
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
@@ -43,8 +43,6 @@ COMMAND_SLACK_SECONDS = 1.0
 START_SECONDS = 60.0
 #: Between telling an own type that it is cancelled and killing it.
 SOFT_CANCEL_SECONDS = 0.5
-_SIGXCPU = 24
-_SIGNAL_BASE = 128
 
 _SUCCESS = Outcome.SUCCESS.value
 
@@ -139,7 +137,7 @@ class Runner:
             kept: deque[tuple[Attempt, Kind]] = deque()
             for attempt, kind in self._waiting:
                 if attempt.key in wanted:
-                    self._end_unstarted(attempt.key, reason)
+                    self._end_waiting(attempt.key, reason)
                 else:
                     kept.append((attempt, kind))
             self._waiting = kept
@@ -305,9 +303,7 @@ class Runner:
         took = 0.0 if active is None else now - active.began
         words = f"the worker met an error of its own: {type(error).__name__} (its log has more)"
         self.last_error = words
-        self._results.append(
-            Result(key, Outcome.FAILED.value, took, Cause.ERROR.value, words, b"", b"")
-        )
+        self._add(key, Verdict(Outcome.FAILED, Cause.ERROR, words), took)
 
     def _finish(self, active: _Active, done: Done, now: float) -> None:
         key, took, cause = active.attempt.key, now - active.began, done.cause
@@ -319,23 +315,9 @@ class Runner:
         )
 
     def _died(self, active: _Active, died: Died, now: float) -> None:
-        code, words = died.code, died.words
-        cause = Cause.ERROR
-        if code is None:
-            message = words
-            self.last_error = message[:500]
-        elif active.attempt.task_type == "python_eval" and code == _SIGNAL_BASE + _SIGXCPU:
-            cause = Cause.DETERMINISTIC
-            message = "payload.expression: needs more processor time than it may have"
-        elif abs(code) > _SIGNAL_BASE:
-            message = f"the task's process was killed by signal {abs(code) - _SIGNAL_BASE}"
-        elif code < 0:
-            message = f"the task's process was killed by signal {-code}"
-        else:
-            message = f"the task's process ended by itself with exit code {code}"
-        if words and code is not None:
-            message = f"{message}: {words}"
-        self._add(active, Outcome.FAILED.value, cause.value, message, now)
+        if died.code is None:
+            self.last_error = died.words[:500]
+        self._judge(active, outcomes.of_dead_process(active.attempt.task_type, died), now)
 
     # --- ends ---------------------------------------------------------------------------------
 
@@ -389,48 +371,29 @@ class Runner:
             active.slot.kill(key)
 
     def _end_killed(self, active: _Active, reason: str, now: float) -> None:
-        elapsed = now - active.began
-        if reason == CANCELLED:
-            self._add(active, Outcome.CANCELLED.value, None, "cancelled", now)
-        elif reason == TIMEOUT:
-            limit = active.attempt.timeout_seconds
-            message = f"did not end within {limit} s"
-            self._add(active, Outcome.TIMEOUT.value, Cause.TIMEOUT.value, message, now)
-        elif reason == UNSTARTED:
-            message = f"it never started: its process was not ready within {START_SECONDS:g} s"
-            self.last_error = message
-            self._add(active, Outcome.FAILED.value, Cause.ERROR.value, message, now)
-        elif reason == RELEASED:
-            message = f"stopped after {elapsed:.1f} s because the device is going"
-            self._add(active, Outcome.RELEASED.value, None, message, now)
-        elif reason == FENCED:
-            message = (
-                f"stopped after {elapsed:.1f} s because the device lost the main node"
-                " (worker.on_lease_loss = kill)"
-            )
-            self._add(active, Outcome.FAILED.value, Cause.WORKER_LOST.value, message, now)
+        verdict = outcomes.of_killed(
+            active.attempt, reason, ran_seconds=now - active.began, start_seconds=START_SECONDS
+        )
+        if verdict is not None:
+            if reason == UNSTARTED:
+                self.last_error = verdict.message
+            self._judge(active, verdict, now)
 
-    def _end_unstarted(self, key: AttemptKey, reason: str) -> None:
-        if reason == CANCELLED:
-            outcome, cause = Outcome.CANCELLED, None
-        elif reason == TIMEOUT:
-            outcome, cause = Outcome.TIMEOUT, Cause.TIMEOUT.value
-        elif reason in (RELEASED, FENCED):
-            outcome, cause = Outcome.RELEASED, None
-        else:
-            return
-        message = f"{outcome.value} before it started"
-        self._results.append(Result(key, outcome.value, 0.0, cause, message, b"", b""))
+    def _end_waiting(self, key: AttemptKey, reason: str) -> None:
+        verdict = outcomes.of_waiting(reason)
+        if verdict is not None:
+            self._add(key, verdict, 0.0)
 
-    def _add(
-        self, active: _Active, outcome: str, cause: str | None, message: str, now: float
-    ) -> None:
-        key, elapsed = active.attempt.key, now - active.began
-        self._results.append(Result(key, outcome, elapsed, cause, message, b"", b""))
+    def _judge(self, active: _Active, verdict: Verdict, now: float) -> None:
+        self._add(active.attempt.key, verdict, now - active.began)
+
+    def _add(self, key: AttemptKey, verdict: Verdict, ran_seconds: float) -> None:
+        outcome, cause, message = verdict
+        cause_text = None if cause is None else cause.value
+        self._results.append(Result(key, outcome.value, ran_seconds, cause_text, message, b"", b""))
 
     def _fail(self, key: AttemptKey, failure: TaskFailed) -> None:
-        outcome, cause = failure.outcome.value, failure.cause.value
-        self._results.append(Result(key, outcome, 0.0, cause, failure.message, b"", b""))
+        self._add(key, Verdict(failure.outcome, failure.cause, failure.message), 0.0)
 
     def _set_timer(self, at: float, key: AttemptKey) -> None:
         heapq.heappush(self._timers, (at, key))
