@@ -58,7 +58,8 @@ class Store(Protocol):
     def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
         """Everything a starting broker needs; begins a new epoch.
 
-        `begin` makes it of the newest number that is known to have been used, see `feed`.
+        `begin` makes it of the newest number that is known to have been used
+        (`event_log.fresh_epoch`).
 
         Payloads of live tasks above `inline_bytes` are left out. Raises `StoreError`.
         """

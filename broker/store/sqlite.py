@@ -40,7 +40,7 @@ from retire_cluster.broker.store.sqlite_writes import chunks
 
 
 class SQLiteStore:
-    """See `store.Store` and the module's text.
+    """See `base.Store` and the module's text.
 
     :param path: the database file; its folder must exist
     """
