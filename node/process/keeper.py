@@ -23,6 +23,7 @@ SIGNAL_BASE = 128
 def main(life_fd: int = -1) -> int:
     """Run until stdin or the life pipe is closed."""
     if sys.platform == "win32":
+        # Imported where it runs: the keeper on POSIX must stay small, and does not need it.
         from retire_cluster.node.process.server import serve
 
         return serve()

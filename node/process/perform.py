@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from retire_cluster.node.system import resource_limits
-from retire_cluster.node.tasks import exception_text
+from retire_cluster.node.tasks import exception_text, own_type
 from retire_cluster.node.tasks.base import Context, Hopeless, Limits, Success, TaskFailed
 from retire_cluster.node.tasks.bounded_output import Kept, fit, json_size, of_text
 from retire_cluster.node.tasks.json_result import NotJson, to_json
@@ -130,6 +130,7 @@ def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Co
     content = json.loads(payload or b"{}")
     if not isinstance(content, dict):
         raise Hopeless("payload: must be an object")
+    # Imported here: each loads libraries that tasks of the other types do not need.
     if task_type == "python_eval":
         from retire_cluster.node.tasks import python_eval
 
@@ -142,6 +143,4 @@ def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Co
         from retire_cluster.node.tasks import command
 
         return command.run(content, context)
-    from retire_cluster.node.tasks import own_type
-
     return own_type.run(str(header["entry_point"]), content, context)
