@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.harness.zygote import Zygote
 from tests.chaos.rig import Rig
-from tests.chaos.zygote import Zygote
 
 MakeRig = Callable[..., Rig]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retire_cluster.schemas.errors import ClusterError
-from tests.chaos.journal import Journal, Verdict
+from tests.chaos.harness.journal import Journal, Verdict
+from tests.chaos.harness.zygote import Child
 from tests.chaos.rig import Rig
-from tests.chaos.zygote import Child
 
 BROKER_POINTS = (
     "broker-before-commit", "broker-after-commit", "broker-after-answer", "broker-after-assign",

@@ -17,7 +17,7 @@ from typing import Any
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.schemas.errors import ClusterError
-from tests.chaos.zygote import Child, Zygote
+from tests.chaos.harness.zygote import Child, Zygote
 from tests.ports import free_port
 
 #: Beats fast, so that a lease is over while a test waits; retries at once.

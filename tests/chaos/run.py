@@ -29,7 +29,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402 - with the kit that c
 from hypothesis.stateful import run_state_machine_as_test  # noqa: E402
 
 from retire_cluster.node.system import task_folders  # noqa: E402
-from tests.chaos import fuzz, measure, odd  # noqa: E402
+from tests.chaos import fuzz, odd  # noqa: E402
+from tests.chaos.harness import measure  # noqa: E402
 from tests.chaos.kills import Campaign  # noqa: E402
 from tests.chaos.rig import Rig, eventually, rig  # noqa: E402
 from tests.chaos.test_chaos_model import ClusterModel  # noqa: E402

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos.measure import under_slow_clients
+from tests.chaos.harness.measure import under_slow_clients
 from tests.chaos.rig import Rig, eventually
 
 

@@ -69,7 +69,6 @@ STILL: dict[str, set[str]] = {
         "api.mainnode.parking > api.admission.auth",
         "api.mainnode.parking > api.serving.shutdown",
     },
-    "crowded": {"tests/acceptance", "tests/chaos"},
 }
 GRAPH = house.modules(ROOT)
 TESTED_FOLDERS = (*house.PACKAGES, "tests", "bench")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.clusters.test_join import line, worker
 from tests.acceptance.kit import Cluster, run
-from tests.acceptance.test_join import line, worker
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Main node, API and worker started one by one, as a service manager does; a task goes through.
 
-    python tests/chaos/apart.py FOLDER      prints `well`, or what went wrong
+    python tests/chaos/harness/apart.py FOLDER      prints `well`, or what went wrong
 
 Run by `machines.py` inside an odd machine; only the standard library is used.
 """
