@@ -114,10 +114,23 @@ class Cluster:
     ) -> list[TaskFuture]:
         """Submit up to 1000 tasks with one request, all or none."""
         tasks = [{"task_type": task_type, "payload": payload, **options} for payload in payloads]
+        return self.submit_tasks(tasks, idempotency_key, retry_seconds)
+
+    def submit_tasks(
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        idempotency_key: str | None = None,
+        retry_seconds: float | None = None,
+    ) -> list[TaskFuture]:
+        """Submit up to 1000 tasks, of any types, with one request, all or none; after `begin`."""
         answer = self.api.submit_tasks(
             tasks, idempotency_key=idempotency_key, retry_seconds=retry_seconds
         )
         return self._watcher.register(data_of(answer)["task_ids"])
+
+    def listen(self) -> None:
+        """See to it that somebody listens for ends."""
+        self._watcher.listen()
 
     def pipeline(
         self,

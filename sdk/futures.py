@@ -45,6 +45,8 @@ class TaskFuture(Future[Any]):
     ) -> None:
         super().__init__()
         self.task_id = task_id
+        #: A device was heard to have begun with it.
+        self.begun = False
         self._api = api
         self._listen = listen
         self._home = os.getpid()

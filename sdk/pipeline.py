@@ -18,7 +18,7 @@ from retire_cluster.sdk.futures import TaskFuture, data_of
 
 #: Tasks of one submission: the most the interface takes, and what fits into its 16 MiB.
 BATCH: Final = 1_000
-_BATCH_BYTES: Final = 12 * 1024 * 1024
+BATCH_BYTES: Final = 12 * 1024 * 1024
 #: A slow input is not waited for longer than this before what there is gets submitted. It doubles,
 #: so that an input of an hour makes a few hundred submissions.
 _FIRST_SECONDS: Final = 0.25
@@ -69,7 +69,7 @@ class Batches:
             if held is None:
                 break
             payload, length = held
-            if found and size + length > _BATCH_BYTES:
+            if found and size + length > BATCH_BYTES:
                 self._held = held
                 break
             found.append(payload)

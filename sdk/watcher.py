@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Final
 
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.vocabulary import TERMINAL
+from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
 from retire_cluster.sdk.api import RetireClusterAPI
 from retire_cluster.sdk.futures import TaskFuture, data_of
 
@@ -30,6 +30,7 @@ _BATCH: Final = 500
 #: Ends seen before their submission was answered, kept for when it is.
 _EARLY_ENDS: Final = 20_000
 _ENDED: Final = frozenset(f"task.{status.value}" for status in TERMINAL)
+_BEGUN: Final = f"task.{TaskStatus.RUNNING.value}"
 log = logging.getLogger("retire_cluster.sdk")
 
 
@@ -50,6 +51,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._pending: MutableMapping[str, TaskFuture] = {}
         self._early: dict[str, None] = {}
+        self._early_starts: dict[str, None] = {}
         self._cursor = 0
         self._refusals = 0
         self._thread: threading.Thread | None = None
@@ -81,6 +83,9 @@ class Watcher:
         futures = [TaskFuture(task_id, self._api, self.listen) for task_id in task_ids]
         with self._lock:
             self._pending.update(zip(task_ids, futures, strict=True))
+            for future in futures:
+                future.begun = future.task_id in self._early_starts
+                self._early_starts.pop(future.task_id, None)
             ended = [task_id for task_id in task_ids if task_id in self._early]
         if ended:
             self._complete(ended)
@@ -118,6 +123,7 @@ class Watcher:
         asked = time.monotonic()
         data = data_of(self._api.get_events(self._cursor, wait_seconds=_POLL_SECONDS))
         ended = [event["task_id"] for event in data["events"] if event["type"] in _ENDED]
+        self._note_begun([event["task_id"] for event in data["events"] if event["type"] == _BEGUN])
         if data.get("gap"):
             with self._lock:
                 ended += list(self._pending)  # which of them have ended is found by asking
@@ -128,6 +134,17 @@ class Watcher:
         if not data["events"]:
             # Too many wait at the facade: it answered at once.
             time.sleep(max(0.0, _AWAY_SECONDS - (time.monotonic() - asked)))
+
+    def _note_begun(self, task_ids: list[str]) -> None:
+        with self._lock:
+            for task_id in task_ids:
+                future = self._pending.get(task_id)
+                if future is not None:
+                    future.begun = True
+                else:
+                    self._early_starts[task_id] = None
+            while len(self._early_starts) > _EARLY_ENDS:
+                del self._early_starts[next(iter(self._early_starts))]
 
     def _note(self, error: ClusterError) -> None:
         log.debug("no events: %s", error)

@@ -44,6 +44,8 @@ class Announcement:
     insecure: bool = False
     #: Types that local workers do not run because they are run by root.
     kept_back: Sequence[str] = ()
+    #: Local workers may call functions.
+    functions: bool = False
 
     @property
     def url(self) -> str:
@@ -71,6 +73,7 @@ class Announcement:
             f" -d {quoted}",
             "or without REST:",
             f"  {self.commands}retire-cluster submit echo message=Hello --wait{self.data_dir_flag}",
+            *self._functions_lines(),
             "",
             *self._kept_back_lines(),
             *self._join_lines(),
@@ -79,6 +82,19 @@ class Announcement:
             "",
         ]
         return "\n".join(lines)
+
+    def _functions_lines(self) -> list[str]:
+        if self.functions:
+            return [
+                "or your own Python functions (docs/functions.md):",
+                "  from retire_cluster.sdk import Executor",
+                f'  with Executor("{self.url}") as devices:',
+                "      print(list(devices.map(lambda n: n * n, range(10))))",
+            ]
+        return [
+            "or your own Python functions, once allowed: retire-cluster up --allow python_call",
+            "  (it runs any Python function of whoever may submit, as this user, behind the walls)",
+        ]
 
     def _kept_back_lines(self) -> list[str]:
         if not self.kept_back:

@@ -189,17 +189,26 @@ class Plan:
 
         :param own_types: the names of those that are installed
         """
-        rules = self._settings.policy
-        policy = Policy.make(
-            allow=(*rules.allow, *self._args.allow),
-            is_root=is_root,
-            allow_root=rules.allow_root or self._args.allow_root,
-            other_user=bool(rules.user),
-        )
+        rules, policy = self._settings.policy, self._policy(is_root=is_root)
         off = [name for name in OFF_BY_DEFAULT if name in policy.allow]
         allowed = [*off, *sorted(set(own_types))]
         wanted = [name for name in allowed if name not in rules.deny]
         return [name for name in wanted if self.device_ids and policy.refused_for_root(name)]
+
+    def runs_functions(self, *, is_root: bool) -> bool:
+        """Whether the local workers call functions of whoever may submit."""
+        policy = self._policy(is_root=is_root)
+        return bool(self.device_ids) and policy.refusal("python_call") is None
+
+    def _policy(self, *, is_root: bool) -> Policy:
+        rules = self._settings.policy
+        return Policy.make(
+            allow=(*rules.allow, *self._args.allow),
+            deny=rules.deny,
+            is_root=is_root,
+            allow_root=rules.allow_root or self._args.allow_root,
+            other_user=bool(rules.user),
+        )
 
     @property
     def api_environ(self) -> Mapping[str, str | None]:

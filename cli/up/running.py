@@ -291,6 +291,7 @@ class Up:
         found = replace(
             self._announcement(way_in),
             kept_back=self._plan.kept_back(own_types, is_root=running_as_root()),
+            functions=self._plan.runs_functions(is_root=running_as_root()),
         )
         tell(f"ready {found.url}", self._out)
         tell(found.text(), self._err)

@@ -34,6 +34,7 @@ from retire_cluster.node.tasks.base import (
 )
 from retire_cluster.node.tasks.own_type import Traced
 from retire_cluster.node.walls import enforcement
+from retire_cluster.schemas.interpreter import own_python
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.task_types import BUILTIN, CALL_FORMS
 
@@ -198,7 +199,7 @@ def _compiled(payload: Mapping[str, Any]) -> Callable[..., Any]:
     try:
         code = compile(text, file, "exec", dont_inherit=True)
     except SyntaxError as error:
-        own, sent = _python(), payload.get("python") or ""
+        own, sent = own_python(), payload.get("python") or ""
         if sent and sent != own:
             raise NotHere(
                 f"{MISMATCH}: Python {own} does not read what Python {sent} sent: {error}"
@@ -222,7 +223,7 @@ def _callable(found: Any, name: str) -> Callable[..., Any]:
 
 
 def _unpickled(payload: Mapping[str, Any]) -> _Call:
-    own, sent = _python(), payload["python"]
+    own, sent = own_python(), payload["python"]
     if own != sent:
         raise NotHere(
             f"{MISMATCH}: the function was pickled by Python {sent}, and this device runs its tasks"
@@ -253,12 +254,6 @@ def _cloudpickle() -> Any:
         return None
 
 
-def _python() -> str:
-    """As payloads name it; the bytecode of another implementation is another version."""
-    name = "" if sys.implementation.name == "cpython" else sys.implementation.name
-    return f"{name}{sys.version_info[0]}.{sys.version_info[1]}"
-
-
 # --- running it, and its result ---------------------------------------------------------------
 
 
@@ -281,7 +276,7 @@ class _Answers:
     def of(self, value: Any, more: dict[str, Any]) -> dict[str, Any]:
         """A result; raises what says that it cannot be sent."""
         if self._pickled:
-            return {"pickle": _pickle(value), "python": _python(), **more}
+            return {"pickle": _pickle(value), "python": own_python(), **more}
         from retire_cluster.schemas.plain import encode
 
         room = MAX_RESULT_BYTES - _AROUND_BYTES
@@ -301,7 +296,7 @@ class _Answers:
         }
         if self._pickled:
             for text in _attempts(lambda: _pickle(error)):
-                found["error"] |= {"pickle": text, "python": _python()}
+                found["error"] |= {"pickle": text, "python": own_python()}
         if self._each:
             for part in _attempts(lambda: self.of(done, {})):
                 found |= part

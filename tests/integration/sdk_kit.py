@@ -77,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(path)
         if path.endswith("/events"):
             self._events(dict(part.split("=") for part in query.split("&") if part))
+        elif path.endswith("/tasks/types"):
+            self._answer(200, {"by_type": {"python_call": {"devices": 1}}})
         else:
             result = self.server.results[path.split("/")[-2]]
             self._answer(200, {"is_terminal": bool(result)})

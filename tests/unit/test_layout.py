@@ -52,6 +52,7 @@ ROOMS = {
     ),
     "api": ("api.content", "api.mainnode", "api.admission", "api.serving", "api.resources"),
     "cli": ("cli.joining", "cli.up", "cli.verbs", "cli.map", "cli.service"),
+    "sdk": ("sdk.functions",),
 }  # fmt: skip
 #: Rooms that are pure: the same whatever the time, the network and the disk.
 PURE_ROOMS = ("broker.core", "node.core")

@@ -51,6 +51,15 @@ def test_a_facade_on_every_address_is_called_by_loopback_here() -> None:
     assert announcement(api_host="::").url == "http://[::1]:8081"
 
 
+def test_functions_are_shown_where_they_run_and_offered_by_what_they_are_elsewhere() -> None:
+    assert (
+        'with Executor("http://127.0.0.1:8081") as devices' in announcement(functions=True).text()
+    )
+    offered = announcement().text()
+    assert "up --allow python_call" in offered
+    assert "any Python function of whoever may submit" in offered
+
+
 def test_the_curl_line_is_quoted_for_the_shell_at_hand() -> None:
     assert """-d '{"task_type""" in announcement().text(windows=False)
     assert """-d "{\\"task_type""" in announcement().text(windows=True)
