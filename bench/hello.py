@@ -16,7 +16,7 @@ import falcon
 import waitress
 import zmq
 
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 
 _THREADS = 16
 

@@ -29,7 +29,7 @@ from retire_cluster.schemas.protocol.messages import (
     Hello,
     TypeInfo,
 )
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 
 _TYPES = (TypeInfo("job", repeatable=True),)
 _MILLION = 1_000_000

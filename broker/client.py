@@ -20,7 +20,7 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 from retire_cluster.schemas.text.hosts import bracketed
 
 DEFAULT_TIMEOUT_SECONDS = 2.0
@@ -122,8 +122,8 @@ class AdminClient:
         answer = self.call_raw(op, args, blobs, timeout_seconds=timeout_seconds)
         for path, text in answer.blobs:
             try:
-                value = jsontext.loads(text)
-            except jsontext.JSONError:
+                value = json_text.loads(text)
+            except json_text.JSONError:
                 value = None  # a device's text that is no JSON: null, as in the REST API
             place(answer.data, path, value)
         return answer.data

@@ -12,7 +12,7 @@ from typing import Final, TextIO
 
 from retire_cluster.cli import streams
 from retire_cluster.cli.up import lifeline
-from retire_cluster.schemas.text.cleantext import escaped_lines
+from retire_cluster.schemas.text.clean_text import escaped_lines
 
 #: Import name of what a command may lack → what to hand to pip.
 _MAIN_NODE: Final = "retire-cluster[api]"

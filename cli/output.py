@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from typing import Any, TextIO
 
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.text.cleantext import STEERING, escaped, escaped_lines
+from retire_cluster.schemas.text.clean_text import STEERING, escaped, escaped_lines
 
 _MISSING = "-"
 _COLOURS = {"green": "32", "red": "31", "yellow": "33", "dim": "2", "bold": "1"}

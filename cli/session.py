@@ -14,7 +14,7 @@ from retire_cluster.cli.target import Caller, Target, find_target
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.spec import SettingsError
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, ValidationError
-from retire_cluster.schemas.text.jsontext import JSONError
+from retire_cluster.schemas.text.json_text import JSONError
 
 PAGE_SIZE = 100
 

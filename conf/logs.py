@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from retire_cluster.conf.outlet import Outlet
 from retire_cluster.conf.sections import Logging
-from retire_cluster.schemas.text.cleantext import escaped
+from retire_cluster.schemas.text.clean_text import escaped
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]

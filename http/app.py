@@ -16,21 +16,21 @@ import falcon
 from retire_cluster.api.admission import keys as api_keys
 from retire_cluster.api.admission import middleware
 from retire_cluster.api.admission.auth import Authorizer
-from retire_cluster.api.admission.bodybudget import TellSender
-from retire_cluster.api.admission.localusers import LocalUsers
+from retire_cluster.api.admission.body_budget import TellSender
+from retire_cluster.api.admission.local_users import LocalUsers
 from retire_cluster.api.admission.middleware import AdmissionMiddleware
 from retire_cluster.api.admission.peers import Hosts, Origins, Peers
-from retire_cluster.api.admission.ratelimit import RequestLimiter
+from retire_cluster.api.admission.rate_limit import RequestLimiter
+from retire_cluster.api.admission.result_charges import ResultCharges
 from retire_cluster.api.admission.senders import sender_by
 from retire_cluster.api.admission.sessions import Sessions
 from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.admission.tickets import Tickets
-from retire_cluster.api.admission.toll import Toll
 from retire_cluster.api.content.submission import SubmissionReader
-from retire_cluster.api.mainnode.feed import EventFeed
-from retire_cluster.api.mainnode.link import AdminCaller, MainNodeLink
-from retire_cluster.api.mainnode.parking import Parking
-from retire_cluster.api.mainnode.stats import HttpStats, Reporter
+from retire_cluster.api.main_node.feed import EventFeed
+from retire_cluster.api.main_node.link import AdminCaller, MainNodeLink
+from retire_cluster.api.main_node.parking import Parking
+from retire_cluster.api.main_node.stats import HttpStats, Reporter
 from retire_cluster.api.resources.cluster import (
     ClusterHealthResource,
     ClusterResource,
@@ -183,10 +183,10 @@ def create_app(
         reserved=access.required,
         monotonic=monotonic,
     )
-    toll = Toll(limiter)
+    charges = ResultCharges(limiter)
     bounds = StrangerLimits(api.stranger_tasks, api.stranger_seconds)
-    tasks = TaskListResource(guarded, access, SubmissionReader(), parking, toll, bounds)
-    task = TaskResource(guarded, access, parking, toll)
+    tasks = TaskListResource(guarded, access, SubmissionReader(), parking, charges, bounds)
+    task = TaskResource(guarded, access, parking, charges)
     config = ConfigResource(guarded, public_view(api))
 
     route = app.add_route

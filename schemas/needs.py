@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from retire_cluster.schemas.text import weburl
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text import web_url
+from retire_cluster.schemas.text.clean_text import clean
 
 SHELL: Final = "a shell"
 PRIVATE: Final = "a private address"
@@ -59,7 +59,7 @@ def of(task_type: str, payload: Mapping[str, Any]) -> str:
 def _of_url(url: object) -> str:
     try:
         # Where no request can go, nothing is needed for it.
-        host = weburl.split(url).hostname if isinstance(url, str) else None
+        host = web_url.split(url).hostname if isinstance(url, str) else None
     except ValueError:
         return ""
     if not host:

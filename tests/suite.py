@@ -38,7 +38,7 @@ PURE_CORE = (
     "node/core/*.py",
     "broker/store/recent.py",
     "broker/admin/submission/batch.py",
-    "broker/admin/ratelimit.py",
+    "broker/admin/rate_limit.py",
     "broker/admin/views.py",
     "schemas/ids.py",
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from retire_cluster.broker.admin.calls import Call, ParkedPoll, Reply
 from retire_cluster.broker.admin.health import Health
-from retire_cluster.broker.admin.ratelimit import RequestWindows
+from retire_cluster.broker.admin.rate_limit import RequestWindows
 from retire_cluster.broker.admin.submission.batch import SubmissionBatch
 from retire_cluster.broker.admin.submission.reading import SpecCache
 from retire_cluster.broker.admin.submission.strangers import Strangers

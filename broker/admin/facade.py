@@ -8,7 +8,7 @@ import secrets
 
 from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import AdminContext
-from retire_cluster.broker.admin.ratelimit import RequestLimits
+from retire_cluster.broker.admin.rate_limit import RequestLimits
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.conf.curve import Pair
 from retire_cluster.schemas.keys import fingerprint

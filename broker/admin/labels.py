@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from retire_cluster.schemas.text.cleantext import plain
-from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.text.clean_text import plain
+from retire_cluster.schemas.text.json_text import JSONError, loads
 
 #: Of a payload so much is looked at, so that a list costs the same whatever its tasks carry.
 HEAD_BYTES: Final = 400

@@ -27,7 +27,7 @@ from retire_cluster.schemas.errors import (
     ValidationError,
 )
 from retire_cluster.schemas.rest import requests
-from retire_cluster.schemas.text.jsontext import loads
+from retire_cluster.schemas.text.json_text import loads
 from retire_cluster.schemas.vocabulary import (
     PRIORITY_BY_WORD,
     RETRYABLE,

@@ -10,7 +10,7 @@ from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Consensus
 from retire_cluster.schemas.rest.json_schema import json_schema
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: Own types in one answer, and bytes of their descriptions.

@@ -17,7 +17,7 @@ from retire_cluster.schemas.errors import ClusterError, to_wire
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol.messages import DRAINED_BY_ADMINISTRATOR
 from retire_cluster.schemas.text import truncation
-from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.text.json_text import JSONError, loads
 from retire_cluster.schemas.vocabulary import PRIORITIES, RETRYABLE, TERMINAL, TaskStatus
 
 View = dict[str, Any]

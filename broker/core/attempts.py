@@ -35,7 +35,7 @@ from retire_cluster.schemas.protocol.messages import (
     Reject,
     Started,
 )
-from retire_cluster.schemas.text.cleantext import plain, plain_lines
+from retire_cluster.schemas.text.clean_text import plain, plain_lines
 from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, Outcome, TaskStatus
 
 #: The pause after an assignment that could not be sent; it doubles …

@@ -21,8 +21,8 @@ from retire_cluster.schemas.protocol.messages import (
     Hello,
     TypeInfo,
 )
-from retire_cluster.schemas.text.cleantext import plain, plain_lines
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.clean_text import plain, plain_lines
+from retire_cluster.schemas.text.json_text import dumps, loads
 from retire_cluster.schemas.vocabulary import INSTANT_PER_SLOT, DeviceStatus, TaskStatus
 
 #: Attributes that the store keeps beside tags and types.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
 from retire_cluster.schemas.text import truncation
-from retire_cluster.schemas.text.jsontext import JSONError, dumps_clean, loads
+from retire_cluster.schemas.text.json_text import JSONError, dumps_clean, loads
 from retire_cluster.schemas.text.truncation import Cut
 
 _TEXTS = ("error_traceback", "logs")

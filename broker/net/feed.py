@@ -10,7 +10,7 @@ from retire_cluster.broker.admin.views import event
 from retire_cluster.broker.core.records.event_log import EventLog
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
 _NOW = int(zmq.NOBLOCK)

@@ -23,7 +23,7 @@ from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.target import Caller
 from retire_cluster.cli.waiting import wait_for
 from retire_cluster.schemas.errors import CannotRetryTask, TaskNotFound, ValidationError
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 
 CHUNK: Final = 200
 _CANCEL_AT_ONCE: Final = 1_000
@@ -56,7 +56,7 @@ class Lines:
         # Not `splitlines`: a text in JSON may hold what Unicode calls the end of a line.
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                found.append(jsontext.dumps(read_json_object(line, f"line {number} of {name}")))
+                found.append(json_text.dumps(read_json_object(line, f"line {number} of {name}")))
         return cls(name, found)
 
 
@@ -232,7 +232,7 @@ class Run:
             }
             if result.get("truncated"):
                 row["truncated"] = result["truncated"]
-            sys.stdout.write(clean_json(jsontext.dumps(row).decode("utf-8")) + "\n")
+            sys.stdout.write(clean_json(json_text.dumps(row).decode("utf-8")) + "\n")
             shown.append(result)
         sys.stdout.flush()
         chunk.left = [place for place in chunk.left if chunk.ids[place] not in found]
@@ -322,7 +322,7 @@ def submit(client: Caller, task: dict[str, Any], what: Submission) -> list[str]:
         "owner": "retire-cluster map",
         "idempotency_key": what.idempotency_key,
         "fingerprint": hashlib.sha256(
-            jsontext.dumps(task) + b"\n" + b"\n".join(what.payloads)
+            json_text.dumps(task) + b"\n" + b"\n".join(what.payloads)
         ).hexdigest(),
     }
     found: list[str] = client.call("task.submit", args, what.payloads, timeout_seconds=30.0)[

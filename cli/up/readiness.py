@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.schemas.errors import ClusterError
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 
 _PAUSE_SECONDS = 0.05
 #: After this long the person waiting is told what is still missing.
@@ -97,7 +97,7 @@ class Readiness(threading.Thread):
             "requirements": {},
             "metadata": {"created_by": "retire-cluster up"},
         }
-        payload = jsontext.dumps({"message": "Hello from retire-cluster up"})
+        payload = json_text.dumps({"message": "Hello from retire-cluster up"})
         task_id = self._client.call("task.submit", {"tasks": [task]}, [payload])["task_ids"][0]
         while not self._stopping.is_set():
             args = {"task_ids": [task_id], "timeout_seconds": 1.0}

@@ -22,7 +22,7 @@ from retire_cluster.cli.session import Session, connection_flags, run_verb, verb
 from retire_cluster.cli.stdin import read_whole
 from retire_cluster.cli.waiting import look_again, wait_and_print
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 
 _EPILOG = """\
 examples:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def submit(session: Session) -> int:
     """Submit, and wait where asked."""
     args, output = session.args, session.output
-    payload = jsontext.dumps(_payload(args.task_type, args.payload))
+    payload = json_text.dumps(_payload(args.task_type, args.payload))
     task = {**task_from_flags(args), "metadata": _metadata(args.metadata)}
     data = session.client.call("task.submit", {"task": task}, [payload])
     task_id = data["task_ids"][0]

@@ -10,7 +10,7 @@ from retire_cluster.cli import exits
 from retire_cluster.cli.output import Style, table
 from retire_cluster.cli.session import Session, all_items, connection_flags, run_verb, verb_parser
 from retire_cluster.cli.verbs.status import status_text
-from retire_cluster.schemas.text.cleantext import escaped_lines
+from retire_cluster.schemas.text.clean_text import escaped_lines
 
 HEADERS = (
     "DEVICE", "STATUS", "RUNNING", "SLOTS", "CPU %", "MEM %", "TEMP", "BATTERY", "DONE", "FAILED",

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from retire_cluster.api.admission.keys import ApiKey, ApiKeyRing
-from retire_cluster.api.admission.localusers import ClientConnection, LocalUsers, connection_of
+from retire_cluster.api.admission.local_users import ClientConnection, LocalUsers, connection_of
 from retire_cluster.api.admission.peers import Peer
 from retire_cluster.api.admission.sessions import Sessions
 from retire_cluster.schemas import rights

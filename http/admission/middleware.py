@@ -18,11 +18,11 @@ from falcon.constants import COMBINED_METHODS
 
 from retire_cluster.api.admission.auth import CHALLENGE, Authorizer, Identity
 from retire_cluster.api.admission.peers import Hosts, Origins, Peers
-from retire_cluster.api.admission.ratelimit import RequestLimiter, Standing
+from retire_cluster.api.admission.rate_limit import RequestLimiter, Standing
 from retire_cluster.api.admission.sessions import set_cookie
 from retire_cluster.api.content import envelope
-from retire_cluster.api.mainnode.link import NOT_KNOWN
-from retire_cluster.api.mainnode.stats import HttpStats, Reporter
+from retire_cluster.api.main_node.link import NOT_KNOWN
+from retire_cluster.api.main_node.stats import HttpStats, Reporter
 from retire_cluster.schemas.errors import (
     ClusterError,
     ClusterUnavailable,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from retire_cluster.api.admission.auth import Authorizer, Identity, network_of, presented_key
-from retire_cluster.api.admission.bodybudget import Sender, TellSender
-from retire_cluster.api.admission.localusers import ClientConnection
+from retire_cluster.api.admission.body_budget import Sender, TellSender
+from retire_cluster.api.admission.local_users import ClientConnection
 from retire_cluster.api.admission.peers import Peers
 
 

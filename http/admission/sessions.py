@@ -22,7 +22,7 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api.admission.peers import prefix_of
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 
 SESSION_SECONDS: Final = 7 * 86_400
 PREFIX: Final = "retire_cluster_"

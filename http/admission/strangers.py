@@ -1,7 +1,7 @@
 """What callers without a right of their own may submit: little, short and behind everybody else.
 
 While authentication is on that is whoever sends no key, or one without `submit`; while it is off,
-whoever is not on this machine, or is another user of it (`localusers`). How many tasks they may
+whoever is not on this machine, or is another user of it (`local_users`). How many tasks they may
 have is counted by the main node, for all processes of the facade.
 """
 

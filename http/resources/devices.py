@@ -5,7 +5,7 @@ from __future__ import annotations
 import falcon
 
 from retire_cluster.api.content import reading
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 
 PING_SECONDS = 1.5

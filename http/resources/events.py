@@ -6,8 +6,8 @@ import falcon
 
 from retire_cluster.api.admission.tickets import NO_KEY, Tickets
 from retire_cluster.api.content import envelope, reading
-from retire_cluster.api.mainnode.link import MainNodeLink
-from retire_cluster.api.mainnode.parking import Parking
+from retire_cluster.api.main_node.link import MainNodeLink
+from retire_cluster.api.main_node.parking import Parking
 from retire_cluster.api.resources.base import Resource, answer
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import falcon
 
 from retire_cluster.api.content import reading
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import joining
 from retire_cluster.conf.machine.addresses import is_loopback, public_host

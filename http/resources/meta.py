@@ -11,7 +11,7 @@ from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.peers import prefix_of
 from retire_cluster.api.content import envelope, pages
 from retire_cluster.api.content.negotiation import names
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.schemas.rest.endpoints import ENDPOINTS
 

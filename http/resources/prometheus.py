@@ -15,8 +15,8 @@ from prometheus_client.core import (
     Metric,
 )
 
-from retire_cluster.api.mainnode.link import MainNodeLink
-from retire_cluster.api.mainnode.stats import HttpStats
+from retire_cluster.api.main_node.link import MainNodeLink
+from retire_cluster.api.main_node.stats import HttpStats
 from retire_cluster.api.resources.base import Resource
 from retire_cluster.schemas.errors import ClusterError
 

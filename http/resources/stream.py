@@ -9,7 +9,7 @@ import falcon
 from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.peers import Origins
 from retire_cluster.api.admission.tickets import Tickets
-from retire_cluster.api.mainnode.feed import (
+from retire_cluster.api.main_node.feed import (
     UPGRADE,
     EventFeed,
     EventFilter,

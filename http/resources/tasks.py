@@ -7,8 +7,8 @@ from typing import Any
 import falcon
 
 from retire_cluster.api.admission.auth import Authorizer, network_of
+from retire_cluster.api.admission.result_charges import ResultCharges
 from retire_cluster.api.admission.strangers import StrangerLimits
-from retire_cluster.api.admission.toll import Toll
 from retire_cluster.api.content import reading
 from retire_cluster.api.content.envelope import spliced
 from retire_cluster.api.content.submission import (
@@ -17,8 +17,8 @@ from retire_cluster.api.content.submission import (
     fingerprint,
     submit_args,
 )
-from retire_cluster.api.mainnode.link import MainNodeLink
-from retire_cluster.api.mainnode.parking import Parking, WaitBudget
+from retire_cluster.api.main_node.link import MainNodeLink
+from retire_cluster.api.main_node.parking import Parking, WaitBudget
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import failpoints
 
@@ -32,13 +32,13 @@ class TaskListResource(Resource):
         access: Authorizer,
         reader: SubmissionReader,
         parking: Parking,
-        toll: Toll,
+        charges: ResultCharges,
         bounds: StrangerLimits,
     ) -> None:
         self._cluster = cluster
         self._bounds = bounds
         self._parking = parking
-        self._toll = toll
+        self._charges = charges
         self._access = access
         self._reader = reader
 
@@ -82,7 +82,7 @@ class TaskListResource(Resource):
     def on_post_results(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the results of many tasks once all have ended or the wait is over."""
         args = {"task_ids": reading.checked_body(req)["task_ids"], "timeout_seconds": 0}
-        with self._toll.of_nothing(req):
+        with self._charges.charging_absence(req):
             found = self._cluster.call("task.wait", args, patient=True)
         wait = float(req.context.query["wait"])
         waited = False
@@ -93,7 +93,7 @@ class TaskListResource(Resource):
                 waited = patience.used
             if found.data["unfinished"] and not patience.parked:
                 self._parking.count(req)
-        self._toll.take(req, found.data["results"], waited=waited)
+        self._charges.charge(req, found.data["results"], waited=waited)
         answer(req, resp, spliced(found))
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -160,12 +160,12 @@ class TaskResource(Resource):
     """Serve `/tasks/{task_id}`: one task."""
 
     def __init__(
-        self, cluster: MainNodeLink, access: Authorizer, parking: Parking, toll: Toll
+        self, cluster: MainNodeLink, access: Authorizer, parking: Parking, charges: ResultCharges
     ) -> None:
         self._cluster = cluster
         self._access = access
         self._parking = parking
-        self._toll = toll
+        self._charges = charges
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         """Answer everything that is known of it."""
@@ -180,7 +180,7 @@ class TaskResource(Resource):
         task_id = reading.task_id(task_id)
         wait = float(req.context.query["wait"])
         waited = False
-        with self._toll.of_nothing(req):
+        with self._charges.charging_absence(req):
             if wait:
                 with self._parking.park(req, wait) as patience:
                     ended = await_ends(self._cluster, [task_id], patience)
@@ -188,7 +188,7 @@ class TaskResource(Resource):
                 if not ended and not patience.parked:
                     self._parking.count(req)
             found = self._cluster.call("task.result", {"task_id": task_id})
-        self._toll.take(req, [found.data], waited=waited)
+        self._charges.charge(req, [found.data], waited=waited)
         answer(req, resp, spliced(found))
 
     def on_get_explanation(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:

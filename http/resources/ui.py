@@ -17,7 +17,7 @@ from typing import Any, Final
 import falcon
 
 from retire_cluster.api.admission.auth import OTHER_USER, Authorizer, Identity
-from retire_cluster.api.admission.localusers import connection_of
+from retire_cluster.api.admission.local_users import connection_of
 from retire_cluster.api.admission.sessions import Sessions, set_cookie
 from retire_cluster.api.content import reading
 from retire_cluster.api.content.negotiation import accepts, has

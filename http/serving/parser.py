@@ -18,8 +18,8 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask
 from waitress.utilities import RequestEntityTooLarge
 
-from retire_cluster.api.admission.bodybudget import UNCOUNTED_BYTES, BodyBudget, Sender, TellSender
-from retire_cluster.api.admission.localusers import ClientConnection
+from retire_cluster.api.admission.body_budget import UNCOUNTED_BYTES, BodyBudget, Sender, TellSender
+from retire_cluster.api.admission.local_users import ClientConnection
 from retire_cluster.api.content import envelope
 from retire_cluster.api.content.bodies import MAX_BODY_BYTES, body_limit, too_large
 from retire_cluster.schemas.errors import ClusterError, InternalError, ValidationError

@@ -28,8 +28,13 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
-from retire_cluster.api.admission.bodybudget import BodyBudget, OneByOne, TellSender, nobody_strange
-from retire_cluster.api.admission.localusers import ClientConnection
+from retire_cluster.api.admission.body_budget import (
+    BodyBudget,
+    OneByOne,
+    TellSender,
+    nobody_strange,
+)
+from retire_cluster.api.admission.local_users import ClientConnection
 from retire_cluster.api.serving.one_core import OneCore
 from retire_cluster.api.serving.parser import (
     MAX_HEADER_BYTES,

@@ -28,8 +28,8 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from retire_cluster.api.admission.localusers import CONNECTION
-from retire_cluster.api.mainnode.feed import UPGRADE, OnOpen
+from retire_cluster.api.admission.local_users import CONNECTION
+from retire_cluster.api.main_node.feed import UPGRADE, OnOpen
 from retire_cluster.api.serving.handshake import is_asked_for, tokens
 from retire_cluster.api.serving.waitress_server import Channel, FacadeServer, SlowClientLimits
 from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError

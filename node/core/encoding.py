@@ -12,7 +12,7 @@ from typing import NamedTuple
 from retire_cluster.node.core.records import Result
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import Finished, FromDevice
-from retire_cluster.schemas.text.jsontext import JSONError
+from retire_cluster.schemas.text.json_text import JSONError
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 

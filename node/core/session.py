@@ -33,7 +33,7 @@ from retire_cluster.node.core.shutdown import Shutdown, Step
 from retire_cluster.node.core.work import Work
 from retire_cluster.schemas.protocol import messages
 from retire_cluster.schemas.protocol.wire import PROTOCOL
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.clean_text import clean
 
 #: With more attempts than this a heartbeat does not list them.
 MAX_HELD_IN_HEARTBEAT = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any, NamedTuple
 
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.clean_text import clean
 
 GROUP = "retire_cluster.task_types"
 

@@ -14,7 +14,7 @@ import struct
 from typing import Any, Final, NamedTuple
 
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.clean_text import clean
 
 _HEAD = struct.Struct("<cII")
 _KIB = 1024

@@ -15,7 +15,7 @@ from retire_cluster.node.tasks.json_result import NotJson, to_json
 from retire_cluster.node.tasks.own_type import Traced
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES
 from retire_cluster.schemas.text import truncation
-from retire_cluster.schemas.text.cleantext import clean, shorten
+from retire_cluster.schemas.text.clean_text import clean, shorten
 from retire_cluster.schemas.text.truncation import Cut
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 from retire_cluster.node.process.frames import RawFrame
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES
 from retire_cluster.schemas.text import truncation
-from retire_cluster.schemas.text.cleantext import clean, shorten
-from retire_cluster.schemas.text.jsontext import JSONError, dumps_clean, is_deeper, loads
+from retire_cluster.schemas.text.clean_text import clean, shorten
+from retire_cluster.schemas.text.json_text import JSONError, dumps_clean, is_deeper, loads
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 MAX_MESSAGE: Final = 4_000

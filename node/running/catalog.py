@@ -21,7 +21,7 @@ from retire_cluster.node.tasks.base import BadPayload, Denied, NotHere
 from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import TypeInfo
-from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.text.json_text import JSONError, loads
 from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 Check = Callable[[Mapping[str, Any]], None]

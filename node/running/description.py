@@ -22,7 +22,7 @@ from retire_cluster.node.running.task_process import Plan, TaskProcess
 from retire_cluster.node.tasks import own_type
 from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas.protocol.wire import WireError
-from retire_cluster.schemas.text.cleantext import clean, shorten
+from retire_cluster.schemas.text.clean_text import clean, shorten
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 log = logging.getLogger("retire_cluster.node")

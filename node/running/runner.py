@@ -32,7 +32,7 @@ from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
 from retire_cluster.schemas.protocol.messages import AttemptKey, ProgressItem
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 log = logging.getLogger("retire_cluster.node")

@@ -24,7 +24,7 @@ from retire_cluster.node.core.records import Result
 from retire_cluster.schemas.protocol.fields import attempt_key, number
 from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES, MAX_RESULT_BYTES
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.clean_text import clean
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 _MAGIC = b"RCS1"

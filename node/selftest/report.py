@@ -29,7 +29,7 @@ from retire_cluster.schemas.protocol.messages import (
     Welcome,
     read_from_broker,
 )
-from retire_cluster.schemas.text.cleantext import escaped
+from retire_cluster.schemas.text.clean_text import escaped
 
 WAIT_SECONDS = 5.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from retire_cluster.schemas.text.cleantext import clean, shorten
+from retire_cluster.schemas.text.clean_text import clean, shorten
 
 MAX_WORDS = 2_000
 

@@ -28,7 +28,7 @@ from retire_cluster.node.tasks.base import (
 from retire_cluster.node.tasks.bounded_output import Kept, cuts, fit, json_size
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
 from retire_cluster.schemas.task_types import BUILTIN, HTTP_METHODS
-from retire_cluster.schemas.text import weburl
+from retire_cluster.schemas.text import web_url
 
 if TYPE_CHECKING:
     import urllib3
@@ -58,7 +58,7 @@ def check(payload: Mapping[str, Any]) -> None:
     if not url:
         raise BadPayload("url", "is required")
     try:
-        weburl.split(url)
+        web_url.split(url)
     except ValueError as error:
         raise BadPayload("url", str(error)) from None
     method = payload.get("method", "GET")
@@ -116,10 +116,10 @@ def _follow(payload: Mapping[str, Any], private_allowed: bool, seconds: float) -
             return answer
         target = urljoin(url.partition("#")[0], location.replace(" ", "%20"))
         try:
-            after = weburl.split(target)
+            after = web_url.split(target)
         except ValueError as error:
             raise Hopeless(f"a redirect leads to {_place(target)!r:.200}, which {error}") from None
-        if _origin(weburl.split(url)) != _origin(after):
+        if _origin(web_url.split(url)) != _origin(after):
             headers = {k: v for k, v in headers.items() if k.lower() not in _CREDENTIALS}
         if status == 303 or (status in (301, 302) and method == "POST"):
             method = method if method == "HEAD" else "GET"
@@ -139,8 +139,8 @@ def _once(
 ) -> Success:
     import urllib3
 
-    parts = weburl.split(url)
-    host, port = weburl.host_of(parts), _origin(parts)[2]
+    parts = web_url.split(url)
+    host, port = web_url.host_of(parts), _origin(parts)[2]
     sent = _headers_to_send(parts, headers)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # The caller's deadline comes first, so that it decides what the task is told.
@@ -252,7 +252,7 @@ def _headers_and_body(payload: Mapping[str, Any]) -> tuple[dict[str, str], bytes
 def _headers_to_send(parts: SplitResult, headers: Mapping[str, str]) -> dict[str, str]:
     import urllib3
 
-    host = weburl.host_of(parts)
+    host = web_url.host_of(parts)
     name = f"[{host}]" if ":" in host else host
     sent = {"Host": f"{name}:{parts.port}" if parts.port else name, **headers}
     if not _header(sent, "user-agent"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.protocol.wire import MAX_RESULT_BYTES
-from retire_cluster.schemas.text.cleantext import clean
+from retire_cluster.schemas.text.clean_text import clean
 
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000

@@ -29,8 +29,8 @@ from retire_cluster.node.tasks import exception_text
 from retire_cluster.node.tasks.base import Context, Hopeless, NotHere, Success, TaskFailed
 from retire_cluster.node.walls import enforcement
 from retire_cluster.schemas.protocol.messages import TypeInfo
-from retire_cluster.schemas.text.cleantext import clean
-from retire_cluster.schemas.text.jsontext import JSONError, dumps, is_deeper
+from retire_cluster.schemas.text.clean_text import clean
+from retire_cluster.schemas.text.json_text import JSONError, dumps, is_deeper
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
 
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")

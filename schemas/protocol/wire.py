@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.schemas.text.jsontext import JSONError, dumps_clean, loads
+from retire_cluster.schemas.text.json_text import JSONError, dumps_clean, loads
 
 BUS = b"RCW1"
 ADMIN = b"RCA1"

@@ -16,7 +16,7 @@ from cerberus.validator import TypeDefinition
 
 from retire_cluster.schemas.bounds import is_finite, is_whole
 from retire_cluster.schemas.text.hosts import HostError, read_host
-from retire_cluster.schemas.text.jsontext import JSONError, dumps
+from retire_cluster.schemas.text.json_text import JSONError, dumps
 
 #: Field name → Cerberus rules.
 Schema = Mapping[str, Any]

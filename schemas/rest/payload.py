@@ -7,9 +7,9 @@ from typing import Any, Final
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text import weburl
-from retire_cluster.schemas.text.jsonscan import check_cost, long_number
-from retire_cluster.schemas.text.jsontext import JSONError, is_deeper, loads
+from retire_cluster.schemas.text import web_url
+from retire_cluster.schemas.text.json_scan import check_cost, long_number
+from retire_cluster.schemas.text.json_text import JSONError, is_deeper, loads
 
 #: How deep a payload may be nested (docs/contract.md, Task types).
 MAX_DEPTH: Final = 64
@@ -20,7 +20,7 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
 
     Raises `ValidationError` for anything that is not JSON in UTF-8 (NaN, infinities, lone
     surrogates included) or not an object, for nesting deeper than `max_depth`, for whole numbers
-    outside -2**63 to 2**64-1 and for more values than `jsonscan.MAX_COST` lets through. It is read
+    outside -2**63 to 2**64-1 and for more values than `json_scan.MAX_COST` lets through. It is read
     once, and not before its cost is known. Of equal names the last one counts.
     """
     check_cost(raw)
@@ -57,6 +57,6 @@ def check_builtin_payload(
         validate(info.payload_schema, payload, where=where)
     if task_type == "http_request":
         try:
-            weburl.split(payload["url"])
+            web_url.split(payload["url"])
         except ValueError as error:
             raise ValidationError(f"{where}.url", str(error)) from None

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.interpreter import own_python
 from retire_cluster.schemas.plain import BadPlain, decode
-from retire_cluster.schemas.text.cleantext import plain, plain_lines
+from retire_cluster.schemas.text.clean_text import plain, plain_lines
 from retire_cluster.sdk.futures import TaskFailed
 
 _NOT_PLAIN: Final = "NotPlain"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from tests.simulation.network import Dial, Frames
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from retire_cluster.node.process.frames import RawFrame
 from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running.slot import Died, Job, News
 from retire_cluster.schemas.protocol.messages import AttemptKey
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 
 if TYPE_CHECKING:
     from tests.simulation.device import Worker

@@ -50,7 +50,7 @@ ROOMS = {
         "node.system", "node.device", "node.walls", "node.tasks", "node.process", "node.core",
         "node.running", "node.link", "node.selftest",
     ),
-    "api": ("api.content", "api.mainnode", "api.admission", "api.serving", "api.resources"),
+    "api": ("api.content", "api.main_node", "api.admission", "api.serving", "api.resources"),
     "cli": ("cli.joining", "cli.up", "cli.verbs", "cli.map", "cli.service"),
     "sdk": ("sdk.functions",),
 }  # fmt: skip
@@ -67,8 +67,8 @@ MOST_LINES = 500
 #: What breaks a rule still, by the rule's name. It may only shrink.
 STILL: dict[str, set[str]] = {
     "api's rooms": {
-        "api.mainnode.parking > api.admission.auth",
-        "api.mainnode.parking > api.serving.shutdown",
+        "api.main_node.parking > api.admission.auth",
+        "api.main_node.parking > api.serving.shutdown",
     },
 }
 GRAPH = house.modules(ROOT)

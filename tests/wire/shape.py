@@ -13,7 +13,7 @@ from typing import Any
 
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 from tests.wire.samples import FROM_BROKER, FROM_DEVICE
 

@@ -17,7 +17,7 @@ from retire_cluster.schemas.protocol.wire import MAX_PAYLOAD_BYTES
 from retire_cluster.schemas.rest.payload import check_builtin_payload, parse_json_object
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 
 #: Built-in types whose payload may set a limit of its own, within the task's.
 _LIMITED: Final = frozenset({"command", "http_request"})

@@ -11,7 +11,7 @@ from retire_cluster.schemas.bounds import is_finite
 from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest.requests import MAX_BATCH, TASK_FIELDS
 from retire_cluster.schemas.rest.validation import validate
-from retire_cluster.schemas.text.jsontext import JSONError, dumps
+from retire_cluster.schemas.text.json_text import JSONError, dumps
 from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD
 
 #: Submissions' common fields that were validated before, by their JSON text.

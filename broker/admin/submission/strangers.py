@@ -15,7 +15,7 @@ from retire_cluster.broker.core.model import Task, TaskSpec
 from retire_cluster.schemas.errors import RateLimitExceeded
 from retire_cluster.schemas.rest.validation import validate
 from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 
 #: The argument `stranger` of `task.submit`.
 STRANGER: Final[dict[str, Any]] = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from retire_cluster.broker.core.rows import AccessRow
 from retire_cluster.schemas.keys import is_key
-from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
+from retire_cluster.schemas.text.json_text import JSONError, dumps, loads
 
 #: The sockets, as the handshake names them.
 BUS, ADMIN, FEED = "bus", "admin", "feed"

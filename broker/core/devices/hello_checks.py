@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from retire_cluster.broker.core.devices.type_registry import is_safe
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.text.cleantext import plain, plain_lines, plain_value
-from retire_cluster.schemas.text.jsontext import dumps, is_deeper
+from retire_cluster.schemas.text.clean_text import plain, plain_lines, plain_value
+from retire_cluster.schemas.text.json_text import dumps, is_deeper
 from retire_cluster.schemas.vocabulary import (
     BUILTIN_TASK_TYPES,
     DEVICE_ID_PATTERN,

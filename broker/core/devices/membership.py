@@ -19,7 +19,7 @@ from retire_cluster.broker.core.placement import passing_over
 from retire_cluster.broker.core.state import Challenge, ClusterState
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.wire import PROTOCOL
-from retire_cluster.schemas.text.cleantext import plain
+from retire_cluster.schemas.text.clean_text import plain
 
 #: How long a device that seems to live elsewhere may take to answer for itself.
 CHALLENGE_SECONDS = 1.0

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from retire_cluster.broker.core.model import Device
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.rest.device_schemas import safe_schema
-from retire_cluster.schemas.text.jsontext import JSONError, dumps
+from retire_cluster.schemas.text.json_text import JSONError, dumps
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: Own types of one device, and bytes of what it says of one and of all of them.

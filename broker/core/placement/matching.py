@@ -13,7 +13,7 @@ from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.placement.backlog import Lanes
 from retire_cluster.broker.core.placement.notes import Note, TaskKind
 from retire_cluster.schemas import needs
-from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.text.json_text import JSONError, loads
 from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 NO_GB = 0.0

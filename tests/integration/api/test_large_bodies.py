@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.admission.bodybudget import (
+from retire_cluster.api.admission.body_budget import (
     ALL_BYTES,
     STRANGER_BYTES,
     STRANGERS_BYTES,

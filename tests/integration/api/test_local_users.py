@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.admission import sockdiag
-from retire_cluster.api.admission.localusers import UNKNOWN_USER, ClientConnection, LocalUsers
+from retire_cluster.api.admission import socket_owner
+from retire_cluster.api.admission.local_users import UNKNOWN_USER, ClientConnection, LocalUsers
 from retire_cluster.cli.verbs.doctor import says_notice
 from retire_cluster.schemas import rights
 from retire_cluster.schemas.rest.endpoints import ENDPOINTS
@@ -226,8 +226,8 @@ def test_the_kernel_is_asked_for_one_socket_and_not_for_all(host: str) -> None:
             accepted, _ = server.accept()
             with accepted:
                 inode = os.fstat(client.fileno()).st_ino
-                assert sockdiag.owner(peer, own) == (os.geteuid(), inode)
-                assert sockdiag.owner(peer, (own[0], own[1] ^ 1)) is None
+                assert socket_owner.find(peer, own) == (os.geteuid(), inode)
+                assert socket_owner.find(peer, (own[0], own[1] ^ 1)) is None
 
 
 def test_only_its_own_user_and_root_may_and_never_through_a_proxy() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg

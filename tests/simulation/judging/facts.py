@@ -14,7 +14,7 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.model import Device
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.schemas.protocol.messages import AttemptKey
-from retire_cluster.schemas.text.jsontext import loads
+from retire_cluster.schemas.text.json_text import loads
 from tests.simulation.engine import Violation
 
 #: The contract's state machine: (before, after); None: does not exist yet.

@@ -9,8 +9,8 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.rows import AttemptRow, LiveRow, OutcomeRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas.protocol import messages as msg
-from retire_cluster.schemas.text.cleantext import clean
-from retire_cluster.schemas.text.jsontext import JSONError, dumps, loads
+from retire_cluster.schemas.text.clean_text import clean
+from retire_cluster.schemas.text.json_text import JSONError, dumps, loads
 from tests.simulation.judging.elsewhere import CAUSES
 from tests.simulation.judging.facts import (
     ENDED,

@@ -38,7 +38,7 @@ from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.protocol.wire import PROTOCOL
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import PRIORITY_BY_WORD
 
 WALL_MS = 1_700_000_000_000

@@ -20,7 +20,7 @@ from retire_cluster.node.core.connection import Phase
 from retire_cluster.node.core.session import Session
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import AttemptKey
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 from tests.unit.broker.kit import TYPES, Cluster, MakeCluster, settings_with
 
 STEP_SECONDS = 0.25

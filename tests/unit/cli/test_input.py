@@ -12,7 +12,7 @@ import pytest
 from retire_cluster.cli.payloads import check_sendable
 from retire_cluster.cli.session import Session, connection_flags, run_verb
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="bytes as arguments")
 UTF8 = {"PYTHONUTF8": "1"}
@@ -83,7 +83,7 @@ def test_any_other_argument_that_cannot_be_sent_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ask(session: Session) -> int:
-        return len(jsontext.dumps(session.args.task_type))
+        return len(json_text.dumps(session.args.task_type))
 
     words = ["--cluster-port", "1", "--data-dir", str(tmp_path)]
     args = connection_flags().parse_args(words)

@@ -12,7 +12,7 @@ import pytest
 
 from retire_cluster.conf.logs import REDACTED, JsonFormatter, Redaction, configure
 from retire_cluster.conf.sections import Logging
-from retire_cluster.schemas.text.cleantext import escaped
+from retire_cluster.schemas.text.clean_text import escaped
 
 LOGGER = logging.getLogger("api.requests")
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retire_cluster.schemas import arrays, plain
-from retire_cluster.schemas.text import jsontext
+from retire_cluster.schemas.text import json_text
 
 ZONES = st.none() | st.timedeltas(
     min_value=dt.timedelta(hours=-23), max_value=dt.timedelta(hours=23)
@@ -51,7 +51,7 @@ VALUES = st.recursive(
 
 def carried(value: Any) -> Any:
     """The value after a way through both of our JSON readers."""
-    text = jsontext.dumps(plain.encode(value))
+    text = json_text.dumps(plain.encode(value))
     return plain.decode(json.loads(text.decode()))
 
 
@@ -178,7 +178,7 @@ def test_what_was_written_is_never_too_deep_for_a_payload() -> None:
         except plain.NotPlain:
             break
         deep = ({1: deep},)
-    assert not jsontext.is_deeper({"args": [[plain.encode(deep)]]}, 64)
+    assert not json_text.is_deeper({"args": [[plain.encode(deep)]]}, 64)
     assert plain.decode(written) is not None
 
 

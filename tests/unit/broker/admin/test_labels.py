@@ -9,7 +9,7 @@ import pytest
 from retire_cluster.broker.admin.labels import MOST_CHARACTERS, label
 from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.sqlite import SQLiteStore
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from tests.unit.broker.kit import MakeCluster, submit
 
 

@@ -11,7 +11,7 @@ from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from retire_cluster.schemas import errors
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from tests.unit.broker.kit import WALL_MS, Cluster, MakeCluster, settings_with, wrong
 
 AT = "2023-11-14T22:13:20Z"

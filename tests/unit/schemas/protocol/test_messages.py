@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.wire import WireError
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 from tests.wire.samples import FROM_BROKER, FROM_DEVICE, KEY
 
 BOTH: list[tuple[Any, Any]] = [(msg.read_from_device, one) for one in FROM_DEVICE]

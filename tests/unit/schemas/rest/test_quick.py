@@ -91,8 +91,8 @@ def test_what_the_busy_ways_validate_is_known() -> None:
 def test_every_boundary_has_its_schemas_among_them() -> None:
     for name in (
         "schemas.rest.requests.TASK_SUBMISSION", "schemas.rest.requests.TASK_LIST_QUERY",
-        "api.resources.ui._LOGIN", "broker.admin.strangers.STRANGER", "admin events.poll",
-        "payload of http_request",
+        "api.resources.ui._LOGIN", "broker.admin.submission.strangers.STRANGER",
+        "admin events.poll", "payload of http_request",
     ):  # fmt: skip
         assert name in SCHEMAS, name
     assert len(SCHEMAS) >= 35

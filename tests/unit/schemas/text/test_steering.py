@@ -15,7 +15,7 @@ from retire_cluster.conf.sections import Logging
 from retire_cluster.node.selftest import report
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import TypeInfo
-from retire_cluster.schemas.text import cleantext
+from retire_cluster.schemas.text import clean_text
 from tests.unit.broker.kit import Cluster
 
 #: One of each kind.
@@ -33,26 +33,26 @@ def steers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("bad", HOSTILE)
 def test_a_name_loses_what_steers_and_keeps_the_rest(bad: str) -> None:
-    assert not steers(cleantext.plain(f"é{bad}日本"))
-    assert "\n" not in cleantext.plain(f"a{bad}")
-    assert cleantext.plain(f"é{bad}日本").startswith("é")
-    assert cleantext.plain(f"é{bad}日本").endswith("日本")
+    assert not steers(clean_text.plain(f"é{bad}日本"))
+    assert "\n" not in clean_text.plain(f"a{bad}")
+    assert clean_text.plain(f"é{bad}日本").startswith("é")
+    assert clean_text.plain(f"é{bad}日本").endswith("日本")
 
 
 @given(st.text())
 def test_whatever_is_shown_steers_nothing_and_names_that_are_good_stay(text: str) -> None:
-    for shown in (cleantext.plain(text), cleantext.escaped(text), clean(text)):
+    for shown in (clean_text.plain(text), clean_text.escaped(text), clean(text)):
         assert not steers(shown)
         assert "\n" not in shown
-        assert cleantext.escaped(shown) == shown == cleantext.plain(shown)
-    assert not steers(cleantext.escaped_lines(text))
+        assert clean_text.escaped(shown) == shown == clean_text.plain(shown)
+    assert not steers(clean_text.escaped_lines(text))
     assert not steers(clean_json(text))
 
 
 def test_our_own_colours_stay_and_no_others() -> None:
     painted = Style(colour=True).paint("fine", "green")
-    assert cleantext.escaped_lines(painted, painted=True) == painted
-    assert "\x1b" not in cleantext.escaped_lines("\x1b[2J\x1b[5m\x1b[?25l\x1bc", painted=True)
+    assert clean_text.escaped_lines(painted, painted=True) == painted
+    assert "\x1b" not in clean_text.escaped_lines("\x1b[2J\x1b[5m\x1b[?25l\x1bc", painted=True)
 
 
 @pytest.mark.parametrize("bad", HOSTILE)

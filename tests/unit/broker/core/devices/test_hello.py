@@ -18,7 +18,7 @@ from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, TypeInfo
 from retire_cluster.schemas.protocol.wire import PROTOCOL
 from retire_cluster.schemas.rest.endpoints import API, ENDPOINTS
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 from retire_cluster.schemas.vocabulary import RESERVED_DEVICE_IDS
 from tests.unit.broker.kit import (
     WALL_MS,

@@ -6,7 +6,7 @@ from typing import Any
 
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from tests.unit.broker.kit import Cluster, Member, submit
 
 OWN = TypeInfo("resize", repeatable=True, distribution="pictures")

@@ -10,7 +10,7 @@ from retire_cluster.broker.core.model import SLOT_UNITS, Device
 from retire_cluster.broker.core.placement.matching import ClassKey, Requirements, TaskClass, why_not
 from retire_cluster.schemas import needs
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, TypeInfo
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from tests.unit.broker.kit import Cluster
 
 FACTS: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 from retire_cluster.broker.core.instructions import StoreDevices
 from retire_cluster.broker.core.placement.passing_over import FIRST_SECONDS, MAX_NOTES
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps, loads
+from retire_cluster.schemas.text.json_text import dumps, loads
 from tests.unit.broker.core.placement.kit import OWN, explained, lacks, notes, owns, program
 from tests.unit.broker.kit import WALL_MS, Cluster
 

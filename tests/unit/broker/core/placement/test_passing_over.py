@@ -11,7 +11,7 @@ from retire_cluster.broker.core import state
 from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS
 from retire_cluster.broker.core.placement.passing_over import FIRST_SECONDS
 from retire_cluster.schemas.task_types import BUILTIN
-from retire_cluster.schemas.text.jsontext import dumps
+from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import Cause
 from tests.unit.broker.core.placement.kit import WEB, explained, lacks, notes, number, program
 from tests.unit.broker.kit import Cluster

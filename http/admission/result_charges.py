@@ -10,7 +10,7 @@ from typing import Any
 
 import falcon
 
-from retire_cluster.api.admission.ratelimit import RequestLimiter
+from retire_cluster.api.admission.rate_limit import RequestLimiter
 from retire_cluster.schemas.errors import TaskNotFound
 
 #: Results that are remembered as given out; of a client whose oldest are forgotten, all that ended
@@ -20,7 +20,7 @@ _REMEMBERED = 50_000
 _CLIENTS = 1_000
 
 
-class Toll:
+class ResultCharges:
     """Charge requests that would be free because they offer to wait, and did not have to.
 
     A wait holds one of few places, so it bounds itself. A result that is there is answered at once:
@@ -38,7 +38,7 @@ class Toll:
         #: Client → when the newest result ended that was given to it and is forgotten.
         self._forgotten: OrderedDict[str, str] = OrderedDict()
 
-    def take(
+    def charge(
         self, req: falcon.Request, results: Iterable[Mapping[str, Any]], *, waited: bool
     ) -> None:
         """Charge for these results, which are about to be given out, unless they are free.
@@ -57,8 +57,8 @@ class Toll:
             self._limiter.charge(req)
 
     @contextmanager
-    def of_nothing(self, req: falcon.Request) -> Iterator[None]:
-        """Charge a request inside which `TaskNotFound` is raised. Raises as `take`."""
+    def charging_absence(self, req: falcon.Request) -> Iterator[None]:
+        """Charge a request inside which `TaskNotFound` is raised. Raises as `charge`."""
         try:
             yield
         except TaskNotFound:

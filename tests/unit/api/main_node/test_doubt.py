@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retire_cluster.api.mainnode.link import CHANGES, NOT_KNOWN
+from retire_cluster.api.main_node.link import CHANGES, NOT_KNOWN
 from retire_cluster.broker.admin.table import OPERATIONS
 from retire_cluster.broker.client import AdminClient, NoAnswer
 from tests.unit.api.kit import API, Bench

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retire_cluster.broker.admin import ratelimit
-from retire_cluster.broker.admin.ratelimit import HOUR, MINUTE, RequestLimits, RequestWindows
+from retire_cluster.broker.admin import rate_limit
+from retire_cluster.broker.admin.rate_limit import HOUR, MINUTE, RequestLimits, RequestWindows
 
 LIMITS = RequestLimits(per_minute=6, per_hour=20, burst=2)
 
@@ -69,7 +69,7 @@ def test_clients_are_counted_apart() -> None:
 
 
 def test_the_client_away_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ratelimit, "CLIENTS_KEPT", 3)
+    monkeypatch.setattr(rate_limit, "CLIENTS_KEPT", 3)
     limiter = RequestWindows()
     for client in "abcad":
         hit(limiter, 1.0, client)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import falcon
 
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.schemas.errors import RateLimitExceeded
 
 #: A dashboard open in a few tabs asks more often than the documented limits let a script.

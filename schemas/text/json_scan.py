@@ -13,7 +13,7 @@ from typing import Final
 
 from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ValidationError
-from retire_cluster.schemas.text.jsontext import JSONError, loads
+from retire_cluster.schemas.text.json_text import JSONError, loads
 
 #: What the values of one text may cost: a value 1, a member's name 3 more, a list or an object 8
 #: more. That is some 25 to 40 bytes of memory each.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.rest.endpoints import API
 

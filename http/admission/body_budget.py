@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, RateLimitExceeded
 
 if TYPE_CHECKING:
-    from retire_cluster.api.admission.localusers import ClientConnection
+    from retire_cluster.api.admission.local_users import ClientConnection
 
 #: A body up to this is not counted.
 UNCOUNTED_BYTES: Final = 64 * 1024

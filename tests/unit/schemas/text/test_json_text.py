@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from retire_cluster.schemas.protocol import wire
-from retire_cluster.schemas.text import cleantext, jsontext
-from retire_cluster.schemas.text.jsontext import JSONError
+from retire_cluster.schemas.text import clean_text, json_text
+from retire_cluster.schemas.text.json_text import JSONError
 
-LOADS = [jsontext._loads_std, jsontext._loads_fast]
-DUMPS = [jsontext._dumps_std, jsontext._dumps_fast]
+LOADS = [json_text._loads_std, json_text._loads_fast]
+DUMPS = [json_text._dumps_std, json_text._dumps_fast]
 
 
 @pytest.mark.parametrize("loads", LOADS)
@@ -46,11 +46,11 @@ def test_neither_writes_text_that_is_not_unicode(dumps: Callable[[Any], bytes], 
 
 def test_clean_writing_puts_the_replacement_character_there() -> None:
     value = {"caf\udce9": ["\ud800", {"a": ("b\udfff",)}, 1, None]}
-    assert json.loads(jsontext.dumps_clean(value)) == {
+    assert json.loads(json_text.dumps_clean(value)) == {
         "caf\ufffd": ["\ufffd", {"a": ["b\ufffd"]}, 1, None]
     }
     with pytest.raises(JSONError):
-        jsontext.dumps_clean({"a": object()})
+        json_text.dumps_clean({"a": object()})
 
 
 def test_any_text_of_a_header_can_be_sent() -> None:
@@ -71,10 +71,10 @@ def test_any_text_of_a_header_can_be_sent() -> None:
     ],
 )
 def test_only_lone_surrogates_are_replaced(text: str, clean: str) -> None:
-    assert cleantext.clean(text) == clean
-    assert cleantext.clean(text).encode().decode() == clean
+    assert clean_text.clean(text) == clean
+    assert clean_text.clean(text).encode().decode() == clean
 
 
 def test_a_shortened_text_says_how_much_is_left_out() -> None:
-    assert cleantext.shorten("abc", 3) == "abc"
-    assert cleantext.shorten("abcdef", 2) == "ab [... 4 more characters]"
+    assert clean_text.shorten("abc", 3) == "abc"
+    assert clean_text.shorten("abcdef", 2) == "ab [... 4 more characters]"

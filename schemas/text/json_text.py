@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from retire_cluster.schemas.text.cleantext import cleaned
+from retire_cluster.schemas.text.clean_text import cleaned
 
 try:
     import orjson

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from retire_cluster.api.admission import sockdiag
+from retire_cluster.api.admission import socket_owner
 
 #: Name in a WSGI environ under which the server leaves its `Connection`.
 CONNECTION: Final = "retire_cluster.connection"
@@ -62,7 +62,7 @@ class ClientConnection:
     def _look(self) -> int | None:
         if self._sure and self._own[0]:
             with contextlib.suppress(OSError, ValueError, OverflowError):
-                found = sockdiag.owner(self._peer, self._own)
+                found = socket_owner.find(self._peer, self._own)
                 if found is not None and found[1]:
                     return found[0]
         # It is not there, or no process has it any more; the tables say whether they know us.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.broker.client import Answer, NoAnswer
 from retire_cluster.schemas.errors import ClusterUnavailable, InternalError, TaskNotFound
 from tests.unit.api.kit import API, Bench, MemoryCluster, code_of

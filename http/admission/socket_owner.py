@@ -25,7 +25,7 @@ _OWNER_AT: Final = _HEADER.size + 64
 _MOST_BYTES: Final = 4096
 
 
-def owner(local: tuple[str, int], remote: tuple[str, int]) -> tuple[int, int] | None:
+def find(local: tuple[str, int], remote: tuple[str, int]) -> tuple[int, int] | None:
     """User id and inode of the socket with these two ends; None when there is no such socket.
 
     Raises `OSError` where the kernel cannot be asked.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from retire_cluster.api.content import envelope
-from retire_cluster.api.mainnode.link import MainNodeLink
+from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.schemas.errors import ClusterError
 
 #: An idle feed looks for new listeners this often.

@@ -16,8 +16,8 @@ from retire_cluster.schemas.errors import ValidationError
 from retire_cluster.schemas.rest.payload import parse_json_object
 from retire_cluster.schemas.rest.requests import TASK_BATCH, TASK_SUBMISSION
 from retire_cluster.schemas.rest.validation import validate
-from retire_cluster.schemas.text import jsonscan
-from retire_cluster.schemas.text.jsonscan import check_cost, long_number
+from retire_cluster.schemas.text import json_scan
+from retire_cluster.schemas.text.json_scan import check_cost, long_number
 
 MIB = 1024 * 1024
 LONG = b"1" * 25
@@ -85,7 +85,7 @@ def test_long_digits_that_are_no_whole_number_beyond_64_bits_are_taken(number: s
 
 
 def test_what_is_written_in_strings_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonscan, "MAX_COST", 1000)
+    monkeypatch.setattr(json_scan, "MAX_COST", 1000)
     check_cost(json.dumps({"a": "[{,:" * 5000}).encode())
     check_cost(json.dumps({"a": [1] * 900}).encode())
     with pytest.raises(ValidationError, match="several parts"):

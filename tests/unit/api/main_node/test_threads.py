@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.api.mainnode.feed import EventFeed, EventFilter, Listener
-from retire_cluster.api.mainnode.link import MainNodeLink
-from retire_cluster.api.mainnode.stats import HttpStats, Reporter
+from retire_cluster.api.main_node.feed import EventFeed, EventFilter, Listener
+from retire_cluster.api.main_node.link import MainNodeLink
+from retire_cluster.api.main_node.stats import HttpStats, Reporter
 from retire_cluster.broker.client import Answer
 
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from retire_cluster.api.admission import toll
-from retire_cluster.api.admission.ratelimit import RequestLimiter
-from retire_cluster.api.admission.toll import Toll
+from retire_cluster.api.admission import result_charges
+from retire_cluster.api.admission.rate_limit import RequestLimiter
+from retire_cluster.api.admission.result_charges import ResultCharges
 
 
 class Counter:
@@ -36,15 +36,15 @@ def result(number: int) -> dict[str, Any]:
 def test_a_cycle_over_more_results_than_are_remembered_is_charged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(toll, "_REMEMBERED", 50)
+    monkeypatch.setattr(result_charges, "_REMEMBERED", 50)
     counter = Counter()
-    charges = Toll(cast(RequestLimiter, counter))
+    charges = ResultCharges(cast(RequestLimiter, counter))
 
     def take(client: str, number: int) -> int:
         context = SimpleNamespace(identity=SimpleNamespace(client=client), standing=None)
         before = counter.charged
         req = cast(Any, SimpleNamespace(context=context))
-        charges.take(req, [result(number)], waited=False)
+        charges.charge(req, [result(number)], waited=False)
         return counter.charged - before
 
     assert sum(take("script", number) for number in range(200)) == 0, "each is new"
