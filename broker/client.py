@@ -60,7 +60,7 @@ class NoAnswer(ClusterUnavailable):
         self.sent = sent
 
 
-class Answer(NamedTuple):
+class RawAnswer(NamedTuple):
     """An answer with its opaque parts unread."""
 
     data: dict[str, Any]
@@ -135,7 +135,7 @@ class AdminClient:
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         """As `call`, but opaque parts stay JSON texts, to be passed on without reading them."""
         wait = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + wait
@@ -258,7 +258,7 @@ class AdminClient:
                 sent=True,
             ) from None
 
-    def _answer(self, message: wire.Message) -> Answer:
+    def _answer(self, message: wire.Message) -> RawAnswer:
         header = message.header
         if message.verb == b"ERROR" and isinstance(header.get("code"), str):
             error = from_wire(header)
@@ -278,7 +278,7 @@ class AdminClient:
                 retry_after=1,
                 sent=True,
             )
-        return Answer(data, list(zip(paths, message.blobs, strict=True)))
+        return RawAnswer(data, list(zip(paths, message.blobs, strict=True)))
 
     def _socket(self) -> zmq.Socket[bytes]:
         pid = os.getpid()

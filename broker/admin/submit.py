@@ -76,9 +76,9 @@ def make(admin: AdminContext) -> None:
         if one.stranger is not None:
             admin.strangers.add(numbers, one.stranger)
         reply = answer(admin, one.call, numbers, now.wall_ms, replayed=False)
-        told = _wait(admin, one.call, reply, numbers, now.wall_ms, one.wait_seconds)
-        if told is not None:
-            admin.answers.append((one.call.ticket, told))
+        immediate = _wait(admin, one.call, reply, numbers, now.wall_ms, one.wait_seconds)
+        if immediate is not None:
+            admin.answers.append((one.call.ticket, immediate))
     admin.batch.clear()
 
 

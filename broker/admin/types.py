@@ -14,8 +14,8 @@ from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: Own types in one answer, and bytes of their descriptions.
-_TOLD: Final = 1_000
-_TOLD_BYTES: Final = 1024 * 1024
+_MOST_TYPES: Final = 1_000
+_MOST_BYTES: Final = 1024 * 1024
 
 
 @operation("task.types", {})
@@ -32,15 +32,15 @@ def types(admin: AdminContext, call: Call) -> Reply:
         for name in builtin
     }
     custom: list[str] = []
-    told = 0
+    size = 0
     for name in sorted(
         state.own_types.names, key=lambda name: (-len(state.own_types.of(name)), name)
     ):
         judged = state.own_types.consensus(name)
         assert judged is not None
         described = _described(judged)
-        told += len(dumps(described))
-        if len(custom) >= _TOLD or told > _TOLD_BYTES:
+        size += len(dumps(described))
+        if len(custom) >= _MOST_TYPES or size > _MOST_BYTES:
             break
         custom.append(name)
         here = sum(device.online for device in state.own_types.of(name))

@@ -90,7 +90,7 @@ class Bus(Channel):
     ) -> None:
         dropped["rejected_protocol"] += 1
         reject = refusal(header, self.facts.version)
-        self._misfits.tell(header, reject, address)
+        self._misfits.log(header, reject, address)
         verb, answer = reject.write()
         self.put(routing, wire.encode(wire.BUS, verb, answer))
 

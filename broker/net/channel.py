@@ -51,7 +51,7 @@ class Channel:
         self.keyed = keyed
         self._intake = intake
         self.facts = facts
-        self._told: set[bytes] = set()
+        self._logged: set[bytes] = set()
         self._peers: dict[bytes, Peer] = {}
 
     def _receive(self) -> tuple[bytes, Peer, list[bytes]] | None:
@@ -92,7 +92,7 @@ class Channel:
             if self._intake is not None:
                 meter = self._intake.accepted(int(frame.get(zmq.SRCFD)))
                 if meter is not None:
-                    self._intake.heard(meter)
+                    self._intake.mark_active(meter)
         if len(self._peers) >= _PEERS_KNOWN:
             self._peers.clear()
         found = self._peers[routing] = Peer(address, key, meter=meter)
@@ -100,10 +100,10 @@ class Channel:
 
     def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
         dropped["malformed"] += 1
-        if routing not in self._told:
-            if len(self._told) >= _PEERS_LOGGED:
-                self._told.clear()
-            self._told.add(routing)
+        if routing not in self._logged:
+            if len(self._logged) >= _PEERS_LOGGED:
+                self._logged.clear()
+            self._logged.add(routing)
             log.warning("dropped a malformed message of %s: %s", address or "a peer", what)
 
     def put(self, routing: bytes, frames: list[bytes]) -> bool:

@@ -29,7 +29,7 @@ def room_for(devices: int, files: int | None) -> int:
     return wanted if files is None else max(_LEAST, min(wanted, files - _FILES_BESIDE))
 
 
-class Connection(Protocol):
+class Addressed(Protocol):
     """What is looked at."""
 
     @property
@@ -37,7 +37,7 @@ class Connection(Protocol):
         """Of its other end."""
 
 
-_One = TypeVar("_One", bound=Connection)
+_One = TypeVar("_One", bound=Addressed)
 
 
 class Crowd(Generic[_One]):
@@ -67,7 +67,7 @@ class Crowd(Generic[_One]):
             return next(iter(most))
         return None
 
-    def heard(self, one: _One) -> None:
+    def mark_active(self, one: _One) -> None:
         """It has said something that was let through."""
         mine = self._silent.get(one.address)
         if mine is not None:
@@ -78,7 +78,7 @@ class Crowd(Generic[_One]):
     def remove(self, one: _One) -> None:
         """It has ended or been given up; once more is no matter."""
         self._all.discard(one)
-        self.heard(one)
+        self.mark_active(one)
 
 
 def network_of(address: str) -> str:

@@ -34,8 +34,8 @@ class Feed:
     def publish(self, log_: EventLog, ids: TaskIds) -> None:
         """Send what happened since the last call to those who listen."""
         while _is_readable(self.socket):
-            told = self.socket.recv(_NOW)
-            self._subscriptions += {1: 1, 0: -1}.get(told[0] if told else 2, 0)
+            message = self.socket.recv(_NOW)
+            self._subscriptions += {1: 1, 0: -1}.get(message[0] if message else 2, 0)
         since, self._published = self._published, log_.last
         if self._subscriptions <= 0 or since == log_.last:
             return

@@ -52,7 +52,7 @@ _QUICK_LOOKS: Final = 100
 _BUSY_BYTES: Final = 64 * 1024
 #: Looking takes at most one part in so many of a core.
 _SHARE: Final = 50
-_TOLD_SECONDS: Final = 60.0
+_LOG_INTERVAL_SECONDS: Final = 60.0
 #: `tcpi_bytes_received` of `struct tcp_info` (Linux 4.1).
 _RECEIVED: Final = struct.Struct("=Q")
 _RECEIVED_AT, _INFO_BYTES = 128, 136
@@ -111,7 +111,7 @@ class Meter:
 class Intake:
     """Watches the connections of the locked sockets.
 
-    `accepted`, `heard` and `closed` are for the main node's loop; a thread of its own looks.
+    `accepted`, `mark_active` and `closed` are for the main node's loop; a thread of its own looks.
 
     :param devices: how many devices may be online
     """
@@ -123,7 +123,7 @@ class Intake:
         self.crowd: Crowd[Meter] = Crowd(lambda: room_for(devices(), files))
         self._changed = threading.Event()
         self._stopped = False
-        self._told: dict[str, float] = {}
+        self._logged_mono: dict[str, float] = {}
         #: Connections shut down so far.
         self.cut = 0
         self._thread: threading.Thread | None = None
@@ -154,10 +154,10 @@ class Intake:
         self._changed.set()
         return meter
 
-    def heard(self, meter: Meter) -> None:
+    def mark_active(self, meter: Meter) -> None:
         """A first message came from it."""
         with self._lock:
-            self.crowd.heard(meter)
+            self.crowd.mark_active(meter)
 
     def closed(self, number: int) -> None:
         """The connection with this descriptor has ended."""
@@ -217,16 +217,16 @@ class Intake:
                     return
                 same.shutdown(socket.SHUT_RDWR)
             self.cut += 1
-            self._tell(meter, why)
+            self._log_cut(meter, why)
 
-    def _tell(self, meter: Meter, why: str) -> None:
+    def _log_cut(self, meter: Meter, why: str) -> None:
         address = _plain(meter.peer) or "a peer"
         now = time.monotonic()
-        if now - self._told.get(address, -_TOLD_SECONDS) < _TOLD_SECONDS:
+        if now - self._logged_mono.get(address, -_LOG_INTERVAL_SECONDS) < _LOG_INTERVAL_SECONDS:
             return
-        if len(self._told) > 1_000:
-            self._told.clear()
-        self._told[address] = now
+        if len(self._logged_mono) > 1_000:
+            self._logged_mono.clear()
+        self._logged_mono[address] = now
         log.warning("cut a connection of %s: %s", address, why)
 
 

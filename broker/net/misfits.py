@@ -11,21 +11,21 @@ from retire_cluster.schemas.protocol.messages import Reject
 
 log = logging.getLogger("broker")
 
-_TOLD_AT_MOST: Final = 1_000
+_MOST_LOGGED: Final = 1_000
 
 
 class Misfits:
     """Logs each of them once."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[str, object]] = set()
+        self._logged: set[tuple[str, object]] = set()
 
-    def tell(self, header: Mapping[str, Any], reject: Reject, address: str) -> None:
+    def log(self, header: Mapping[str, Any], reject: Reject, address: str) -> None:
         """One line for people."""
         found = header.get("protocol")
         who = (word_of(header, "device_id"), found if type(found) is int else None)
-        if who not in self._told:
-            if len(self._told) >= _TOLD_AT_MOST:
-                self._told.clear()
-            self._told.add(who)
+        if who not in self._logged:
+            if len(self._logged) >= _MOST_LOGGED:
+                self._logged.clear()
+            self._logged.add(who)
             log.warning("refused %s: %r", address or "a peer", reject.message)

@@ -28,8 +28,8 @@ _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PR
 _GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _MONITORED = _FAILURES | _GONE | zmq.EVENT_ACCEPTED
 _EVENT = struct.Struct("=HI")
-_TOLD_SECONDS = 60.0
-_ADDRESSES_TOLD = 1_000
+_LOG_INTERVAL_SECONDS = 60.0
+_ADDRESSES_KEPT = 1_000
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
@@ -55,7 +55,7 @@ class ZapHandler:
         self.pair = pair
         self._tooling = tooling
         self._access = access
-        self._told: dict[tuple[str, str], float] = {}
+        self._logged_mono: dict[tuple[str, str], float] = {}
         #: Bounds what libzmq holds for each connection.
         self.intake = Intake(devices)
         self.handler: Socket = context.socket(zmq.ROUTER)
@@ -116,7 +116,7 @@ class ZapHandler:
                     continue
                 dropped[f"handshake_failed_{name}"] += 1
                 why = "it does not encrypt, or expects another main node"
-                self._tell(name, "a client", now_mono, why)
+                self._log_refusal(name, "a client", now_mono, why)
 
     def _judge(
         self, frames: list[bytes], now_mono: float, age_ms: int, dropped: Counter[str]
@@ -134,15 +134,15 @@ class ZapHandler:
             dropped[f"handshake_refused_{name}"] += 1
             peer = plain_address(address.decode("utf-8", "replace"))
             what = "unknown device, or a join token that is over" if name == BUS else "unknown key"
-            self._tell(name, peer, now_mono, f"{what} (key {fingerprint(key)})")
+            self._log_refusal(name, peer, now_mono, f"{what} (key {fingerprint(key)})")
         status = (b"200", b"OK", key.encode("ascii")) if good else (b"400", b"unknown key", b"")
         return [routing, empty, version, request, *status, b""]
 
-    def _tell(self, name: str, peer: str, now_mono: float, why: str) -> None:
-        last = self._told.get((name, peer))
-        if last is not None and now_mono - last < _TOLD_SECONDS:
+    def _log_refusal(self, name: str, peer: str, now_mono: float, why: str) -> None:
+        last = self._logged_mono.get((name, peer))
+        if last is not None and now_mono - last < _LOG_INTERVAL_SECONDS:
             return
-        if len(self._told) >= _ADDRESSES_TOLD:
-            self._told.clear()
-        self._told[name, peer] = now_mono
+        if len(self._logged_mono) >= _ADDRESSES_KEPT:
+            self._logged_mono.clear()
+        self._logged_mono[name, peer] = now_mono
         log.warning("refused a handshake on the %s socket from %s: %s", name, peer, why)

@@ -158,8 +158,8 @@ class MemoryStore:
                     self._access.pop(key[:2], None)
                     if key.document is not None:
                         self._access[key[:2]] = key
-            case ins.StoreAudit(told, denials, oldest):
-                kept = {**self._audit[denials], **{one.id: one for one in told}}
+            case ins.StoreAudit(audit, denials, oldest):
+                kept = {**self._audit[denials], **{one.id: one for one in audit}}
                 self._audit[denials] = {key: one for key, one in kept.items() if key >= oldest}
             case ins.ForgetTasks(numbers):
                 for number in numbers:

@@ -9,7 +9,7 @@ log = logging.getLogger("broker")
 
 #: Health is degraded for so long after a read that failed; a task that waits for one is tried
 #: again sooner.
-TOLD_SECONDS: Final = 60.0
+DEGRADED_SECONDS: Final = 60.0
 
 
 class ReadTrouble:
@@ -30,7 +30,7 @@ class ReadTrouble:
 
     def look(self, mono: float) -> bool:
         """Whether the store is in trouble."""
-        if self._last_mono is not None and mono - self._last_mono > TOLD_SECONDS:
+        if self._last_mono is not None and mono - self._last_mono > DEGRADED_SECONDS:
             log.info("the store is read without errors again")
             self._last_mono = None
         return self._last_mono is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from retire_cluster.broker.client import Answer, place
+from retire_cluster.broker.client import RawAnswer, place
 from retire_cluster.schemas.bounds import MAX_JSON_INT, MIN_JSON_INT
 from retire_cluster.schemas.errors import ClusterError, InternalError
 
@@ -75,7 +75,7 @@ def failure(error: ClusterError, *, now: float, request_id: str) -> bytes:
     )
 
 
-def spliced(answer: Answer) -> dict[str, Any]:
+def spliced(answer: RawAnswer) -> dict[str, Any]:
     """Put an answer's opaque JSON texts into its data, unread but proved to be JSON.
 
     They come from strangers' devices: one that is not JSON would break the envelope around it, so

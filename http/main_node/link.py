@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from retire_cluster.broker.client import Answer, NoAnswer
+from retire_cluster.broker.client import NoAnswer, RawAnswer
 from retire_cluster.schemas.errors import ClusterError
 
 #: A main node that answered within this many seconds is trusted to be only slow.
@@ -48,7 +48,7 @@ class AdminCaller(Protocol):
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         """The answer of operation `op`, its opaque parts unread; raises a `ClusterError`."""
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class MainNodeLink:
         *,
         extra_seconds: float = 0.0,
         patient: bool = False,
-    ) -> Answer:
+    ) -> RawAnswer:
         """Return the operation's answer with its opaque parts unread.
 
         `extra_seconds` is what the operation itself may wait. A `patient` call gives a main node

@@ -21,7 +21,7 @@ from retire_cluster.api.admission.keys import ApiKeyRing, key_of
 from retire_cluster.api.app import Facade, create_app
 from retire_cluster.api.serving.waitress_server import SlowClientLimits
 from retire_cluster.api.serving.websocket import StreamServer
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import RawAnswer
 from retire_cluster.conf.sections import Api
 from retire_cluster.conf.settings import Settings
 
@@ -51,17 +51,17 @@ class EventLog:
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         if op == "events.poll":
-            return Answer(self._poll(dict(args or {})), [])
+            return RawAnswer(self._poll(dict(args or {})), [])
         if op == "cluster.status":
-            return Answer(self.status(), [])
+            return RawAnswer(self.status(), [])
         if op == "health":
             words = {"cluster_server": "healthy", "task_scheduler": "healthy"}
-            return Answer({"components": words}, [])
+            return RawAnswer({"components": words}, [])
         if op == "facade.identity":
-            return Answer({"cluster_id": "c1", "session_secret": "00" * 32}, [])
-        return Answer({}, [])
+            return RawAnswer({"cluster_id": "c1", "session_secret": "00" * 32}, [])
+        return RawAnswer({}, [])
 
     def _poll(self, args: dict[str, Any]) -> dict[str, Any]:
         with self._changed:

@@ -18,7 +18,7 @@ from retire_cluster.api.admission.body_budget import (
     OneByOne,
     Sender,
 )
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import RawAnswer
 from tests.integration.api.kit import Bench, parse, read_all
 from tests.integration.broker.test_intake import Peak
 from tests.integration.main_kit import eventually
@@ -73,7 +73,7 @@ class Holding:
         args: Mapping[str, Any] | None = None,
         blobs: Sequence[bytes] = (),
         **options: Any,
-    ) -> Answer:
+    ) -> RawAnswer:
         if op != "task.submit":
             return self._call(op, args, blobs, **options)
         with self._lock:
@@ -83,7 +83,7 @@ class Holding:
         self.go_on.wait(20)
         with self._lock:
             self.inside -= 1
-        return Answer({"task_ids": ["t"] * len(blobs), "submitted_at": "now"}, [])
+        return RawAnswer({"task_ids": ["t"] * len(blobs), "submitted_at": "now"}, [])
 
 
 def test_large_bodies_take_one_thread_and_small_requests_do_not_wait(

@@ -178,7 +178,7 @@ def test_the_oldest_that_said_nothing_goes_of_the_address_that_has_most() -> Non
     others = [Peer(str(number)) for number in range(5)]
     assert [crowd.add(each) for each in others] == [None] * 4 + [many[1]]
     for each in (*many, *others):
-        crowd.heard(each)
+        crowd.mark_active(each)
     crowd.remove(many[1])
     new = Peer("b")
     assert crowd.add(new) is new, "where all have spoken the newest goes"

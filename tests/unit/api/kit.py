@@ -12,7 +12,7 @@ from falcon import testing
 
 from retire_cluster.api.admission.keys import ApiKeyRing, key_of
 from retire_cluster.api.app import Facade, create_app
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import RawAnswer
 from retire_cluster.conf.sections import Api
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import BY_CODE
@@ -68,7 +68,7 @@ class MemoryCluster:
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         self.calls.append((op, dict(args or {}), list(blobs)))
         if op == "task.submit" and op not in self.answers:
             asked = dict(args or {})
@@ -82,7 +82,7 @@ class MemoryCluster:
             data = self.answers.get(op, {})
         if isinstance(data, Exception):
             raise data
-        return Answer(json.loads(json.dumps(data)), self.blobs.get(op, []))
+        return RawAnswer(json.loads(json.dumps(data)), self.blobs.get(op, []))
 
     def close(self) -> None:
         return

@@ -17,7 +17,7 @@ from falcon import testing
 from retire_cluster.api.admission.keys import ApiKeyRing, key_of, write_keys
 from retire_cluster.api.app import create_app
 from retire_cluster.api.resources.ui import PACKAGE, load_files
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import RawAnswer
 from retire_cluster.conf.sections import Api
 from retire_cluster.conf.settings import Settings
 
@@ -45,14 +45,15 @@ class Answering:
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         self.asked.append(op)
         if op == "rate.hit":
             self.hits.append(dict(args or {}))
-            return Answer({"allowed": True, "limit": 60, "remaining": 59, "reset": 1}, [])
+            return RawAnswer({"allowed": True, "limit": 60, "remaining": 59, "reset": 1}, [])
         if op == "facade.identity":
-            return Answer({"cluster_id": self.cluster_id, "session_secret": self.secret.hex()}, [])
-        return Answer({"server_info": {}}, [])
+            identity = {"cluster_id": self.cluster_id, "session_secret": self.secret.hex()}
+            return RawAnswer(identity, [])
+        return RawAnswer({"server_info": {}}, [])
 
     def close(self) -> None:
         return

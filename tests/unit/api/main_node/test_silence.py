@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retire_cluster.api.main_node.link import MainNodeLink
-from retire_cluster.broker.client import Answer, NoAnswer
+from retire_cluster.broker.client import NoAnswer, RawAnswer
 from retire_cluster.schemas.errors import ClusterUnavailable, InternalError, TaskNotFound
 from tests.unit.api.kit import API, Bench, MemoryCluster, code_of
 
@@ -62,9 +62,9 @@ def test_a_silent_main_node_holds_one_caller_at_a_time() -> None:
     guarded = MainNodeLink(cluster)
     cluster.answers["x"] = NoAnswer()
     nested: list[type[BaseException]] = []
-    original: Callable[..., Answer] = cluster.call_raw
+    original: Callable[..., RawAnswer] = cluster.call_raw
 
-    def call_raw(*args: Any, **options: Any) -> Answer:
+    def call_raw(*args: Any, **options: Any) -> RawAnswer:
         if not guarded.reachable and not nested:
             nested.append(NoAnswer)
             before = len(cluster.calls)
@@ -98,7 +98,7 @@ def test_parked_polls_leave_most_threads_free() -> None:
     waits: list[float] = []
     original = bench.cluster.call_raw
 
-    def call_raw(op: str, args: Any = None, *rest: Any, **options: Any) -> Answer:
+    def call_raw(op: str, args: Any = None, *rest: Any, **options: Any) -> RawAnswer:
         if op == "events.poll":
             waits.append(args["wait_seconds"])
             if len(waits) == 1:  # a second poll comes while the first one waits

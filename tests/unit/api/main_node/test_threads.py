@@ -12,7 +12,7 @@ import pytest
 from retire_cluster.api.main_node.feed import EventFeed, EventFilter, Listener
 from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.api.main_node.stats import HttpStats, Reporter
-from retire_cluster.broker.client import Answer
+from retire_cluster.broker.client import RawAnswer
 
 
 class OddCluster:
@@ -32,13 +32,13 @@ class OddCluster:
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> Answer:
+    ) -> RawAnswer:
         self.calls.append(op)
         if self.faults:
             raise self.faults.pop(0)
         self.ids += 1
         event = {"id": self.ids, "type": "task.success"}
-        return Answer({"events": [event], "next": self.ids, "gap": False}, [])
+        return RawAnswer({"events": [event], "next": self.ids, "gap": False}, [])
 
     def close(self) -> None:
         return
