@@ -127,5 +127,5 @@ def test_statistics_and_types(api: Any) -> None:
     assert enveloped(api.get(f"{API}/tasks/statistics"))["data"]["queue_stats"]
     types = enveloped(api.get(f"{API}/tasks/types"))["data"]
     documented = ["echo", "sleep", "system_info", "python_eval", "http_request", "command"]
-    assert types["builtin_types"] == documented
+    assert types["builtin_types"] == [*documented, "python_call"]
     assert set(documented) <= set(types["supported_types"])
