@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from retire_cluster.conf import curve
+from retire_cluster.conf import curve, ports
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
 from retire_cluster.schemas.protocol import wire
@@ -83,7 +83,7 @@ class AdminClient:
     def __init__(
         self,
         host: str = "127.0.0.1",
-        port: int = 8080,
+        port: int = ports.ADMIN,
         *,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         keys: Callable[[], ClientKeys | None] | None = None,

@@ -16,7 +16,6 @@ from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterUnavailable
 from retire_cluster.schemas.text.hosts import bracketed
 
-DEFAULT_PORT = 8080
 #: A main node that is started anew is away for less.
 _REFUSED_SECONDS = 1.0
 

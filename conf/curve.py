@@ -33,11 +33,12 @@ from zmq.utils import z85
 
 from retire_cluster.conf.machine import ownership
 from retire_cluster.conf.usage import Unusable
+from retire_cluster.schemas.bounds import MAX_PORT
 from retire_cluster.schemas.keys import is_key
+from retire_cluster.schemas.text import join_string
 from retire_cluster.schemas.text.hosts import HostError, read_host
 
 TOKEN_BYTES = 16
-JOIN_PREFIX = "rc1."
 _CHECK_BYTES = 4
 _SEED_DOMAIN = b"retire-cluster enrolment 1\0"
 MAIN_KEY = Path("keys", "main.key")
@@ -202,23 +203,17 @@ def write_join(invitation: Invitation) -> str:
     address = f"{read_host(invitation.host)}:{invitation.port}".encode()
     body: bytes = z85.decode(invitation.server.encode("ascii")) + invitation.token + address
     check = hashlib.sha256(body).digest()[:_CHECK_BYTES]
-    return JOIN_PREFIX + base64.urlsafe_b64encode(body + check).decode("ascii").rstrip("=")
-
-
-def looks_like_join(text: str) -> bool:
-    """Tell whether a text means to be a join string (of whatever version)."""
-    head, dot, rest = text.strip().partition(".")
-    return bool(dot) and head[:2] == "rc" and head[2:].isdigit() and len(rest) > 60
+    return join_string.PREFIX + base64.urlsafe_b64encode(body + check).decode("ascii").rstrip("=")
 
 
 def read_join(text: str) -> Invitation:
     """Return what a join string says. Raises `Unusable` with the cure."""
     word = "".join(text.split())
-    if not word.startswith(JOIN_PREFIX):
+    if not word.startswith(join_string.PREFIX):
         raise Unusable(
             "this join string was made by another version of retire-cluster: update the older one"
         )
-    body = word[len(JOIN_PREFIX) :]
+    body = word[len(join_string.PREFIX) :]
     try:
         data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
     except ValueError:
@@ -226,7 +221,7 @@ def read_join(text: str) -> Invitation:
     content, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
     host, _, port = content[32 + TOKEN_BYTES :].decode("utf-8", "replace").rpartition(":")
     good = hashlib.sha256(content).digest()[:_CHECK_BYTES] == check
-    if not (good and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
+    if not (good and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) <= MAX_PORT):
         raise Unusable(
             "the join string is cut or mistyped: copy the whole line again, or make a new one on"
             " the main node with: retire-cluster token create"

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from retire_cluster.conf import ports
 from retire_cluster.conf.spec import Problem, Section, setting
+from retire_cluster.schemas.bounds import MAX_PORT
 from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 ROLES = ("worker", "compute", "storage", "mobile")
 
 
 def _port(default: int, what: str) -> Any:
-    return setting(default, f"{what}; 0 lets the system pick one.", low=0, high=65535)
+    return setting(default, f"{what}; 0 lets the system pick one.", low=0, high=MAX_PORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +37,19 @@ class Server(Section):
     host: str = setting(
         "127.0.0.1", "Address of the admin socket; elsewhere only with CURVE.", form="bound"
     )
-    port: int = _port(8080, "Port of the admin socket")
+    port: int = _port(ports.ADMIN, "Port of the admin socket")
     worker_host: str = setting(
         "",
         "Address of the worker bus; empty: `*`, every one of this machine, with CURVE, 127.0.0.1"
         " without.",
         form="bound",
     )
-    worker_port: int = _port(8082, "Port of the worker bus")
+    worker_port: int = _port(ports.WORKER_BUS, "Port of the worker bus")
     event_host: str = setting(
         "127.0.0.1", "Address of the event feed; elsewhere only with CURVE.", form="bound"
     )
-    event_port: int = _port(8083, "Port of the event feed")
-    join_port: int = _port(8084, "Port where `up` serves the installer for new devices")
+    event_port: int = _port(ports.EVENT_FEED, "Port of the event feed")
+    join_port: int = _port(ports.INSTALLER, "Port where `up` serves the installer for new devices")
     public_host: str = setting(
         "",
         "Name or address by which devices reach this machine, for join lines; empty: its address"
@@ -214,16 +216,16 @@ class Api(Section):
     section: ClassVar[str] = "api"
 
     host: str = setting("127.0.0.1", "Address the REST API listens on.", form="bound")
-    port: int = _port(8081, "Port of the REST API")
+    port: int = _port(ports.API, "Port of the REST API")
     cluster_host: str = setting(
         "127.0.0.1", "Where the main node is.", env="RETIRE_CLUSTER_CLUSTER_HOST", form="host"
     )
     cluster_port: int = setting(
-        8080,
+        ports.ADMIN,
         "The main node's admin port.",
         env="RETIRE_CLUSTER_CLUSTER_PORT",
         low=1,
-        high=65535,
+        high=MAX_PORT,
     )
     cluster_key_file: str = setting("", "File with the CURVE key for a main node elsewhere.")
     cluster_timeout_seconds: float = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from retire_cluster.conf import ports
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.conf.loading import read_settings
 from retire_cluster.conf.sections import ROLES
@@ -13,7 +14,6 @@ from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.core.pace import Pace
 from retire_cluster.node.device.policy import Policy, running_as_root
 from retire_cluster.node.link import join_line
-from retire_cluster.node.link.sockets import DEFAULT_PORT
 
 PROGRAM = "retire-cluster-worker"
 
@@ -28,8 +28,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--join",
         metavar="LINE",
         help="the line that `retire-cluster token create` prints on the main node, or HOST[:PORT]"
-        f" (port {DEFAULT_PORT}) of one without encryption; - reads it from standard input; once"
-        " joined it may be left out",
+        f" (port {ports.WORKER_BUS}) of one without encryption; - reads it from standard input;"
+        " once joined it may be left out",
     )
     parser.add_argument(
         "--join-file",

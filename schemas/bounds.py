@@ -17,6 +17,8 @@ MAX_JSON_INT: Final = 2**64 - 1
 MAX_EXACT_INT: Final = 2**53
 #: Largest measured number (seconds, megabytes, percent) of a message of the worker bus.
 MAX_MEASURE: Final = 1e12
+#: Largest number of a TCP port.
+MAX_PORT: Final = 65_535
 
 
 def is_whole(value: object, low: int = MIN_JSON_INT, high: int = MAX_JSON_INT) -> TypeGuard[int]:

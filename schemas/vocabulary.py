@@ -113,9 +113,6 @@ FAILING = "failing"
 PASSED_OVER_CAUSES = (Cause.NOT_HERE.value, Cause.POLICY_DENIED.value, FAILING)
 
 
-BUILTIN_TASK_TYPES = (
-    "echo", "sleep", "system_info", "python_eval", "http_request", "command", "python_call",
-)  # fmt: skip
 #: Types that run whatever a submitter wrote: off on a device until its owner allows them.
 OFF_BY_DEFAULT = ("command", "python_call")
 #: Types that anyone may submit while authentication is on (docs/contract.md, Authentication).

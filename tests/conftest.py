@@ -41,6 +41,15 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         settings.load_profile("steady")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Do without Hypothesis's summary, which imports it, where no test has used it."""
+    plugins = session.config.pluginmanager
+    alone = session.config.getoption("dist", "no") == "no"
+    if alone and "hypothesis" not in sys.modules and plugins.has_plugin("hypothesispytest"):
+        plugins.unregister(name="hypothesispytest")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test logged travels from its worker as UTF-8, which has no lone surrogates."""

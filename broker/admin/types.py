@@ -11,7 +11,6 @@ from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD, Conse
 from retire_cluster.schemas.rest.json_schema import json_schema
 from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.json_text import dumps
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: Own types in one answer, and bytes of their descriptions.
 _MOST_TYPES: Final = 1_000
@@ -23,7 +22,7 @@ def types(admin: AdminContext, call: Call) -> Reply:
     """Every type that can be submitted, and who offers it now; those of most devices first."""
     state = admin.state
     online = [device for device in state.devices.values() if device.online]
-    builtin = list(BUILTIN_TASK_TYPES)
+    builtin = list(BUILTIN)
     by_type: dict[str, Any] = {
         name: {
             "devices": sum(name in device.types for device in online),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from retire_cluster.cli import exits
 from retire_cluster.cli.main import VERBS
 from retire_cluster.cli.session import verb_parser
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
+from retire_cluster.schemas.task_types import BUILTIN
 
 _CONNECTION = (
     "--cluster-host",
@@ -48,7 +48,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "--platform", "--tag", *_CONNECTION,
     ),
     "submit": (
-        *BUILTIN_TASK_TYPES, *_TASK, "--metadata", "--wait", "--timeout", *_CONNECTION,
+        *BUILTIN, *_TASK, "--metadata", "--wait", "--timeout", *_CONNECTION,
     ),
     "tasks": (
         "ls", "show", "result", "logs", "cancel", "retry", "wait", "--raw", "--status", "--type",
@@ -56,7 +56,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
     "explain": _CONNECTION,
     "map": (
-        *BUILTIN_TASK_TYPES, *_TASK, "--window", "--unordered", "--resume", "--retry-failed",
+        *BUILTIN, *_TASK, "--window", "--unordered", "--resume", "--retry-failed",
         "--cancel", "--cancel-on-interrupt", *_CONNECTION,
     ),
     "top": ("--interval", "--once", *_CONNECTION),

@@ -8,8 +8,8 @@ from typing import Any
 from retire_cluster.cli import exits
 from retire_cluster.cli.output import Output, Style, facts
 from retire_cluster.cli.session import Session, all_items, connection_flags, given, run_verb
-from retire_cluster.cli.target import DEFAULT_PORT
 from retire_cluster.cli.verbs.devices import device_text, devices_table
+from retire_cluster.conf import ports
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.schemas.text.hosts import read_address
 from retire_cluster.schemas.vocabulary import Role
@@ -50,7 +50,7 @@ def _main(argv: Sequence[str] | None, prog: str) -> int:
         if args.cluster_host is not None or args.cluster_port is not None:
             parser.error("give HOST[:PORT] or --cluster-host and --cluster-port, not both")
         try:
-            args.cluster_host, args.cluster_port = read_address(args.address, DEFAULT_PORT)
+            args.cluster_host, args.cluster_port = read_address(args.address, ports.ADMIN)
         except ValueError as error:
             Output.standard().hint(f"{prog}: {error}")
             return exits.USAGE

@@ -21,12 +21,11 @@ _RECENTLY_SECONDS = 5.0
 _PATIENT_SECONDS = 15.0
 
 
-#: Operations that change the cluster: asked twice they are done twice.
+#: Operations that the facade asks and that change the cluster: asked twice they are done twice.
 CHANGES: Final = frozenset(
     {
         "task.submit", "task.cancel", "task.cancel_many", "task.retry", "device.remove",
-        "device.readmit", "device.drain", "device.resume", "config.update", "config.reset",
-        "token.create",
+        "device.drain", "device.resume", "config.update", "config.reset", "token.create",
     }
 )  # fmt: skip
 #: What is true of a change that was asked for and not answered.

@@ -17,7 +17,8 @@ from typing import Any
 
 from retire_cluster.conf.machine.homefolder import expanded
 from retire_cluster.conf.usage import Unusable
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, OFF_BY_DEFAULT
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 #: `--allow command:shell` allows the type and, for it, a shell.
 SHELL = "command:shell"
@@ -153,7 +154,7 @@ class Policy:
 
     def refused_for_root(self, task_type: str) -> bool:
         """Whether only being root stands against this type."""
-        dangerous = task_type in OFF_BY_DEFAULT or task_type not in BUILTIN_TASK_TYPES
+        dangerous = task_type in OFF_BY_DEFAULT or task_type not in BUILTIN
         return self.is_root and not self.allow_root and not self.other_user and dangerous
 
     def command_refusal(self, payload: Mapping[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ from retire_cluster.conf import curve
 from retire_cluster.conf.curve import ClientKeys, Pair
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.link.sockets import Address, parse_join
+from retire_cluster.schemas.text.join_string import looks_like_join
 
 #: The pair of a join that is under way.
 JOINING_KEY = "joining.key"
@@ -148,7 +149,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
     """
     kept = None if plain else curve.read_key_file(folder / curve.DEVICE_KEY)
     draft = None if plain else curve.read_key_file(folder / JOINING_KEY)
-    if curve.looks_like_join(join):
+    if looks_like_join(join):
         invitation = curve.read_join(join)
         if plain:
             raise Unusable("--plain: a join string is for an encrypted main node; leave it out")

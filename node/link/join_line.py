@@ -8,19 +8,17 @@ and one that was started with it on the command line starts itself again without
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.system.supervision import SUPERVISED
+from retire_cluster.schemas.text.join_string import looks_like_join
 
 #: `--join -`: the line comes by standard input.
 STANDARD_INPUT = "-"
 MOST_BYTES = 4096
-#: As `conf.curve.looks_like_join`, before any library is there to be imported.
-_JOIN = re.compile(r"\s*rc[0-9]+\.\S{60,}")
 
 
 def from_standard_input() -> str:
@@ -63,9 +61,9 @@ def without_line(words: Sequence[str]) -> tuple[list[str], str] | None:
     """A command line with `-` in place of its join string, and that; None where it has none."""
     for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
-        if flag == "--join" and equals and _JOIN.match(value):
+        if flag == "--join" and equals and looks_like_join(value):
             return [*words[:index], "--join=-", *words[index + 1 :]], value
-        if index and words[index - 1] in ("--join", "join") and _JOIN.match(word):
+        if index and words[index - 1] in ("--join", "join") and looks_like_join(word):
             return [*words[:index], STANDARD_INPUT, *words[index + 1 :]], word
     return None
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import zmq
 
-from retire_cluster.conf import curve
+from retire_cluster.conf import curve, ports
 from retire_cluster.conf.curve import ClientKeys
 from retire_cluster.conf.machine.addresses import zoned
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.protocol.wire import MAX_FRAME_BYTES
 from retire_cluster.schemas.text.hosts import HostError, bracketed, read_address
-
-DEFAULT_PORT = 8082
 
 _MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -62,11 +60,11 @@ class Address:
 def parse_join(text: str) -> Address:
     """`HOST[:PORT]` as an address; raises `Unusable` with the cure."""
     try:
-        return Address(*read_address(text, DEFAULT_PORT))
+        return Address(*read_address(text, ports.WORKER_BUS))
     except HostError as error:
         raise Unusable(
-            f"--join: {error}; say HOST or HOST:PORT, for example 192.168.1.10:{DEFAULT_PORT}, or"
-            " the line of `retire-cluster token create`"
+            f"--join: {error}; say HOST or HOST:PORT, for example 192.168.1.10:{ports.WORKER_BUS},"
+            " or the line of `retire-cluster token create`"
         ) from None
 
 

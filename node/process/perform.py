@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
+from retire_cluster.node import tasks
 from retire_cluster.node.system import resource_limits
 from retire_cluster.node.tasks import exception_text, own_type
 from retire_cluster.node.tasks.base import Context, Hopeless, Limits, Success, TaskFailed
@@ -14,6 +16,7 @@ from retire_cluster.node.tasks.bounded_output import Kept, fit, json_size, of_te
 from retire_cluster.node.tasks.json_result import NotJson, to_json
 from retire_cluster.node.tasks.own_type import Traced
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES
+from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text import truncation
 from retire_cluster.schemas.text.clean_text import clean, shorten
 from retire_cluster.schemas.text.truncation import Cut
@@ -130,17 +133,8 @@ def _call(task_type: str, header: Mapping[str, Any], payload: bytes, context: Co
     content = json.loads(payload or b"{}")
     if not isinstance(content, dict):
         raise Hopeless("payload: must be an object")
+    if task_type not in BUILTIN or header.get("entry_point"):
+        return own_type.run(str(header["entry_point"]), content, context)
     # Imported here: each loads libraries that tasks of the other types do not need.
-    if task_type == "python_eval":
-        from retire_cluster.node.tasks import python_eval
-
-        return python_eval.run(content, context)
-    if task_type == "http_request":
-        from retire_cluster.node.tasks import http_request
-
-        return http_request.run(content, context)
-    if task_type == "command":
-        from retire_cluster.node.tasks import command
-
-        return command.run(content, context)
-    return own_type.run(str(header["entry_point"]), content, context)
+    module = import_module(f"{tasks.__name__}.{task_type}")
+    return cast(Success, module.run(content, context))

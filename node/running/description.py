@@ -22,8 +22,8 @@ from retire_cluster.node.running.task_process import Plan, TaskProcess
 from retire_cluster.node.tasks import own_type
 from retire_cluster.node.tasks.own_type import OwnType
 from retire_cluster.schemas.protocol.wire import WireError
+from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.clean_text import clean, shorten
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 log = logging.getLogger("retire_cluster.node")
 
@@ -44,7 +44,7 @@ def own_types(policy: Policy, plan: Plan, limit_seconds: float = DESCRIBE_SECOND
     left_out: list[str] = []
     wanted: dict[str, EntryPoint] = {}
     found = entry_points.installed()
-    for name in sorted(policy.allow - set(BUILTIN_TASK_TYPES) - {point.name for point in found}):
+    for name in sorted(policy.allow - set(BUILTIN) - {point.name for point in found}):
         log.warning("--allow %s: there is no such task type on this device", name)
     for point in found:
         refusal = policy.refusal(point.name)

@@ -29,9 +29,10 @@ from retire_cluster.node.tasks import exception_text
 from retire_cluster.node.tasks.base import Context, Hopeless, NotHere, Success, TaskFailed
 from retire_cluster.node.walls import enforcement
 from retire_cluster.schemas.protocol.messages import TypeInfo
+from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.clean_text import clean
 from retire_cluster.schemas.text.json_text import JSONError, dumps, is_deeper
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, TASK_TYPE_PATTERN
+from retire_cluster.schemas.vocabulary import TASK_TYPE_PATTERN
 
 _NAME = re.compile(rf"{TASK_TYPE_PATTERN}\Z")
 #: How long the last import of a module took.
@@ -114,7 +115,7 @@ def _info(entry_name: str, target: Any) -> TypeInfo:
     name = getattr(target, "name", None) or entry_name
     if not isinstance(name, str) or not _NAME.match(name):
         raise ValueError(f"the name {name!r:.80} may have only a-z 0-9 _ . - (1 to 100)")
-    if name in BUILTIN_TASK_TYPES:
+    if name in BUILTIN:
         raise ValueError(f"{name} is a built-in type")
     _callable(target)
     schema = getattr(target, "payload_schema", None)

@@ -12,7 +12,8 @@ from retire_cluster.schemas.rest.requests import TASK_ID_PATTERN
 from retire_cluster.schemas.rest.responses import SCHEMAS
 from retire_cluster.schemas.rest.shapes import TEXT, TIME
 from retire_cluster.schemas.rights import DANGEROUS, Door, of_type
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, DEVICE_ID_PATTERN
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.vocabulary import DEVICE_ID_PATTERN
 
 _REQUEST_ID: Final = {
     "type": "string",
@@ -104,7 +105,7 @@ def _operation(operation: Endpoint, needs_key: bool) -> dict[str, Any]:
         found["x-scope-needed"] = "always" if right.door is Door.CLOSED else "with auth_reads"
         if right.by_type:
             found["x-scope-of-types"] = {
-                **{name: of_type(name) for name in BUILTIN_TASK_TYPES}, "*": DANGEROUS,
+                **{name: of_type(name) for name in BUILTIN}, "*": DANGEROUS,
             }  # fmt: skip
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]}

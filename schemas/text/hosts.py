@@ -11,6 +11,8 @@ import ipaddress
 import re
 from typing import Final
 
+from retire_cluster.schemas.bounds import MAX_PORT
+
 #: What a bound socket that listens on every address of this machine, IPv4 and IPv6, is told.
 EVERYWHERE: Final = "*"
 _UNSPECIFIED: Final = frozenset({"0.0.0.0", "::"})
@@ -57,8 +59,8 @@ def read_address(text: str, default_port: int) -> tuple[str, int]:
     found = read_host(host)
     if not colon:
         return found, default_port
-    if not _PORT.match(port_text) or not 1 <= int(port_text) <= 65_535:
-        raise HostError(f"{port_text!r:.80} is no port from 1 to 65535")
+    if not _PORT.match(port_text) or not 1 <= int(port_text) <= MAX_PORT:
+        raise HostError(f"{port_text!r:.80} is no port from 1 to {MAX_PORT}")
     return found, int(port_text)
 
 

@@ -6,6 +6,8 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
+from retire_cluster.schemas.bounds import MAX_PORT
+
 #: One search at C speed: a request may bring a thousand addresses of 8 KiB.
 _ODD: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
@@ -22,7 +24,7 @@ def split(url: str) -> SplitResult:
     try:
         port = parts.port
     except ValueError:
-        raise ValueError("has a port that is no number from 1 to 65535") from None
+        raise ValueError(f"has a port that is no number from 1 to {MAX_PORT}") from None
     if port == 0:
         raise ValueError("has port 0, which cannot be reached")
     host_of(parts)

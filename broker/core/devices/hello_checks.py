@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from retire_cluster.broker.core.devices.type_registry import is_safe
 from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.clean_text import plain, plain_lines, plain_value
 from retire_cluster.schemas.text.json_text import dumps, is_deeper
 from retire_cluster.schemas.vocabulary import (
-    BUILTIN_TASK_TYPES,
     DEVICE_ID_PATTERN,
     RESERVED_DEVICE_IDS,
     TAG_PATTERN,
@@ -73,6 +73,6 @@ def find_type_fault(info: msg.TypeInfo) -> str:
             f"task type {info.name} is left out: its payload_schema uses rules that are not"
             " allowed (docs/protocol.md)"
         )
-    if info.instant and info.name not in BUILTIN_TASK_TYPES:
+    if info.instant and info.name not in BUILTIN:
         return f"task type {info.name} is left out: only built-in types are instant"
     return ""

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from retire_cluster.broker.core.model import Device
 from retire_cluster.schemas.protocol.messages import TypeInfo
 from retire_cluster.schemas.rest.device_schemas import safe_schema
+from retire_cluster.schemas.task_types import BUILTIN
 from retire_cluster.schemas.text.json_text import JSONError, dumps
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
 
 #: Own types of one device, and bytes of what it says of one and of all of them.
 MAX_OWN_TYPES: Final = 100
@@ -76,7 +76,7 @@ class TypeRegistry:
     def put(self, device: Device) -> None:
         """Register what a device's HELLO offers, in place of what it offered before."""
         device_id, types = device.device_id, device.types
-        own = {name: info for name, info in types.items() if name not in BUILTIN_TASK_TYPES}
+        own = {name: info for name, info in types.items() if name not in BUILTIN}
         if own == self._by_device.get(device_id, {}):
             return  # a HELLO said again has nobody judged anew
         self.drop(device_id)
@@ -133,7 +133,7 @@ def bounded(infos: Iterable[TypeInfo]) -> tuple[tuple[TypeInfo, ...], list[str]]
     reasons: list[str] = []
     own = total = 0
     for info in infos:
-        if info.name in BUILTIN_TASK_TYPES:
+        if info.name in BUILTIN:
             kept.append(info)
             continue
         size = _size(info)

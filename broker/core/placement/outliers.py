@@ -31,7 +31,8 @@ from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS, Record, 
 from retire_cluster.broker.core.placement.passing_over import lift, note
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES, FAILING, Cause
+from retire_cluster.schemas.task_types import BUILTIN
+from retire_cluster.schemas.vocabulary import FAILING, Cause
 
 #: Fewer tasks in a row say nothing.
 IN_A_ROW: Final = 3
@@ -52,7 +53,7 @@ MAX_RECORDS: Final = 64
 def is_evidence(task: Task, cause: str) -> bool:
     """Return whether a failure may be the device's; a built-in type judges the payload itself."""
     if cause == Cause.DETERMINISTIC:
-        return task.spec.task_type not in BUILTIN_TASK_TYPES
+        return task.spec.task_type not in BUILTIN
     return cause in (Cause.ERROR, Cause.TIMEOUT)
 
 

@@ -12,7 +12,7 @@ from retire_cluster.cli import entry, exits, main
 from retire_cluster.cli.verbs import completion, version
 from retire_cluster.conf.arguments import Parser
 from retire_cluster.schemas.errors import BY_CODE, ClusterError, ValidationError
-from retire_cluster.schemas.vocabulary import BUILTIN_TASK_TYPES
+from retire_cluster.schemas.task_types import BUILTIN
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,7 @@ def _help_of(verb: str, code: str) -> str:
         _output(code.replace("'--help'", f"{word!r}, '--help'")) for word in verbs.get(verb, ())
     ]
     if verb in ("submit", "map"):
-        texts.append(" ".join(BUILTIN_TASK_TYPES))
+        texts.append(" ".join(BUILTIN))
     return "\n".join(texts)
 
 

@@ -23,7 +23,8 @@ from retire_cluster.cli.endpoints import (
     running_main,
     write_json,
 )
-from retire_cluster.cli.target import DEFAULT_PORT, Target, find_target
+from retire_cluster.cli.target import Target, find_target
+from retire_cluster.conf import ports
 from retire_cluster.conf.machine.locks import FolderLock, FolderLocked
 from retire_cluster.schemas.errors import ClusterUnavailable
 from retire_cluster.schemas.text.hosts import read_address
@@ -117,7 +118,7 @@ def test_a_broker_elsewhere_is_not_cured_by_starting_one_here(tmp_path: Path) ->
     ],
 )
 def test_addresses_are_split(text: str, expected: tuple[str, int]) -> None:
-    assert read_address(text, DEFAULT_PORT) == expected
+    assert read_address(text, ports.ADMIN) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_addresses_are_split(text: str, expected: tuple[str, int]) -> None:
 )
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"host|port|HOST|empty"):
-        read_address(text, DEFAULT_PORT)
+        read_address(text, ports.ADMIN)
 
 
 def test_endpoints_have_the_contracts_form(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from retire_cluster.conf.curve import Invitation, KeyFileError
 from retire_cluster.conf.machine.ownership import Foreign, check_folder
 from retire_cluster.node.link import credentials
 from retire_cluster.schemas.keys import is_key
+from retire_cluster.schemas.text.join_string import looks_like_join
 
 #: Always the same: names of tests are made of it.
 SERVER = curve.pair_of_token(b"a main node")
@@ -31,7 +32,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 def test_a_join_string_is_one_word_that_carries_everything(host: str) -> None:
     invitation = Invitation(host, 65535, SERVER.public, TOKEN)
     word = curve.write_join(invitation)
-    assert curve.looks_like_join(word)
+    assert looks_like_join(word)
     assert len(word.split()) == 1
     assert curve.read_join(f"  {word[:30]}\n{word[30:]}\n") == invitation
 
@@ -51,14 +52,14 @@ def test_a_cut_join_string_is_told_as_one(word: str) -> None:
 
 
 def test_a_join_string_of_another_version_says_so() -> None:
-    assert curve.looks_like_join("rc2." + WORD[4:])
+    assert looks_like_join("rc2." + WORD[4:])
     with pytest.raises(ValueError, match="another version"):
         curve.read_join("rc2." + WORD[4:])
 
 
 @pytest.mark.parametrize("text", ["rc1.lan", "rc1.lan:8082", "192.0.2.7", "", "rcx." + WORD[4:]])
 def test_a_host_is_not_taken_for_a_join_string(text: str) -> None:
-    assert not curve.looks_like_join(text)
+    assert not looks_like_join(text)
 
 
 def test_the_pair_of_a_token_is_always_the_same_and_of_no_other_token() -> None:

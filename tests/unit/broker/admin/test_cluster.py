@@ -11,6 +11,7 @@ from retire_cluster.conf.settings import all_specs
 from retire_cluster.conf.spec import Spec
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import messages as msg
+from retire_cluster.schemas.task_types import BUILTIN
 from tests.unit.broker.kit import Cluster, MakeCluster, settings_with, wrong
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -125,7 +126,7 @@ def test_types_are_the_built_in_and_the_advertised_ones(cluster: Cluster) -> Non
     found = cluster.call("task.types").data
     assert found["custom_types"] == ["mine", "resize"]
     assert found["supported_types"] == [*found["builtin_types"], "mine", "resize"]
-    assert (found["total_count"], found["online_devices"]) == (9, 1)
+    assert (found["total_count"], found["online_devices"]) == (len(BUILTIN) + 2, 1)
     by_type = found["by_type"]
     assert (by_type["echo"]["devices"], by_type["http_request"]["devices"]) == (1, 0)
     assert by_type["resize"]["payload_schema"]["properties"]["width"] == {"type": "integer"}
