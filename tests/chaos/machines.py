@@ -255,7 +255,7 @@ def inside(name: str, scratch: Path) -> str:
     """Start, use and stop it here; what went wrong."""
     (condition,) = (one for one in table() if one.name == name)
     if condition.apart:
-        script = Path(__file__).resolve().with_name("apart.py")
+        script = Path(__file__).resolve().parent / "harness" / "apart.py"
         words = [sys.executable, str(script), str(scratch)]
         done = subprocess.run(words, cwd=scratch, capture_output=True, text=True, check=False)
         return "" if done.returncode == 0 else done.stdout + done.stderr
