@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Callable, MutableMapping
 
-#: Set to `stdin` in the environment of a child that has such a standard input.
-VARIABLE = "RETIRE_CLUSTER_LIFELINE"
+from retire_cluster.node.system.supervision import SUPERVISED
+
 #: How long the child may take to end by itself before it ends at once.
 GRACE_SECONDS = 8.0
 
@@ -27,7 +27,7 @@ def watch_from_environment(environ: MutableMapping[str, str] = os.environ) -> bo
     The variable is taken out of the environment and standard input replaced by the null device, so
     that what this process starts does not believe that it holds a lifeline too.
     """
-    if environ.pop(VARIABLE, "") != "stdin":
+    if environ.pop(SUPERVISED, "") != "stdin":
         return False
     handle = os.dup(0)
     os.set_inheritable(handle, False)

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from retire_cluster.cli.up import lifeline
 from retire_cluster.node.system import process_tree
+from retire_cluster.node.system.supervision import SUPERVISED
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
@@ -206,7 +206,7 @@ class Supervisor:
 
     def _spawn(self, child: Child) -> subprocess.Popen[bytes]:
         environ = dict(os.environ)
-        environ[lifeline.VARIABLE] = "stdin"
+        environ[SUPERVISED] = "stdin"
         if sys.flags.optimize > 1:
             # Without docstrings Cerberus refuses to be imported; without asserts it works.
             environ["PYTHONOPTIMIZE"] = "1"

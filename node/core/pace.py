@@ -19,7 +19,7 @@ class Pace:
     #: First and longest wait before the socket is rebuilt; doubles in between.
     backoff_seconds: float = 2.0
     backoff_cap_seconds: float = 30.0
-    #: After REJECT `duplicate` or `max_connections` when the main node names no time.
+    #: After a REJECT that may pass (`duplicate`, `max_connections`), which names no time.
     refused_seconds: float = 5.0
     #: Between two tries at a main node that speaks an older protocol.
     outdated_seconds: float = 60.0

@@ -105,7 +105,7 @@ def device_id(folder: Path, wanted: str = "") -> str:
 
 
 def check_id(wanted: str) -> None:
-    """Raises `Unusable` for a name the protocol does not allow; an empty one is none yet."""
+    """Refuse a name that the protocol does not allow: raises `Unusable`. Empty: none yet."""
     if wanted and not _DEVICE_ID.match(wanted):
         raise Unusable(
             f"device id {wanted!r:.120}: 1 to 100 of letters, digits and _ . : -, the first one"

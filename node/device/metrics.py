@@ -23,7 +23,11 @@ class Sampler:
     """Takes samples; processor use is measured between two of them."""
 
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
-        """`folder`: whose disk is meant."""
+        """Take a first sample.
+
+        :param folder: the disk that it is on is the one measured
+        :param clock: gives monotonic seconds
+        """
         self._folder = folder
         self._clock = clock
         self._busy_before: tuple[float, float] | None = None

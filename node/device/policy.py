@@ -1,8 +1,9 @@
 """What this device's owner allows. Decided here, from local settings only, never from remote.
 
 The built-in types but `command` and `python_call` are allowed, and own types too: to install one is
-to allow it.
-Denial is an outcome of the attempt (`policy_denied`), reached before any process is made.
+to allow it. Types and commands are judged before any process is made; which addresses and folders a
+task reaches is judged in its process (http_addresses.py, working_folder.py). A denied attempt fails
+with the cause `policy_denied`.
 """
 
 from __future__ import annotations

@@ -107,18 +107,18 @@ class Credentials:
         self._draft.unlink(missing_ok=True)
 
     def note_enrolled(self) -> None:
-        """The main node knows this key now. Raises `OSError` when that cannot be kept."""
+        """Note that the main node knows this key now. Raises `OSError` when that cannot be kept."""
         self.enrolled = self.was_enrolled = True
         self.keep()
 
     def note_welcomed(self) -> None:
-        """It was welcomed at `address`, which is remembered. Raises `OSError`."""
+        """Note that the device was welcomed at `address`. Raises `OSError`."""
         self.enrolled = self.was_enrolled = True
         if self._kept != str(self.address):
             self.keep()
 
     def note_refused(self) -> bool:
-        """The main node refused the keys it was shown; whether there is another way to try."""
+        """Note that the main node refused the keys; whether others are there to try."""
         if self.enrolled and self._token is not None:
             self.enrolled = False
             return True
@@ -200,7 +200,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
 
 
 def remember_plain(folder: Path, address: Address) -> None:
-    """A main node without encryption welcomed this device at `address`. Raises `OSError`."""
+    """Remember where a main node without encryption welcomed this device. Raises `OSError`."""
     if _plain_main(folder) == str(address):
         return
     path = folder / PLAIN_MAIN

@@ -12,9 +12,9 @@ import sys
 import threading
 
 from retire_cluster.node.process import streams
+from retire_cluster.node.process.perform import MAX_LOG_BYTES
 from retire_cluster.node.tasks.bounded_output import HeadTail, Kept
 
-MAX_BYTES = 64 * 1024
 _MARK_SECONDS = 1.0
 
 
@@ -23,7 +23,7 @@ class Capture:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept = HeadTail(MAX_BYTES)
+        self._kept = HeadTail(MAX_LOG_BYTES)
         self._mark = b""
         self._marked = threading.Event()
         reading, self._writing = os.pipe()

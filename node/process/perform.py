@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, cast
 
 from retire_cluster.node import tasks
+from retire_cluster.node.process.replies import MAX_MESSAGE
 from retire_cluster.node.system import resource_limits
 from retire_cluster.node.tasks import exception_text, own_type
 from retire_cluster.node.tasks.base import Context, Hopeless, Limits, Success, TaskFailed
@@ -26,7 +27,8 @@ from retire_cluster.schemas.vocabulary import Cause, Outcome
 MIN_PROGRESS_SECONDS = 0.05
 #: A process is replaced after so many tasks of built-in types.
 MAX_TASKS = 200
-MAX_MESSAGE = 4_000
+#: Bytes kept of what a task prints.
+MAX_LOG_BYTES = 64 * 1024
 MAX_TRACE_BYTES = 16_000
 #: For the names and numbers around logs.
 _LOGS_AROUND_BYTES = 512
@@ -100,7 +102,7 @@ def reply(
 def add_logs(details: dict[str, Any], logs: Kept) -> None:
     """Put what a task printed into its details, as much of it as the protocol has room for.
 
-    Nobody else's word on it counts: not the task's.
+    What the task itself put there in their place is dropped.
     """
     cuts = truncation.read(details.pop("truncated", None))
     cuts.pop("logs", None)

@@ -11,6 +11,7 @@ import math
 from typing import Any, Final, NamedTuple
 
 from retire_cluster.node.process.frames import RawFrame
+from retire_cluster.node.tasks.json_result import MAX_DEPTH
 from retire_cluster.schemas.protocol.wire import MAX_DETAILS_BYTES
 from retire_cluster.schemas.text import truncation
 from retire_cluster.schemas.text.clean_text import clean, shorten
@@ -21,8 +22,6 @@ MAX_MESSAGE: Final = 4_000
 MAX_PROGRESS_TEXT: Final = 1_000
 #: Levels of a header; `described` holds payload schemas.
 _MAX_HEADER_DEPTH: Final = 32
-#: Levels of a result (json_result.py).
-_MAX_RESULT_DEPTH: Final = 64
 _OUTCOMES: Final = frozenset((Outcome.SUCCESS, Outcome.FAILED, Outcome.TIMEOUT))
 #: That a device was lost is for the main node to say, and counts against other things than a task.
 _CAUSES: Final = frozenset(Cause) - {Cause.WORKER_LOST}
@@ -58,7 +57,7 @@ class Done(NamedTuple):
 
 
 class Described(NamedTuple):
-    """What task types there are: objects, otherwise unread (`tasks.custom.read_description`)."""
+    """What task types there are: objects, otherwise unread (`own_type.read_description`)."""
 
     rows: list[dict[str, Any]]
 
@@ -145,8 +144,8 @@ def _result(blob: bytes) -> bytes:
         raise BadReply(f"its result is not JSON: {error}") from None
     # Each level costs a bracket: with few brackets there is nothing to measure.
     brackets = blob.count(b"[") + blob.count(b"{")
-    if brackets > _MAX_RESULT_DEPTH and is_deeper(value, _MAX_RESULT_DEPTH):
-        raise BadReply(f"its result is nested deeper than {_MAX_RESULT_DEPTH} levels")
+    if brackets > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise BadReply(f"its result is nested deeper than {MAX_DEPTH} levels")
     return blob
 
 

@@ -69,7 +69,7 @@ class Catalog:
         self.replace_own(own_types, left_out)
 
     def replace_own(self, own_types: Sequence[OwnType], left_out: Sequence[str]) -> None:
-        """Other own types from now on."""
+        """Offer other own types from now on."""
         policy = self.policy
         #: Own types that cannot be offered, with the reasons.
         self.left_out = tuple(left_out)

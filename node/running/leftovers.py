@@ -73,7 +73,7 @@ class Leftovers:
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[Callable[[int], None]]:
-        """Within this a task process is started, and its number told."""
+        """Keep sweeps off while a task process is started; what it gives records the number."""
         with self._starting:
             yield self._add
 
@@ -84,13 +84,13 @@ class Leftovers:
             self._write()
 
     def note_roots(self, roots: list[str]) -> None:
-        """Tasks have their folders in these, among temporary files."""
+        """Record the roots, among temporary files, in which tasks have their folders."""
         with self._lock:
             self._roots = roots
             self._write()
 
     def remove(self, pid: int) -> None:
-        """A task process and all below it are gone."""
+        """Take a task process out of the record: it and all below it are gone."""
         with self._lock:
             self._started.pop(pid, None)
             self._write()

@@ -12,11 +12,11 @@ from retire_cluster.node.core.records import (
     UNSTARTED,
     Attempt,
 )
+from retire_cluster.node.process.keeper import SIGNAL_BASE
 from retire_cluster.node.running.slot import Died
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
 _SIGXCPU = 24
-_SIGNAL_BASE = 128
 
 
 class Verdict(NamedTuple):
@@ -33,11 +33,11 @@ def of_dead_process(task_type: str, died: Died) -> Verdict:
     if code is None:
         return Verdict(Outcome.FAILED, Cause.ERROR, words)
     cause = Cause.ERROR
-    if task_type == "python_eval" and code == _SIGNAL_BASE + _SIGXCPU:
+    if task_type == "python_eval" and code == SIGNAL_BASE + _SIGXCPU:
         cause = Cause.DETERMINISTIC
         message = "payload.expression: needs more processor time than it may have"
-    elif abs(code) > _SIGNAL_BASE:
-        message = f"the task's process was killed by signal {abs(code) - _SIGNAL_BASE}"
+    elif abs(code) > SIGNAL_BASE:
+        message = f"the task's process was killed by signal {abs(code) - SIGNAL_BASE}"
     elif code < 0:
         message = f"the task's process was killed by signal {-code}"
     else:

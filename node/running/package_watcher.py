@@ -85,7 +85,7 @@ class Watcher(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Until closed."""
+        """Look until closed."""
         while not self._over.wait(LOOK_SECONDS):
             try:
                 if self._installed.change():

@@ -86,7 +86,7 @@ class Pipes:
                 self._writing.release()
 
     def retire(self) -> None:
-        """There is nothing more to say to it."""
+        """Close the way to the process: nothing more is written."""
         # Not while another thread writes: the descriptor's number may be another's a moment later.
         with self._writing, contextlib.suppress(OSError):
             self._stdin.close()

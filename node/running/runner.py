@@ -186,12 +186,8 @@ class Runner:
             return 0.0
         return self._timers[0][0] if self._timers else None
 
-    def busy(self) -> int:
-        """Slots in use."""
-        return len(self._active)
-
     def note_trouble(self, text: str) -> None:
-        """Something that the device's owner should know; told with the next heartbeat."""
+        """Tell the device's owner of a trouble, with the next heartbeat."""
         self.last_error = text
 
     def close(self, patience_seconds: float = 5.0) -> None:

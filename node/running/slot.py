@@ -1,7 +1,8 @@
 """A slot: one thread that owns one task process at a time and feeds it attempts.
 
 The thread blocks where the loop must not: while a process starts, while it works, while its tree
-dies. Only `submit`, `kill`, `ask_to_stop` and `close` are for other threads.
+dies. `submit`, `kill`, `outdate`, `ask_to_stop` and `close` are for other
+threads, and nothing else is.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Slot(threading.Thread):
             process.kill()
 
     def outdate(self) -> None:
-        """The attempt that runs may end; every later one gets a process that begins from now on."""
+        """Replace the process before the next attempt; one that runs may end in the old one."""
         with self._lock:
             self._outdated = True
 
@@ -123,7 +124,7 @@ class Slot(threading.Thread):
     # --- the thread ---------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until closed."""
+        """Run attempts until closed."""
         while True:
             try:
                 job = self._jobs.get(timeout=None if self._process is None else IDLE_SECONDS)

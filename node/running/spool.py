@@ -1,9 +1,9 @@
 """Results on disk until the main node has them, for tasks that may not run twice.
 
 One append-only file. A record is `RCS1`, a kind (`R` result, `F` forget), the sizes of its three
-parts and a CRC-32 of all of it. Results of one turn share one fsync (SD cards wear). A record that
-does not check out, such as a torn last one after a power cut, is skipped by looking for the next
-`RCS1`. When nothing is left to keep, the file is emptied.
+parts, a CRC-32 of kind and parts, and the parts. Results of one turn share one fsync (SD cards
+wear). A record that does not check out, such as a torn last one after a power cut, is skipped by
+looking for the next `RCS1`. When nothing is left to keep, the file is emptied.
 
 What cannot be read or sent goes with its reason to `results.bad` beside it, one JSON object a line:
 it must neither be lost nor keep a worker from starting.
@@ -52,9 +52,7 @@ class Spool:
         self._path = path
         self._compact_bytes = compact_bytes
         self._live: dict[AttemptKey, Result] = {}
-        #: Damaged places met while reading.
-        self.damaged = 0
-        #: Why each record was set aside while reading.
+        #: Why each damaged place or record was set aside while reading.
         self.reasons: list[str] = []
         self._fd = _open(path)
         self._read()
@@ -152,7 +150,6 @@ class Spool:
                 self._leave_out(f"a stored result cannot be used: {error}", head, data, details)
 
     def _leave_out(self, reason: str, *parts: bytes) -> None:
-        self.damaged += 1
         self.reasons.append(reason)
         with contextlib.suppress(OSError):
             self._put_aside(reason, *parts)

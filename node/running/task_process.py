@@ -69,7 +69,7 @@ class Plan:
         self.confine(self.confinement)
 
     def confine(self, confinement: Confinement) -> None:
-        """Other walls from now on. From any thread."""
+        """Put other walls around tasks of processes that start from now on. From any thread."""
         self.confinement = confinement
         #: What each task process puts up around its tasks (enforcement.py).
         self.walls = confinement.walls().write()
@@ -133,6 +133,7 @@ class TaskProcess:
             if read_fd >= 0:
                 os.close(read_fd)
         if sys.platform == "win32":
+            # Imported where it runs: it loads ctypes and declares Windows' structures.
             from retire_cluster.node.system.windows_job import Job
 
             with contextlib.suppress(OSError):

@@ -53,7 +53,7 @@ class Workplace:
         user: tuple[int, int] | None = None,
         note: Callable[[list[str]], None] = lambda roots: None,
     ) -> None:
-        """Raises `OSError`.
+        """Make the root, and empty it of what an earlier worker left. Raises `OSError`.
 
         :param root: where they are; None: a new folder in the system's one for temporary files
         :param user: user and group id that tasks have, None: the worker's

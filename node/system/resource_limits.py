@@ -55,9 +55,9 @@ def hint(said: str) -> str:
 
 
 def apply(bounds: Bounds) -> None:
-    """Bounds this process and what it starts, for good: none of them can raise a bound again.
+    """Bound this process and what it starts for good: none of them can raise a bound again.
 
-    No core files. Each bound is tried on its own; a system without one goes without.
+    Switch core files off too. Set each bound on its own, and pass over those that fail.
     """
     global current
     memory_bytes = bounds.memory_bytes

@@ -63,7 +63,7 @@ class _Namer:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As the import system asks for it."""
+        """The module's spec with a loader that sets the prefix; None for every other module."""
         if name != _MODULE or self._done:
             return None
         self._done = True  # and it stays in the list, which others may be going through

@@ -1,6 +1,6 @@
-"""Whether this process is one of `retire-cluster up`, which keeps a pipe to each of its own."""
+"""How a process knows that it is one of `retire-cluster up`, which holds a pipe to each."""
 
 from __future__ import annotations
 
-#: Set in the environment of a supervised process: standard input is the supervisor's pipe.
+#: Set to `stdin` in the environment of a supervised process: its standard input is that pipe.
 SUPERVISED = "RETIRE_CLUSTER_LIFELINE"

@@ -45,7 +45,7 @@ if sys.platform == "win32":
         """One job; ends what is in it when closed."""
 
         def __init__(self) -> None:
-            """Raises `OSError` when the system refuses one."""
+            """Make a job. Raises `OSError` when the system refuses one."""
             self._kernel = ctypes.WinDLL("kernel32", use_last_error=True)
             self._kernel.CreateJobObjectW.restype = wintypes.HANDLE
             self._kernel.CreateJobObjectW.argtypes = (wintypes.LPVOID, wintypes.LPCWSTR)
@@ -91,7 +91,7 @@ if sys.platform == "win32":
 else:
 
     class Job:
-        """There are no jobs elsewhere."""
+        """Stands in on other systems, which have no jobs: it cannot be made."""
 
         def __init__(self) -> None:
             raise OSError("this is not Windows")

@@ -139,11 +139,14 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Somebody cancelled the task: half a second later its process is killed."""
+        """Whether the task was cancelled; half a second later its process is killed."""
         return self._is_cancelled()
 
     def progress(self, percent: float | None, message: str = "") -> None:
-        """Tell how far the task is: 0 to 100, or None when that cannot be said."""
+        """Tell how far the task is: 0 to 100, or None when that cannot be said.
+
+        Raises `ValueError` for a percent that is not finite.
+        """
         if percent is not None:
             percent = float(percent)
             if not math.isfinite(percent):
@@ -189,7 +192,7 @@ def as_text_map(payload: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def no_strangers(payload: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raises `BadPayload` for a field that the type does not have."""
+    """Refuse a field that the type does not have: raises `BadPayload`."""
     for name in payload:
         if name not in known:
             raise BadPayload(name, f"unknown field; there are {', '.join(known) or 'none'}")

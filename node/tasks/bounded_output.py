@@ -100,7 +100,7 @@ class HeadTail:
         self._total = 0
 
     def add(self, part: bytes) -> None:
-        """More of the output."""
+        """Take more of the output."""
         self._total += len(part)
         room = self._head_limit - len(self._head)
         if room > 0:

@@ -221,6 +221,7 @@ def _feed(process: subprocess.Popen[bytes], text: str) -> None:
 def _job_of(process: subprocess.Popen[bytes]) -> Any:
     if sys.platform != "win32":
         return None
+    # Imported where it runs: it loads ctypes and declares Windows' structures.
     from retire_cluster.node.system.windows_job import Job
 
     try:
@@ -261,7 +262,7 @@ class _Output(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Until nobody holds the other end."""
+        """Read until nobody holds the other end."""
         with contextlib.suppress(OSError, ValueError):
             while part := self._stream.read(65_536):
                 with self._lock:

@@ -133,7 +133,7 @@ def _info(entry_name: str, target: Any) -> TypeInfo:
 
 
 def _check_schema(schema: object) -> None:
-    """Raises `ValueError` for what cannot be a schema; the main node judges its rules."""
+    """Refuse what cannot be a schema: raises `ValueError`. The main node judges its rules."""
     try:
         text = dumps(schema)
     except JSONError as error:

@@ -192,7 +192,7 @@ class Confinement:
 
     @property
     def what(self) -> str:
-        """For people."""
+        """What tasks are kept by, in words: the user and the sandbox."""
         parts = [self._whom] if self.user is not None else []
         parts += [f"policy.sandbox = {self.sandbox}"] if self.sandbox != NONE else []
         return " with ".join(parts) or "the worker's own user"

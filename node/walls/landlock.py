@@ -25,7 +25,7 @@ MOVE_ABI = 2
 NETWORK_ABI = 4
 SCOPE_ABI = 6
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _OPENAT2 = 444, 445, 446, 437
-#: Systems calls have the same numbers on all of these.
+#: System calls have the same numbers on all of these.
 _MACHINES = ("x86_64", "amd64", "i386", "i686", "aarch64", "arm", "riscv", "ppc64", "s390", "loong")
 _ASK_VERSION = 1
 _AT_FDCWD = -100

@@ -33,7 +33,7 @@ class _Sets(ctypes.Structure):
 def give_up() -> None:
     """Give up, for the calling thread and what it starts, all that only root of a host needs.
 
-    Raises `OSError`. Nothing for others than root.
+    Do nothing for others than root. Raises `OSError`.
     """
     if not IS_LINUX or os.geteuid() != 0:
         return

@@ -24,7 +24,7 @@ from retire_cluster.node.system.supervision import SUPERVISED
 _OWN = "retire-cluster.own"
 _PREFIX = "retire-cluster.task"
 _CONTROLLERS = ("memory", "pids", "cpu")
-#: The keeper, the server, templates and a sandbox's own.
+#: Room in `pids.max` for the keeper, the server, zygotes and the processes of a sandbox.
 _OUR_PROCESSES = 16
 _PERIOD_MICROSECONDS = 100_000
 _TRIES = 20

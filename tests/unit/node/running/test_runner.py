@@ -101,4 +101,4 @@ def test_an_error_while_a_process_is_looked_after_fails_its_attempt_and_frees_th
     for result in rig.run(*tasks):
         assert (result.outcome, result.cause) == ("failed", "error")
         assert "ValueError: no process today" in (result.error_message or "")
-    assert rig.runner.busy() == 0
+    assert rig.runner._active == {}

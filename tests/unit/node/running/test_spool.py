@@ -29,7 +29,7 @@ def test_stored_results_come_back_in_order_after_a_restart(path: Path) -> None:
     spool.close()
     again = Spool(path)
     assert again.results() == [result(1), result(2), failed]
-    assert again.damaged == 0
+    assert again.reasons == []
     again.close()
 
 
@@ -63,7 +63,7 @@ def test_a_file_of_forgotten_results_only_is_emptied_at_start(path: Path) -> Non
     spool.close()
     path.write_bytes(whole[:20])
     again = Spool(path)
-    assert (again.results(), again.damaged) == ([], 1)
+    assert (again.results(), len(again.reasons)) == ([], 1)
     assert path.stat().st_size == 0
     again.close()
 
@@ -77,7 +77,7 @@ def test_a_torn_last_record_costs_only_itself(path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
     again = Spool(path)
     assert again.results() == [result(1)]
-    assert again.damaged == 1
+    assert len(again.reasons) == 1
     again.store([result(3)])
     again.close()
     last = Spool(path)
@@ -98,7 +98,7 @@ def test_every_single_flipped_byte_costs_at_most_its_record(path: Path) -> None:
         path.write_bytes(bytes(broken))
         again = Spool(path)
         assert again.results() == [result(2), result(3)], at
-        assert again.damaged >= 1
+        assert len(again.reasons) >= 1
         again.close()
 
 
@@ -121,7 +121,7 @@ def test_records_with_strange_content_are_skipped(path: Path) -> None:
         + module._record(b"R", b'[[1,1,1,1],"success",1' + b"0" * 400 + b',null,null]')
     )  # fmt: skip
     spool = Spool(path)
-    assert (spool.results(), spool.damaged) == ([], 5)
+    assert (spool.results(), len(spool.reasons)) == ([], 5)
     spool.close()
 
 
