@@ -21,7 +21,6 @@ from retire_cluster.broker.facts import Facts
 from retire_cluster.broker.store.base import Store, StoreError
 from retire_cluster.conf.settings import Settings
 from retire_cluster.schemas.errors import ClusterError, DeviceNotFound, TaskNotFound
-from retire_cluster.schemas.vocabulary import TERMINAL
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +147,3 @@ class AdminContext:
         if device_id not in self.state.devices:
             raise DeviceNotFound(f"There is no device {device_id[:100]!r}.")
         return device_id
-
-    def is_terminal(self, number: int) -> bool:
-        """Whether a present task has ended."""
-        return self.state.ledger.status(number) in TERMINAL

@@ -10,7 +10,7 @@ from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.labels import label
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import stamp
-from retire_cluster.broker.admin.waits import TASK_IDS
+from retire_cluster.broker.admin.waits import TASK_IDS, texts
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.type_registry import DEVICES_TOLD
 from retire_cluster.broker.core.instructions import StoreOutcomes
@@ -222,7 +222,7 @@ def cancel_many(admin: AdminContext, call: Call) -> Reply:
     """Cancel those of up to 1000 tasks that have not ended."""
     found: dict[int, str] = {}
     not_cancelled: list[str] = []
-    for task_id in dict.fromkeys(call.args["task_ids"]):
+    for task_id in dict.fromkeys(texts(call.args["task_ids"])):
         number, created_ms = admin.state.ids.read(task_id) or (0, 0)
         task = admin.state.tasks.get(number)
         if task is None or task.created_ms != created_ms:

@@ -21,6 +21,7 @@ from retire_cluster.broker.core.placement.starvation import Share, Waiting
 from retire_cluster.broker.core.records.clock import ClusterClock
 from retire_cluster.broker.core.records.event_log import EPOCH_STEP
 from retire_cluster.broker.core.state import ClusterState
+from retire_cluster.broker.core.waits import Wait, Waits
 from retire_cluster.broker.net.handing_out import hand_out
 from retire_cluster.broker.server import Broker
 from retire_cluster.node.core.outbox import Outbox
@@ -241,6 +242,19 @@ def _hand_out_or_fail(*given: Any) -> list[Any]:
     ]
 
 
+def _waits_for_the_ended() -> AbstractContextManager[None]:
+    """A task that has ended is still noted as waited for."""
+    finish = Waits.finish
+
+    def forgetful(self: Waits, number: int) -> list[Wait]:
+        waiting = self.by_task[number]
+        over = finish(self, number)
+        self.by_task[number] = waiting
+        return over
+
+    return swapped(Waits, "finish", forgetful)
+
+
 def _nothing() -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
@@ -272,6 +286,7 @@ BUGS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     "counts-epochs": _counts_epochs,
     "unread-answers": _unread_answers,
     "trouble-is-damage": _trouble_is_damage,
+    "waits-for-the-ended": _waits_for_the_ended,
 }
 
 

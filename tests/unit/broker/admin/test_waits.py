@@ -10,6 +10,7 @@ from retire_cluster.broker.admin import waits as admin_waits
 from retire_cluster.broker.core import instructions as ins
 from retire_cluster.schemas import errors
 from retire_cluster.schemas.protocol import wire
+from retire_cluster.schemas.rest import validation
 from tests.unit.broker.kit import WALL_MS, Cluster, only, submit, wrong
 
 UNKNOWN_ID = "018bcfe5-6800-7555-9555-550000000063"
@@ -140,3 +141,12 @@ def test_a_task_forgotten_while_somebody_waited_is_left_out(cluster: Cluster) ->
     (number,) = cluster.submit()
     over = ins.WaitOver((b"client", 1), (number, 77), (WALL_MS, WALL_MS))
     assert admin_waits.waited(cluster.admin, over).data["results"] == []
+
+
+@pytest.mark.parametrize("op", ["task.wait", "task.cancel_many"])
+def test_ids_that_are_no_texts_are_refused_without_cerberus_which_is_slow_for_many(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.setattr(validation, "by_cerberus", lambda *_: pytest.fail("Cerberus was asked"))
+    error = wrong(cluster, op, {"task_ids": [UNKNOWN_ID, *range(999)]})
+    assert (error.field, error.reason) == ("task_ids.1", "must be a text")
