@@ -216,7 +216,7 @@ class Broker:
     def _judge_handshakes(self, now: ev.Now) -> None:
         zap = self._sockets.zap
         if zap is not None:
-            zap.serve(now.mono, self.state.clock.age_ms(now), self.state.stats.dropped)
+            zap.serve(now.mono, self.state.clock.age_ms(now), self.state.count_dropped)
 
     def _begin(self) -> None:
         self._committed = False
@@ -224,13 +224,12 @@ class Broker:
         self._reads = []
 
     def _read_devices(self, now: ev.Now) -> None:
-        dropped, budgets = self.state.stats.dropped, self._bus.budgets
-        for event in self._bus.read(MESSAGES_PER_TURN, now.mono, dropped):
-            stale = dropped["stale_attempt"]
+        state, budgets = self.state, self._bus.budgets
+        for event in self._bus.read(MESSAGES_PER_TURN, now.mono, state.count_dropped):
+            before = state.stats.dropped["stale_attempt"]
             self._admin.apply(event, now)
-            if dropped["stale_attempt"] != stale:
-                items = dropped["stale_attempt"] - stale
-                budgets.blame(event.key or event.routing, items, now.mono)
+            if stale := state.stats.dropped["stale_attempt"] - before:
+                budgets.blame(event.key or event.routing, stale, now.mono)
             if self._now().mono - now.mono > DEVICES_SECONDS:
                 return  # clients have waited long enough
 
@@ -275,7 +274,7 @@ class Broker:
                 return names
 
     def _read_clients(self, now: ev.Now) -> None:
-        for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped):
+        for call in self._clients.read(MESSAGES_PER_TURN, now, self.state.count_dropped):
             try:
                 operation = find(call.op)
             except ClusterError as error:
@@ -312,7 +311,7 @@ class Broker:
             try:
                 if isinstance(instruction, ins.Send):
                     verb, header = instruction.message.write()
-                    self._bus.send(instruction.routing, verb, header, (), self.state.stats.dropped)
+                    self._bus.send(instruction.routing, verb, header, (), self.state.count_dropped)
                 elif isinstance(instruction, ins.SendAssign):
                     self._assign(instruction, now)
                 elif isinstance(instruction, ins.PingOver):
@@ -384,7 +383,7 @@ class Broker:
         if admin is not None:
             self._admin = admin
             return
-        calls = self._clients.read(MESSAGES_PER_TURN, now, self.state.stats.dropped)
+        calls = self._clients.read(MESSAGES_PER_TURN, now, self.state.count_dropped)
         self._answering.refuse_all([call.ticket for call in calls], self._stall.reason)
 
     def _reload(self) -> AdminContext:

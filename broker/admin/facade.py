@@ -66,6 +66,5 @@ def hit(admin: AdminContext, call: Call) -> Reply:
 def report(admin: AdminContext, call: Call) -> Reply:
     """A facade process tells what it served since its last report."""
     args = call.args
-    http = admin.state.stats.http
-    http.add(call.now.mono, args["requests"], args["errors"], args["total_ms"])
+    admin.state.record_requests(call.now, args["requests"], args["errors"], args["total_ms"])
     return Reply({})

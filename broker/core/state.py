@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,18 @@ class ClusterState:
         """Return what was emitted since the last call, and begin anew."""
         taken, self._out = self._out, []
         return taken
+
+    def count_dropped(self, kind: str) -> None:
+        """Count what the shell did not take, or could not send, by kind."""
+        self.stats.dropped[kind] += 1
+
+    def record_placements(self, waited_seconds: Iterable[float]) -> None:
+        """Record how long tasks that were sent to their devices had waited, in seconds."""
+        self.stats.placed(waited_seconds)
+
+    def record_requests(self, now: ev.Now, requests: int, errors: int, total_ms: float) -> None:
+        """Record what a facade's process served since its last report."""
+        self.stats.http.add(now.mono, requests, errors, total_ms)
 
     def mark(self, now: ev.Now, after_seconds: float = MARK_SECONDS) -> Mark | None:
         """Return a mark for the store if the last one is `after_seconds` old, else None."""

@@ -11,7 +11,7 @@ from retire_cluster.broker.core.events import WaitRequested
 _STALE_KEPT = 100
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Wait:
     """A parked `task.wait`; equal to itself only."""
 
@@ -19,6 +19,10 @@ class Wait:
     #: Numbers of the tasks that have not ended.
     unfinished: set[int]
     deadline_mono: float
+
+    def __repr__(self) -> str:
+        left = f"{len(self.unfinished)} of {len(self.request.tasks)} tasks"
+        return f"<Wait {self.request.ticket[1]!r} for {left}, until {self.deadline_mono:.3f}>"
 
 
 class Waits:

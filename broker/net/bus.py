@@ -6,7 +6,6 @@ What is malformed is counted, logged once a peer and dropped.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from retire_cluster.broker.core.devices.versions import GREETINGS, fits, refusal
 from retire_cluster.broker.core.events import FromDevice, ResultsArrived
 from retire_cluster.broker.facts import Facts
 from retire_cluster.broker.net.budgets import Budgets
-from retire_cluster.broker.net.channel import Channel, Socket, call_id_of
+from retire_cluster.broker.net.channel import Channel, CountDropped, Socket, call_id_of
 from retire_cluster.broker.net.intake import Intake
 from retire_cluster.broker.net.misfits import Misfits
 from retire_cluster.schemas.protocol import wire
@@ -41,7 +40,7 @@ class Bus(Channel):
         self.budgets = Budgets()
 
     def read(
-        self, limit: int, mono: float, dropped: Counter[str]
+        self, limit: int, mono: float, count_dropped: CountDropped
     ) -> Iterator[FromDevice | ResultsArrived]:
         """Events of at most `limit` messages.
 
@@ -57,16 +56,16 @@ class Bus(Channel):
             routing, (address, key, *_), frames = got
             who, size = key or routing, sum(map(len, frames))
             if not self.budgets.allows(who, wire.verb_of(frames), size, mono):
-                dropped["over_budget"] += 1
+                count_dropped("over_budget")
                 wasted += size + _WASTE_A_MESSAGE
                 continue
             if frames and frames[0].startswith(wire.ADMIN):
-                self._wrong_port(routing, frames, dropped)
+                self._wrong_port(routing, frames, count_dropped)
                 continue
             try:
                 found = wire.decode(wire.BUS, frames)
                 if found.verb in GREETINGS and not fits(found.header):
-                    self._turn_away(routing, address, found.header, dropped)
+                    self._turn_away(routing, address, found.header, count_dropped)
                     continue
                 message = read_from_device(found.verb, found.header)
                 if isinstance(message, Finished):
@@ -77,18 +76,18 @@ class Bus(Channel):
                     yield FromDevice(routing, message, address, key)
                 continue
             except WireError as error:
-                self._drop(routing, address, str(error), dropped)
+                self._drop(routing, address, str(error), count_dropped)
             except Exception as error:  # an error of ours, met with a stranger's message
                 log.exception("a device's message could not be read")
-                self._drop(routing, address, f"{type(error).__name__}: {error}", dropped)
+                self._drop(routing, address, f"{type(error).__name__}: {error}", count_dropped)
             # Reading it was work for nothing, whatever its verb says.
             self.budgets.blame(who, 1 + size // _MALFORMED_BYTES_AN_ITEM, mono)
             wasted += size + _WASTE_A_MESSAGE
 
     def _turn_away(
-        self, routing: bytes, address: str, header: dict[str, Any], dropped: Counter[str]
+        self, routing: bytes, address: str, header: dict[str, Any], count_dropped: CountDropped
     ) -> None:
-        dropped["rejected_protocol"] += 1
+        count_dropped("rejected_protocol")
         reject = refusal(header, self.facts.version)
         self._misfits.log(header, reject, address)
         verb, answer = reject.write()
@@ -106,14 +105,14 @@ class Bus(Channel):
         verb: bytes,
         header: dict[str, Any],
         blobs: Sequence[bytes],
-        dropped: Counter[str],
+        count_dropped: CountDropped,
     ) -> None:
         """Send a message; one that cannot be sent is counted (leases make up for it)."""
         if not self.put(routing, wire.encode(wire.BUS, verb, header, blobs)):
-            dropped["unsendable"] += 1
+            count_dropped("unsendable")
 
-    def _wrong_port(self, routing: bytes, frames: list[bytes], dropped: Counter[str]) -> None:
-        dropped["wrong_port"] += 1
+    def _wrong_port(self, routing: bytes, frames: list[bytes], count_dropped: CountDropped) -> None:
+        count_dropped("wrong_port")
         header = {
             "id": call_id_of(frames),
             "code": "WRONG_PORT",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import zmq
@@ -15,6 +15,7 @@ import zmq
 from retire_cluster.broker.facts import Facts
 from retire_cluster.broker.net.intake import FRAME_BYTES, Intake, Meter
 from retire_cluster.conf.machine.addresses import plain_address
+from retire_cluster.schemas.keys import fingerprint
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.wire import WireError
 
@@ -28,6 +29,8 @@ MAX_CALL_ID = 200
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 Socket = zmq.Socket[bytes]
+#: Told the kind of each thing that is not taken, or cannot be sent.
+CountDropped = Callable[[str], None]
 
 
 class Peer(NamedTuple):
@@ -42,6 +45,10 @@ class Peer(NamedTuple):
     #: Told what was received of it, where what it sends is bounded.
     meter: Meter | None = None
 
+    def __repr__(self) -> str:
+        key = "no key" if self.key is None else f"key {fingerprint(self.key)}"
+        return f"<Peer {self.address or 'unknown'}, {key}>"
+
 
 class Channel:
     def __init__(
@@ -53,6 +60,9 @@ class Channel:
         self.facts = facts
         self._logged: set[bytes] = set()
         self._peers: dict[bytes, Peer] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self._peers)} peers{', keyed' if self.keyed else ''}>"
 
     def _receive(self) -> tuple[bytes, Peer, list[bytes]] | None:
         """`(routing id, peer, frames)`, None when there is nothing to read.
@@ -98,8 +108,8 @@ class Channel:
         found = self._peers[routing] = Peer(address, key, meter=meter)
         return found
 
-    def _drop(self, routing: bytes, address: str, what: str, dropped: Counter[str]) -> None:
-        dropped["malformed"] += 1
+    def _drop(self, routing: bytes, address: str, what: str, count_dropped: CountDropped) -> None:
+        count_dropped("malformed")
         if routing not in self._logged:
             if len(self._logged) >= _PEERS_LOGGED:
                 self._logged.clear()

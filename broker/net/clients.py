@@ -5,7 +5,6 @@ What is malformed is counted, logged once a peer and answered with an error.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from retire_cluster.broker.facts import Facts
 from retire_cluster.broker.net.channel import (
     MAX_CALL_ID,
     Channel,
+    CountDropped,
     Socket,
     call_id_of,
     repeatable,
@@ -42,7 +42,7 @@ class Clients(Channel):
         #: Asked for each message: a key may have been revoked since its handshake.
         self._may_use = may_use
 
-    def read(self, limit: int, now: Now, dropped: Counter[str]) -> Iterator[Call]:
+    def read(self, limit: int, now: Now, count_dropped: CountDropped) -> Iterator[Call]:
         """Calls of at most `limit` messages; what cannot be read is answered with an error."""
         for _ in range(limit):
             got = self._receive()
@@ -50,11 +50,11 @@ class Clients(Channel):
                 return
             routing, (address, key, *_), frames = got
             if self._may_use is not None and not self._may_use(key or ""):
-                dropped["revoked_key"] += 1
+                count_dropped("revoked_key")
                 self.refuse((routing, call_id_of(frames)), Forbidden("This key was revoked."))
                 continue
             if frames and frames[0].startswith(wire.BUS):
-                dropped["wrong_port"] += 1
+                count_dropped("wrong_port")
                 text = f"this is the admin socket; workers join port {self.facts.worker_port}"
                 verb, header = Reject("", "wrong_port", text).write()
                 self.put(routing, wire.encode(wire.BUS, verb, header))
@@ -62,7 +62,7 @@ class Clients(Channel):
             try:
                 message = wire.decode(wire.ADMIN, frames)
             except WireError as error:
-                self._drop(routing, address, str(error), dropped)
+                self._drop(routing, address, str(error), count_dropped)
                 self.refuse((routing, None), ValidationError("", str(error)))
                 continue
             call = self._call(routing, message, now)

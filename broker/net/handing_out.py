@@ -53,11 +53,11 @@ def hand_out(
     for count in wire.split_batch(map(len, payloads)):
         end = start + count
         verb, header = _assignment(order, tasks[start:end], state.ids.salt).write()
-        bus.send(order.routing, verb, header, payloads[start:end], state.stats.dropped)
+        bus.send(order.routing, verb, header, payloads[start:end], state.count_dropped)
         start = end
     # Measured here, where the message leaves: a turn has one time, taken at its beginning.
     sent_mono = now().mono
-    state.stats.placed([sent_mono - task.queued_mono for task in tasks])
+    state.record_placements([sent_mono - task.queued_mono for task in tasks])
     return later
 
 

@@ -63,7 +63,7 @@ def available() -> bool:
     return sys.platform == "linux" and hasattr(socket, "TCP_INFO")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Meter:
     """One connection, as far as its bytes are concerned."""
 
@@ -85,6 +85,10 @@ class Meter:
     looks: int = 0
     #: Whose it is, as connections are counted.
     address: str = ""
+
+    def __repr__(self) -> str:
+        held = f"{self.delivered} bytes delivered, {self.held} held"
+        return f"<Meter {self.address}: {held}{', cut' if self.cut else ''}>"
 
     @property
     def is_new(self) -> bool:

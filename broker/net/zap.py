@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections import Counter
 from collections.abc import Callable
 
 import zmq
 from zmq.utils import z85
 
 from retire_cluster.broker.core.devices.access import ADMIN, BUS, Access
+from retire_cluster.broker.net.channel import CountDropped
 from retire_cluster.broker.net.intake import Intake
 from retire_cluster.conf.curve import Pair
 from retire_cluster.conf.machine.addresses import plain_address
@@ -56,6 +56,7 @@ class ZapHandler:
         self._tooling = tooling
         self._access = access
         self._logged_mono: dict[tuple[str, str], float] = {}
+        self._cuts_counted = 0
         #: Bounds what libzmq holds for each connection.
         self.intake = Intake(devices)
         self.handler: Socket = context.socket(zmq.ROUTER)
@@ -90,18 +91,19 @@ class ZapHandler:
         """Whether a key that once passed may still use the admin socket."""
         return key == self._tooling or self._access().may_connect(ADMIN, key, 0)
 
-    def serve(self, now_mono: float, age_ms: int, dropped: Counter[str]) -> None:
+    def serve(self, now_mono: float, age_ms: int, count_dropped: CountDropped) -> None:
         """Answer all handshakes that wait."""
         while True:
             try:
                 frames = self.handler.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            reply = self._judge(frames, now_mono, age_ms, dropped)
+            reply = self._judge(frames, now_mono, age_ms, count_dropped)
             if reply is not None:
                 self.handler.send_multipart(reply, zmq.NOBLOCK)
-        if self.intake.cut:
-            dropped["connection_cut"] = self.intake.cut
+        while self._cuts_counted < self.intake.cut:
+            self._cuts_counted += 1
+            count_dropped("connection_cut")
         for name, monitor in self._locked.values():
             while True:
                 try:
@@ -114,12 +116,12 @@ class ZapHandler:
                 if kind & _GONE:
                     self.intake.closed(value)
                     continue
-                dropped[f"handshake_failed_{name}"] += 1
+                count_dropped(f"handshake_failed_{name}")
                 why = "it does not encrypt, or expects another main node"
                 self._log_refusal(name, "a client", now_mono, why)
 
     def _judge(
-        self, frames: list[bytes], now_mono: float, age_ms: int, dropped: Counter[str]
+        self, frames: list[bytes], now_mono: float, age_ms: int, count_dropped: CountDropped
     ) -> list[bytes] | None:
         if len(frames) < 8:
             return None
@@ -131,7 +133,7 @@ class ZapHandler:
         # Tooling may knock at the worker bus too: it is then told which port is the right one.
         good = bool(key) and (key == self._tooling or self._access().may_connect(name, key, age_ms))
         if not good:
-            dropped[f"handshake_refused_{name}"] += 1
+            count_dropped(f"handshake_refused_{name}")
             peer = plain_address(address.decode("utf-8", "replace"))
             what = "unknown device, or a join token that is over" if name == BUS else "unknown key"
             self._log_refusal(name, peer, now_mono, f"{what} (key {fingerprint(key)})")

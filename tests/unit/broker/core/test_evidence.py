@@ -10,6 +10,7 @@ from retire_cluster.broker.core import evidence, state
 from retire_cluster.broker.core.devices import event_throttle
 from retire_cluster.broker.core.evidence import EVENT_CHARACTERS, EVENTS_TOLD, EventFailed
 from retire_cluster.broker.core.transitions import IllegalTransition
+from retire_cluster.broker.net.channel import Peer
 from retire_cluster.schemas.protocol import messages as msg
 from tests.unit.broker.kit import Cluster
 
@@ -96,3 +97,13 @@ def test_tasks_devices_and_batches_say_who_they_are(cluster: Cluster) -> None:
     assert repr(task) == "<Task 1 assigned, attempt 1 on box>"
     assert repr(box.record) == "<Device box online, 1 attempts>"
     assert repr(task.dispatch) == "<Dispatch 1 to box, 1 open>"
+
+
+def test_waits_and_connections_say_who_they_are(cluster: Cluster) -> None:
+    args = {"task_ids": [cluster.public(n) for n in cluster.submit(3)], "timeout_seconds": 5}
+    cluster.park("task.wait", args)
+    (wait,) = cluster.state.waits.all
+    until = cluster.now.mono + 5
+    assert repr(wait) == f"<Wait {wait.request.ticket[1]!r} for 3 of 3 tasks, until {until:.3f}>"
+    assert repr(Peer("192.0.2.1", None)) == "<Peer 192.0.2.1, no key>"
+    assert repr(Peer("", "")) == "<Peer unknown, key e3b0c44298fc>"
