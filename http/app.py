@@ -68,11 +68,11 @@ class Facade:
     """A facade put together, and the parts that its server needs to start and stop it."""
 
     app: falcon.App[falcon.Request, falcon.Response]
-    cluster: MainNodeLink
-    access: Authorizer
+    link: MainNodeLink
+    authorizer: Authorizer
     feed: EventFeed
     reporter: Reporter
-    drain: Shutdown
+    shutdown: Shutdown
     #: Whose body is on its way, for the server.
     sender: TellSender
 
@@ -81,7 +81,7 @@ class Facade:
         ended = [self.feed.stop(), self.reporter.stop()]
         # A thread that still waits on its socket owns it until the process ends.
         if all(ended):
-            self.cluster.close()
+            self.link.close()
 
 
 def product_version() -> str:
@@ -93,7 +93,7 @@ def product_version() -> str:
 
 
 def create_app(
-    cluster: AdminCaller,
+    client: AdminCaller,
     settings: Settings,
     *,
     keys: api_keys.ApiKeyRing | None = None,
@@ -101,7 +101,7 @@ def create_app(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Facade:
-    """The facade over `cluster`.
+    """The facade over `client`.
 
     :param settings: `settings.api` is what is looked at; authentication is on when it says so or
         when there are keys
@@ -114,9 +114,9 @@ def create_app(
     ring = api_keys.ApiKeyRing(
         [*map(api_keys.key_of, api.keys), *(keys.keys if keys is not None else ())], key_file
     )
-    guarded = MainNodeLink(cluster, monotonic)
-    sessions = Sessions(guarded, clock, monotonic)
-    access = Authorizer(
+    link = MainNodeLink(client, monotonic)
+    sessions = Sessions(link, clock, monotonic)
+    authorizer = Authorizer(
         ring,
         required=api.auth or bool(ring),
         reads=api.auth_reads,
@@ -128,24 +128,24 @@ def create_app(
     peers = _peers(settings)
     origins = Origins(api.cors_origins, enabled=api.cors)
     stats = HttpStats()
-    reporter = Reporter(guarded, stats, key_uses=access.take_uses)
-    drain = Shutdown()
+    reporter = Reporter(link, stats, key_uses=authorizer.take_uses)
+    shutdown = Shutdown()
     tickets = Tickets(clock)
     limiter = RequestLimiter(
-        guarded,
+        link,
         enabled=api.rate_limit,
         per_minute=api.rate_limit_per_minute,
         per_hour=api.rate_limit_per_hour,
         burst=api.rate_limit_burst,
     )
-    gate = AdmissionMiddleware(
-        access=access,
+    admission = AdmissionMiddleware(
+        authorizer=authorizer,
         peers=peers,
         origins=origins,
         # With keys a stranger's page gains nothing by being taken for ours: it has none.
         hosts=(
             Hosts(api.allowed_hosts, lambda: local_names(own_name(), settings.server.public_host))
-            if api.allowed_hosts or not access.required
+            if api.allowed_hosts or not authorizer.required
             else None
         ),
         limiter=limiter,
@@ -153,17 +153,17 @@ def create_app(
         reporter=reporter,
         clock=clock,
     )
-    app: falcon.App[falcon.Request, falcon.Response] = falcon.App(middleware=[gate])
+    app: falcon.App[falcon.Request, falcon.Response] = falcon.App(middleware=[admission])
     app.req_options.strip_url_path_trailing_slash = True
     app.add_error_handler(Exception, middleware.on_exception)
     app.add_error_handler(falcon.HTTPError, middleware.on_http_error)
     app.add_error_handler(ClusterError, middleware.on_cluster_error)
 
     document = openapi_document(
-        product_version(), auth_required=access.required, auth_reads=access.reads
+        product_version(), auth_required=authorizer.required, auth_reads=authorizer.reads
     )
     features = {
-        "auth_required": access.required,
+        "auth_required": authorizer.required,
         "rate_limiting": api.rate_limit,
         "cors": origins.enabled,
         "events": True,
@@ -171,29 +171,29 @@ def create_app(
         "batch_submission": True,
         "prometheus_metrics": True,
     }
-    probe = HealthProbe(guarded, drain)
-    index = IndexResource(guarded, features)
-    whole = ClusterResource(guarded, auth_required=access.required)
-    devices, device = DeviceListResource(guarded), DeviceResource(guarded)
+    probe = HealthProbe(link, shutdown)
+    index = IndexResource(link, features)
+    whole = ClusterResource(link, auth_required=authorizer.required)
+    devices, device = DeviceListResource(link), DeviceResource(link)
     parking = Parking(
-        drain,
+        shutdown,
         threads=api.threads,
-        still_valid=access.still_valid,
-        known=lambda identity: identity.key is not None or access.is_owner(identity),
-        reserved=access.required,
+        still_valid=authorizer.still_valid,
+        known=lambda identity: identity.key is not None or authorizer.is_owner(identity),
+        reserved=authorizer.required,
         monotonic=monotonic,
     )
     charges = ResultCharges(limiter)
     bounds = StrangerLimits(api.stranger_tasks, api.stranger_seconds)
-    tasks = TaskListResource(guarded, access, SubmissionReader(), parking, charges, bounds)
-    task = TaskResource(guarded, access, parking, charges)
-    config = ConfigResource(guarded, public_view(api))
+    tasks = TaskListResource(link, authorizer, SubmissionReader(), parking, charges, bounds)
+    task = TaskResource(link, authorizer, parking, charges)
+    config = ConfigResource(link, public_view(api))
 
     route = app.add_route
-    route("/", RootResource(index, access))
+    route("/", RootResource(index, authorizer))
     route("/health", HealthResource(probe))
     route("/api/health", HealthResource(probe))
-    route("/metrics", PrometheusResource(guarded, stats))
+    route("/metrics", PrometheusResource(link, stats))
     route(API, index)
     route(f"{API}/openapi.json", OpenApiResource(document))
     route(f"{API}/docs", DocsResource(document))
@@ -208,7 +208,7 @@ def create_app(
     route(f"{API}/devices/{{device_id}}/ping", device, suffix="ping")
     route(f"{API}/devices/{{device_id}}/drain", device, suffix="drain")
     route(f"{API}/devices/{{device_id}}/resume", device, suffix="resume")
-    route(f"{API}/join-tokens", JoinTokensResource(guarded, settings))
+    route(f"{API}/join-tokens", JoinTokensResource(link, settings))
     route(f"{API}/tasks", tasks)
     route(f"{API}/tasks/batch", tasks, suffix="batch")
     route(f"{API}/tasks/results", tasks, suffix="results")
@@ -221,21 +221,22 @@ def create_app(
     route(f"{API}/tasks/{{task_id}}/explanation", task, suffix="explanation")
     route(f"{API}/tasks/{{task_id}}/cancel", task, suffix="cancel")
     route(f"{API}/tasks/{{task_id}}/retry", task, suffix="retry")
-    route(f"{API}/events", EventsResource(guarded, parking))
+    route(f"{API}/events", EventsResource(link, parking))
     route(f"{API}/events/ticket", EventTicketResource(tickets))
     route(f"{API}/config", config)
-    route(f"{API}/config/server", ConfigSectionResource(guarded, "server"))
-    route(f"{API}/config/heartbeat", ConfigSectionResource(guarded, "heartbeat"))
+    route(f"{API}/config/server", ConfigSectionResource(link, "server"))
+    route(f"{API}/config/heartbeat", ConfigSectionResource(link, "heartbeat"))
     route(f"{API}/config/reset", config, suffix="reset")
-    pages, session = DashboardFilesResource(), SessionResource(access, sessions, product_version())
+    pages = DashboardFilesResource()
+    session = SessionResource(authorizer, sessions, product_version())
     route("/ui", pages)
     route("/ui/session", session)
     route("/ui/login", session, suffix="login")
     route("/ui/logout", session, suffix="logout")
     route("/ui/{name}", pages)
-    feed = EventFeed(guarded)
-    route("/ws", StreamResource(feed, access, origins, tickets))
-    return Facade(app, guarded, access, feed, reporter, drain, sender_by(access, peers))
+    feed = EventFeed(link)
+    route("/ws", StreamResource(feed, authorizer, origins, tickets))
+    return Facade(app, link, authorizer, feed, reporter, shutdown, sender_by(authorizer, peers))
 
 
 def _peers(settings: Settings) -> Peers:

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             facade.app,
             settings.api.host,
             settings.api.port,
-            drain=facade.drain,
+            shutdown=facade.shutdown,
             sender=facade.sender,
             threads=settings.api.threads,
             speaks_for_many=settings.api.trusted_proxies,
@@ -161,7 +161,7 @@ def _announce(
 ) -> None:
     if new_key:
         tell(f"API key (shown this once): {new_key}", sys.stdout)
-    if not facade.access.required and not is_loopback(server.host):
+    if not facade.authorizer.required and not is_loopback(server.host):
         _log.warning(
             "Listening on %s without authentication: other machines can read everything and submit"
             " harmless tasks; start with --auth or --api-key",
@@ -185,11 +185,11 @@ def _look_for_main_node(facade: Facade, host: str, port: int, new_key: str) -> N
     One that is there makes an event of a key that was made at this start.
     """
     try:
-        facade.cluster.data("broker.info")
+        facade.link.data("broker.info")
         if new_key:
             key = api_keys.key_of(new_key)
             made = {"change": "created", "key_ids": [key.key_id], "scopes": list(key.scopes)}
-            facade.cluster.data("api_key.changed", made)
+            facade.link.data("api_key.changed", made)
     except ClusterError:
         tell(
             f"{PROGRAM}: no main node answers at {host}:{port}; start one with:"

@@ -30,7 +30,7 @@ from retire_cluster.node.flags import PROGRAM, make_parser, policy_of, settings_
 from retire_cluster.node.link.agent import Agent, Waker
 from retire_cluster.node.link.joining import identity, main_node, remember_welcome
 from retire_cluster.node.link.local_enrolment import NotLetIn
-from retire_cluster.node.running.package_watcher import Watcher
+from retire_cluster.node.running.package_watcher import PackageWatcher
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.spool import Spool
 from retire_cluster.node.running.task_process import TaskProcess
@@ -168,7 +168,7 @@ def _run(worker: Worker, spool: Spool) -> int:
             ", ".join(kept_back),
         )
     listen_to_signals(agent.stop, waker.writer.fileno())
-    watcher = Watcher(
+    watcher = PackageWatcher(
         worker.installed,
         worker.describe_again,
         agent.replace_own_types,

@@ -17,7 +17,7 @@ from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.sdk.api import RetireClusterAPI
 from retire_cluster.sdk.futures import TaskFuture, data_of
 from retire_cluster.sdk.pipeline import BATCH, Batches, Pipeline
-from retire_cluster.sdk.watcher import Watcher
+from retire_cluster.sdk.watcher import TaskWatcher
 
 #: Tasks of a `map` that are submitted and whose results were not taken yet.
 BUFFERSIZE: Final = 5_000
@@ -40,7 +40,7 @@ class Cluster:
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.api = RetireClusterAPI(base_url, api_key, limit_seconds=_LIMIT_SECONDS)
-        self._watcher = Watcher(self.api)
+        self._watcher = TaskWatcher(self.api)
 
     def submit(
         self, task_type: str, payload: Mapping[str, Any] | None = None, **options: Any

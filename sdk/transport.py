@@ -44,7 +44,7 @@ log = logging.getLogger("retire_cluster.sdk")
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """What the facade answered."""
 
     status: int
@@ -100,7 +100,7 @@ class Transport:
         repeatable: bool | None = None,
         timeout_seconds: float | None = None,
         retry_seconds: float | None = None,
-    ) -> Reply:
+    ) -> Response:
         """Send and return the answer, an error's too.
 
         Raises `ClusterUnavailable` when no answer comes, `ValidationError`, before anything is
@@ -117,7 +117,7 @@ class Transport:
         pauses = self._pauses()
         while True:
             try:
-                reply = self._exchange(request, timeout_seconds or self.timeout_seconds)
+                response = self._exchange(request, timeout_seconds or self.timeout_seconds)
             except (OSError, http.client.HTTPException) as error:
                 pause = next(pauses, None) if safe else None
                 late = pause is not None and self._clock() + pause > began + patience
@@ -131,31 +131,31 @@ class Transport:
                 self._pause(pause)
                 continue
             self._met = True
-            limited = reply.status == 429
-            just_ended = reply.body.get("error_code") == "TASK_JUST_ENDED"
-            if not limited and not just_ended and not (reply.status == 503 and safe):
+            limited = response.status == 429
+            just_ended = response.body.get("error_code") == "TASK_JUST_ENDED"
+            if not limited and not just_ended and not (response.status == 503 and safe):
                 self._notices.answered()
-                self._name_the_path(reply)
-                return reply
-            wait = reply.retry_after_seconds
+                self._name_the_path(response)
+                return response
+            wait = response.retry_after_seconds
             if wait is None:
                 wait = _DEFAULT_RETRY_AFTER_SECONDS
             if self._clock() + wait > began + (limit_patience if limited else patience):
-                return reply
+                return response
             if limited:
                 self._notices.limited(wait)
             elif just_ended:
                 wait = min(wait, _JUST_ENDED_SECONDS)
             elif self._clock() - began >= _AGAIN_SECONDS or wait > _AGAIN_SECONDS:
-                self._notices.away(self.base_url, str(reply.body.get("message")), patience)
+                self._notices.away(self.base_url, str(response.body.get("message")), patience)
             self._pause(wait)
 
-    def _name_the_path(self, reply: Reply) -> None:
+    def _name_the_path(self, response: Response) -> None:
         """Where nothing is, and the address lacks the interface's path, say so."""
-        here = reply.status == 404 and reply.body.get("error_code") in _NO_SUCH_ADDRESS
+        here = response.status == 404 and response.body.get("error_code") in _NO_SUCH_ADDRESS
         if here and not self.base_url.endswith(_PATH):
-            message = reply.body.get("message")
-            reply.body["message"] = (
+            message = response.body.get("message")
+            response.body["message"] = (
                 f"{message}; base_url {self.base_url} does not end in {_PATH}:"
                 f" is it {self.base_url}{_PATH}?"
             )
@@ -179,13 +179,13 @@ class Transport:
             f"{self.base_url}{path}{text}", data=data, headers=dict(headers), method=method
         )
 
-    def _exchange(self, request: urllib.request.Request, timeout_seconds: float) -> Reply:
+    def _exchange(self, request: urllib.request.Request, timeout_seconds: float) -> Response:
         try:
             with self._opener.open(request, timeout=timeout_seconds) as answer:
-                return _reply(answer.status, answer.headers, answer.read(_MAX_ANSWER_BYTES))
+                return _read_response(answer.status, answer.headers, answer.read(_MAX_ANSWER_BYTES))
         except urllib.error.HTTPError as error:
             with error:
-                return _reply(error.code, error.headers, error.read(_MAX_ANSWER_BYTES))
+                return _read_response(error.code, error.headers, error.read(_MAX_ANSWER_BYTES))
 
 
 class _Notices:
@@ -230,7 +230,7 @@ class _Notices:
                 self._is_away = False
 
 
-def _reply(status: int, headers: Message, raw: bytes) -> Reply:
+def _read_response(status: int, headers: Message, raw: bytes) -> Response:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -242,7 +242,7 @@ def _reply(status: int, headers: Message, raw: bytes) -> Reply:
             "error_code": "INTERNAL_ERROR",
             "error_details": {"body": raw[:200].decode("utf-8", "replace")},
         }
-    return Reply(status, body, _seconds(headers.get("Retry-After")))
+    return Response(status, body, _seconds(headers.get("Retry-After")))
 
 
 def _seconds(text: str | None) -> float | None:

@@ -34,7 +34,7 @@ _BEGUN: Final = f"task.{TaskStatus.RUNNING.value}"
 log = logging.getLogger("retire_cluster.sdk")
 
 
-class Watcher:
+class TaskWatcher:
     """Completes the futures of one `Cluster`.
 
     After `close` it goes on for those futures that somebody still holds, and then ends.
@@ -209,7 +209,7 @@ class Watcher:
 
 
 #: All of this process, for a forked child to forget.
-_WATCHERS: Final[weakref.WeakSet[Watcher]] = weakref.WeakSet()
+_WATCHERS: Final[weakref.WeakSet[TaskWatcher]] = weakref.WeakSet()
 
 
 def _forget() -> None:

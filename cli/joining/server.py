@@ -94,7 +94,7 @@ class JoinServer:
 
     def _listen(self, host: str, port: int) -> FacadeServer:
         return FacadeServer(
-            self._answer, host, port, drain=Shutdown(), threads=2, patience=_PATIENCE
+            self._answer, host, port, shutdown=Shutdown(), threads=2, patience=_PATIENCE
         )
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:

@@ -27,7 +27,7 @@ _OLD_SECONDS: Final = 60 * 86_400.0
 _VERSION: Final = 1
 
 
-class Submission(NamedTuple):
+class BatchSubmission(NamedTuple):
     """Tasks that are submitted with one call."""
 
     #: By which the main node makes it once, however often it is sent.
@@ -106,7 +106,7 @@ class Journal:
         ids = self._known.get(line)
         return ids.popleft() if ids else None
 
-    def interrupted(self) -> Submission | None:
+    def interrupted(self) -> BatchSubmission | None:
         """Return the submission of which it is not known whether it was made."""
         try:
             text = self._aside.read_text("utf-8")
@@ -116,12 +116,14 @@ class Journal:
             raise ValidationError(self._flag, f"{self._aside} cannot be read: {error}") from None
         try:
             sent, task, payloads = json.loads(text)
-            found = Submission(str(sent), dict(task), [str(each).encode() for each in payloads])
+            found = BatchSubmission(
+                str(sent), dict(task), [str(each).encode() for each in payloads]
+            )
         except (ValueError, TypeError):  # not ours: it is put there whole
             return None
         return None if found.idempotency_key == self._last_sent else found
 
-    def sending(self, what: Submission) -> None:
+    def sending(self, what: BatchSubmission) -> None:
         """Keep what is submitted next. Raise `OSError`."""
         whole = [what.idempotency_key, what.task, [payload.decode() for payload in what.payloads]]
         partial = self._aside.with_suffix(".part")
@@ -130,7 +132,7 @@ class Journal:
             _to_disk(file)
         os.replace(partial, self._aside)
 
-    def sent(self, what: Submission, ids: Sequence[str]) -> None:
+    def sent(self, what: BatchSubmission, ids: Sequence[str]) -> None:
         """Keep the ids of what was submitted. Raise `OSError`."""
         row = json.dumps({"key": what.idempotency_key, "lines": what.lines, "ids": list(ids)})
         with self._path.open("a", encoding="ascii") as file:
@@ -142,7 +144,7 @@ class Journal:
         self._size += 1
         self._aside.unlink(missing_ok=True)
 
-    def learn(self, what: Submission, ids: Sequence[str]) -> None:
+    def learn(self, what: BatchSubmission, ids: Sequence[str]) -> None:
         """As `sent`, for tasks whose lines are yet to be found."""
         self.sent(what, ids)
         for line, task_id in zip(what.lines, ids, strict=True):

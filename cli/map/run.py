@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from retire_cluster.cli import exits
-from retire_cluster.cli.map.journal import Journal, Submission, digest
+from retire_cluster.cli.map.journal import BatchSubmission, Journal, digest
 from retire_cluster.cli.map.progress import Progress
 from retire_cluster.cli.output import Output, clean_json
 from retire_cluster.cli.payloads import read_json_object, why
@@ -190,7 +190,7 @@ class Run:
         end = min(start + CHUNK, len(self._payloads))
         new = [position for position in range(start, end) if self._ids[position] is None]
         if new:
-            what = Submission(
+            what = BatchSubmission(
                 str(uuid.uuid4()), self._task, [self._payloads[position] for position in new]
             )
             if self._journal is not None:
@@ -255,7 +255,7 @@ class Run:
                 self._tell_what_runs_on()
         return exits.INTERRUPTED
 
-    def _unsure(self) -> Submission | None:
+    def _unsure(self) -> BatchSubmission | None:
         return None if self._journal is None else self._journal.interrupted()
 
     def _is_wanted(self, count: int) -> bool:
@@ -313,7 +313,7 @@ def _of_its_line(error: ValidationError, positions: Sequence[int]) -> Validation
     return ValidationError(f"line {positions[int(found[1])] + 1}: {found[2]}", error.reason)
 
 
-def submit(client: Caller, task: dict[str, Any], what: Submission) -> list[str]:
+def submit(client: Caller, task: dict[str, Any], what: BatchSubmission) -> list[str]:
     """Return the ids of a submission's tasks; made once, however often it is sent."""
     args = {
         "task": task,

@@ -168,13 +168,13 @@ class Authorizer:
         taken, self._uses = self._uses, {}
         return taken
 
-    def check(self, identity: Identity, operation: Endpoint) -> None:
-        """Raise `Unauthorized` or `Forbidden` unless this client may do `operation`.
+    def check(self, identity: Identity, endpoint: Endpoint) -> None:
+        """Raise `Unauthorized` or `Forbidden` unless this client may do what `endpoint` does.
 
         What tasks of their type need is asked where the type is known: `check_submission`, and the
         main node by what `caller` tells it.
         """
-        right = operation.right
+        right = endpoint.right
         if right.door is Door.CLOSED or (
             self.reads and right.door is Door.READS and not right.late
         ):

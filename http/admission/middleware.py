@@ -66,7 +66,7 @@ class AdmissionMiddleware:
     def __init__(
         self,
         *,
-        access: Authorizer,
+        authorizer: Authorizer,
         peers: Peers,
         origins: Origins,
         hosts: Hosts | None,
@@ -76,7 +76,7 @@ class AdmissionMiddleware:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._access = access
+        self._authorizer = authorizer
         self._peers = peers
         self._origins = origins
         self._hosts = hosts
@@ -95,7 +95,7 @@ class AdmissionMiddleware:
         context.started = self._monotonic()
         context.clock = self._clock
         context.request_id = envelope.request_id(req.env.get("HTTP_X_REQUEST_ID"))
-        context.operation = None
+        context.endpoint = None
         context.standing = None
         if self._reporter is not None:
             self._reporter.ensure_running()
@@ -121,7 +121,7 @@ class AdmissionMiddleware:
         context.identity = (
             Identity(peer, None)
             if _is_dashboard(req.path)
-            else self._access.of_request(peer, req.env)
+            else self._authorizer.of_request(peer, req.env)
         )
         if self._limiter.enabled and req.method != "OPTIONS" and _is_limited(req):
             self._count(req)
@@ -131,12 +131,12 @@ class AdmissionMiddleware:
     ) -> None:
         """Check the right and the query. Raises `Unauthorized`, `Forbidden`, `ValidationError`."""
         method = "GET" if req.method == "HEAD" else req.method
-        operation: Endpoint | None = ENDPOINTS.get((method, req.uri_template or ""))
-        req.context.operation = operation
-        if operation is None:
+        endpoint: Endpoint | None = ENDPOINTS.get((method, req.uri_template or ""))
+        req.context.endpoint = endpoint
+        if endpoint is None:
             return
-        self._access.check(req.context.identity, operation)
-        req.context.query = self._query(operation, req.query_string)
+        self._authorizer.check(req.context.identity, endpoint)
+        req.context.query = self._query(endpoint, req.query_string)
 
     # --- after it ---
 
@@ -175,12 +175,12 @@ class AdmissionMiddleware:
             },
         )
 
-    def _query(self, operation: Endpoint, text: str) -> Mapping[str, Any]:
+    def _query(self, endpoint: Endpoint, text: str) -> Mapping[str, Any]:
         """Read the query as typed values. Requests share them: clients repeat their queries."""
-        key = (operation.operation_id, text)
+        key = (endpoint.operation_id, text)
         found = self._queries.get(key)
         if found is None:
-            found = parse_query(operation.query, split_query(text))
+            found = parse_query(endpoint.query, split_query(text))
             if len(self._queries) >= _REMEMBERED_QUERIES:
                 self._queries.clear()
             self._queries[key] = found

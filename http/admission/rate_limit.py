@@ -37,7 +37,7 @@ class Standing:
 class RequestLimiter:
     """Counts requests a client.
 
-    :param cluster: the main node, which keeps the counters
+    :param link: to the main node, which keeps the counters
     :param enabled: whether anything is counted at all
     :param per_minute: requests in any minute
     :param per_hour: requests in any hour
@@ -46,7 +46,7 @@ class RequestLimiter:
 
     def __init__(
         self,
-        cluster: MainNodeLink,
+        link: MainNodeLink,
         *,
         enabled: bool = True,
         per_minute: int = 60,
@@ -54,7 +54,7 @@ class RequestLimiter:
         burst: int = 10,
     ) -> None:
         self.enabled = enabled
-        self._cluster = cluster
+        self._link = link
         self._limits = {"per_minute": per_minute, "per_hour": per_hour, "burst": burst}
         self._dashboards = {name: DASHBOARD_TIMES * each for name, each in self._limits.items()}
 
@@ -75,7 +75,7 @@ class RequestLimiter:
         `ClusterUnavailable`.
         """
         limits = self._dashboards if dashboard else self._limits
-        data = self._cluster.data("rate.hit", {"client": client, **limits})
+        data = self._link.data("rate.hit", {"client": client, **limits})
         standing = Standing(int(data["limit"]), int(data["remaining"]), int(data["reset"]))
         if data["allowed"]:
             return standing, None

@@ -10,7 +10,7 @@ from retire_cluster.api.admission.local_users import ClientConnection
 from retire_cluster.api.admission.peers import Peers
 
 
-def sender_by(access: Authorizer, peers: Peers) -> TellSender:
+def sender_by(authorizer: Authorizer, peers: Peers) -> TellSender:
     """Tells senders by the address of a connection and waitress's headers of a request.
 
     A browser that signed in counts as a stranger here: who it is may have to be asked for, and no
@@ -22,9 +22,9 @@ def sender_by(access: Authorizer, peers: Peers) -> TellSender:
     ) -> Sender:
         environ = {f"HTTP_{name}": value for name, value in headers.items()}
         peer = peers.of({"REMOTE_ADDR": address, **environ})
-        presented = presented_key(environ) if access.required else None
-        key = access.keys.find(presented) if presented is not None else None
+        presented = presented_key(environ) if authorizer.required else None
+        key = authorizer.keys.find(presented) if presented is not None else None
         identity = Identity(peer, key, connection=connection)
-        return Sender(network_of(peer.address), access.is_stranger(identity))
+        return Sender(network_of(peer.address), authorizer.is_stranger(identity))
 
     return sender

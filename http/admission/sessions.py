@@ -53,18 +53,18 @@ class _Signer:
 class Sessions:
     """Makes and reads the dashboard's cookies.
 
-    :param cluster: the main node, which knows the secret
+    :param link: to the main node, which knows the secret
     :param clock: epoch seconds
     :param monotonic: seconds
     """
 
     def __init__(
         self,
-        cluster: MainNodeLink,
+        link: MainNodeLink,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster = cluster
+        self._link = link
         self._clock = clock
         self._monotonic = monotonic
         self._signer: _Signer | None = None
@@ -123,7 +123,7 @@ class Sessions:
         return self._monotonic() - self._asked_at >= _ASK_AGAIN_SECONDS
 
     def _ask(self) -> _Signer:
-        data = self._cluster.data("facade.identity")
+        data = self._link.data("facade.identity")
         self._asked_at = self._monotonic()
         secret = binascii.unhexlify(str(data["session_secret"]))
         self._signer = _Signer(PREFIX + str(data["cluster_id"]), secret)

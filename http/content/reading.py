@@ -78,9 +78,9 @@ def checked_body(req: falcon.Request) -> dict[str, Any]:
 
     Raises as `json_body`.
     """
-    operation: Endpoint = req.context.operation
-    document = json_body(req, optional=operation.body_optional)
-    return validate(operation.body or {}, document)
+    endpoint: Endpoint = req.context.endpoint
+    document = json_body(req, optional=endpoint.body_optional)
+    return validate(endpoint.body or {}, document)
 
 
 def _is_json(content_type: str | None) -> bool:

@@ -25,7 +25,7 @@ _BATCH_WITHOUT_ITEMS: dict[str, Any] = {
 }
 
 
-class Submission(NamedTuple):
+class TaskSubmission(NamedTuple):
     """One task to submit."""
 
     #: Type, priority, requirements, metadata, delay: defaults filled in. Shared; never changed.
@@ -40,7 +40,7 @@ class SubmissionReader:
     def __init__(self) -> None:
         self._known: dict[bytes, dict[str, Any]] = {}
 
-    def one(self, document: dict[str, Any]) -> Submission:
+    def one(self, document: dict[str, Any]) -> TaskSubmission:
         """Read the body of `POST /tasks`.
 
         Raises `ValidationError`, or `PayloadTooLarge` for a payload above 256 KiB.
@@ -51,7 +51,7 @@ class SubmissionReader:
             raise ValidationError("payload", "must be an object")
         return found
 
-    def many(self, document: dict[str, Any]) -> list[Submission]:
+    def many(self, document: dict[str, Any]) -> list[TaskSubmission]:
         """Read the body of `POST /tasks/batch`; raises like `one`."""
         items = document.get("tasks")
         if len(document) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH:
@@ -66,7 +66,7 @@ class SubmissionReader:
             found.append(read)
         return found
 
-    def _read(self, item: dict[str, Any], where: str) -> Submission | None:
+    def _read(self, item: dict[str, Any], where: str) -> TaskSubmission | None:
         """Read one submission; None for one that the full schema refuses, and says why."""
         rest = item.copy()
         payload = rest.pop("payload", None)
@@ -94,10 +94,10 @@ class SubmissionReader:
         if text.count(b"{") + text.count(b"[") > payloads.MAX_DEPTH:
             payloads.check_depth(payload, where=place)
         payloads.check_builtin_payload(fields["task_type"], payload, where=place)
-        return Submission(fields, text)
+        return TaskSubmission(fields, text)
 
 
-def submit_args(submissions: list[Submission]) -> dict[str, Any]:
+def submit_args(submissions: list[TaskSubmission]) -> dict[str, Any]:
     """Return the arguments of `task.submit`: fields that all tasks share are sent once."""
     first = submissions[0].fields
     if len(submissions) > 1 and all(each.fields is first for each in submissions):

@@ -85,8 +85,8 @@ class Listener:
 class EventFeed:
     """Reads events while anyone listens. Its thread starts with the first listener of a process."""
 
-    def __init__(self, cluster: MainNodeLink) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink) -> None:
+        self._link = link
         self._changed = threading.Condition()
         self._listeners: list[Listener] = []
         self._thread: threading.Thread | None = None
@@ -204,7 +204,7 @@ class EventFeed:
                     _log.exception("events could not be sent to a listener")
 
     def _poll(self, args: dict[str, Any], extra_seconds: float = 0.0) -> dict[str, Any]:
-        return self._cluster.data("events.poll", args, extra_seconds=extra_seconds)
+        return self._link.data("events.poll", args, extra_seconds=extra_seconds)
 
 
 #: What a server that can speak WebSocket puts into a WSGI environment: call it with a function that

@@ -57,14 +57,14 @@ class AdminCaller(Protocol):
 class MainNodeLink:
     """Calls the main node; fails at once while it is known to be silent.
 
-    :param cluster: the admin client
+    :param client: calls its admin socket
     :param monotonic: clock in seconds
     """
 
     def __init__(
-        self, cluster: AdminCaller, monotonic: Callable[[], float] = time.monotonic
+        self, client: AdminCaller, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._cluster = cluster
+        self._client = client
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._silent: NoAnswer | None = None
@@ -92,11 +92,11 @@ class MainNodeLink:
         """
         trying = self._enter()
         started_at = self._monotonic()
-        wait = self._cluster.timeout_seconds
+        wait = self._client.timeout_seconds
         if patient and started_at - self._answered_at < _RECENTLY_SECONDS:
             wait = max(wait, _PATIENT_SECONDS)
         try:
-            answer = self._cluster.call_raw(op, args, blobs, timeout_seconds=wait + extra_seconds)
+            answer = self._client.call_raw(op, args, blobs, timeout_seconds=wait + extra_seconds)
         except NoAnswer as error:
             # Others were answered meanwhile: this operation is slow, the main node is not silent.
             if self._answered_at < started_at:
@@ -130,7 +130,7 @@ class MainNodeLink:
 
     def close(self) -> None:
         """Give back all sockets."""
-        self._cluster.close()
+        self._client.close()
 
     def _enter(self) -> bool:
         if self._silent is None:

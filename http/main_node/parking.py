@@ -32,14 +32,14 @@ class WaitBudget:
 
     def __init__(
         self,
-        drain: Shutdown,
+        shutdown: Shutdown,
         monotonic: Callable[[], float],
         seconds: float,
         still_valid: Callable[[], bool],
         *,
         known: bool,
     ) -> None:
-        self._drain = drain
+        self._shutdown = shutdown
         self._still_valid = still_valid
         self._known = known
         self._monotonic = monotonic
@@ -69,7 +69,7 @@ class WaitBudget:
 
     def slice(self) -> float:
         """Seconds to wait next; 0 when the time is over or its key, or the server is to stop."""
-        if self._drain.begun or not self._still_valid():
+        if self._shutdown.begun or not self._still_valid():
             return 0.0
         return round(min(SLICE_SECONDS, max(0.0, self._deadline - self._monotonic())), 3)
 
@@ -107,7 +107,7 @@ class Parking:
     and again and never has to wait (there is no place, or always something new) is told to slow
     down: such requests cost no rate limit, and would be a flood.
 
-    :param drain: tells when the server is to stop
+    :param shutdown: tells when the server is to stop
     :param threads: of the server
     :param still_valid: whether a client's key has not been revoked meanwhile
     :param known: whether a client has a key, or everything is his
@@ -117,7 +117,7 @@ class Parking:
 
     def __init__(
         self,
-        drain: Shutdown,
+        shutdown: Shutdown,
         *,
         threads: int,
         still_valid: Callable[[Identity], bool],
@@ -125,7 +125,7 @@ class Parking:
         reserved: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._drain = drain
+        self._shutdown = shutdown
         self._monotonic = monotonic
         self._still_valid = still_valid
         self._known = known
@@ -149,7 +149,7 @@ class Parking:
         with ExitStack() as stack:
             got = asked and self._take_place(identity, stack)
             yield WaitBudget(
-                self._drain,
+                self._shutdown,
                 self._monotonic,
                 seconds if got else 0.0,
                 lambda: self._still_valid(identity),

@@ -84,13 +84,13 @@ class Reporter:
 
     def __init__(
         self,
-        cluster: MainNodeLink,
+        link: MainNodeLink,
         stats: HttpStats,
         *,
         interval_seconds: float = REPORT_INTERVAL_SECONDS,
         key_uses: Callable[[], dict[str, int]] = dict,
     ) -> None:
-        self._cluster = cluster
+        self._link = link
         self._key_uses = key_uses
         self._unreported: dict[str, int] = {}
         self._stats = stats
@@ -133,10 +133,10 @@ class Reporter:
             self._unreported.update(self._key_uses())
             uses = dict(list(self._unreported.items())[:_KEYS_A_REPORT])
             if uses:
-                self._cluster.data("api_key.used", {"keys": uses})
+                self._link.data("api_key.used", {"keys": uses})
                 for key_id in uses:
                     del self._unreported[key_id]
-            self._cluster.data(
+            self._link.data(
                 "facade.report",
                 {
                     "facade": facade,

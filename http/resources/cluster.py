@@ -18,14 +18,14 @@ _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"
 class HealthProbe:
     """Asks the main node how it is and adds how this facade is."""
 
-    def __init__(self, cluster: MainNodeLink, drain: Shutdown) -> None:
-        self._cluster = cluster
-        self._drain = drain
+    def __init__(self, link: MainNodeLink, shutdown: Shutdown) -> None:
+        self._link = link
+        self._shutdown = shutdown
 
     def look(self) -> tuple[str, dict[str, str], bool]:
         """`(word for the whole, word a component, whether it can serve)`."""
         try:
-            found: dict[str, Any] = dict(self._cluster.data("health")["components"])
+            found: dict[str, Any] = dict(self._link.data("health")["components"])
             serves = True
         except ClusterUnavailable:
             found = {"cluster_server": _UNHEALTHY, "task_scheduler": _UNHEALTHY}
@@ -33,8 +33,8 @@ class HealthProbe:
         except (ClusterError, KeyError, TypeError, ValueError):
             found = {"cluster_server": _DEGRADED, "task_scheduler": _DEGRADED}
             serves = True
-        components = {"api": _DEGRADED if self._drain.begun else _HEALTHY, **found}
-        if not serves or self._drain.begun:
+        components = {"api": _DEGRADED if self._shutdown.begun else _HEALTHY, **found}
+        if not serves or self._shutdown.begun:
             return _UNHEALTHY, components, False
         words = set(components.values())
         if words == {_HEALTHY}:
@@ -97,21 +97,21 @@ class ClusterHealthResource(Resource):
 class ClusterResource(Resource):
     """Status, metrics and configuration of the cluster."""
 
-    def __init__(self, cluster: MainNodeLink, *, auth_required: bool) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, *, auth_required: bool) -> None:
+        self._link = link
         self._auth_required = auth_required
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Devices, resources, tasks, and the main node itself."""
-        answer(req, resp, self._cluster.data("cluster.status"))
+        answer(req, resp, self._link.data("cluster.status"))
 
     def on_get_metrics(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Performance and utilization."""
-        answer(req, resp, self._cluster.data("cluster.metrics"))
+        answer(req, resp, self._link.data("cluster.metrics"))
 
     def on_get_config(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The settings that matter to a client."""
-        data = self._cluster.data("cluster.config")
+        data = self._link.data("cluster.config")
         features = {**data.get("features", {}), "api_enabled": True}
         data["features"] = {**features, "auth_required": self._auth_required}
         answer(req, resp, data)

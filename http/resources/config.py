@@ -20,18 +20,18 @@ class ConfigResource(Resource):
         it was started with itself
     """
 
-    def __init__(self, cluster: MainNodeLink, api_section: Mapping[str, Any]) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, api_section: Mapping[str, Any]) -> None:
+        self._link = link
         self._api_section = dict(api_section)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """All sections."""
-        answer(req, resp, self._with_own(self._cluster.data("config.get")))
+        answer(req, resp, self._with_own(self._link.data("config.get")))
 
     def on_post_reset(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Back to the defaults."""
         reading.checked_body(req)
-        data = self._cluster.data("config.reset")
+        data = self._link.data("config.reset")
         current = self._with_own(data["current_config"])
         answer(req, resp, {**data, "current_config": current}, message="Configuration reset")
 
@@ -42,18 +42,18 @@ class ConfigResource(Resource):
 class ConfigSectionResource(Resource):
     """One section that may be changed."""
 
-    def __init__(self, cluster: MainNodeLink, section: str) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, section: str) -> None:
+        self._link = link
         self._section = section
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Its settings, flat."""
-        answer(req, resp, self._cluster.data("config.get", {"section": self._section}))
+        answer(req, resp, self._link.data("config.get", {"section": self._section}))
 
     def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Change those that are given; the others stay."""
         values = reading.checked_body(req)
         if not values:
             raise ValidationError("", "the body names no setting to change")
-        data = self._cluster.data("config.update", {"section": self._section, "values": values})
+        data = self._link.data("config.update", {"section": self._section, "values": values})
         answer(req, resp, data, message="Configuration updated")

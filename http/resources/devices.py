@@ -14,40 +14,40 @@ PING_SECONDS = 1.5
 class DeviceListResource(Resource):
     """All devices."""
 
-    def __init__(self, cluster: MainNodeLink) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink) -> None:
+        self._link = link
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """One page of the devices that match, by device id."""
-        data = self._cluster.data("device.list", req.context.query)
+        data = self._link.data("device.list", req.context.query)
         answer(req, resp, data["items"], pagination=data["pagination"])
 
     def on_get_summary(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Counts and totals."""
-        answer(req, resp, self._cluster.data("device.summary"))
+        answer(req, resp, self._link.data("device.summary"))
 
 
 class DeviceResource(Resource):
     """Serve `/devices/{device_id}`: one device."""
 
-    def __init__(self, cluster: MainNodeLink) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink) -> None:
+        self._link = link
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Answer everything that is known of it."""
         device_id = reading.device_id(device_id)
-        answer(req, resp, self._cluster.data("device.get", {"device_id": device_id}))
+        answer(req, resp, self._link.data("device.get", {"device_id": device_id}))
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Answer its status and load."""
         device_id = reading.device_id(device_id)
-        answer(req, resp, self._cluster.data("device.status", {"device_id": device_id}))
+        answer(req, resp, self._link.data("device.status", {"device_id": device_id}))
 
     def on_post_ping(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Make a round trip to it; 200 also when it did not answer, which `data` says."""
         device_id = reading.device_id(device_id)
         reading.checked_body(req)
-        data = self._cluster.data(
+        data = self._link.data(
             "device.ping",
             {"device_id": device_id, "timeout_seconds": PING_SECONDS},
             extra_seconds=PING_SECONDS,
@@ -68,11 +68,11 @@ class DeviceResource(Resource):
     ) -> None:
         device_id = reading.device_id(device_id)
         reading.checked_body(req)
-        answer(req, resp, self._cluster.data(op, {"device_id": device_id}), message=message)
+        answer(req, resp, self._link.data(op, {"device_id": device_id}), message=message)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, device_id: str) -> None:
         """Remove it; its running tasks go back to the queue."""
         device_id = reading.device_id(device_id)
         reading.checked_body(req)
-        data = self._cluster.data("device.remove", {"device_id": device_id})
+        data = self._link.data("device.remove", {"device_id": device_id})
         answer(req, resp, data, message="Device removed")

@@ -14,8 +14,8 @@ from retire_cluster.api.resources.base import Resource, answer
 class EventsResource(Resource):
     """Serve `GET /events`: what happened after a cursor, waiting for it if asked to."""
 
-    def __init__(self, cluster: MainNodeLink, parking: Parking) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, parking: Parking) -> None:
+        self._link = link
         self._parking = parking
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -28,7 +28,7 @@ class EventsResource(Resource):
                 left = patience.slice()
                 gather = min(left, patience.gather_seconds)
                 waiting = {"wait_seconds": left, "gather_seconds": gather}
-                data = self._cluster.data("events.poll", {**args, **waiting}, extra_seconds=left)
+                data = self._link.data("events.poll", {**args, **waiting}, extra_seconds=left)
                 gap = gap or bool(data.get("gap"))
                 if data["events"] or not left:
                     break

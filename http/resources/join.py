@@ -20,8 +20,8 @@ _TOLD = ("token_id", "uses", "expires_at")
 class JoinTokensResource(Resource):
     """Serve `/join-tokens`: tokens, as the line to paste on a device."""
 
-    def __init__(self, cluster: MainNodeLink, settings: Settings) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, settings: Settings) -> None:
+        self._link = link
         self._data_dir = settings.data_dir
         self._main_host = settings.api.cluster_host
         self._public_host = settings.server.public_host
@@ -30,7 +30,7 @@ class JoinTokensResource(Resource):
         """Make a token. Whoever has the line may join: the scope `admin` is needed."""
         args = reading.checked_body(req)
         host = read_host(args.pop("host", None) or self._address())
-        made = self._cluster.data("token.create", args)
+        made = self._link.data("token.create", args)
         join = joining.join_string(made, host)
         data: dict[str, Any] = {name: made[name] for name in _TOLD}
         command = f"retire-cluster-worker --join {join}"
@@ -48,7 +48,7 @@ class JoinTokensResource(Resource):
         """Find where devices reach the main node, as far as this process can tell."""
         if self._public_host:
             return self._public_host
-        bound: str = self._cluster.data("config.get", {"section": "server"})["worker_host"]
+        bound: str = self._link.data("config.get", {"section": "server"})["worker_host"]
         found = public_host(bound)
         if not is_loopback(self._main_host):  # it is another machine's
             return found if found == bound else self._main_host

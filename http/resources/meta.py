@@ -24,8 +24,8 @@ class IndexResource(Resource):
     :param features: feature name → whether this facade has it on
     """
 
-    def __init__(self, cluster: MainNodeLink, features: Mapping[str, bool]) -> None:
-        self._cluster = cluster
+    def __init__(self, link: MainNodeLink, features: Mapping[str, bool]) -> None:
+        self._link = link
         self._features = dict(features)
         self._endpoints = [
             {"method": row.method, "path": row.path, "description": row.summary}
@@ -40,7 +40,7 @@ class IndexResource(Resource):
             resp,
             {
                 "api_version": API_VERSION,
-                "server_info": self._cluster.data("cluster.status")["server_info"],
+                "server_info": self._link.data("cluster.status")["server_info"],
                 "features": self._features,
                 "endpoints": self._endpoints,
             },
@@ -50,9 +50,9 @@ class IndexResource(Resource):
 class RootResource(Resource):
     """`/`: the dashboard for a browser, the index for a program."""
 
-    def __init__(self, index: IndexResource, access: Authorizer) -> None:
+    def __init__(self, index: IndexResource, authorizer: Authorizer) -> None:
         self._index = index
-        self._access = access
+        self._authorizer = authorizer
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """To the dashboard when the client asks for HTML, else as `/api/v1`."""
@@ -62,7 +62,7 @@ class RootResource(Resource):
             # Relative, so that it also holds behind a proxy that adds a prefix.
             resp.set_header("Location", "ui/")
         else:
-            self._access.check_reading(req.context.identity)
+            self._authorizer.check_reading(req.context.identity)
             self._index.on_get(req, resp)
 
 

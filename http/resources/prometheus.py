@@ -27,15 +27,15 @@ _PREFIX = "retire_cluster_"
 class PrometheusResource(Resource):
     """Serve `/metrics`. A silent main node gives `retire_cluster_up 0`, not an error."""
 
-    def __init__(self, cluster: MainNodeLink, stats: HttpStats) -> None:
+    def __init__(self, link: MainNodeLink, stats: HttpStats) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._cluster = cluster
+        self._link = link
         self._stats = stats
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer all metrics in the text format 0.0.4."""
         try:
-            data: dict[str, Any] | None = self._cluster.data("metrics")
+            data: dict[str, Any] | None = self._link.data("metrics")
         except ClusterError:
             data = None
         registry = CollectorRegistry()

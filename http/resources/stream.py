@@ -28,10 +28,10 @@ class StreamResource(Resource):
     """Turns a request into a WebSocket that carries one JSON event a message."""
 
     def __init__(
-        self, feed: EventFeed, access: Authorizer, origins: Origins, tickets: Tickets
+        self, feed: EventFeed, authorizer: Authorizer, origins: Origins, tickets: Tickets
     ) -> None:
         self._feed = feed
-        self._access = access
+        self._authorizer = authorizer
         self._origins = origins
         self._tickets = tickets
 
@@ -44,8 +44,8 @@ class StreamResource(Resource):
         identity = req.context.identity
         key_id = self._tickets.key_of(query.pop("ticket", ""))
         if key_id is not None:
-            identity = self._access.of_ticket(identity.peer, key_id)
-        self._access.check_reading(identity)
+            identity = self._authorizer.of_ticket(identity.peer, key_id)
+        self._authorizer.check_reading(identity)
         # Told to whoever is refused: it says which version would have been taken.
         resp.set_header("Sec-WebSocket-Version", VERSION)
         if not is_asked_for(req.env):
@@ -61,7 +61,7 @@ class StreamResource(Resource):
         wanted = EventFilter(**{**query, "task_id": query.get("task_id", "").lower()})
 
         def opened(sink: Sink) -> Callable[[], None]:
-            listener = Listener(sink, wanted, begin, lambda: self._access.still_valid(identity))
+            listener = Listener(sink, wanted, begin, lambda: self._authorizer.still_valid(identity))
             self._feed.add(listener)
             return lambda: self._feed.remove(listener)
 

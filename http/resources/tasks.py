@@ -12,8 +12,8 @@ from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.content import reading
 from retire_cluster.api.content.envelope import spliced
 from retire_cluster.api.content.submission import (
-    Submission,
     SubmissionReader,
+    TaskSubmission,
     fingerprint,
     submit_args,
 )
@@ -28,23 +28,23 @@ class TaskListResource(Resource):
 
     def __init__(
         self,
-        cluster: MainNodeLink,
-        access: Authorizer,
+        link: MainNodeLink,
+        authorizer: Authorizer,
         reader: SubmissionReader,
         parking: Parking,
         charges: ResultCharges,
         bounds: StrangerLimits,
     ) -> None:
-        self._cluster = cluster
+        self._link = link
         self._bounds = bounds
         self._parking = parking
         self._charges = charges
-        self._access = access
+        self._authorizer = authorizer
         self._reader = reader
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer one page of the tasks that match, newest first."""
-        data = self._cluster.data("task.list", req.context.query)
+        data = self._link.data("task.list", req.context.query)
         answer(req, resp, data["items"], pagination=data["pagination"])
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -66,7 +66,7 @@ class TaskListResource(Resource):
 
     def on_post_batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Submit many tasks, all or none."""
-        stranger = self._access.is_stranger(req.context.identity)
+        stranger = self._authorizer.is_stranger(req.context.identity)
         document = reading.json_body(req, stranger=stranger)
         submissions = self._reader.many(document)
         args = {**submit_args(submissions), "brief": True}
@@ -83,13 +83,13 @@ class TaskListResource(Resource):
         """Answer the results of many tasks once all have ended or the wait is over."""
         args = {"task_ids": reading.checked_body(req)["task_ids"], "timeout_seconds": 0}
         with self._charges.charging_absence(req):
-            found = self._cluster.call("task.wait", args, patient=True)
+            found = self._link.call("task.wait", args, patient=True)
         wait = float(req.context.query["wait"])
         waited = False
         if wait and found.data["unfinished"]:
             with self._parking.park(req, wait) as patience:
-                if await_ends(self._cluster, found.data["unfinished"], patience):
-                    found = self._cluster.call("task.wait", args, patient=True)
+                if await_ends(self._link, found.data["unfinished"], patience):
+                    found = self._link.call("task.wait", args, patient=True)
                 waited = patience.used
             if found.data["unfinished"] and not patience.parked:
                 self._parking.count(req)
@@ -99,30 +99,32 @@ class TaskListResource(Resource):
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Cancel many tasks."""
         args = {"task_ids": reading.checked_body(req)["task_ids"]}
-        args |= self._access.caller(req.context.identity)
-        data = self._cluster.call("task.cancel_many", args, patient=True).data
+        args |= self._authorizer.caller(req.context.identity)
+        data = self._link.call("task.cancel_many", args, patient=True).data
         answer(req, resp, data, message=f"{len(data['cancelled'])} tasks cancelled")
 
     def on_get_statistics(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer counts, durations and load."""
-        answer(req, resp, self._cluster.data("task.statistics"))
+        answer(req, resp, self._link.data("task.statistics"))
 
     def on_get_types(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the built-in task types and those that devices offer."""
-        answer(req, resp, self._cluster.data("task.types"))
+        answer(req, resp, self._link.data("task.types"))
 
     def _submit(
         self,
         req: falcon.Request,
         resp: falcon.Response,
         document: dict[str, Any],
-        submissions: list[Submission],
+        submissions: list[TaskSubmission],
         args: dict[str, Any],
     ) -> dict[str, Any]:
         identity = req.context.identity
-        self._access.check_submission(identity, {each.fields["task_type"] for each in submissions})
-        if self._access.is_stranger(identity):
-            auth = self._access.required
+        self._authorizer.check_submission(
+            identity, {each.fields["task_type"] for each in submissions}
+        )
+        if self._authorizer.is_stranger(identity):
+            auth = self._authorizer.required
             self._bounds.check(
                 (each.fields for each in submissions), auth=auth, many="tasks" in document
             )
@@ -133,21 +135,21 @@ class TaskListResource(Resource):
             args["idempotency_key"] = key
             args["fingerprint"] = fingerprint(document)
         payloads = [each.payload for each in submissions]
-        data = self._cluster.call("task.submit", args, payloads, patient=len(payloads) > 1).data
+        data = self._link.call("task.submit", args, payloads, patient=len(payloads) > 1).data
         failpoints.reach("facade-after-submit")
         if data.get("replayed"):
             resp.set_header("Idempotent-Replayed", "true")
         return data
 
 
-def await_ends(cluster: MainNodeLink, task_ids: list[str], patience: WaitBudget) -> bool:
+def await_ends(link: MainNodeLink, task_ids: list[str], patience: WaitBudget) -> bool:
     """Wait until these tasks have ended, one after the other; tell whether any did."""
     ended = False
     for task_id in task_ids:
         while True:
             left = patience.slice()
             args = {"task_ids": [task_id], "timeout_seconds": left, "brief": True}
-            data = cluster.call("task.wait", args, extra_seconds=left).data
+            data = link.call("task.wait", args, extra_seconds=left).data
             if data["statuses"][0] is not None:
                 ended = True
                 break
@@ -160,10 +162,10 @@ class TaskResource(Resource):
     """Serve `/tasks/{task_id}`: one task."""
 
     def __init__(
-        self, cluster: MainNodeLink, access: Authorizer, parking: Parking, charges: ResultCharges
+        self, link: MainNodeLink, authorizer: Authorizer, parking: Parking, charges: ResultCharges
     ) -> None:
-        self._cluster = cluster
-        self._access = access
+        self._link = link
+        self._authorizer = authorizer
         self._parking = parking
         self._charges = charges
 
@@ -183,11 +185,11 @@ class TaskResource(Resource):
         with self._charges.charging_absence(req):
             if wait:
                 with self._parking.park(req, wait) as patience:
-                    ended = await_ends(self._cluster, [task_id], patience)
+                    ended = await_ends(self._link, [task_id], patience)
                     waited = patience.used
                 if not ended and not patience.parked:
                     self._parking.count(req)
-            found = self._cluster.call("task.result", {"task_id": task_id})
+            found = self._link.call("task.result", {"task_id": task_id})
         self._charges.charge(req, [found.data], waited=waited)
         answer(req, resp, spliced(found))
 
@@ -208,9 +210,9 @@ class TaskResource(Resource):
     def _change(self, op: str, req: falcon.Request, task_id: str) -> dict[str, Any]:
         task_id = reading.task_id(task_id)
         reading.checked_body(req)
-        caller = self._access.caller(req.context.identity)
-        return self._cluster.data(op, {"task_id": task_id, **caller})
+        caller = self._authorizer.caller(req.context.identity)
+        return self._link.data(op, {"task_id": task_id, **caller})
 
     def _show(self, req: falcon.Request, resp: falcon.Response, op: str, task_id: str) -> None:
-        found = self._cluster.call(op, {"task_id": reading.task_id(task_id)})
+        found = self._link.call(op, {"task_id": reading.task_id(task_id)})
         answer(req, resp, spliced(found))

@@ -112,14 +112,14 @@ class DashboardFilesResource(Resource):
 class SessionResource(Resource):
     """Serve `/ui/session`, `/ui/login`, `/ui/logout`: who a browser is, by its cookie."""
 
-    def __init__(self, access: Authorizer, sessions: Sessions, version: str) -> None:
-        self._access = access
+    def __init__(self, authorizer: Authorizer, sessions: Sessions, version: str) -> None:
+        self._authorizer = authorizer
         self._sessions = sessions
         self._version = version
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer what this browser may do, so that the page offers nothing else."""
-        identity = self._access.of_request(req.context.identity.peer, req.env)
+        identity = self._authorizer.of_request(req.context.identity.peer, req.env)
         if identity.unknown is not None:
             raise identity.unknown
         req.context.identity = identity
@@ -128,8 +128,8 @@ class SessionResource(Resource):
     def on_post_login(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Exchange a valid key for a session cookie. Raises `Unauthorized` for another."""
         key = validate(_LOGIN, reading.json_body(req))["key"].strip()
-        identity = self._access.identify(req.context.identity.peer, key)
-        if self._access.required:
+        identity = self._authorizer.identify(req.context.identity.peer, key)
+        if self._authorizer.required:
             if identity.key is None:
                 raise Unauthorized("This API key is not valid")
             set_cookie(req, resp, *self._sessions.issue(identity.key.key_id))
@@ -137,7 +137,7 @@ class SessionResource(Resource):
 
     def on_post_logout(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Have the browser forget its cookie."""
-        if self._access.required:
+        if self._authorizer.required:
             set_cookie(req, resp, self._sessions.name(), "")
         identity = self._of(req, Identity(req.context.identity.peer, None))
         answer(req, resp, self._facts(identity), message="Signed out")
@@ -148,15 +148,15 @@ class SessionResource(Resource):
         return replace(identity, connection=connection_of(req.env))
 
     def _facts(self, identity: Identity) -> dict[str, Any]:
-        other = self._access.is_other_user(identity)
-        if self._access.required:
+        other = self._authorizer.is_other_user(identity)
+        if self._authorizer.required:
             scopes = list(identity.key.scopes) if identity.key else []
         else:
-            scopes = ["admin"] if self._access.is_owner(identity) else []
+            scopes = ["admin"] if self._authorizer.is_owner(identity) else []
         return {
             "version": self._version,
-            "auth_required": self._access.required,
-            "auth_reads": self._access.reads,
+            "auth_required": self._authorizer.required,
+            "auth_reads": self._authorizer.reads,
             "signed_in": identity.key is not None,
             "scopes": scopes,
             "notice": f"You can only look here: {OTHER_USER}." if other else "",

@@ -167,7 +167,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
     :param host: address to listen on, or a name that stands for one
     :param port: 0 lets the system pick
-    :param drain: tells requests that the server is about to stop
+    :param shutdown: tells requests that the server is about to stop
     :param sender: tells whose body is on its way; it is asked about bodies that are not small
     :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
     :param one_core: keeps the process on one core while it is busy; for one that does only this
@@ -183,7 +183,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         host: str,
         port: int,
         *,
-        drain: Shutdown,
+        shutdown: Shutdown,
         threads: int = 16,
         patience: SlowClientLimits | None = None,
         sender: TellSender = nobody_strange,
@@ -191,7 +191,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         one_core: OneCore | None = None,
     ) -> None:
         self.patience = patience or SlowClientLimits()
-        self.drain = drain
+        self.shutdown = shutdown
         self.sender = sender
         self.bodies = BodyBudget()
         self._large: OneByOne[Channel] = OneByOne()
@@ -350,12 +350,12 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
     def begin_drain(self) -> None:
         """From now on only what runs already is of interest."""
-        self.drain.begin()
+        self.shutdown.begin()
 
     def stop(self) -> None:
         """End `serve`; callable from any thread and from a signal handler."""
         self._stopping = True
-        self.drain.begin()
+        self.shutdown.begin()
         with self._trigger_lock:
             if not self._ended:
                 self.trigger.pull_trigger()

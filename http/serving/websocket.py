@@ -240,7 +240,7 @@ class StreamChannel(Channel):
                 self._send(AcceptConnection())
         self.server.streams.add(self)
         self._on_close = on_open(_ChannelSink(self))
-        if self.server.drain.begun:
+        if self.server.shutdown.begun:
             self.end_stream()
 
     def _take(self, event: Event) -> None:

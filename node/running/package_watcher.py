@@ -68,7 +68,7 @@ class Installed:
         return _told(self._before.points, self._known.points, idle)
 
 
-class Watcher(threading.Thread):
+class PackageWatcher(threading.Thread):
     """Looks while the worker works, and describes what is new."""
 
     def __init__(

@@ -54,12 +54,12 @@ def openapi_document(
     operations list a key as needed.
     """
     paths: dict[str, Any] = {}
-    for operation in ENDPOINTS.values():
+    for endpoint in ENDPOINTS.values():
         needs_key = auth_required and (
-            bool(operation.scope) or (auth_reads and not operation.always_open)
+            bool(endpoint.scope) or (auth_reads and not endpoint.always_open)
         )
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(
-            operation, needs_key
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(
+            endpoint, needs_key
         )
     return {
         "openapi": "3.1.0",
@@ -87,19 +87,19 @@ def openapi_document(
     }
 
 
-def _operation(operation: Endpoint, needs_key: bool) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, needs_key: bool) -> dict[str, Any]:
     key: list[dict[str, list[str]]] = [{"ApiKey": []}, {"Bearer": []}]
     found: dict[str, Any] = {
-        "operationId": operation.operation_id,
-        "tags": [operation.tag],
-        "summary": operation.summary,
+        "operationId": endpoint.operation_id,
+        "tags": [endpoint.tag],
+        "summary": endpoint.summary,
         # An empty requirement beside the others makes the key optional.
         "security": key if needs_key else [{}, *key],
-        "responses": _responses(operation),
+        "responses": _responses(endpoint),
     }
-    if operation.description:
-        found["description"] = operation.description
-    right = operation.right
+    if endpoint.description:
+        found["description"] = endpoint.description
+    right = endpoint.right
     if right.scope:
         found["x-scope"] = right.scope
         found["x-scope-needed"] = "always" if right.door is Door.CLOSED else "with auth_reads"
@@ -109,10 +109,10 @@ def _operation(operation: Endpoint, needs_key: bool) -> dict[str, Any]:
             }  # fmt: skip
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]}
-        for name in re.findall(r"{(\w+)}", operation.path)
+        for name in re.findall(r"{(\w+)}", endpoint.path)
     ]
-    parameters += [_query_parameter(name, rules) for name, rules in operation.query.items()]
-    if "IDEMPOTENCY_CONFLICT" in operation.errors:
+    parameters += [_query_parameter(name, rules) for name, rules in endpoint.query.items()]
+    if "IDEMPOTENCY_CONFLICT" in endpoint.errors:
         parameters.append(
             {
                 "name": "Idempotency-Key",
@@ -124,15 +124,15 @@ def _operation(operation: Endpoint, needs_key: bool) -> dict[str, Any]:
         )
     if parameters:
         found["parameters"] = parameters
-    if operation.body is not None:
-        schema = json_schema(operation.body)
-        if operation.method == "PUT":
+    if endpoint.body is not None:
+        schema = json_schema(endpoint.body)
+        if endpoint.method == "PUT":
             schema["minProperties"] = 1
         content: dict[str, Any] = {"schema": schema}
-        if operation.body_example is not None:
-            content["examples"] = {"documented": {"value": operation.body_example}}
+        if endpoint.body_example is not None:
+            content["examples"] = {"documented": {"value": endpoint.body_example}}
         found["requestBody"] = {
-            "required": not operation.body_optional,
+            "required": not endpoint.body_optional,
             "content": {"application/json": content},
         }
     return found
@@ -149,20 +149,20 @@ def _query_parameter(name: str, rules: dict[str, Any]) -> dict[str, Any]:
     return parameter
 
 
-def _responses(operation: Endpoint) -> dict[str, Any]:
-    found: dict[str, Any] = {str(operation.status): _success(operation)}
+def _responses(endpoint: Endpoint) -> dict[str, Any]:
+    found: dict[str, Any] = {str(endpoint.status): _success(endpoint)}
     by_status: dict[int, list[str]] = {}
-    for code in _codes(operation):
+    for code in _codes(endpoint):
         by_status.setdefault(BY_CODE[code].status, []).append(code)
     for status, codes in sorted(by_status.items()):
         found[str(status)] = _failure(codes)
-    if operation.answer == "Health":
-        found["503"] = {**_success(operation), "description": "The main node does not answer"}
-    elif operation.status == 101:
+    if endpoint.answer == "Health":
+        found["503"] = {**_success(endpoint), "description": "The main node does not answer"}
+    elif endpoint.status == 101:
         found["426"] = _failure(["VALIDATION_ERROR"])
         found["503"] = _failure(["CLUSTER_UNAVAILABLE"])
-    elif operation.answer == "ClusterHealth":
-        schema = {"anyOf": [_envelope(operation), {"$ref": "#/components/schemas/Error"}]}
+    elif endpoint.answer == "ClusterHealth":
+        schema = {"anyOf": [_envelope(endpoint), {"$ref": "#/components/schemas/Error"}]}
         found["503"] = {
             "description": "Not healthy, or the main node does not answer",
             "content": {"application/json": {"schema": schema}},
@@ -185,16 +185,16 @@ _DEVICE_OF: Final = {
 }
 
 
-def _links(operation: Endpoint) -> dict[str, Any]:
+def _links(endpoint: Endpoint) -> dict[str, Any]:
     """How a program goes on from this answer, for tools that chain operations."""
     by_id = {row.operation_id: row for row in ENDPOINTS.values()}
     found = {}
-    for name in operation.leads_to:
+    for name in endpoint.leads_to:
         target = by_id[name]
         wanted = re.findall(r"{(\w+)}", target.path)
         wanted += [key for key in ("since", "ticket") if key in target.query]
-        given = {"device_id": _DEVICE_OF.get(operation.answer, _SOURCES["device_id"])}
-        held = SCHEMAS[operation.answer]["properties"]
+        given = {"device_id": _DEVICE_OF.get(endpoint.answer, _SOURCES["device_id"])}
+        held = SCHEMAS[endpoint.answer]["properties"]
         sources = {**_SOURCES, **given}
         parameters = {
             key: sources[key] for key in wanted if sources[key].rpartition("/")[2] in held
@@ -207,76 +207,76 @@ def _links(operation: Endpoint) -> dict[str, Any]:
     return found
 
 
-def _codes(operation: Endpoint) -> list[str]:
-    codes = ["VALIDATION_ERROR", *operation.errors]
-    if not operation.always_open:
+def _codes(endpoint: Endpoint) -> list[str]:
+    codes = ["VALIDATION_ERROR", *endpoint.errors]
+    if not endpoint.always_open:
         codes += ["UNAUTHORIZED"]
-    if operation.right.scope or operation.method != "GET":
+    if endpoint.right.scope or endpoint.method != "GET":
         codes += ["FORBIDDEN"]
-    if operation.body is not None:
+    if endpoint.body is not None:
         codes += ["PAYLOAD_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE"]
-    if not operation.always_open:
+    if not endpoint.always_open:
         codes += ["RATE_LIMIT_EXCEEDED"]
     codes += ["INTERNAL_ERROR"]
-    if operation.needs_cluster and operation.answer != "Health":
+    if endpoint.needs_cluster and endpoint.answer != "Health":
         codes += ["CLUSTER_UNAVAILABLE"]
     return list(dict.fromkeys(codes))
 
 
-def _success(operation: Endpoint) -> dict[str, Any]:
-    if operation.status == 101:
+def _success(endpoint: Endpoint) -> dict[str, Any]:
+    if endpoint.status == 101:
         return {"description": "From here on the connection is a WebSocket"}
     content: dict[str, Any] = {}
-    if operation.media_type != "application/json":
+    if endpoint.media_type != "application/json":
         content["schema"] = TEXT
-    elif operation.bare:
+    elif endpoint.bare:
         content["schema"] = (
-            {"$ref": f"#/components/schemas/{operation.answer}"}
-            if operation.answer
+            {"$ref": f"#/components/schemas/{endpoint.answer}"}
+            if endpoint.answer
             else {"type": "object"}
         )
     else:
-        content["schema"] = _envelope(operation)
-    if operation.example is not None:
-        value = operation.example if operation.bare else _example(operation)
+        content["schema"] = _envelope(endpoint)
+    if endpoint.example is not None:
+        value = endpoint.example if endpoint.bare else _example(endpoint)
         content["examples"] = {"documented": {"value": value}}
     found: dict[str, Any] = {
-        "description": operation.summary,
-        "content": {operation.media_type: content},
+        "description": endpoint.summary,
+        "content": {endpoint.media_type: content},
     }
-    if not operation.unlimited:
+    if not endpoint.unlimited:
         found["headers"] = _LIMIT_HEADERS
-    if operation.leads_to:
-        found["links"] = _links(operation)
+    if endpoint.leads_to:
+        found["links"] = _links(endpoint)
     return found
 
 
-def _envelope(operation: Endpoint) -> dict[str, Any]:
-    data: dict[str, Any] = {"$ref": f"#/components/schemas/{operation.answer}"}
+def _envelope(endpoint: Endpoint) -> dict[str, Any]:
+    data: dict[str, Any] = {"$ref": f"#/components/schemas/{endpoint.answer}"}
     properties: dict[str, Any] = {
         "status": {"const": "success"},
-        "data": {"type": "array", "items": data} if operation.paged else data,
+        "data": {"type": "array", "items": data} if endpoint.paged else data,
         "message": TEXT,
         "timestamp": TIME,
         "request_id": _REQUEST_ID,
     }
     required = ["status", "data", "timestamp", "request_id"]
-    if operation.paged:
+    if endpoint.paged:
         properties["pagination"] = {"$ref": "#/components/schemas/Pagination"}
         required.append("pagination")
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _example(operation: Endpoint) -> dict[str, Any]:
+def _example(endpoint: Endpoint) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": "success",
-        "data": operation.example,
+        "data": endpoint.example,
         "message": "OK",
         "timestamp": TIME["examples"][0],
         "request_id": _REQUEST_ID["examples"][0],
     }
-    if operation.paged:
-        count = len(operation.example)
+    if endpoint.paged:
+        count = len(endpoint.example)
         found["pagination"] = {
             "page": 1,
             "page_size": 20,

@@ -40,7 +40,7 @@ class Site:
         ring = ApiKeyRing([key if isinstance(key, ApiKey) else key_of(key) for key in keys])
         self.facade = create_app(client, settings, keys=ring if keys else None)
         self.server = StreamServer(
-            self.facade.app, "127.0.0.1", 0, drain=self.facade.drain, threads=8
+            self.facade.app, "127.0.0.1", 0, shutdown=self.facade.shutdown, threads=8
         )
         self.url = f"http://127.0.0.1:{self.server.port}"
         self._kept: http.client.HTTPConnection | None = None

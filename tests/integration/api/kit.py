@@ -102,7 +102,7 @@ class Bench:
             self.facade.app,
             "127.0.0.1",
             0,
-            drain=self.facade.drain,
+            shutdown=self.facade.shutdown,
             sender=self.facade.sender,
             threads=settings.api.threads,
             patience=patience,

@@ -223,7 +223,7 @@ def test_stopping_ends_long_polls_early() -> None:
         polling.sendall(
             b"GET /api/v1/events?wait=60 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         )
-        while not bench.facade.drain.begun and not any(
+        while not bench.facade.shutdown.begun and not any(
             channel.requests for channel in list(bench.server.active_channels.values())
         ):
             time.sleep(0.01)

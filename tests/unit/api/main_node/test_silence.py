@@ -53,7 +53,7 @@ def test_health_is_degraded_and_200_while_a_component_is(bench: Bench) -> None:
 
 
 def test_health_is_off_while_the_server_drains(bench: Bench) -> None:
-    bench.facade.drain.begin()
+    bench.facade.shutdown.begin()
     assert bench.ask("GET", "/health").status_code == 503
 
 
@@ -104,7 +104,7 @@ def test_parked_polls_leave_most_threads_free() -> None:
             if len(waits) == 1:  # a second poll comes while the first one waits
                 second = bench.ask("GET", f"{API}/events?since=1&wait=25")
                 assert second.json["data"]["events"] == []
-                bench.facade.drain.begin()
+                bench.facade.shutdown.begin()
         return original(op, args, *rest, **options)
 
     bench.cluster.call_raw = call_raw  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retire_cluster.cli.map.journal import Journal, Submission
+from retire_cluster.cli.map.journal import BatchSubmission, Journal
 
 
 def test_what_was_submitted_is_on_the_disk_before_what_was_put_aside_goes(
@@ -22,7 +22,7 @@ def test_what_was_submitted_is_on_the_disk_before_what_was_put_aside_goes(
         seen.append((any(tmp_path.glob("*.sending")), "".join(kept)))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    what = Submission("key 1", {"task_type": "echo"}, [b"{}"])
+    what = BatchSubmission("key 1", {"task_type": "echo"}, [b"{}"])
     with Journal(tmp_path, "photos") as journal:
         journal.sending(what)
         assert seen == [(False, "")], "whole on the disk before it takes its name"
