@@ -1,6 +1,6 @@
-"""NumPy's arrays and scalars as `.npy` in base64: data only, never an object.
+"""Write NumPy's arrays and scalars as `.npy` in base64, and read them: data, never objects.
 
-NumPy is imported only where a value is one of its own, or says that it is.
+NumPy is imported only for a value of its own, or for a text that stands for one.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import math
 import sys
 from typing import Any, Final
 
-#: Of the text that describes an array; NumPy's own limit for what it does not trust.
+#: Longest header of an array; NumPy's own limit for files that it does not trust.
 _MAX_HEADER_BYTES: Final = 10_000
 _MAX_DIMENSIONS: Final = 32
 
 
 class BadArray(ValueError):
-    """It cannot be written, or what is read is no array; the text says why."""
+    """A value that cannot be written, or a text that is no array; the message says why."""
 
 
 class NoNumpy(BadArray):
-    """NumPy is not installed here."""
+    """A text holds an array, and NumPy is not installed here."""
 
 
 def kind(value: object) -> str:
-    """`ndarray` or `numpy` (a scalar) for what is exactly NumPy's, otherwise empty."""
+    """Return `ndarray`, or `numpy` for a scalar, of NumPy's very types; empty for all others."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is None:
         return ""
@@ -40,12 +40,12 @@ def kind(value: object) -> str:
 
 
 def size(value: Any) -> int:
-    """About how many bytes its text has."""
+    """Estimate the bytes of the text that `write` makes."""
     return int(value.nbytes) * 4 // 3 + 200
 
 
 def write(value: Any) -> str:
-    """An array or a scalar. Raises `BadArray`."""
+    """Write an array or a scalar. Raises `BadArray`."""
     numpy: Any = importlib.import_module("numpy")
     if value.dtype.hasobject:
         raise BadArray("an array of Python objects")
@@ -60,7 +60,7 @@ def write(value: Any) -> str:
 
 
 def read(text: object, *, scalar: bool) -> Any:
-    """What `write` wrote. Nothing is allocated that is larger than the text. Raises `BadArray`."""
+    """Read what `write` wrote; allocate nothing larger than the text. Raises `BadArray`."""
     if not isinstance(text, str):
         raise BadArray("an array is a text in base64")
     try:

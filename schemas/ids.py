@@ -1,8 +1,7 @@
-"""Public task ids: a UUIDv7 made from a task's number and creation time, and read back from it.
+"""Make public task ids, UUIDv7 of a task's number and creation time, and read them back.
 
 The layout needs no index to find a task by its public id: 48 bits of creation time in milliseconds,
-12 + 22 bits of the store's salt, 40 bits of the task's number. A malformed id, or one of another
-store, is simply not a task of ours.
+12 + 22 bits of the store's salt, 40 bits of the task's number.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ SALT_BITS = 34
 
 
 class TaskIds:
-    """Turns task numbers into public ids and back for one store.
+    """Turn task numbers of one store into public ids and back.
 
     :param salt: 34 bits chosen when the store was made
     """
@@ -29,13 +28,13 @@ class TaskIds:
         self._low_salt = (0b10 << 62) | ((self.salt & 0x3FFFFF) << _NUMBER_BITS)
 
     def public(self, task: int, created_ms: int) -> str:
-        """The public id of a task."""
+        """Return the public id of a task; `created_ms` is epoch milliseconds."""
         head = f"{created_ms:012x}"
         tail = f"{self._low_salt | task:016x}"
         return f"{head[:8]}-{head[8:]}-{self._group3}-{tail[:4]}-{tail[4:]}"
 
     def read(self, text: str) -> tuple[int, int] | None:
-        """`(task, created_ms)` of a public id, or None when it cannot be one of ours."""
+        """Return `(task, created_ms)` of a public id; None for malformed or foreign ones."""
         text = text.lower()
         if not _FORM.match(text):
             return None

@@ -1,4 +1,4 @@
-"""The text of a public key, for whoever compares keys and does no cryptography with them."""
+"""Check and name the text of public keys, without any cryptography."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VALUES = {character: value for value, character in enumerate(_Z85)}
 
 
 def is_key(text: object) -> bool:
-    """Whether this is the Z85 text of a key: 32 bytes."""
+    """Tell whether this is the Z85 text of 32 bytes, as keys have."""
     if not isinstance(text, str) or len(text) != KEY_CHARACTERS or not _VALUES.keys() >= set(text):
         return False
     groups = [text[start : start + 5] for start in range(0, KEY_CHARACTERS, 5)]
@@ -21,5 +21,5 @@ def is_key(text: object) -> bool:
 
 
 def fingerprint(key: str) -> str:
-    """A short name of a public key, for people: 12 hexadecimal characters."""
+    """Return a short name of a public key, for people: 12 hexadecimal characters."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:12]

@@ -1,8 +1,8 @@
-"""What a task's payload asks of a device beyond its type: a program, a function, an address.
+"""What a task's payload needs of a device beyond its type: a program, a function, an address.
 
-One word a task, as `program ffmpeg`; the empty word asks for nothing that can be told beforehand.
-A device tells in HELLO what of a type its owner allows, so that a task goes where it may run; what
-is told is no secret: names of programs, never their arguments, never folders.
+A need is one text a task, as `program ffmpeg`; an empty one when nothing can be told beforehand. A
+device tells in HELLO which needs its owner allows, so that a task goes where it may run. None of
+that is secret: names of programs, never their arguments, never folders.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _HOST: Final = "host "
 _FUNCTION: Final = "function "
 #: Types whose payload is looked at.
 TYPES: Final = frozenset({"command", "http_request", "python_call"})
-#: Words that every device can be judged by.
+#: Needs that every device can be judged by.
 ALWAYS_APART: Final = frozenset({SHELL, PRIVATE})
 MAX_PROGRAMS: Final = 100
 _MAX_CHARACTERS: Final = 200
 
-#: Addresses that no device calls public: those that its owner may or may not allow.
+#: Networks of private addresses, which a device's owner may or may not allow.
 _NETWORKS: Final = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -39,7 +39,7 @@ _NETWORKS: Final = tuple(
 
 
 def of(task_type: str, payload: Mapping[str, Any]) -> str:
-    """The word of a payload that was checked; empty for other types and odd payloads."""
+    """Return the need of a validated payload; empty for other types and odd payloads."""
     if task_type == "command":
         words = payload.get("command")
         if isinstance(words, str):
@@ -78,7 +78,7 @@ def _is_private(host: str) -> bool:
 
 
 def in_words(need: str) -> str:
-    """A word for people, quoted where it is somebody's text."""
+    """Write a need for people, with somebody else's text escaped."""
     for kind in (_PROGRAM, _HOST, _FUNCTION):
         if need.startswith(kind):
             return f"{kind}{json.dumps(need[len(kind) :], ensure_ascii=True)[1:-1]}"
@@ -86,7 +86,7 @@ def in_words(need: str) -> str:
 
 
 def refusal(need: str, allows: Mapping[str, Any]) -> str | None:
-    """Why a device that told this does not run such a task, or None when it may."""
+    """Say why a device with these `allows` does not run such a task; None when it may."""
     if need == SHELL:
         if allows.get("shell") is False:
             return "its owner allows no shell (--allow command:shell)"
@@ -102,7 +102,7 @@ def refusal(need: str, allows: Mapping[str, Any]) -> str | None:
 
 
 def permits(need: str, allows: Mapping[str, Any]) -> bool:
-    """Whether a device told that it may run such tasks: what it refuses is this one's details."""
+    """Tell whether these `allows` expressly permit such tasks."""
     if need == SHELL:
         return allows.get("shell") is True
     return need.startswith(_PROGRAM) and "shell" in allows and refusal(need, allows) is None
@@ -111,7 +111,7 @@ def permits(need: str, allows: Mapping[str, Any]) -> bool:
 def told(
     task_type: str, *, shell: bool, programs: Sequence[str] | None, private_addresses: bool
 ) -> dict[str, Any]:
-    """What a device says of a type: the `allows` of its entry in HELLO.
+    """Return the `allows` of a task type's entry in HELLO.
 
     :param programs: patterns of the programs that `command` may run, None for any
     """
@@ -127,7 +127,7 @@ def told(
 
 
 def read_allows(value: object) -> dict[str, Any]:
-    """What a device told, as far as it has the form of `told`; the rest is left out."""
+    """Read what `told` makes; leave out what has another form."""
     if not isinstance(value, dict):
         return {}
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Python values as JSON and back, exactly: arguments and results of functions that run elsewhere.
+"""Write Python values as JSON and read them back, exactly: arguments and results of functions.
 
 What JSON has is written as it is: None, booleans, integers of 64 bits, finite numbers, texts,
 lists, and dicts whose names are texts. Everything else is an object with one name of its own,
@@ -28,14 +28,14 @@ _VALUE: Final = "value"
 #: Levels of the JSON document; a payload and a result have a few more around it, and 64 at most.
 MAX_DEPTH: Final = 56
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
-#: Of a fraction's parts: reducing larger ones takes too long.
+#: Bits of a fraction's parts: reducing larger ones takes too long.
 _FRACTION_BITS: Final = 1 << 16
 _LONE: Final = re.compile("[\ud800-\udfff]")
 _PLAIN_TYPES: Final = frozenset({type(None), bool})
 
 
 class NotPlain(ValueError):
-    """A value cannot be written: `where` it is in the whole, and its type by name."""
+    """A value that cannot be written: `where` it is in the whole, and its type by name."""
 
     def __init__(self, where: str, what: str, cure: str = "") -> None:
         super().__init__(f"{where} is {what}{'; ' if cure else ''}{cure}")
@@ -44,19 +44,21 @@ class NotPlain(ValueError):
 
 
 class TooLarge(NotPlain):
-    """The whole has more bytes than there is room for."""
+    """A value that takes more bytes than there is room for."""
 
 
 class BadPlain(ValueError):
-    """A document is nothing that `encode` writes; the text says where it is not."""
+    """A document that `encode` does not write; the message says what is wrong with it."""
 
 
 class NoNumpy(BadPlain):
-    """It holds an array, and NumPy is not installed here."""
+    """A document that holds an array where NumPy is not installed."""
 
 
 def encode(value: Any, name: str = "value", *, limit_bytes: int | None = None) -> Any:
-    """A value as what JSON has. Raises `NotPlain`, and `TooLarge` beyond about `limit_bytes`.
+    """Turn a value into what JSON has.
+
+    Raises `NotPlain`, and `TooLarge` beyond about `limit_bytes`.
 
     :param name: what the whole is called in an error
     """
@@ -64,7 +66,7 @@ def encode(value: Any, name: str = "value", *, limit_bytes: int | None = None) -
 
 
 def decode(document: Any) -> Any:
-    """The value that `encode` wrote. Raises `BadPlain`."""
+    """Return the value that `encode` wrote. Raises `BadPlain`."""
     try:
         return _decode(document, 0)
     except BadPlain:
@@ -200,7 +202,7 @@ def _base64(data: bytes | bytearray) -> str:
 
 
 def _zone(value: dt.datetime | dt.time) -> Any:
-    """A time's zone: None, its offset, or its name; False for one that cannot be written."""
+    """Return a time's zone as None, offset or name; False for one that cannot be written."""
     zone = value.tzinfo
     if zone is None:
         return None

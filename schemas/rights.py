@@ -1,4 +1,4 @@
-"""Who may do what: the one table of scopes and operations.
+"""Decide who may do what: the one table of scopes and operations.
 
 The facade's checks, the OpenAPI document and the table in docs/security.md are made from it. A task
 type has a scope of its own: submitting, cancelling and retrying need that too. When tasks get
@@ -27,7 +27,7 @@ HOLDS: Final = {
     DANGEROUS: frozenset({SUBMIT, DANGEROUS}),
     ADMIN: frozenset(SCOPES),
 }
-#: What helps who has no right to submit of his own: with keys asked for, and without.
+#: The cure for who has no right to submit: with authentication on, and off.
 SEND_A_KEY: Final = "send an API key with the scope submit"
 START_WITH_KEYS: Final = (
     "start the API with --auth and send an API key, or submit on the main node's machine,"
@@ -36,7 +36,7 @@ START_WITH_KEYS: Final = (
 
 
 class Door(Enum):
-    """Whom an operation lets in without a key."""
+    """Who may use an operation without a key."""
 
     #: Anybody, always.
     OPEN = "open"
@@ -47,14 +47,14 @@ class Door(Enum):
 
 
 class Right(NamedTuple):
-    """What one operation needs."""
+    """What a client needs to use one operation."""
 
     door: Door
     #: Scope of the key, where one is asked for.
     scope: str = ""
-    #: It needs what the type of each of its tasks needs, too.
+    #: The scope that each task's type needs is needed too (`of_type`).
     by_type: bool = False
-    #: Its responder asks, because more than a key may open it (a ticket, a page for a browser).
+    #: The responder checks, because more than a key may open it (a ticket, a page for a browser).
     late: bool = False
 
 
@@ -114,12 +114,12 @@ RIGHTS: Final[dict[str, Right]] = {
 
 
 def may(scopes: Iterable[str], needed: str) -> bool:
-    """Whether a key with these scopes may do what needs `needed`."""
+    """Tell whether a key with these scopes may do what needs the scope `needed`."""
     return not needed or any(needed in HOLDS.get(scope, ()) for scope in scopes)
 
 
 def of_type(task_type: str) -> str:
-    """The scope that a task type needs.
+    """Return the scope that a task type needs.
 
     All but the harmless ones run code or reach out. Types of a device's own are among these: what
     they do is known to their device only, and what it says of them is no proof.
@@ -128,7 +128,7 @@ def of_type(task_type: str) -> str:
 
 
 def judge(scopes: Collection[str], operation_id: str, task_type: str) -> None:
-    """Raises `Forbidden` unless a key with these scopes may do this to tasks of that type."""
+    """Raise `Forbidden` unless a key with these scopes may do this to tasks of that type."""
     for needed in (RIGHTS[operation_id].scope, of_type(task_type)):
         if not may(scopes, needed):
             raise Forbidden(
@@ -144,7 +144,7 @@ _VERBS: Final = {
 
 
 class Cell(Enum):
-    """What one caller meets at one operation, as the table for people says it."""
+    """Whether a caller may use an operation, as the table for people says it."""
 
     YES = "yes"
     NO = "no"
@@ -155,7 +155,7 @@ class Cell(Enum):
 
 
 def cell(operation_id: str, scope: str, *, reads_closed: bool) -> Cell:
-    """What a key with this scope alone (empty: no key) may do while authentication is on."""
+    """Return what a key with this scope alone (empty: no key) may do with authentication on."""
     right = RIGHTS[operation_id]
     closed = right.door is Door.CLOSED or (right.door is Door.READS and reads_closed)
     scopes = (scope,) if scope else ()
@@ -167,7 +167,10 @@ def cell(operation_id: str, scope: str, *, reads_closed: bool) -> Cell:
 
 
 def table(operations: Iterable[tuple[str, str, str]]) -> str:
-    """The table of docs/security.md, of `(method, path, operation id)`; rows alike are one."""
+    """Return the table of docs/security.md, of `(method, path, operation id)`.
+
+    Operations with the same rights share a row.
+    """
     rows: dict[tuple[str, ...], list[str]] = {}
     for method, path, operation_id in operations:
         cells = []

@@ -1,7 +1,7 @@
-"""The built-in task types: what their payloads may hold (docs/contract.md, Task types).
+"""The schemas of the built-in task types' payloads (docs/contract.md, Task types).
 
-Devices advertise these very schemas in HELLO; the broker knows them also while no device was ever
-connected. Pure data in Cerberus's dialect, no import of Cerberus: a device has none.
+Devices advertise these very schemas in HELLO; the main node knows them before any device connects.
+Pure data in Cerberus's dialect, without Cerberus, which a device does not have.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The words of the contract: statuses, priorities, roles, platforms, causes.
 
-Plain string constants grouped in enums; the wire, the store and the REST API all use the same text.
+The wire, the store and the REST API all use the same texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Text(str, Enum):
 
 
 class TaskStatus(Text):
-    """Where a task is. `pending` waits for time, `queued` waits for a device."""
+    """The status of a task. `pending` waits for its time, `queued` for a device."""
 
     PENDING = "pending"
     QUEUED = "queued"
@@ -41,7 +41,7 @@ RETRYABLE = frozenset({TaskStatus.FAILED, TaskStatus.TIMEOUT, TaskStatus.CANCELL
 
 
 class Priority(IntEnum):
-    """Dispatch order; a larger number goes first."""
+    """The order of dispatch; a larger number goes first."""
 
     LOW = 0
     NORMAL = 1
@@ -50,7 +50,7 @@ class Priority(IntEnum):
 
     @property
     def word(self) -> str:
-        """The contract's word for it: `low`, `normal`, `high` or `urgent`."""
+        """Return the contract's word: `low`, `normal`, `high` or `urgent`."""
         return self.name.lower()
 
 
@@ -77,7 +77,7 @@ class Platform(Text):
 
 
 class DeviceStatus(Text):
-    """Whether the broker hears from a device."""
+    """Whether the main node hears from a device."""
 
     ONLINE = "online"
     OFFLINE = "offline"
@@ -106,10 +106,11 @@ class Cause(Text):
     NOT_HERE = "not_here"
 
 
-#: What says something of the device and nothing of the task: tried elsewhere, no retry charged.
+#: Causes that say something of the device and nothing of the task: no retry is charged.
 ELSEWHERE = frozenset({Cause.POLICY_DENIED, Cause.NOT_HERE})
-#: Why a device is passed over for a kind of task: it said so, or it fails what others do.
+#: A device is passed over for a kind of task because it fails what other devices do.
 FAILING = "failing"
+#: All reasons for which a device is passed over for a kind of task.
 PASSED_OVER_CAUSES = (Cause.NOT_HERE.value, Cause.POLICY_DENIED.value, FAILING)
 
 

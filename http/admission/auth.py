@@ -186,15 +186,15 @@ class Authorizer:
             self._need(identity, rights.READ)
 
     def of_ticket(self, peer: Peer, key_id: str) -> Identity:
-        """The client that a ticket was made for; `key_id` is none of ours where it had no key."""
+        """Identify the client a ticket was made for; `key_id` is unknown where it had no key."""
         return Identity(peer, self.keys.by_id(key_id))
 
     def still_valid(self, identity: Identity) -> bool:
-        """Whether the key of a client that was let in has not been revoked since."""
+        """Tell whether the key of a client that was let in has not been revoked since."""
         return identity.key is None or self.keys.by_id(identity.key.key_id) is not None
 
     def check_submission(self, identity: Identity, task_types: set[str]) -> None:
-        """Raises `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
+        """Raise `Unauthorized` or `Forbidden` unless this client may submit tasks of these types.
 
         Types beside the harmless ones run code or reach out, so they need what the document's
         protected endpoints need (docs/contract.md, Authentication).
@@ -204,26 +204,26 @@ class Authorizer:
             self._need(identity, rights.DANGEROUS, f"Submitting {', '.join(dangerous[:5])}")
 
     def is_stranger(self, identity: Identity) -> bool:
-        """Whether this client submits as anybody may, and not by a right of its own."""
+        """Tell whether this client submits as anybody may, and not by a right of its own."""
         if not self.required:
             return not self.is_owner(identity)
         return identity.key is None or not identity.key.may(rights.SUBMIT)
 
     def is_owner(self, identity: Identity) -> bool:
-        """Whether this client may do everything because authentication is off."""
+        """Tell whether this client may do everything because authentication is off."""
         return not self.required and identity.peer.loopback and not self.is_other_user(identity)
 
     def is_other_user(self, identity: Identity) -> bool:
-        """Whether this client is on this machine, and authentication off, yet not its owner's."""
+        """Tell whether authentication is off and this client another user of this machine."""
         if self.required or self._local_users is None or not identity.peer.loopback:
             return False
         through_proxy = identity.peer.through_proxy
         return not self._local_users.may(identity.connection, through_proxy=through_proxy)
 
     def caller(self, identity: Identity) -> dict[str, Any]:
-        """Arguments by which the main node judges what this client does to tasks of any type.
+        """Return the arguments by which the main node judges what this client does to tasks.
 
-        Nothing for one that may do everything to all of them.
+        None are needed for a client that may do everything to all types.
         """
         if identity.key is None or identity.key.may(rights.DANGEROUS):
             return {}
@@ -259,7 +259,7 @@ class _WrongKeys:
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, address: str) -> None:
-        """Count one more; raises `RateLimitExceeded` from the one after the tenth on."""
+        """Count one more. Raises `RateLimitExceeded` after `WRONG_KEYS_PER_MINUTE` of them."""
         now = self._monotonic()
         with self._lock:
             times = self._times.setdefault(address, deque())

@@ -1,12 +1,12 @@
-"""What clients have the server keep of their bodies, bounded before it is kept.
+"""Bound the bytes of request bodies that the server keeps, before it keeps them.
 
 The server takes a body in before the application sees the request: in memory, and in a temporary
 file from half a MiB on. So bodies are counted while they come in: those of strangers (whoever
 submits by no right of his own) by address and together, and all together. What is beyond that is
 read to its end without being kept, and answered with what to do.
 
-Bodies are small mostly. Those are not counted, and no lock is taken for them: how many there are
-at once is bounded by the number of connections.
+Most bodies are small. Those are not counted, and no lock is taken for them: the number of
+connections bounds how many there are at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: A body up to this is not counted.
 UNCOUNTED_BYTES: Final = 64 * 1024
-#: Kept for one address without a key (an IPv6 network of 64 bits), for all of those, for everybody.
+#: Kept for one stranger's address (an IPv6 network of 64 bits), for all strangers, for everybody.
 STRANGER_BYTES: Final = 8 * 1024 * 1024
 STRANGERS_BYTES: Final = 32 * 1024 * 1024
 ALL_BYTES: Final = 256 * 1024 * 1024
@@ -32,25 +32,25 @@ _Item = TypeVar("_Item")
 
 
 class Sender(NamedTuple):
-    """Whose body it is, by the headers of its request."""
+    """The sender of a body, as the headers of its request tell."""
 
     address: str
     stranger: bool
 
 
-#: Tells whose body it is by the address, the headers of the request and the connection.
+#: Tells the sender by address, headers of the request and connection.
 TellSender = Callable[[str, Mapping[str, str], "ClientConnection | None"], Sender]
 
 
 def nobody_strange(
     address: str, _headers: Mapping[str, str], _connection: ClientConnection | None = None
 ) -> Sender:
-    """For a server that has no callers with rights of their own."""
+    """Tell that no sender is a stranger, for a server whose callers all have the same rights."""
     return Sender(address, stranger=False)
 
 
 class BodyBudget:
-    """Counts the bytes of bodies that are kept. Safe to use from all threads."""
+    """Count the bytes of bodies that are kept. Safe to use from all threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -59,11 +59,11 @@ class BodyBudget:
 
     @property
     def kept_bytes(self) -> int:
-        """What is counted now."""
+        """Return the bytes that are counted now."""
         return self._all
 
     def take(self, sender: Sender, size: int) -> ClusterError | None:
-        """Count `size` more bytes; where there is no room, the error to answer with instead."""
+        """Count `size` more bytes; without room for them return the error to answer with."""
         with self._lock:
             if sender.stranger:
                 each = self._each.get(sender.address, 0) + size
@@ -87,7 +87,7 @@ class BodyBudget:
         return None
 
     def give_back(self, sender: Sender, size: int) -> None:
-        """They are not kept any more."""
+        """Count `size` bytes less, which are not kept any more."""
         with self._lock:
             self._all -= size
             if sender.stranger:
@@ -98,7 +98,7 @@ class BodyBudget:
 
 
 class OneByOne(Generic[_Item]):
-    """Lets one in at a time, in order. Nobody waits in it: who comes next is told by who leaves."""
+    """Let one item in at a time, in order, without blocking: `leave` says which is next."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -106,7 +106,7 @@ class OneByOne(Generic[_Item]):
         self._next: deque[_Item] = deque()
 
     def enter(self, item: _Item) -> bool:
-        """Whether it is in at once; else it is given out by a later `leave`."""
+        """Let `item` in and return True, or keep it for a later `leave`."""
         with self._lock:
             if self._taken:
                 self._next.append(item)
@@ -115,7 +115,7 @@ class OneByOne(Generic[_Item]):
             return True
 
     def leave(self) -> _Item | None:
-        """Who is in now."""
+        """Let the next item in and return it; None when nobody waits."""
         with self._lock:
             if self._next:
                 return self._next.popleft()

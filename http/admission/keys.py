@@ -1,4 +1,4 @@
-"""API keys: those of this start, and those kept as hashes in the data folder.
+"""Hold API keys: those of this start, and those kept as hashes in the data folder.
 
 Only SHA-256 digests are held and compared (in constant time), so neither memory dumps of the table
 nor the file give a key away. Keys are long and random; a slow hash would add nothing but cost.
@@ -39,33 +39,33 @@ class ApiKey:
     key_id: str
     #: SHA-256 of the key, hexadecimal.
     digest: str
-    #: What it may do: some of `SCOPES`.
+    #: Some of `SCOPES`: what the key may do.
     scopes: tuple[str, ...] = ALL_SCOPES
-    #: The owner's words.
+    #: The owner's remark.
     note: str = ""
     #: When it was made, UTC; empty for a key given at start.
     created_at: str = ""
 
     def may(self, scope: str) -> bool:
-        """Whether it may do what needs `scope`."""
+        """Tell whether the key may do what needs `scope`."""
         return not scope or may(self.scopes, scope)
 
 
 def digest_of(key: str) -> str:
-    """The digest that stands for a key."""
+    """Return the digest that stands for a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def key_of(
     text: str, *, scopes: Iterable[str] = ALL_SCOPES, note: str = "", at: str = ""
 ) -> ApiKey:
-    """The record of a key."""
+    """Return the record of a key."""
     digest = digest_of(text)
     return ApiKey(digest[:16], digest, tuple(scopes), note, at)
 
 
 def generate() -> str:
-    """A new key: 256 random bits that survive shells, URLs and headers."""
+    """Make a new key: 256 random bits that survive shells, URLs and headers."""
     return "rc_" + secrets.token_urlsafe(32)
 
 
@@ -86,7 +86,7 @@ class ApiKeyRing:
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:
-        """All of them, now."""
+        """Return all keys that count now."""
         self._refresh()
         return self._given + self._kept
 
@@ -112,7 +112,7 @@ class ApiKeyRing:
         self._stamp = stamp
 
     def find(self, presented: str) -> ApiKey | None:
-        """The key that was presented, or None. Takes the same time whichever it is."""
+        """Return the key that was presented, or None, in the same time whichever it is."""
         digest = digest_of(presented)
         found = None
         for key in self.keys:
@@ -121,12 +121,12 @@ class ApiKeyRing:
         return found
 
     def by_id(self, key_id: str) -> ApiKey | None:
-        """The key of this id, or None."""
+        """Return the key of this id, or None."""
         return next((key for key in self.keys if key.key_id == key_id), None)
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The keys kept in a file; none when there is no file. Raises `ApiKeyFileError`."""
+    """Read the keys of a file; none when there is no file. Raises `ApiKeyFileError`."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())

@@ -1,14 +1,14 @@
-"""Whose process is at the other end of a connection of this machine.
+"""Tell which user's process is at the other end of a connection of this machine.
 
 Loopback is reached by every user of a machine, and by the tasks of a worker that runs them as
 another. So, while authentication is off, an address of this machine opens nothing by itself: the
-kernel says whose socket it is (sock_diag, else `/proc/self/net/tcp`; Linux). A connection is looked
-up once, and only when it asks for more than anybody may.
+kernel says whose socket it is (`socket_owner`, else `/proc/self/net/tcp`; Linux). A connection is
+looked up once, and only when it asks for more than anybody may.
 
-Where nobody can be asked (other systems, no `/proc`, another WSGI server that does not say which
-connection it is) this machine is one person, as ever. A connection that the kernel does not know
-any more is a stranger's: whoever closes at once what he asked for gets no answer anyway, and could
-ask for anything so.
+Where nobody can be asked (other systems, no `/proc`, a WSGI server that does not say which
+connection a request came by) all of this machine counts as one user. A connection that the kernel
+does not know any more counts as a stranger's: otherwise whoever closes at once after asking could
+ask for anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONNECTION: Final = "retire_cluster.connection"
 _TABLES: Final = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 _LISTEN: Final = "0A"
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
-#: No user has this id; it is nobody's whose rights count.
+#: Stands for a user without any rights; no user has this id.
 UNKNOWN_USER: Final = -1
 
 
@@ -36,27 +36,31 @@ class ClientConnection:
     """One connection, by the addresses and ports of its two ends.
 
     :param peer: the client's address and port
-    :param own: ours; the address is empty where it is not known
-    :param sure: ours is exactly this, so that a connection that is not there has been closed
+    :param own: our address and port; the address is empty where it is not known
+    :param sure: `own` is exact, so that a connection the kernel does not know has been closed
     """
 
-    __slots__ = ("_asked", "_own", "_peer", "_sure", "_user")
+    __slots__ = ("_looked_up", "_own", "_peer", "_sure", "_user")
 
     def __init__(self, peer: tuple[str, int], own: tuple[str, int], *, sure: bool = True) -> None:
         self._peer = peer
         self._own = own
         self._sure = sure
-        self._asked = False
+        self._looked_up = False
         self._user: int | None = None
 
-    def user(self) -> int | None:
-        """The user id of the process that made it.
+    def __repr__(self) -> str:
+        user = f"user {self._user}" if self._looked_up else "not looked up"
+        return f"<ClientConnection {self._peer} to {self._own}, {user}>"
 
-        `UNKNOWN_USER` when it has been closed, None when the kernel cannot be asked.
+    def user(self) -> int | None:
+        """Return the user id of the client's process, looked up once.
+
+        `UNKNOWN_USER` when the connection has been closed, None when the kernel cannot be asked.
         """
-        if not self._asked:
+        if not self._looked_up:
             self._user = self._look()
-            self._asked = True
+            self._looked_up = True
         return self._user
 
     def _look(self) -> int | None:
@@ -70,7 +74,7 @@ class ClientConnection:
 
 
 def connection_of(environ: Mapping[str, Any]) -> ClientConnection | None:
-    """The connection of a WSGI request; None where the server does not tell."""
+    """Return the connection of a WSGI request; None where the server does not tell."""
     found = environ.get(CONNECTION)
     if isinstance(found, ClientConnection):
         return found
@@ -82,14 +86,17 @@ def connection_of(environ: Mapping[str, Any]) -> ClientConnection | None:
 
 
 class LocalUsers:
-    """Which users of this machine may do everything without a key: this process's own, and root."""
+    """The users of this machine who may do everything without a key.
+
+    :param own: their user ids; default: this process's own user, and root
+    """
 
     def __init__(self, own: Collection[int] | None = None) -> None:
         effective = getattr(os, "geteuid", lambda: 0)()
         self._own = frozenset((effective, 0) if own is None else own)
 
     def may(self, connection: ClientConnection | None, *, through_proxy: bool) -> bool:
-        """Whether a client of this machine is one of them, as far as that can be known.
+        """Tell whether a client of this machine is one of them, as far as that can be known.
 
         A proxy's client is not: the proxy says on which machine it is, and not who.
         """
@@ -113,7 +120,7 @@ def _rows() -> Iterator[list[str]]:
 def _look_up(
     peer: tuple[str, int], own: tuple[str, int], rows: Iterator[list[str]], *, sure: bool
 ) -> int | None:
-    """The user of the socket that is bound to `peer` and connected to `own`."""
+    """Find in the kernel's tables the user of the socket from `peer` to `own`, as `user` does."""
     try:
         locals_ = {f"{host}:{peer[1]:04X}" for host in _spellings(peer[0])}
         hosts = _spellings(own[0]) if own[0] else None
@@ -139,7 +146,7 @@ def _look_up(
 
 
 def _spellings(address: str) -> tuple[str, ...]:
-    """An address as the kernel's tables write it, IPv4 also as IPv6 has it."""
+    """Write an address as the kernel's tables do, IPv4 also in its IPv6 form."""
     host = address.partition("%")[0]
     if ":" in host:
         raw = socket.inet_pton(socket.AF_INET6, host)

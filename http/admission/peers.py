@@ -1,4 +1,4 @@
-"""Who a request comes from: the client's address, whether it is this machine, and its origin.
+"""Tell who a request comes from: the client's address, whether it is this machine, its origin.
 
 A same-host proxy passes strangers off as loopback, and any client can write `X-Forwarded-For`. So
 forwarded addresses count only from configured proxies, and a request that shows signs of having
@@ -29,9 +29,9 @@ class Peer:
 
     #: Its address as text; empty where the server has none to tell (a local socket file).
     address: str
-    #: It is a process of this machine.
+    #: Whether the client is a process of this machine.
     loopback: bool
-    #: The connection comes from a configured proxy.
+    #: Whether the connection comes from a configured proxy.
     through_proxy: bool = False
 
 
@@ -46,7 +46,7 @@ def _address(text: str) -> _Address | None:
 
 
 class Peers:
-    """Tells who a request comes from.
+    """Find the peer of a request.
 
     :param trusted_proxies: addresses or networks whose `X-Forwarded-For` counts
     """
@@ -58,7 +58,7 @@ class Peers:
         self._direct: dict[str, Peer] = {}
 
     def of(self, environ: Mapping[str, Any]) -> Peer:
-        """The peer of a WSGI request."""
+        """Return the peer of a WSGI request."""
         remote = str(environ.get("REMOTE_ADDR") or "")
         # One text is searched faster than the names one by one; this is done for every request.
         names = " ".join(environ)
@@ -81,10 +81,10 @@ class Peers:
         return known
 
     def _through_proxies(self, environ: Mapping[str, Any], direct: _Address) -> Peer:
-        """From right to left, as each proxy wrote whom it saw: the first not ours is the client.
+        """Walk the addresses that the proxies saw, from the last: the first not ours is the client.
 
-        Where that is no address (`unknown`, nothing at all) nobody knows who it is: the limits
-        count the last proxy that is known, and the rights are a stranger's.
+        Where that is no address (`unknown`, nothing at all) the client is not known: limits count
+        the last known proxy, and rights are a stranger's.
         """
         seen = direct
         for text in reversed(str(environ.get("HTTP_X_FORWARDED_FOR", "")).split(",")):
@@ -103,7 +103,7 @@ class Peers:
 
 
 def prefix_of(environ: Mapping[str, Any], peer: Peer) -> str:
-    """The path in front of ours (`/cluster`) that a configured proxy takes away; mostly empty.
+    """Return the path (`/cluster`) that a configured proxy takes away before ours; mostly empty.
 
     `X-Forwarded-Prefix` counts from such a proxy only, and only as a plain path: it ends up in
     links and in a cookie.
@@ -122,7 +122,7 @@ def _without_port(text: str) -> str:
 
 
 class Hosts:
-    """By which names this API may be called: this machine's own, and addresses.
+    """The names by which this API may be called: this machine's own, and addresses.
 
     A page of `evil.example` can have its name resolve to this machine and then counts as ours: its
     Origin and the Host it sends are equal. On a local network anyone may also answer for
@@ -141,7 +141,7 @@ class Hosts:
         self._own = own
 
     def is_known(self, host: str) -> bool:
-        """Whether the value of a Host header is one of them."""
+        """Tell whether the value of a Host header is one of them."""
         name = _without_port(host.strip().lower()).rstrip(".")
         return (
             # HTTP/1.0 needs no Host, and no browser leaves it out.
@@ -155,7 +155,7 @@ class Hosts:
 
 
 class Origins:
-    """Which pages may use this API from a browser.
+    """The origins whose pages may use this API from a browser.
 
     :param allowed: origins such as `https://panel.example`, or `*`
     :param enabled: whether any CORS header is sent at all; when not, nothing foreign is allowed
@@ -168,11 +168,11 @@ class Origins:
 
     @property
     def varies(self) -> bool:
-        """Whether answers differ by origin."""
+        """Tell whether answers differ by origin."""
         return bool(self._allowed) and not self._any
 
     def cors_value(self, origin: str | None) -> str | None:
-        """What `Access-Control-Allow-Origin` says to this origin; None: nothing."""
+        """Return the `Access-Control-Allow-Origin` for this origin; None where none is sent."""
         if not origin:
             return None
         if self._any:
@@ -180,7 +180,7 @@ class Origins:
         return origin if _normal(origin) in self._allowed else None
 
     def is_foreign(self, environ: Mapping[str, Any], *, through_proxy: bool = False) -> bool:
-        """Whether a browser says that a page of another, not allowed, site makes this request."""
+        """Tell whether a browser says that a page of another, not allowed, site asks."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and self.cors_value(origin) is not None:
             return False
@@ -197,7 +197,7 @@ def _normal(origin: str) -> str:
 
 
 def _is_own(origin: str, environ: Mapping[str, Any], through_proxy: bool) -> bool:
-    """The page was served by us: its authority is the one this request was sent to."""
+    """Tell whether a page was served by us: its authority is the one this request was sent to."""
     scheme, _, authority = _normal(origin).partition("://")
     if scheme not in _DEFAULT_PORTS:
         return False

@@ -1,4 +1,4 @@
-"""Rate limits, counted by the main node so that all processes of a facade share them."""
+"""Limit requests a client; the main node counts them for all processes of a facade."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ DASHBOARD_TIMES = 4
 
 @dataclass(frozen=True)
 class Standing:
-    """How a client stands after a request."""
+    """What a client has left of its limit after a request."""
 
     #: Requests a minute.
     limit: int
-    #: Left of them.
+    #: Requests left of them.
     remaining: int
     #: Epoch second when the oldest request leaves the minute.
     reset: int
 
     def headers(self) -> dict[str, str]:
-        """The documented response headers."""
+        """Return the documented response headers."""
         return {
             "X-RateLimit-Limit": str(self.limit),
             "X-RateLimit-Remaining": str(self.remaining),
@@ -35,7 +35,7 @@ class Standing:
 
 
 class RequestLimiter:
-    """Counts requests a client.
+    """Count requests, and refuse those of a client beyond its limit.
 
     :param link: to the main node, which keeps the counters
     :param enabled: whether anything is counted at all
@@ -71,7 +71,7 @@ class RequestLimiter:
     ) -> tuple[Standing, RateLimitExceeded | None]:
         """Count one request of `client`; a dashboard may make more of them.
 
-        Returns where it stands and, when it is over its limit, the error to answer. Raises
+        Return where it stands and, when it is over its limit, the error to answer. Raises
         `ClusterUnavailable`.
         """
         limits = self._dashboards if dashboard else self._limits

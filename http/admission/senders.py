@@ -1,4 +1,4 @@
-"""Whose body it is, told by the headers of its request."""
+"""Tell the sender of a body by the headers of its request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from retire_cluster.api.admission.peers import Peers
 
 
 def sender_by(authorizer: Authorizer, peers: Peers) -> TellSender:
-    """Tells senders by the address of a connection and waitress's headers of a request.
+    """Return a function that tells senders by a connection's address and a request's headers.
 
-    A browser that signed in counts as a stranger here: who it is may have to be asked for, and no
-    page sends bodies that are large.
+    A signed-in browser counts as a stranger here: only the main node may know its session, and no
+    page sends large bodies.
     """
 
     def sender(

@@ -1,4 +1,4 @@
-"""Signed-in browsers: what the dashboard's cookie holds, and how it is known again.
+"""Make and read the cookies of browsers that are signed in to the dashboard.
 
 A cookie goes to every port of a host, so it never holds a key and its name is this cluster's own:
 two clusters on one host, signed in side by side, do not see each other's. It holds the key's id and
@@ -32,9 +32,9 @@ _ASK_AGAIN_SECONDS: Final = 5.0
 
 @dataclass(frozen=True)
 class Signed:
-    """What a request's cookie is worth."""
+    """A session cookie of this cluster that a request brought."""
 
-    #: Id of the key it stands for; None: it is not, or no longer, one of ours.
+    #: Id of the key it stands for; None when it is not, or no longer, valid.
     key_id: str | None
     #: Name of the cookie.
     name: str
@@ -51,7 +51,7 @@ class _Signer:
 
 
 class Sessions:
-    """Makes and reads the dashboard's cookies.
+    """Issue and read session cookies.
 
     :param link: to the main node, which knows the secret
     :param clock: epoch seconds
@@ -71,18 +71,18 @@ class Sessions:
         self._asked_at = float("-inf")
 
     def issue(self, key_id: str) -> tuple[str, str]:
-        """Name and value of a new session's cookie. Raises `ClusterUnavailable`."""
+        """Return name and value of a new session's cookie. Raises `ClusterUnavailable`."""
         signer = self._ask()
         end = int(self._clock()) + SESSION_SECONDS
         body = f"{key_id}.{end}.{secrets.token_urlsafe(9)}"
         return signer.name, f"{body}.{signer.signature(body)}"
 
     def name(self) -> str:
-        """Name of this cluster's cookie. Raises `ClusterUnavailable`."""
+        """Return the name of this cluster's cookie. Raises `ClusterUnavailable`."""
         return (self._signer or self._ask()).name
 
     def read(self, environ: Mapping[str, Any]) -> Signed | None:
-        """What a request's cookie is worth; None when it has none of this cluster.
+        """Read a request's cookie; None when it has none of this cluster.
 
         Raises `ClusterUnavailable` when only the main node could tell.
         """

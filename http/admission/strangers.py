@@ -1,8 +1,8 @@
-"""What callers without a right of their own may submit: little, short and behind everybody else.
+"""Limit what strangers may submit: few and short tasks, none before everybody else's.
 
-While authentication is on that is whoever sends no key, or one without `submit`; while it is off,
-whoever is not on this machine, or is another user of it (`local_users`). How many tasks they may
-have is counted by the main node, for all processes of the facade.
+While authentication is on, a stranger is whoever sends no key, or one without `submit`; while it is
+off, whoever is not on this machine, or is another user of it (`local_users`). The main node counts
+their tasks, for all processes of the facade.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from retire_cluster.schemas.errors import Forbidden
 from retire_cluster.schemas.rest.requests import REQUIREMENTS
 from retire_cluster.schemas.rights import SEND_A_KEY, START_WITH_KEYS, SUBMIT
 
-#: The default: what nobody asked for is refused to nobody.
+#: The default, which a submission that names none must get.
 MOST_RETRIES: Final[int] = REQUIREMENTS["max_retries"]["default"]
 PRIORITIES: Final = ("low", "normal")
 
 
 class StrangerLimits(NamedTuple):
-    """The limits of the settings."""
+    """The limits for strangers, from the settings."""
 
     #: Tasks waiting or running, of all strangers.
     tasks: int

@@ -1,4 +1,4 @@
-"""Short-lived tickets for `/ws`, for pages that cannot send a header with a WebSocket."""
+"""Issue and check short-lived tickets for `/ws`: pages send no header with a WebSocket."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import secrets
 from collections.abc import Callable
 
 LIFETIME_SECONDS = 60
-
-
 #: Stands for the key of a client that has none, as long as it needs none.
 NO_KEY = "-"
 
 
 class Tickets:
-    """Signs tickets and knows its own again. Nothing is kept: a ticket carries its end and its key.
+    """Sign tickets and check them. Nothing is kept: a ticket carries its end and its key's id.
 
-    A ticket is worth what the key is worth for which it was made, so whoever takes it looks whether
-    there still is such a key.
+    A ticket is worth as much as the key it was issued for: whoever takes it checks that the key
+    still is valid.
 
     :param clock: epoch seconds
-    :param secret: what they are signed with; random, so that they end with the process
+    :param secret: signs them; default: random, so that tickets end with the process
     """
 
     def __init__(self, clock: Callable[[], float], secret: bytes | None = None) -> None:
@@ -30,13 +28,13 @@ class Tickets:
         self._secret = secret or secrets.token_bytes(32)
 
     def issue(self, key_id: str = NO_KEY) -> tuple[str, float]:
-        """A new ticket for a key, and the epoch second from which it is worth nothing."""
+        """Return a new ticket for a key, and the epoch second at which it expires."""
         expires_at = int(self._clock()) + LIFETIME_SECONDS
         body = f"{expires_at}.{key_id}.{secrets.token_urlsafe(9)}"
         return f"{body}.{self._signature(body)}", float(expires_at)
 
     def key_of(self, ticket: str) -> str | None:
-        """The id of the key that one of ours stands for (`NO_KEY`: none); None: it is not good."""
+        """Return the id of the key a ticket stands for (`NO_KEY`: none); None for a bad ticket."""
         body, _, signature = ticket.rpartition(".")
         if not hmac.compare_digest(signature.encode(), self._signature(body).encode()):
             return None

@@ -1,4 +1,4 @@
-"""One reader of the event log a process, many listeners.
+"""Hand the event log, read once a process, to many listeners.
 
 The feed reads `events.poll` with one cursor and hands each event to the listeners it matches. A
 listener that resumes from an older event is brought up page by page by the same thread until it
@@ -28,11 +28,11 @@ _log = logging.getLogger("api.events")
 
 
 class Sink(Protocol):
-    """Where a listener's events go."""
+    """What a listener's events are sent to."""
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes not yet taken by the client."""
+        """Return how many bytes the client has not taken yet."""
 
     def send(self, texts: Sequence[str]) -> None:
         """Send messages; callable from any thread."""
@@ -50,7 +50,7 @@ class EventFilter:
     device_id: str = ""
 
     def wants(self, event: dict[str, Any]) -> bool:
-        """Whether `event` is one of them; `task` stands for all of `task.…`."""
+        """Tell whether `event` is one of them; `task` stands for all of `task.…`."""
         kind = event.get("type", "")
         return (
             (not self.type or kind == self.type or kind.startswith(self.type + "."))
@@ -66,7 +66,7 @@ def _always() -> bool:
 class Listener:
     """One client of the stream.
 
-    :param may_listen: whether it still may; asked before each event and each turn of the feed
+    :param may_listen: tells whether it still may; called before events are handed out
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Listener:
         self.sink = sink
         self.wanted = wanted
         self.may_listen = may_listen
-        #: The last event it was considered for.
+        #: Id of the last event that was handed to it, or passed over.
         self.cursor = since
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class Listener:
 
 
 class EventFeed:
-    """Reads events while anyone listens. Its thread starts with the first listener of a process."""
+    """Read events while anyone listens, on a thread that the first listener starts."""
 
     def __init__(self, link: MainNodeLink) -> None:
         self._link = link
@@ -94,7 +94,7 @@ class EventFeed:
         self._cursor: int | None = None
 
     def now(self) -> int:
-        """The id of the newest event. Raises `ClusterError`."""
+        """Return the id of the newest event. Raises `ClusterError`."""
         return int(self._poll({})["next"])
 
     def add(self, listener: Listener) -> None:
@@ -109,7 +109,7 @@ class EventFeed:
             self._changed.notify_all()
 
     def remove(self, listener: Listener) -> None:
-        """Send it nothing more."""
+        """Send nothing more to `listener`."""
         with self._changed:
             if listener in self._listeners:
                 self._listeners.remove(listener)
@@ -168,7 +168,7 @@ class EventFeed:
         self._hand_out(self._those_who_may(level), data)
 
     def _those_who_may(self, listeners: list[Listener]) -> list[Listener]:
-        """Ends the streams of those whose key has been revoked."""
+        """Return those that may still listen, and end the streams of the others."""
         found = []
         for listener in listeners:
             if listener.may_listen():

@@ -19,8 +19,6 @@ from retire_cluster.schemas.errors import ClusterError
 #: A main node that answered within this many seconds is trusted to be only slow.
 _RECENTLY_SECONDS = 5.0
 _PATIENT_SECONDS = 15.0
-
-
 #: Operations that the facade asks and that change the cluster: asked twice they are done twice.
 CHANGES: Final = frozenset(
     {
@@ -48,14 +46,14 @@ class AdminCaller(Protocol):
         *,
         timeout_seconds: float | None = None,
     ) -> RawAnswer:
-        """The answer of operation `op`, its opaque parts unread; raises a `ClusterError`."""
+        """Return the answer of operation `op`, its opaque parts unread. Raises a `ClusterError`."""
 
     def close(self) -> None:
         """Give back all sockets."""
 
 
 class MainNodeLink:
-    """Calls the main node; fails at once while it is known to be silent.
+    """Call the main node, and fail at once while it is known to be silent.
 
     :param client: calls its admin socket
     :param monotonic: clock in seconds

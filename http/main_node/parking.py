@@ -28,7 +28,7 @@ _ASKED_AGAIN, _CURSORS_KEPT = 8, 10_000
 
 
 class WaitBudget:
-    """How much longer one request may wait, in seconds."""
+    """The time that one request may still wait."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class WaitBudget:
         self._monotonic = monotonic
         self._began = monotonic()
         self._deadline = self._began + seconds
-        #: Whether it has a place.
+        #: Whether the request has a place to wait.
         self.parked = seconds > 0
 
     def __repr__(self) -> str:
@@ -54,28 +54,28 @@ class WaitBudget:
 
     @property
     def gather_seconds(self) -> float:
-        """Seconds from the first event to the answer."""
+        """Return the seconds to wait from the first event to the answer."""
         return 0.0 if self._known else GATHER_SECONDS
 
     @property
     def at_once(self) -> bool:
-        """Whether it has not waited at all."""
+        """Tell whether the request has not waited at all."""
         return self._monotonic() - self._began < GATHER_SECONDS / 2
 
     @property
     def used(self) -> bool:
-        """Whether it has waited for long enough to be called a wait."""
+        """Tell whether the request has waited for long enough to count as a wait."""
         return self._monotonic() - self._began >= _A_WAIT_SECONDS
 
     def slice(self) -> float:
-        """Seconds to wait next; 0 when the time is over or its key, or the server is to stop."""
+        """Return the seconds to wait next; 0 when time, key or server have come to an end."""
         if self._shutdown.begun or not self._still_valid():
             return 0.0
         return round(min(SLICE_SECONDS, max(0.0, self._deadline - self._monotonic())), 3)
 
 
 class _Buckets:
-    """How many answers without a wait each client still gets: some at once, then so many a second.
+    """A token bucket a client, for answers without a wait.
 
     :param monotonic: clock in seconds
     """
@@ -83,11 +83,11 @@ class _Buckets:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        #: Client → what is left, and when that was.
+        #: Client → tokens left, and when that was.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> bool:
-        """Whether there was one more."""
+        """Take a token of `client`; tell whether there was one."""
         now = self._monotonic()
         with self._lock:
             left, at = self._left.pop(client, (float(AT_ONCE), now))
@@ -100,7 +100,7 @@ class _Buckets:
 
 
 class Parking:
-    """Requests that wait hold at most a quarter of the server's threads.
+    """Let requests wait on at most a quarter of the server's threads.
 
     Further ones are answered at once, so that who waits can never starve the rest of the API. Where
     authentication is on, clients without a key hold at most half of those places. Who asks again
@@ -109,8 +109,8 @@ class Parking:
 
     :param shutdown: tells when the server is to stop
     :param threads: of the server
-    :param still_valid: whether a client's key has not been revoked meanwhile
-    :param known: whether a client has a key, or everything is his
+    :param still_valid: tells whether a client's key has not been revoked meanwhile
+    :param known: tells whether a client has a key, or may do everything
     :param reserved: whether half of the places are kept for clients with keys
     :param monotonic: clock in seconds
     """
@@ -139,7 +139,7 @@ class Parking:
 
     @contextmanager
     def park(self, req: falcon.Request, seconds: float) -> Iterator[WaitBudget]:
-        """Hold a place while this request waits; without one its patience is over at once.
+        """Hold a place while this request waits; without a place it may not wait.
 
         Raises `Unauthorized` when its key was revoked while it waited.
         """

@@ -1,7 +1,7 @@
-"""What the facade measures of itself: requests and how long they took.
+"""Count the facade's requests and how long they took, and report that to the main node.
 
 Totals go to the main node every two seconds (`facade.report`), which adds up all processes of a
-facade; the histograms of `/metrics` are this process's own (docs: operations).
+facade; the histograms of `/metrics` are this process's own (docs/monitoring.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPORT_INTERVAL_SECONDS = 2.0
 _FAREWELL_SECONDS = 0.5
 _KEYS_A_REPORT = 500
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-#: Their durations are the client's wish and say nothing of how fast we are.
+#: Routes whose durations are the client's wish, and say nothing of the facade's speed.
 _LONG_POLLS = frozenset({f"{API}/events"})
 _log = logging.getLogger("api")
 
@@ -36,7 +36,7 @@ class _Totals:
 
 
 class HttpStats:
-    """Counts finished requests. Safe to use from all threads."""
+    """Count finished requests. Safe to use from all threads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -61,13 +61,13 @@ class HttpStats:
             self._totals.total_ms += seconds * 1000
 
     def take(self) -> _Totals:
-        """The totals since the last call."""
+        """Return the totals since the last call, and begin anew."""
         with self._lock:
             taken, self._totals = self._totals, _Totals()
             return taken
 
     def give_back(self, totals: _Totals) -> None:
-        """Totals that could not be reported after all."""
+        """Add totals that could not be reported."""
         with self._lock:
             self._totals.requests += totals.requests
             self._totals.errors += totals.errors
@@ -75,10 +75,10 @@ class HttpStats:
 
 
 class Reporter:
-    """One background thread a process that tells the main node what this facade measured.
+    """Report to the main node, on one thread a process, what this facade measured.
 
-    Its calls also find out, without any request, that a silent main node is back. The thread is
-    started by the first request a process serves: a server that forks after loading the
+    Its calls also find out, without any request, that a silent main node is back. The first request
+    of a process starts the thread: a server that forks after loading the
     application would otherwise leave its children without one.
     """
 

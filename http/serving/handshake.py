@@ -1,6 +1,6 @@
-"""The opening handshake of a WebSocket as RFC 6455 (4.2) has it: what is one, and what is wrong.
+"""Check the opening handshake of a WebSocket (RFC 6455, 4.2).
 
-It is judged here and not by the library, whose errors do not say which header is meant.
+The library's own errors do not say which header is meant.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any, Final
 
 from retire_cluster.schemas.errors import ValidationError
 
-#: The one version there is.
+#: The only version of the protocol.
 VERSION: Final = "13"
 _KEY_BYTES: Final = 16
 
 
 class UpgradeRequired(ValidationError):
-    """This address speaks WebSocket only, and only of one version."""
+    """A handshake of another version than the one that is spoken here."""
 
     status = 426
 
 
 def tokens(value: str) -> list[str]:
-    """The words of a header that is a list, in lower case."""
+    """Return the words of a header that is a list, in lower case."""
     return [word.strip().lower() for word in value.split(",")]
 
 
 def is_asked_for(environ: Mapping[str, Any]) -> bool:
-    """Whether a WSGI request asks to become a WebSocket."""
+    """Tell whether a WSGI request asks to become a WebSocket."""
     return (
         environ.get("REQUEST_METHOD") == "GET"
         and environ.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.0"
@@ -39,7 +39,7 @@ def is_asked_for(environ: Mapping[str, Any]) -> bool:
 
 
 def check(environ: Mapping[str, Any]) -> None:
-    """Whether the version and the key of such a request are good.
+    """Check version and key of a request that asks to become a WebSocket.
 
     Raises `UpgradeRequired` for another version, `ValidationError` for what is no handshake.
     """

@@ -1,12 +1,12 @@
-"""Keeps a busy process of many Python threads on one core.
+"""Keep a busy process of many Python threads on one core.
 
-Python's threads never run at once: each system call of one hands the interpreter to another, and
+Threads of Python never run at once: each system call of one hands the interpreter to another, and
 where that one sleeps on a second core, waking it costs ten times a switch on the spot. Sixteen
 threads that serve requests spent more on that than on the requests (docs/performance.md).
 
-So, while there are many requests, all threads stay on one core. Which one is the system's choice:
-every second they are let go for a moment, it moves them to where there is room, and there they
-stay for the next. Only where the system can be told so (Linux, Android).
+So, while there are many requests, all threads are pinned to one core. Which one is the system's
+choice: every second they are let go for a moment, it moves them to where there is room, and there
+they stay for the next. Systems other than Linux and Android cannot be told so.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-#: Below this many requests a second there is nothing to gain.
+#: Requests a second from which pinning pays.
 BUSY_PER_SECOND = 300.0
 STAY_SECONDS = 1.0
-#: How long the system has to place the threads anew.
+#: Seconds that the system has to place the threads anew.
 FREE_SECONDS = 0.05
-#: How soon a burst is noticed.
+#: Seconds within which a burst is noticed.
 WATCH_SECONDS = 0.2
 _TASKS = Path("/proc/self/task")
 _CORE_FIELD = 36  # of /proc/…/stat, counted behind the command's name: field 39 in proc(5)
 
 
 class OneCore:
-    """Decides when, and does it. For one thread, the one that looks."""
+    """Pin this process to one core while it is busy. Used by one thread only."""
 
     def __init__(self) -> None:
         self.is_pinned = False
@@ -38,10 +38,10 @@ class OneCore:
         self._seen_requests = 0
 
     def look(self, now_mono: float, requests: int) -> None:
-        """Stay, move or let go, if it is time.
+        """Pin the threads, keep them or let them go, if it is time.
 
         :param now_mono: monotonic seconds
-        :param requests: how many there were so far, ever
+        :param requests: how many there were since the start
         """
         if now_mono < self._next_mono:
             return
@@ -62,7 +62,7 @@ class OneCore:
                 self.let_go()
 
     def let_go(self) -> None:
-        """Every allowed core again. Raises `OSError`."""
+        """Allow every core again. Raises `OSError`."""
         if self.is_pinned:
             self.is_pinned = False
             _move_threads(self._allowed)

@@ -1,4 +1,4 @@
-"""waitress's request parser made strict, and its own errors in the envelope.
+"""Make waitress's request parser strict, and put its own errors into the envelope.
 
 What waitress 3.0 lets through and this refuses (reproduced): Content-Length together with
 Transfer-Encoding (two servers in a row may read two different requests from it), a missing or
@@ -31,25 +31,31 @@ MAX_SWALLOWED_BYTES = 64 * 1024 * 1024
 _requests_log = logging.getLogger("api.requests")
 
 
-class _Nowhere:
-    """A body buffer that keeps nothing."""
+class _NullBuffer:
+    """A buffer that counts the bytes of a body and keeps none."""
 
     def __init__(self, length: int = 0) -> None:
         self._length = length
 
     def append(self, data: bytes) -> None:
-        """Forget it."""
+        """Count `data` and drop it."""
         self._length += len(data)
 
     def __len__(self) -> int:
         return self._length
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to free."""
 
 
 class StrictParser(HTTPRequestParser):  # type: ignore[misc]
-    """Reads one request; knows when it began and what its path's body may weigh."""
+    """Parse one request, with a limit for its body by path, sender and budget.
+
+    :param adj: waitress's settings
+    :param address: the client's
+    :param sender: tells whose a large body is; None: nobody is a stranger
+    :param budget: counts large bodies; None: they are not counted
+    """
 
     error: Any
     content_length: int
@@ -66,11 +72,11 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         super().__init__(adj)
         #: Monotonic seconds of the first byte.
         self.born = time.monotonic()
-        #: What is answered instead of passing the request on; its body is thrown away.
+        #: The error that is answered instead of passing the request on; its body is dropped.
         self.refusal: ClusterError | None = None
-        #: It is answered only when no other such request is.
+        #: Whether to answer it only while no other large request is being answered.
         self.is_large = False
-        #: The body is refused and its client still waits to be asked for it.
+        #: Whether the body is refused while its client still waits to be asked for it.
         self._unasked = False
         self._body_limit = 0
         self._address = address
@@ -78,11 +84,11 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         self._tell_sender = sender
         self._budget = budget
         self._sender: Sender | None = None
-        #: Bytes that the budget knows of.
+        #: Bytes taken from the budget.
         self._counted = 0
 
     def received(self, data: bytes) -> int:
-        """Take in bytes; see waitress."""
+        """Parse `data` and return how many bytes of it were used, as waitress asks for."""
         consumed: int = super().received(data)
         if self._unasked:
             self.completed = True
@@ -95,12 +101,12 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         return consumed
 
     def close(self) -> None:
-        """Give the body back."""
+        """Free the body, also in the budget."""
         super().close()
         self._forget()
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Read start line and headers; raises `ParsingError` for what two readers may differ on."""
+        """Read start line and headers. Raises `ParsingError` for what two readers may differ on."""
         try:
             super().parse_header(header_plus)
         except ValueError as error:  # the standard library's URL parser
@@ -139,7 +145,7 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         return self._sender
 
     def _weigh(self, size: int) -> None:
-        """Judge a body of which there are `size` bytes by now."""
+        """Refuse or count a body of which `size` bytes have come."""
         sender = self._know_sender()
         if size > self._body_limit:
             self._refuse(self._too_large())
@@ -159,11 +165,11 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
         )
 
     def _refuse(self, refusal: ClusterError) -> None:
-        """Answer with it once the body has been read, and keep nothing of that."""
+        """Have `refusal` answered once the body has been read, and keep nothing of the body."""
         self.refusal = refusal
         self.is_large = False
         kept = self.body_rcv.buf
-        self.body_rcv.buf = _Nowhere(len(self.body_rcv))
+        self.body_rcv.buf = _NullBuffer(len(self.body_rcv))
         kept.close()
         self._forget()
 
@@ -174,13 +180,13 @@ class StrictParser(HTTPRequestParser):  # type: ignore[misc]
 
 
 class EnvelopeErrorTask(ErrorTask):  # type: ignore[misc]
-    """Answers what never reached the application, in the words of everything else."""
+    """Answer a request that never reached the application, in the envelope."""
 
-    #: Statuses that keep their number; all others are told as 400, or 500 for our own faults.
+    #: Statuses of waitress that are answered as they are; all others become 400.
     kept_statuses: ClassVar[frozenset[int]] = frozenset({400, 413, 431, 500})
 
     def execute(self) -> None:
-        """Write the answer and close: the rest of the stream cannot be trusted."""
+        """Write the answer and close the connection: what follows on it cannot be trusted."""
         problem = self.request.error
         refusal: ClusterError | None = getattr(self.request, "refusal", None)
         if refusal is not None:

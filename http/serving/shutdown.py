@@ -1,4 +1,4 @@
-"""Tell the parts of the facade that the server was asked to stop."""
+"""Tell all parts of the facade that the server was asked to stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class Shutdown:
     """Whether the server was asked to stop."""
 
     def __init__(self) -> None:
-        #: Set from then on: health says so, long polls end.
+        #: True from then on: `/health` says so, long polls end.
         self.begun = False
 
     def begin(self) -> None:

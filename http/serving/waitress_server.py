@@ -1,4 +1,4 @@
-"""waitress, hardened: slow clients are closed, no address takes all connections, SIGTERM drains.
+"""Serve with a hardened waitress: slow clients are closed, no address takes all connections.
 
 waitress 3.0 never closes a slow reader and lets a client take for ever over its headers; a dozen of
 either took it down in an experiment. The cure: look at every connection each second, mark what is
@@ -54,7 +54,7 @@ _ACCEPTED_A_TURN = 64
 
 @dataclass(frozen=True)
 class SlowClientLimits:
-    """How long, and how many, clients are borne with."""
+    """How slow, and how many, clients may be."""
 
     #: Seconds for a request's headers to be complete.
     header_seconds: float = 10.0
@@ -66,7 +66,7 @@ class SlowClientLimits:
     bytes_per_second: float = 8192.0
     #: Seconds an idle connection is kept.
     idle_seconds: int = 75
-    #: Connections of one address; loopback and trusted proxies speak for many.
+    #: Connections of one address; loopback and trusted proxies, which speak for many, have no cap.
     connections_per_address: int = 128
     #: Connections in all.
     connections: int = 2000
@@ -75,7 +75,7 @@ class SlowClientLimits:
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
-    """One connection."""
+    """One client's connection."""
 
     request: StrictParser | None
     total_outbufs_len: int
@@ -85,9 +85,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     sending_since: tuple[float, int] | None = None
     _connection: ClientConnection | None = None
 
+    def __repr__(self) -> str:
+        state = "waits" if self.is_waiting() else "is answered"
+        return f"<{type(self).__name__} of {self.addr}, {state}, {self.total_outbufs_len} B unsent>"
+
     @property
     def connection(self) -> ClientConnection:
-        """Its two ends, for who asks whose the other one is."""
+        """Return the two ends, for looking up which user has the other one."""
         if self._connection is None:
             try:
                 own = self.server.fix_addr(self.socket.getsockname())
@@ -97,12 +101,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return self._connection
 
     def parser_class(self, adj: Any) -> StrictParser:
-        """A parser for the next request."""
+        """Make the parser of the next request."""
         server = self.server
         return StrictParser(adj, self.addr[0], server.sender, server.bodies, self.connection)
 
     def service(self) -> None:
-        """Answer the next request; see waitress."""
+        """Answer the next request, on a thread of the pool."""
         is_large = bool(self.requests) and self.requests[0].is_large
         try:
             super().service()
@@ -111,13 +115,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.server.large_answered()
 
     def handle_close(self) -> None:
-        """The connection has ended; what there is of a request is given back."""
+        """Close the connection and free what has come of a request."""
         if self.request is not None:
             self.request.close()
         super().handle_close()
 
     def writable(self) -> bool:
-        """Whether the loop has something to write or to end here.
+        """Tell whether the loop has something to write or to close here.
 
         While a thread writes by itself there is nothing to do; waitress would ask again and again,
         and the spinning loop would keep that very thread from its turn.
@@ -133,11 +137,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return True
 
     def is_waiting(self) -> bool:
-        """Whether it only waits for its client: idle, or a request not complete yet."""
+        """Tell whether it only waits for its client: idle, or with an incomplete request."""
         return not (self.requests or self.total_outbufs_len)
 
     def is_too_slow(self, now_mono: float, patience: SlowClientLimits) -> bool:
-        """Whether its client has taken longer than anyone needs."""
+        """Tell whether the client is slower than `patience` allows."""
         request = self.request
         if request is not None:
             elapsed = now_mono - request.born
@@ -156,21 +160,21 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return now_mono - since > patience.reader_seconds + sent / patience.bytes_per_second
 
     def shut(self) -> None:
-        """Have the loop close it; callable on the loop thread only."""
+        """Have the loop close the connection; called on the loop's thread only."""
         self.will_close = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
-    """Serves one application on one address.
+    """Serve one WSGI application on one address.
 
     :param host: address to listen on, or a name that stands for one
     :param port: 0 lets the system pick
     :param shutdown: tells requests that the server is about to stop
-    :param sender: tells whose body is on its way; it is asked about bodies that are not small
+    :param sender: tells whose a body is; called for bodies that are not small
     :param speaks_for_many: addresses that have no cap of their own (trusted proxies)
-    :param one_core: keeps the process on one core while it is busy; for one that does only this
+    :param one_core: keeps a process that only serves on one core while it is busy
 
     Raises `OSError` when the address cannot be bound.
     """
@@ -240,41 +244,42 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
     @property
     def host(self) -> str:
-        """The address that is listened on."""
+        """Return the address that is listened on."""
         return EVERYWHERE if self._everywhere else str(self.effective_host)
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """Return the port that is listened on."""
         return int(self.effective_port)
 
     @property
     def url(self) -> str:
-        """Where it is reached from this machine or, when bound to one address, at that."""
+        """Return the URL by which this machine reaches the server."""
         return f"http://{in_url(dial_host(self.host))}:{self.port}"
 
     # --- connections ---
 
     def bind_server_socket(self) -> None:
-        """Bind; `*` takes both kinds of clients on one socket."""
+        """Bind the socket; `*` takes IPv4 and IPv6 clients on one."""
         if self._everywhere and self.family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().bind_server_socket()
 
     def fix_addr(self, addr: Any) -> Any:
-        """An IPv4 client on a socket of both kinds by its own address."""
+        """Return the own address of an IPv4 client on a socket of both kinds."""
         mapped = str(addr[0]).lower().removeprefix("::ffff:")
         return (mapped, *addr[1:]) if "." in mapped else addr
 
     def set_reuse_addr(self) -> None:
-        """On Windows SO_REUSEADDR would let a second server take the port without a word."""
+        """Allow a quick restart on the same port."""
+        # On Windows SO_REUSEADDR would let a second server take the port without a word.
         if sys.platform == "win32":
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             super().set_reuse_addr()
 
     def handle_accept(self) -> None:
-        """Take the connections that wait, and for each too many give up one that only waits.
+        """Accept the connections that wait; for each too many close one that only waits.
 
         waitress takes one a turn of its loop; behind a thousand others that is a long queue.
         """
@@ -300,7 +305,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
                 self._give_up_one(same)
 
     def maintenance(self, now: float) -> None:
-        """Each second: close what is idle for long or slower than anyone needs to be."""
+        """Close, each second, connections that have been idle for long or are too slow."""
         super().maintenance(now)
         now_mono = time.monotonic()
         for channel in list(self.active_channels.values()):
@@ -308,7 +313,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
                 channel.shut()
 
     def _give_up_one(self, channels: list[Channel]) -> None:
-        """Of those that only wait, the one that has for longest; else the newest."""
+        """Close the one that has only waited for longest; else the newest."""
         waiting = [channel for channel in channels[:-1] if channel.is_waiting()]
         victim = min(waiting, key=lambda each: each.last_activity, default=channels[-1])
         victim.shut()
@@ -333,7 +338,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
             super().add_task(task)
 
     def large_answered(self) -> None:
-        """A request with a large body has been answered: the next one's turn."""
+        """Let the next request with a large body in: one has been answered."""
         following = self._large.leave()
         if following is not None:
             super().add_task(following)
@@ -349,7 +354,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
         self.end()
 
     def begin_drain(self) -> None:
-        """From now on only what runs already is of interest."""
+        """Tell all parts to end what waits; running requests go on."""
         self.shutdown.begin()
 
     def stop(self) -> None:
@@ -372,7 +377,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
             wasyncore.close_all(self._map, ignore_all=True)
 
     def pull_trigger(self, call: Callable[[], None] | None = None) -> None:
-        """Wake the loop, and have it call `call`; nothing once the server has ended."""
+        """Wake the loop and have it call `call`; do nothing once the server has ended."""
         if call is None:
             # Each request does so at its end, from threads that `end` waits for. A lock here had
             # them queue behind each other with the interpreter's own, 5 ms apiece.
@@ -397,7 +402,7 @@ class FacadeServer(TcpWSGIServer):  # type: ignore[misc]
 
 
 def _resolve(host: str, port: int) -> tuple[Any, ...]:
-    """`(family, type, protocol, address)` to listen on; IPv4 where a name has both."""
+    """Return `(family, type, protocol, address)` to listen on; IPv4 where a name has both."""
     if host == EVERYWHERE:
         if socket.has_dualstack_ipv6():
             return socket.AF_INET6, socket.SOCK_STREAM, 0, ("::", port)
@@ -410,6 +415,6 @@ def _resolve(host: str, port: int) -> tuple[Any, ...]:
 
 
 def _within_file_limit(connections: int) -> int:
-    """As many connections as this process may have files, having asked for more where it may."""
+    """Return how many of these connections the limit of open files allows, raised if it can be."""
     files = openfiles.allow(connections + 256)
     return connections if files is None else max(16, min(connections, files - 128))

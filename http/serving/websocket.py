@@ -1,11 +1,12 @@
-"""WebSocket on the REST port, inside waitress's own loop.
+"""Carry WebSockets on the REST port, inside waitress's own loop.
 
 The connection swaps its HTTP parser for wsproto: no thread a client, and the connection limits
 count it like any other. It leans on private parts of waitress (pinned, `waitress>=3.0.2,<3.1`);
 when they change, the event log with its cursor (`GET /api/v1/events`) still stands.
 
-Life of a stream: a request thread runs the application, which calls `environ[UPGRADE]`; the answer
-101 is then not written by waitress; the loop thread activates the stream and from there on owns it.
+The life of a stream: a request thread runs the application, which calls `environ[UPGRADE]`; the
+answer 101 is then not written by waitress; the loop thread activates the stream and from there on
+owns it.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from retire_cluster.api.serving.waitress_server import Channel, FacadeServer, Sl
 from retire_cluster.schemas.errors import ClusterUnavailable, ValidationError
 
 MAX_STREAMS = 500
-#: A client says nothing that matters here; it may not make us keep much either.
+#: Longest message of a client: nothing that it says is read.
 MAX_INCOMING_BYTES = 64 * 1024
-#: A client that has not taken this much is too slow for the stream and dropped; it can resume.
+#: A client with more than this unsent is too slow and closed; it can resume by its cursor.
 MAX_PENDING_BYTES = 1024 * 1024
-#: After a 429 its connection is not read from for so long.
+#: Seconds that a connection is not read from after a 429.
 REST_SECONDS = 0.5
 PING_SECONDS = 15.0
 DEAD_SECONDS = 40.0
@@ -47,13 +48,13 @@ _NORMAL, _GOING_AWAY, _PROTOCOL, _NOT_ALLOWED, _TOO_BIG = 1000, 1001, 1002, 1008
 
 
 class UpgradeTask(WSGITask):  # type: ignore[misc]
-    """A request that may become a stream."""
+    """The answering of a request that may become a stream."""
 
     wrote_header: bool
     content_bytes_written: int
 
     def get_environment(self) -> dict[str, Any]:
-        """The WSGI environment, with the door to a stream where the client asks for one."""
+        """Return the WSGI environment, with `UPGRADE` in it where the client asks for a stream."""
         environ: dict[str, Any] = super().get_environment()
         environ[CONNECTION] = self.channel.connection
         if "UPGRADE" in self.request.headers and is_asked_for(environ):
@@ -61,7 +62,7 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
         return environ
 
     def build_response_header(self) -> bytes:
-        """Status line and headers, with those that no application may send."""
+        """Return status line and headers, with those that no application may send."""
         # waitress takes `Connection` for one word; it is a list.
         words = tokens(self.request.headers.get("CONNECTION", ""))
         self.request.headers["CONNECTION"] = next(
@@ -76,7 +77,7 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
         return head
 
     def write(self, data: bytes) -> None:
-        """Pass on what is not the answer 101, headers and a short body in one piece."""
+        """Write the answer, unless it is 101: headers and a short body in one piece."""
         if self._is_upgraded():
             return
         if not self.wrote_header and data and self.has_body and self.content_length == len(data):
@@ -88,7 +89,7 @@ class UpgradeTask(WSGITask):  # type: ignore[misc]
             super().write(data)
 
     def finish(self) -> None:
-        """End the answer, if it was one."""
+        """End the answer, unless it was 101."""
         if not self._is_upgraded():
             super().finish()
 
@@ -120,7 +121,7 @@ class StreamChannel(Channel):
     # --- request thread ---
 
     def rest(self) -> None:
-        """Read nothing for a moment: whoever was told to slow down and does not is slowed down."""
+        """Read nothing for `REST_SECONDS`: a client that was told to slow down has to."""
         self._rests_until = time.monotonic() + REST_SECONDS
 
     def upgrade(self, on_open: OnOpen, environ: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ class StreamChannel(Channel):
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes not yet taken by the client."""
+        """Return how many bytes the client has not taken yet."""
         return self.total_outbufs_len
 
     def send_texts(self, texts: Sequence[str]) -> None:
@@ -172,7 +173,7 @@ class StreamChannel(Channel):
     # --- loop thread ---
 
     def readable(self) -> bool:
-        """A stream always listens; between request and stream nothing is read."""
+        """Tell whether to read: always from a stream, never between request and stream."""
         if self.stream is not None:
             return not (self.will_close or self.close_when_flushed)
         if self._rests_until and time.monotonic() < self._rests_until:
@@ -180,12 +181,12 @@ class StreamChannel(Channel):
         return self.upgrading is None and bool(super().readable())
 
     def handle_write(self) -> None:
-        """Send what waits. A stream listens meanwhile: one that has just ended has no socket."""
+        """Send what waits; nothing on a stream whose end was read in the same turn."""
         if self.socket is not None:
             super().handle_write()
 
     def received(self, data: bytes) -> bool:
-        """Bytes of the client, HTTP or WebSocket."""
+        """Take bytes of the client, HTTP or WebSocket."""
         if self.stream is None:
             return bool(super().received(data))
         self._heard_at = time.monotonic()
@@ -198,7 +199,7 @@ class StreamChannel(Channel):
         return True
 
     def tick(self, now_mono: float) -> None:
-        """Each second: is the client still there."""
+        """Ping the client now and then, each second; close the connection when it is silent."""
         if self.stream is None:
             return
         self.last_activity = time.time()  # waitress must not take it for an idle connection
@@ -209,21 +210,21 @@ class StreamChannel(Channel):
             self._send(Ping())
 
     def is_waiting(self) -> bool:
-        """A stream is never given up for a newcomer."""
+        """Tell, as of any connection; a stream never counts as waiting."""
         return self.stream is None and super().is_waiting()
 
     def is_too_slow(self, now_mono: float, patience: SlowClientLimits) -> bool:
-        """Streams have their own limits."""
+        """Tell, as of any connection; a stream has limits of its own."""
         return self.stream is None and super().is_too_slow(now_mono, patience)
 
     def end_stream(self, code: int = _GOING_AWAY) -> None:
-        """Say goodbye and close once it is sent."""
+        """Send a close frame with `code`, and close once it is sent."""
         if self.stream is not None and not self.close_when_flushed:
             self._send(CloseConnection(code=code))
             self.close_when_flushed = True
 
     def del_channel(self, map: Any = None) -> None:  # noqa: A002 - waitress's name
-        """The connection has closed."""
+        """Forget the connection, which has closed, and tell the application."""
         self.server.streams.discard(self)
         super().del_channel(map)
         if self._on_close is not None:
@@ -283,7 +284,7 @@ class StreamChannel(Channel):
 
 
 class _ChannelSink:
-    """A stream as the feed sees it."""
+    """The feed's view of a stream (`main_node.feed.Sink`)."""
 
     def __init__(self, channel: StreamChannel) -> None:
         self._channel = channel
@@ -300,7 +301,7 @@ class _ChannelSink:
 
 
 class StreamServer(FacadeServer):
-    """The facade's server, with streams."""
+    """A `FacadeServer` whose connections may become streams."""
 
     channel_class = StreamChannel
 
@@ -309,14 +310,14 @@ class StreamServer(FacadeServer):
         super().__init__(*args, **options)
 
     def maintenance(self, now: float) -> None:
-        """Each second: streams are looked after before idle connections are closed."""
+        """Tend the streams, each second, before idle connections are closed."""
         now_mono = time.monotonic()
         for channel in list(self.streams):
             channel.tick(now_mono)
         super().maintenance(now)
 
     def begin_drain(self) -> None:
-        """Say goodbye to every stream; its client can resume elsewhere by its cursor."""
+        """Close every stream, too: its client can resume elsewhere by its cursor."""
         for channel in list(self.streams):
             channel.end_stream()
         super().begin_drain()

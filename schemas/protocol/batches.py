@@ -1,6 +1,6 @@
-"""ASSIGN and FINISHED: many attempts in one message, by column.
+"""The messages ASSIGN and FINISHED: many attempts in one message, by column.
 
-What the attempts of a group have in common is said once, the rest is one list a field. A message
+What the attempts of a group have in common is written once, the rest as one list a field. A message
 for five hundred alike tasks is read and written in a few steps instead of a few thousand.
 """
 
@@ -28,18 +28,18 @@ _OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 _CAUSES = frozenset(cause.value for cause in Cause)
 
 
-def _columns(items: str, *columns: list[Any]) -> None:
+def _check_columns(items: str, *columns: list[Any]) -> None:
     if len({len(column) for column in columns}) != 1:
         raise WireError(f"{items}: the columns of a group are equally long")
 
 
-def _row(row: object, size: int) -> list[Any]:
+def _read_row(row: object, size: int) -> list[Any]:
     if not isinstance(row, list) or len(row) != size:
         raise WireError(f"groups: each group has {size} fields")
     return row
 
 
-def _bounded(groups: Iterable[FinishedGroup | AssignGroup]) -> None:
+def _check_size(groups: Iterable[FinishedGroup | AssignGroup]) -> None:
     if sum(len(group.tasks) for group in groups) > MAX_ITEMS:
         raise WireError(f"groups: at most {MAX_ITEMS} items are taken in one message")
 
@@ -65,39 +65,39 @@ class AssignGroup(NamedTuple):
 
 
 class _Grouped:
-    """What both messages do with their groups."""
+    """The writing and counting of groups that both messages share."""
 
     verb: ClassVar[bytes]
     groups: tuple[Any, ...]
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
-        """The verb and header for `wire.encode`."""
+        """Return verb and header for `wire.encode`."""
         header = dict(vars(self))
         header["groups"] = [list(group) for group in self.groups]
         return self.verb, header
 
     @property
     def count(self) -> int:
-        """How many attempts it has."""
+        """Return how many attempts the message holds."""
         return sum(len(group.tasks) for group in self.groups)
 
 
 @dataclass(frozen=True)
 class Assign(_Grouped):
-    """Attempts to run under one lease; one payload blob an item, in the order of the groups."""
+    """Hand out attempts under one lease; one payload blob an item, in the order of the groups."""
 
     verb: ClassVar[bytes] = b"ASSIGN"
     session: str
-    #: The lease.
+    #: Number of the lease.
     token: int
     epoch: int
-    #: Of the main node's store (`schemas.ids`).
+    #: Salt of the main node's store (`schemas.ids`).
     salt: int
     groups: tuple[AssignGroup, ...]
 
     @classmethod
     def of(cls, session: str, items: Iterable[AssignItem], salt: int = 0) -> Assign:
-        """From items of one lease, in order."""
+        """Group the items of one lease, in order."""
         groups = []
         token = epoch = 0
         for (kind, limit), some in groupby(items, lambda item: item[2:]):
@@ -113,7 +113,7 @@ class Assign(_Grouped):
 
     @property
     def items(self) -> tuple[AssignItem, ...]:
-        """One by one."""
+        """Return the attempts one by one."""
         return tuple(
             AssignItem((task, attempt, self.token, self.epoch), created_ms, kind, limit)
             for kind, limit, *columns in self.groups
@@ -122,10 +122,10 @@ class Assign(_Grouped):
 
     @classmethod
     def read(cls, header: Header) -> Assign:
-        """From a header; raises `WireError`."""
+        """Read a header. Raises `WireError`."""
         groups = []
         for row in rows(header, "groups"):
-            kind, limit, tasks, attempts, created = _row(row, 5)
+            kind, limit, tasks, attempts, created = _read_row(row, 5)
             if not isinstance(kind, str):
                 raise WireError("groups: a task type is a text")
             if type(limit) is not int or limit < 1:
@@ -134,9 +134,9 @@ class Assign(_Grouped):
                 kind, limit, wholes(tasks, "groups.tasks", low=1),
                 wholes(attempts, "groups.attempts", low=1), wholes(created, "groups.created_ms"),
             )  # fmt: skip
-            _columns("groups", *group[2:])
+            _check_columns("groups", *group[2:])
             groups.append(group)
-        _bounded(groups)
+        _check_size(groups)
         return cls(
             text(header, "session", limit=100), whole(header, "token"), whole(header, "epoch"),
             whole(header, "salt"), tuple(groups),
@@ -166,7 +166,7 @@ class FinishedGroup(NamedTuple):
     execution_seconds: list[float]
 
     def items(self) -> Iterator[FinishedItem]:
-        """One by one."""
+        """Return the attempts one by one."""
         for task, attempt, seconds in zip(
             self.tasks, self.attempts, self.execution_seconds, strict=True
         ):
@@ -176,7 +176,7 @@ class FinishedGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished(_Grouped):
-    """Attempts ended; two blobs an item: `result_data` and `details`, either may be empty."""
+    """Report attempts that ended; two blobs an item, `result_data` and `details`, may be empty."""
 
     verb: ClassVar[bytes] = b"FINISHED"
     session: str
@@ -185,7 +185,7 @@ class Finished(_Grouped):
 
     @classmethod
     def of(cls, session: str, batch: int, items: Iterable[tuple[Any, ...]]) -> Finished:
-        """From items that begin like `FinishedItem`; neighbours that ended alike share a group."""
+        """Group rows that begin like `FinishedItem`: neighbours that ended alike share a group."""
         groups: list[FinishedGroup] = []
         before: tuple[Any, ...] = ()
         for key, outcome, took, cause, message, *_ in items:
@@ -201,15 +201,15 @@ class Finished(_Grouped):
 
     @property
     def items(self) -> tuple[FinishedItem, ...]:
-        """One by one."""
+        """Return the attempts one by one."""
         return tuple(item for group in self.groups for item in group.items())
 
     @classmethod
     def read(cls, header: Header) -> Finished:
-        """From a header; raises `WireError`."""
+        """Read a header. Raises `WireError`."""
         groups = []
         for row in rows(header, "groups"):
-            token, epoch, outcome, cause, message, tasks, attempts, seconds = _row(row, 8)
+            token, epoch, outcome, cause, message, tasks, attempts, seconds = _read_row(row, 8)
             token, epoch = wholes([token, epoch], "groups: a lease")
             if not isinstance(outcome, str) or outcome not in _OUTCOMES:
                 raise WireError("groups.outcome: not an outcome of the protocol")
@@ -222,7 +222,7 @@ class Finished(_Grouped):
                 wholes(attempts, "groups.attempts", low=1),
                 numbers(seconds, "groups.execution_seconds"),
             )  # fmt: skip
-            _columns("groups", *group[5:])
+            _check_columns("groups", *group[5:])
             groups.append(group)
-        _bounded(groups)
+        _check_size(groups)
         return cls(text(header, "session", limit=100), whole(header, "batch"), tuple(groups))

@@ -1,4 +1,4 @@
-"""Fields of message headers, read strictly: what does not fit raises `WireError` naming it."""
+"""Read fields of message headers strictly: every function raises `WireError` naming the field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TEXT = 4_096
 
 
 def text(header: Header, name: str, *, default: str | None = None, limit: int = MAX_TEXT) -> str:
-    """A text, cut to `limit` characters."""
+    """Read a text, and cut it to `limit` characters."""
     value = header.get(name, default)
     if not isinstance(value, str):
         raise WireError(f"{name}: a text is required")
@@ -27,7 +27,7 @@ def text(header: Header, name: str, *, default: str | None = None, limit: int = 
 
 
 def whole(header: Header, name: str, *, low: int = 0, high: int = MAX_EXACT_INT) -> int:
-    """A whole number."""
+    """Read a whole number from `low` to `high`."""
     value = header.get(name)
     if not is_whole(value, low, high):
         raise WireError(f"{name}: a whole number from {low} to {high} is required")
@@ -35,7 +35,7 @@ def whole(header: Header, name: str, *, low: int = 0, high: int = MAX_EXACT_INT)
 
 
 def number(value: object, name: str, *, low: float = 0.0, high: float = MAX_MEASURE) -> float:
-    """A finite number."""
+    """Check that `value`, called `name` in the error, is a finite number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise WireError(f"{name}: a number is required")
     # In this order: a whole number of any size can be compared, but not be made a float.
@@ -45,7 +45,7 @@ def number(value: object, name: str, *, low: float = 0.0, high: float = MAX_MEAS
 
 
 def flag(header: Header, name: str, default: bool) -> bool:
-    """True or false."""
+    """Read true or false; `default` where the field is absent."""
     value = header.get(name, default)
     if not isinstance(value, bool):
         raise WireError(f"{name}: true or false is required")
@@ -53,7 +53,7 @@ def flag(header: Header, name: str, default: bool) -> bool:
 
 
 def mapping(header: Header, name: str) -> dict[str, Any]:
-    """An object; empty when it is left out."""
+    """Read an object; an empty one where the field is absent or null."""
     value = header.get(name)
     if value is None:
         return {}
@@ -63,7 +63,7 @@ def mapping(header: Header, name: str) -> dict[str, Any]:
 
 
 def rows(header: Header, name: str) -> list[Any]:
-    """A list of at most `MAX_ITEMS` items."""
+    """Read a list of at most `MAX_ITEMS` items; an empty one where the field is absent."""
     value = header.get(name, [])
     if not isinstance(value, list) or len(value) > MAX_ITEMS:
         raise WireError(f"{name}: a list of at most {MAX_ITEMS} items is required")
@@ -71,7 +71,7 @@ def rows(header: Header, name: str) -> list[Any]:
 
 
 def attempt_key(row: object, size: int, name: str) -> AttemptKey:
-    """The key at the beginning of a row of `size` fields."""
+    """Read the key at the beginning of a row of `size` fields."""
     if not isinstance(row, (list, tuple)) or len(row) != size:
         raise WireError(f"{name}: each item has {size} fields")
     task, attempt, token, epoch = row[0], row[1], row[2], row[3]
@@ -89,12 +89,12 @@ def attempt_key(row: object, size: int, name: str) -> AttemptKey:
 
 
 def attempt_keys(header: Header, name: str) -> tuple[AttemptKey, ...]:
-    """A list of keys."""
+    """Read a list of attempts' keys."""
     return tuple(attempt_key(row, 4, name) for row in rows(header, name))
 
 
 def texts(header: Header, name: str, limit: int = 200) -> tuple[str, ...]:
-    """A list of at most `limit` texts."""
+    """Read a list of at most `limit` texts."""
     found = rows(header, name)
     if len(found) > limit or not all(isinstance(row, str) for row in found):
         raise WireError(f"{name}: a list of at most {limit} texts is required")
@@ -102,7 +102,7 @@ def texts(header: Header, name: str, limit: int = 200) -> tuple[str, ...]:
 
 
 def wholes(value: object, name: str, *, low: int = 0, high: int = MAX_EXACT_INT) -> list[int]:
-    """A list of whole numbers, looked at without a step of ours for each."""
+    """Check a list of whole numbers, in a few steps of C however long it is."""
     if not isinstance(value, list):
         raise WireError(f"{name}: a list is required")
     try:
@@ -117,7 +117,7 @@ def wholes(value: object, name: str, *, low: int = 0, high: int = MAX_EXACT_INT)
 def numbers(
     value: object, name: str, *, low: float = 0.0, high: float = MAX_MEASURE
 ) -> list[float]:
-    """A list of finite numbers."""
+    """Check a list of finite numbers, in a few steps of C however long it is."""
     if not isinstance(value, list):
         raise WireError(f"{name}: a list is required")
     try:

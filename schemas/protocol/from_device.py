@@ -1,4 +1,4 @@
-"""What a device says on the worker bus, one frozen record a verb (docs/protocol.md)."""
+"""The messages that a device sends, one frozen record a verb (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from retire_cluster.schemas.protocol.parts import (
 )
 from retire_cluster.schemas.protocol.wire import PROTOCOL, WireError
 
-#: Kinds of walls that a device may tell of.
+#: How many kinds of confinement (`Hello.walls`) a device may name.
 MAX_WALLS: Final = 8
 
 
 @dataclass(frozen=True)
 class Hello(BusMessage):
-    """A device introduces itself; it starts a session."""
+    """Introduce a device and begin its session."""
 
     verb = b"HELLO"
     protocol: int
@@ -56,11 +56,11 @@ class Hello(BusMessage):
     unsent: tuple[AttemptKey, ...] = ()
     accepting: bool = True
     uptime_seconds: float = 0.0
-    #: Own types that it does not offer, each with the reason.
+    #: Own task types that the device has and does not offer, each with the reason.
     left_out: tuple[str, ...] = ()
-    #: What it keeps tasks from, and by what: `files: Landlock`.
+    #: What the device keeps tasks from, and by what: `files: Landlock`.
     walls: tuple[str, ...] = ()
-    #: It only asks what it would be told: no session begins, and nothing of it is kept.
+    #: A trial run: the answer is the same, but no session begins and nothing is kept.
     trial: bool = False
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
@@ -96,12 +96,12 @@ class Hello(BusMessage):
 
 @dataclass(frozen=True)
 class Enrol(BusMessage):
-    """A device that was given a join token asks to be known by its own key from now on."""
+    """Ask, with a join token, that the device be known by its own key from now on."""
 
     verb = b"ENROL"
     session: str
     device_id: str
-    #: Z85.
+    #: The device's CURVE key as Z85.
     public_key: str
     protocol: int = PROTOCOL
 
@@ -117,13 +117,13 @@ class Enrol(BusMessage):
 
 @dataclass(frozen=True)
 class Heartbeat(BusMessage):
-    """A device lives."""
+    """Tell that the device lives, what it holds and how it is."""
 
     verb = b"HEARTBEAT"
     session: str
     beat: int
     metrics: dict[str, Any] = field(default_factory=dict)
-    #: Everything held, or None when the list would be too long.
+    #: All attempts that are held, or None when the list would be too long.
     held: tuple[Held, ...] | None = None
     accepting: bool = True
     not_accepting_reason: str = ""
@@ -133,7 +133,7 @@ class Heartbeat(BusMessage):
 
     @property
     def obeys_administrator(self) -> bool:
-        """Whether the device takes no work because an administrator drained it."""
+        """Tell whether the device takes no work because an administrator drained it."""
         return self.not_accepting_reason == DRAINED_BY_ADMINISTRATOR
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
@@ -160,7 +160,7 @@ class Heartbeat(BusMessage):
 
 @dataclass(frozen=True)
 class Started(BusMessage):
-    """Attempts began to run."""
+    """Report attempts that began to run."""
 
     verb = b"STARTED"
     session: str
@@ -173,7 +173,7 @@ class Started(BusMessage):
 
 @dataclass(frozen=True)
 class Progress(BusMessage):
-    """Attempts tell how far they are."""
+    """Report how far attempts are."""
 
     verb = b"PROGRESS"
     session: str
@@ -197,7 +197,7 @@ class Progress(BusMessage):
 
 @dataclass(frozen=True)
 class ConfigAck(BusMessage):
-    """A device applied a configuration."""
+    """Confirm that the device applied a configuration."""
 
     verb = b"CONFIG_ACK"
     session: str
@@ -210,7 +210,7 @@ class ConfigAck(BusMessage):
 
 @dataclass(frozen=True)
 class Pong(BusMessage):
-    """The answer to a PING."""
+    """Answer a PING with its nonce."""
 
     verb = b"PONG"
     session: str
@@ -223,7 +223,7 @@ class Pong(BusMessage):
 
 @dataclass(frozen=True)
 class Goodbye(BusMessage):
-    """The device goes; what it holds is given up."""
+    """End the session: the device stops, and gives up what it holds."""
 
     verb = b"GOODBYE"
     session: str

@@ -1,4 +1,4 @@
-"""What the main node says on the worker bus, one frozen record a verb (docs/protocol.md)."""
+"""The messages that the main node sends, one frozen record a verb (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retire_cluster.schemas.protocol.wire import WireError
 
 @dataclass(frozen=True)
 class Welcome(BusMessage):
-    """The device is registered; `keep` and `abandon` settle what it said it holds."""
+    """Register the device; `keep` and `abandon` settle which attempts it still holds."""
 
     verb = b"WELCOME"
     session: str
@@ -29,7 +29,7 @@ class Welcome(BusMessage):
     keep: tuple[AttemptKey, ...]
     abandon: tuple[AttemptKey, ...]
     config: HeartbeatConfig
-    #: Of the types it offers, those that the main node does not take, each with the reason.
+    #: Offered task types that the main node does not take, each with the reason.
     left_out: tuple[str, ...] = ()
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
@@ -51,7 +51,7 @@ class Welcome(BusMessage):
 
 @dataclass(frozen=True)
 class Enrolled(BusMessage):
-    """The device's key is known: it comes back with it, and needs no token again."""
+    """Confirm a device's key: it reconnects with that key and needs no token again."""
 
     verb = b"ENROLLED"
     session: str
@@ -64,32 +64,32 @@ class Enrolled(BusMessage):
 
 @dataclass(frozen=True)
 class Reject(BusMessage):
-    """The broker refuses a message; `code` says what the device does next."""
+    """Refuse a message; `code` says what the device has to do next."""
 
     verb = b"REJECT"
     session: str
     code: str
     message: str
     retry_after_seconds: float | None = None
-    #: The main node's, where the code is `protocol`.
+    #: Version that the main node speaks, where the code is `protocol`.
     protocol: int | None = None
 
     @classmethod
     def read(cls, header: Header) -> Reject:
         wait = header.get("retry_after_seconds")
-        spoken = header.get("protocol")
+        protocol = header.get("protocol")
         return cls(
             session=text(header, "session", default="", limit=100),
             code=text(header, "code", limit=50),
             message=text(header, "message", default=""),
             retry_after_seconds=None if wait is None else number(wait, "retry_after_seconds"),
-            protocol=None if spoken is None else whole(header, "protocol"),
+            protocol=None if protocol is None else whole(header, "protocol"),
         )
 
 
 @dataclass(frozen=True)
 class HeartbeatAck(BusMessage):
-    """The broker heard a heartbeat."""
+    """Acknowledge a heartbeat."""
 
     verb = b"HEARTBEAT_ACK"
     session: str
@@ -107,7 +107,7 @@ class HeartbeatAck(BusMessage):
 
 @dataclass(frozen=True)
 class FinishedAck(BusMessage):
-    """A FINISHED batch is committed (or stale): the device forgets it."""
+    """Acknowledge a FINISHED batch, committed or stale: the device forgets it."""
 
     verb = b"FINISHED_ACK"
     session: str
@@ -120,7 +120,7 @@ class FinishedAck(BusMessage):
 
 @dataclass(frozen=True)
 class Cancel(BusMessage):
-    """Kill these attempts and report them finished with `reason` as outcome."""
+    """Have attempts killed and reported as FINISHED with `reason` as outcome."""
 
     verb = b"CANCEL"
     session: str
@@ -137,7 +137,7 @@ class Cancel(BusMessage):
 
 @dataclass(frozen=True)
 class Abandon(BusMessage):
-    """These attempts belong to the device no longer: kill them, send nothing."""
+    """Take attempts from the device: it kills them and reports nothing."""
 
     verb = b"ABANDON"
     session: str
@@ -150,7 +150,7 @@ class Abandon(BusMessage):
 
 @dataclass(frozen=True)
 class Config(BusMessage):
-    """New liveness settings."""
+    """Give the device new liveness settings."""
 
     verb = b"CONFIG"
     session: str
@@ -166,7 +166,7 @@ class Config(BusMessage):
 
 @dataclass(frozen=True)
 class Ping(BusMessage):
-    """Answer at once with PONG."""
+    """Ask for a PONG at once."""
 
     verb = b"PING"
     session: str
@@ -179,7 +179,7 @@ class Ping(BusMessage):
 
 @dataclass(frozen=True)
 class Resume(BusMessage):
-    """Accept work again after a DRAIN."""
+    """Have the device accept work again after a DRAIN."""
 
     verb = b"RESUME"
     session: str

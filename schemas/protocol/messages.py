@@ -81,12 +81,12 @@ _FROM_BROKER: dict[bytes, Callable[[Header], FromBroker]] = {
 
 
 def read_from_device(verb: bytes, header: Header) -> FromDevice:
-    """The record of a device's message; raises `WireError` naming verb or field."""
+    """Read a device's message. Raises `WireError` naming the verb or the field."""
     return _read(_FROM_DEVICE, verb, header)
 
 
 def read_from_broker(verb: bytes, header: Header) -> FromBroker:
-    """The record of the broker's message; raises `WireError` naming verb or field."""
+    """Read a message of the main node. Raises `WireError` naming the verb or the field."""
     return _read(_FROM_BROKER, verb, header)
 
 

@@ -1,4 +1,4 @@
-"""What several messages of the worker bus carry: attempts held, task types, liveness settings."""
+"""Parts that several messages of the worker bus share: attempts, task types, settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from retire_cluster.schemas.protocol.wire import WireError
 
 
 class BusMessage:
+    """A message whose fields are its header, unless it writes them otherwise."""
+
     verb: ClassVar[bytes]
 
     def write(self) -> tuple[bytes, dict[str, Any]]:
-        """The verb and header for `wire.encode`."""
+        """Return verb and header for `wire.encode`."""
         return self.verb, dict(vars(self))
 
 
 class Held(NamedTuple):
-    """An attempt that a device has and has not finished."""
+    """An attempt that a device was given and has not finished."""
 
     key: AttemptKey
     started: bool
@@ -38,6 +40,7 @@ class Held(NamedTuple):
 
 
 def read_held(header: Header, name: str) -> tuple[Held, ...]:
+    """Read the rows that `write_held` makes. Raises `WireError`."""
     found = []
     for row in rows(header, name):
         key = attempt_key(row, 6, name)
@@ -48,7 +51,7 @@ def read_held(header: Header, name: str) -> tuple[Held, ...]:
 
 
 def write_held(held: Held) -> list[object]:
-    """A `held` row: `[task, attempt, token, epoch, started, elapsed_seconds]`."""
+    """Return a `held` row: `[task, attempt, token, epoch, started, elapsed_seconds]`."""
     return [*held.key, held.started, round(held.elapsed_seconds, 3)]
 
 
@@ -71,7 +74,7 @@ class TypeInfo:
     payload_schema: dict[str, Any] | None = None
     repeatable: bool = False
     instant: bool = False
-    #: What of it the device's owner allows (`schemas.needs`), as far as he tells.
+    #: Which payloads the device's owner allows (`schemas.needs`), as far as that is told.
     allows: dict[str, Any] = field(default_factory=dict)
     #: Name and version of the package an own type comes from.
     distribution: str = ""
@@ -79,7 +82,7 @@ class TypeInfo:
 
     @classmethod
     def read(cls, row: object) -> TypeInfo:
-        """From a `task_types` entry of HELLO; raises `WireError`."""
+        """Read an entry of HELLO's `task_types`. Raises `WireError`."""
         if not isinstance(row, dict):
             raise WireError("task_types: each entry is an object")
         schema = row.get("payload_schema")
@@ -98,7 +101,7 @@ class TypeInfo:
 
 
 def read_task_types(header: Header) -> tuple[TypeInfo, ...]:
-    """Those that can be read: one that cannot must not keep its device out."""
+    """Read task types; leave out a malformed one, which must not keep its device out."""
     found = []
     for row in rows(header, "task_types")[:500]:
         with contextlib.suppress(WireError):
@@ -106,12 +109,12 @@ def read_task_types(header: Header) -> tuple[TypeInfo, ...]:
     return tuple(found)
 
 
-#: Types that are named as left out; of more, only their number is told.
+#: How many types are named as left out; of further ones only the number is sent.
 MAX_LEFT_OUT: Final = 50
 
 
 def first_left_out(reasons: Sequence[str]) -> tuple[str, ...]:
-    """As many of the reasons as a message takes, and how many more there are."""
+    """Return as many of the reasons as a message takes, and how many more there are."""
     if len(reasons) <= MAX_LEFT_OUT:
         return tuple(reasons)
     return (*reasons[: MAX_LEFT_OUT - 1], f"and {len(reasons) - MAX_LEFT_OUT + 1} more")
@@ -119,14 +122,14 @@ def first_left_out(reasons: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class HeartbeatConfig:
-    """The liveness settings a device works by."""
+    """The liveness settings that a device keeps to."""
 
     version: int
     #: Seconds between heartbeats.
     interval: float
     #: Seconds without one until attempts are given to others (the lease).
     timeout: float
-    #: Heartbeats missed until the device counts as offline.
+    #: Missed heartbeats after which the device counts as offline.
     max_missed: int
 
     @classmethod
@@ -146,7 +149,7 @@ DRAINED_BY_ADMINISTRATOR: Final = "drained by the administrator"
 
 @dataclass(frozen=True)
 class Drain(BusMessage):
-    """Take nothing new from now on (either direction)."""
+    """Stop taking new attempts: asked of a device, or announced by one."""
 
     verb = b"DRAIN"
     session: str
@@ -154,7 +157,7 @@ class Drain(BusMessage):
 
     @classmethod
     def by_administrator(cls, session: str) -> Drain:
-        """Make the one that an administrator asks for."""
+        """Make the message for a drain that an administrator asked for."""
         return cls(session, DRAINED_BY_ADMINISTRATOR)
 
     @classmethod

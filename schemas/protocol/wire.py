@@ -1,7 +1,7 @@
 """Frames on the wire: tag, verb, header, packed blobs (docs/protocol.md, Framing).
 
-`encode` and `decode` are the only places that know the layout. Blobs stay bytes: who needs the
-content decodes it.
+Only `encode`, `decode`, `fold`, `unfold` and `verb_of` know the layout. Blobs stay bytes: who needs
+the content decodes it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ADMIN_PROTOCOL = 1
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024
-#: What devices send is smaller, so that strangers can have little kept for them before the gate.
+#: Smaller on the worker bus, so that little is kept for a stranger before his message is judged.
 MAX_BUS_FRAME_BYTES = MAX_HEADER_BYTES + 64 * 1024
-#: Of the event feed's clients only subscriptions are heard.
+#: Clients of the event feed send subscriptions only.
 MAX_FEED_FRAME_BYTES = 4 * 1024
 MAX_FRAMES = 8
 #: A sender splits batches so that a message stays below this.
@@ -37,7 +37,7 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 1024 * 1024
 MAX_DETAILS_BYTES = 256 * 1024
 
-#: Above it copying a message into one frame costs more than its frames do.
+#: Messages larger than this are not folded: copying them costs more than their frames.
 MAX_FOLDED_BYTES = 64 * 1024
 
 _SIZES = {count: struct.Struct(f"<{count}I") for count in range(1, MAX_FRAMES)}
@@ -58,7 +58,7 @@ class Message(NamedTuple):
 
 
 def pack_blobs(blobs: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """The two frames `(lengths, blob)` for some opaque texts."""
+    """Return the two frames `(lengths, blob)` that hold some opaque texts."""
     lengths = array(_UINT32, map(len, blobs))
     if _SWAP:
         lengths.byteswap()
@@ -66,10 +66,7 @@ def pack_blobs(blobs: Sequence[bytes]) -> tuple[bytes, bytes]:
 
 
 def unpack_blobs(lengths: bytes, blob: bytes) -> list[bytes]:
-    """The texts of two frames.
-
-    Raises `WireError` when the lengths do not add up.
-    """
+    """Return the texts that two frames hold. Raises `WireError` when the lengths do not add up."""
     if len(lengths) % 4:
         raise WireError("the lengths frame is not a row of 32-bit integers")
     sizes = array(_UINT32)
@@ -88,7 +85,7 @@ def unpack_blobs(lengths: bytes, blob: bytes) -> list[bytes]:
 
 
 def fold(frames: list[bytes]) -> list[bytes]:
-    """The same message in one frame, where that is cheaper to send: where it is small.
+    """Return a small message in one frame, which is cheaper to send; a large one as it is.
 
     Each frame has its price: a system call's worth of work on both sides, an encryption, and in a
     process of many threads a turn of Python's lock.
@@ -101,12 +98,12 @@ def fold(frames: list[bytes]) -> list[bytes]:
 
 
 def is_folded(frames: Sequence[bytes]) -> bool:
-    """Whether a message came in one frame; a tag alone is none."""
+    """Tell whether a message came in one frame; a tag alone is no message."""
     return len(frames) == 1 and len(frames[0]) > len(BUS)
 
 
 def unfold(frame: bytes) -> list[bytes]:
-    """The frames of a message for which `is_folded` holds. Raises `WireError`."""
+    """Return the frames of a message for which `is_folded` holds. Raises `WireError`."""
     if frame[4] not in _SIZES:
         raise WireError("a message in one frame is its tag, a count, as many sizes, and as much")
     count = frame[4]
@@ -125,7 +122,7 @@ def unfold(frame: bytes) -> list[bytes]:
 
 
 def verb_of(frames: Sequence[bytes]) -> bytes:
-    """The verb of a message that is not read yet; empty when it is none of the protocol's form."""
+    """Return the verb of an undecoded message; empty when the message is malformed."""
     if not is_folded(frames):
         return bytes(frames[1]) if len(frames) > 1 else b""
     frame = frames[0]
@@ -139,9 +136,9 @@ def verb_of(frames: Sequence[bytes]) -> bytes:
 def encode(
     tag: bytes, verb: bytes, header: dict[str, Any], blobs: Sequence[bytes] = ()
 ) -> list[bytes]:
-    """The frames of a message.
+    """Return the frames of a message.
 
-    Text that is not Unicode becomes U+FFFD. Raises `JSONError` for what is no JSON value.
+    Writes U+FFFD for text that is not Unicode. Raises `JSONError` for what is no JSON value.
     """
     frames = [tag, verb, dumps_clean(header)]
     if blobs:
@@ -150,7 +147,7 @@ def encode(
 
 
 def decode(tag: bytes, frames: Sequence[bytes]) -> Message:
-    """A message from its frames (without routing id), or from the one it was folded into.
+    """Read a message from its frames (without routing id), or from the one it was folded into.
 
     Raises `WireError` naming what is wrong: tag, frame count, sizes, header, blobs.
     """
@@ -177,7 +174,7 @@ def decode(tag: bytes, frames: Sequence[bytes]) -> Message:
 
 
 def split_batch(sizes: Iterable[int], limit: int = BATCH_BYTES) -> list[int]:
-    """How many items go into each message so that none passes `limit` bytes (at least one each)."""
+    """Return how many items go into each message: one, or as many as fit into `limit` bytes."""
     counts: list[int] = []
     count = total = 0
     for size in sizes:

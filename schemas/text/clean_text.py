@@ -1,12 +1,12 @@
-"""Text that is Unicode, and text that steers nothing that shows it.
+"""Make text valid Unicode, and free of characters that steer what shows it.
 
 Python's text may hold lone surrogates, which no UTF-8 and no JSON can. They come from names that
 are no UTF-8 (`os.listdir`, `os.environ`), from escapes in JSON and from whoever makes them on
 purpose.
 
 Whoever names a thing may put in what moves a terminal's cursor, begins a line of a log, or turns
-the order in which a text is shown. What counts as that is said here once (`STEERING`): names lose
-it where they come in (`plain`), and whatever is shown or logged has it as escapes (`escaped`).
+the order in which a text is shown. `STEERING` is the one list of such characters: `plain` replaces
+them in names as they come in, `escaped` writes them as escapes in whatever is shown or logged.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _BUT_PAINT: Final = re.compile(rf"(?![\t\n]|\x1b\[(?:[012]|3[123])m)[{STEERING}]
 
 
 def plain(text: str) -> str:
-    """A name from outside, on one line: U+FFFD for each character that steers."""
+    """Put U+FFFD for each steering character of a name from outside: it stays on one line."""
     return text if text.isascii() and text.isprintable() else _ANY.sub("\ufffd", text)
 
 
 def plain_lines(text: str) -> str:
-    """A text from outside that may have lines."""
+    """Do as `plain` for a text that may have lines and tabs."""
     if text.isascii() and text.isprintable():
         return text
     return _BUT_LINES.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def plain_value(value: Any) -> Any:
-    """A JSON value whose texts, names too, are plain. Raises `RecursionError` when it is deep."""
+    """Make all texts of a JSON value `plain`, names too. Raises `RecursionError` for a deep one."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
@@ -50,14 +50,14 @@ def plain_value(value: Any) -> Any:
 
 
 def escaped(text: str) -> str:
-    """Any text on one line: escapes in place of what steers."""
+    """Write each steering character as an escape: the text stays on one line."""
     if text.isascii() and text.isprintable():
         return text
     return _ANY.sub(_escape, text)
 
 
 def escaped_lines(text: str, *, painted: bool = False) -> str:
-    """The same for a text of lines; `painted`: our own colours stay."""
+    """Do as `escaped` for a text of lines; `painted` keeps the command line's own colours."""
     if text.isascii() and text.isprintable():
         return text
     return (_BUT_PAINT if painted else _BUT_LINES).sub(_escape, text)
@@ -68,7 +68,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate; pairs become the character they stand for."""
+    """Put U+FFFD for each lone surrogate, and for a pair the character that it stands for."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -78,7 +78,7 @@ def clean(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """A JSON value whose texts, names too, are clean. Raises `RecursionError` when it is deep."""
+    """Make all texts of a JSON value `clean`, names too. Raises `RecursionError` for a deep one."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
@@ -92,7 +92,7 @@ def cleaned(value: Any) -> Any:
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most about `limit` characters, with a word on how many are left out."""
+    """Cut a text after `limit` characters, and say at its end how many are left out."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]} [... {len(text) - limit} more characters]"

@@ -1,4 +1,4 @@
-"""Hosts as people write them: one reading for every flag, setting, body and join line. Pure.
+"""Read hosts as people write them: alike in every flag, setting, body and join line.
 
 A host is a name (`nas.lan`), an IPv4 address, or an IPv6 address with or without brackets and with
 or without the zone that a link-local one needs (`fe80::1%br-lan`). Inside the program it has no
@@ -13,7 +13,7 @@ from typing import Final
 
 from retire_cluster.schemas.bounds import MAX_PORT
 
-#: What a bound socket that listens on every address of this machine, IPv4 and IPv6, is told.
+#: Stands for every address of this machine, IPv4 and IPv6, in settings of what is listened on.
 EVERYWHERE: Final = "*"
 _UNSPECIFIED: Final = frozenset({"0.0.0.0", "::"})
 FORM: Final = "a name (nas.lan), an IPv4 address (192.168.1.10) or an IPv6 address (fd00::10)"
@@ -26,11 +26,11 @@ _PORT = re.compile(r"[0-9]{1,5}\Z")
 
 
 class HostError(ValueError):
-    """A text is no host; the message is one line that shows the right form."""
+    """A text that is no host; the message is one line that shows the right form."""
 
 
 def read_host(text: str) -> str:
-    """The host that devices or clients dial, in its plain form. Raises `HostError`."""
+    """Read a host that devices or clients dial, into its plain form. Raises `HostError`."""
     host = read_bound(text)
     if host in _UNSPECIFIED or host == EVERYWHERE:
         raise HostError(f"{host} stands for every address of a machine; write one of them: {FORM}")
@@ -38,12 +38,12 @@ def read_host(text: str) -> str:
 
 
 def read_bound(text: str) -> str:
-    """The host that a socket listens on; `*`, `0.0.0.0` and `::` too. Raises `HostError`."""
+    """Read a host that a socket listens on: also `*`, `0.0.0.0`, `::`. Raises `HostError`."""
     return EVERYWHERE if text.strip() == EVERYWHERE else _read(text)
 
 
 def read_address(text: str, default_port: int) -> tuple[str, int]:
-    """`HOST[:PORT]` as host and port; an IPv6 address needs brackets where a port follows.
+    """Read `HOST[:PORT]`; an IPv6 address needs brackets where a port follows.
 
     Raises `HostError`.
     """
@@ -65,17 +65,17 @@ def read_address(text: str, default_port: int) -> tuple[str, int]:
 
 
 def bracketed(host: str) -> str:
-    """The host as it stands before `:PORT`."""
+    """Write a host as it stands before `:PORT`."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def in_url(host: str) -> str:
-    """The host as it stands in a URL, where the `%` before a zone is written `%25` (RFC 6874)."""
+    """Write a host as it stands in a URL, with `%25` before a zone (RFC 6874)."""
     return bracketed(host.replace("%", "%25"))
 
 
 def is_link_local(host: str) -> bool:
-    """Whether it is an IPv6 address that holds on one cable only, and so needs a zone to dial."""
+    """Tell whether a host is a link-local IPv6 address, which needs a zone to be dialled."""
     try:
         found = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:
@@ -131,7 +131,7 @@ def _read_ipv6(host: str, word: str) -> str:
 
 
 def _alone(rest: str) -> str:
-    """` : write the host alone, X`, where what remains is a host; else the forms there are."""
+    """Say which host to write where `rest` holds one, else which forms there are."""
     candidate = rest
     if rest.count(":") == 1 or rest.startswith("["):
         before, _, port = rest.rpartition(":")

@@ -46,7 +46,7 @@ def check_cost(raw: bytes) -> None:
 
 
 def _unescaped(raw: bytes) -> bytes:
-    """The text with no quotes but those that begin and end strings."""
+    """Drop escaped quotes and backslashes: the quotes left begin and end strings."""
     return raw.replace(b"\\\\", b"").replace(b'\\"', b"")
 
 
@@ -80,7 +80,7 @@ def long_number(raw: bytes) -> ValidationError | None:
 
 
 def _is_whole(raw: bytes, start: int, end: int) -> bool:
-    """Whether these digits are a number by themselves, and not a part of one with a fraction."""
+    """Tell whether these digits are a whole number, and not part of one with a fraction."""
     if raw[end : end + 1] in (b".", b"e", b"E"):
         return False
     before = raw[max(0, start - 2) : start]
@@ -97,7 +97,7 @@ def _fits(raw: bytes, start: int, end: int) -> bool:
 
 
 def _path(raw: bytes, position: int) -> str | None:
-    """Where in the document a byte is, as `payload.a.1`; None when that is too far to walk."""
+    """Return where in the document a byte is, as `payload.a.1`; None when it is too far in."""
     if position > _WALKED_BYTES:
         return None
     #: Names of members and positions in lists; None for a member whose name has not come yet.

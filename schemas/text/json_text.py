@@ -1,4 +1,4 @@
-"""JSON as bytes: orjson where it is installed, the standard library's json where it is not.
+"""Read and write JSON: with orjson where it is installed, else with the standard library.
 
 A device may have no orjson (32-bit, Termux), so both must read and write the same texts. Neither
 reads or writes text that is not Unicode; `dumps_clean` writes U+FFFD for it.
@@ -19,7 +19,7 @@ except ImportError:  # pragma: no cover - the device without a wheel; its own te
 
 
 class JSONError(ValueError):
-    """A text is not JSON, or a value cannot be written as JSON."""
+    """A text that is not JSON, or a value that JSON cannot hold."""
 
 
 def _refuse_constant(name: str) -> float:
@@ -70,7 +70,7 @@ dumps = _dumps_std if orjson is None else _dumps_fast
 
 
 def dumps_clean(value: Any) -> bytes:
-    """As `dumps`, with U+FFFD for text that is not Unicode, which it refuses."""
+    """Write as `dumps`, with U+FFFD for text that is not Unicode. Raises `JSONError`."""
     try:
         return dumps(value)
     except JSONError:
@@ -81,7 +81,7 @@ def dumps_clean(value: Any) -> bytes:
 
 
 def is_deeper(value: object, levels: int) -> bool:
-    """Whether a JSON value is nested deeper than so many levels (a scalar has none)."""
+    """Tell whether a JSON value is nested deeper than `levels` (a scalar has none)."""
     level: list[object] = [value]
     depth = 0
     while True:

@@ -1,4 +1,4 @@
-"""What of a task's output was cut, in one form from the device to the API.
+"""Describe which output of a task was cut, in one form from the device to the API.
 
 `truncated` is null, or an object with one entry for each part that is not whole:
 `{"stdout": {"total_bytes": 1000000, "kept_bytes": 262144, "missing": "middle"}}`.
@@ -28,12 +28,12 @@ class Cut(NamedTuple):
 
 
 def write(cuts: Mapping[str, Cut]) -> dict[str, dict[str, Any]] | None:
-    """As JSON: None when nothing was cut."""
+    """Return the JSON of these cuts; None when nothing was cut."""
     return {part: cut._asdict() for part, cut in cuts.items()} or None
 
 
 def read(value: object) -> dict[str, Cut]:
-    """From JSON that somebody sent; what does not fit is left out."""
+    """Read JSON that somebody sent; leave out what does not fit."""
     found: dict[str, Cut] = {}
     if not isinstance(value, dict):
         return found
@@ -50,7 +50,7 @@ def read(value: object) -> dict[str, Cut]:
 
 
 def words(part: str, cut: Cut) -> str:
-    """One line for people: `content: 737,856 of 1,000,000 bytes are missing in the middle`."""
+    """Return a line for people: `content: 737,856 of 1,000,000 bytes are missing in the middle`."""
     where = {"beginning": "at the beginning", "middle": "in the middle", "end": "at the end"}
     if cut.total_bytes is None:
         return f"{part}: cut after {cut.kept_bytes:,} bytes"

@@ -1,4 +1,4 @@
-"""The address of an `http_request`: read alike at submission, for placing, on a device. Pure."""
+"""Read the address of an `http_request`: alike at submission, at placement, on a device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ODD: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
 
 def split(url: str) -> SplitResult:
-    """The parts of an address; raises `ValueError` saying what is wrong with it."""
+    """Split an address into its parts. Raises `ValueError` saying what is wrong with it."""
     if _ODD.search(url):
         raise ValueError("has a space, control character or backslash; percent-encode it")
     parts = urlsplit(url)
@@ -32,7 +32,7 @@ def split(url: str) -> SplitResult:
 
 
 def host_of(parts: SplitResult) -> str:
-    """The host as it is looked up, in ASCII; raises `ValueError` for what is no host name."""
+    """Return the host as it is looked up, in ASCII. Raises `ValueError` for no host name."""
     host = parts.hostname or ""
     if host.isascii():
         return host
