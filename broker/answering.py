@@ -97,7 +97,7 @@ class Answering:
             if isinstance(error, RowDamaged) and self._follow_ups.put_off(error, over, admin):
                 return
             if over.answer_head:
-                # Its tasks have been submitted: that is told; how they end, at the next question.
+                # Its tasks have been submitted: the answer says so; how they ended is asked again.
                 if isinstance(error, StoreTrouble):
                     self._note_trouble(admin, error)
                 self.answer(over.ticket, unread(over), done=True)

@@ -52,7 +52,7 @@ class StartError(Exception):
 
 
 def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Make the command's parser."""
     found = Parser(
         prog=program, description="The main node: tracks devices, keeps tasks, hands them out."
     )
@@ -83,7 +83,7 @@ def parser(program: str = "retire-cluster-main") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "retire-cluster-main") -> int:
-    """Run the main node until it is told to stop; the exit code (2: it could not start)."""
+    """Run the main node until it is told to stop; return the exit code (2: it cannot start)."""
     args = parser(program).parse_args(argv)
     hide_memory()
     try:
@@ -179,7 +179,7 @@ def _broker(settings: Settings, set_aside_damaged: bool) -> Broker:
 
 
 def _start(settings: Settings, program: str, set_aside_damaged: bool, stack: ExitStack) -> Broker:
-    """The main node, listening; what it holds is let go by `stack`. Raises what `main` tells."""
+    """Return the main node, listening; `stack` releases what it holds. Raises what `main` logs."""
     if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         raise StartError(
             f"libzmq {zmq.zmq_version()} is too old: pip install --upgrade pyzmq (4.3.5 or newer)"

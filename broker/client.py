@@ -18,7 +18,7 @@ import zmq
 
 from retire_cluster.conf import curve, ports
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
-from retire_cluster.schemas.errors import ClusterUnavailable, from_wire
+from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, from_wire
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.text import json_text
 from retire_cluster.schemas.text.hosts import bracketed
@@ -104,7 +104,7 @@ class AdminClient:
 
     @property
     def endpoint(self) -> str:
-        """The ZeroMQ address that is dialled."""
+        """The ZeroMQ address that sockets connect to."""
         return f"tcp://{bracketed(self.host)}:{self.port}"
 
     def call(
@@ -115,7 +115,7 @@ class AdminClient:
         *,
         timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """The operation's `data`, opaque parts read and in place.
+        """Call an operation and return its `data`, opaque parts read and in place.
 
         Raises a `ClusterError` of the answer's kind, `NoAnswer` when none comes in time.
         """
@@ -136,7 +136,7 @@ class AdminClient:
         *,
         timeout_seconds: float | None = None,
     ) -> RawAnswer:
-        """As `call`, but opaque parts stay JSON texts, to be passed on without reading them."""
+        """Do as `call`, but leave opaque parts as JSON texts, to be passed on unread."""
         wait = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + wait
         socket = self._socket()
@@ -158,16 +158,14 @@ class AdminClient:
             sent = bool(self._local.up)
             self._drop()
             raise NoAnswer(self._silence(wait), retry_after=1, sent=sent) from None
-        except NoAnswer:
-            self._drop()
-            raise
         except BaseException as error:
-            if not getattr(error, "code", None):  # an error answer leaves the socket clean
+            # An answer that is an error leaves the socket clean.
+            if isinstance(error, NoAnswer) or not isinstance(error, ClusterError):
                 self._drop()
             raise
 
     def close(self) -> None:
-        """Close every socket; the client is not used any more by any thread."""
+        """Close every socket. No other thread may be in a call; the next call connects anew."""
         with self._lock:
             if self._pid == os.getpid():
                 for socket in self._sockets:
@@ -181,9 +179,9 @@ class AdminClient:
         self._local = threading.local()
 
     def _await(self, socket: zmq.Socket[bytes], deadline: float, wait: float) -> None:
-        """Until the connection is up and there is something to read; later the reading waits.
+        """Wait for the handshake, or leave the wait to what reads next once that is over.
 
-        Raises `NoAnswer`, at once when its key is refused.
+        Raises `NoAnswer`: at once when the key is refused, or when no handshake ended in time.
         """
         local = self._local
         while not local.up:

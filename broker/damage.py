@@ -37,7 +37,7 @@ class FollowUps:
 
     @property
     def tickets(self) -> list[ev.Ticket]:
-        """Of the calls that wait for the next turn."""
+        """The tickets of the calls that wait for the next turn."""
         return [one.ticket if isinstance(one, WaitOver) else one[1].ticket for one in self.reads]
 
     def clear(self) -> None:
@@ -45,12 +45,12 @@ class FollowUps:
         self.events, self.reads, self._quarantined = [], [], set()
 
     def take_reads(self) -> list[Read]:
-        """The reads to be asked again in this turn."""
+        """Return the reads to be performed again in this turn, and forget them."""
         found, self.reads = self.reads, []
         return found
 
     def apply(self, admin: AdminContext, now: ev.Now) -> None:
-        """Let the events happen, and log which tasks are damaged."""
+        """Apply the events, and log which tasks are damaged."""
         public, tasks = admin.state.ids.public, admin.state.tasks
         for event in self.events:
             if isinstance(event, ev.ResultDamaged):
@@ -63,7 +63,7 @@ class FollowUps:
         self.events.clear()
 
     def quarantine(self, damage: RowDamaged, admin: AdminContext) -> bool:
-        """Have a damaged outcome dealt with in the next turn; False when that was done before."""
+        """Have the next turn discard a damaged outcome; return False if none can be discarded."""
         number = damage.task
         if number in self._quarantined or number in admin.state.tasks:
             return False
@@ -81,7 +81,7 @@ class FollowUps:
         return True
 
     def put_off(self, damage: RowDamaged, read: Read, admin: AdminContext) -> bool:
-        """Whether a read waits for the next turn, because that deals with what it met."""
+        """Keep a read for the next turn if that deals with the damage; return whether it does."""
         waits = any(
             isinstance(event, ev.ResultDamaged) and event.task == damage.task
             for event in self.events

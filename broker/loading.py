@@ -53,7 +53,7 @@ class Loader:
         self._rng, self._now, self._boot = rng, now, boot
 
     def load(self) -> Loaded:
-        """Load the state; trouble that passes is waited for. Raises `StoreError`."""
+        """Load the state, trying again after trouble that may pass. Raises `StoreError`."""
         for _ in range(_LOADS - 1):
             try:
                 return self._load()

@@ -1,10 +1,11 @@
 """The main node's loop: one thread, all sockets, one commit a turn.
 
-A turn: wait → read what is readable (ticks, devices, then clients) → change the state → place →
-**commit** → send → answer reads → publish events. Nothing is answered or dispatched before the
-commit. When the store refuses a commit the state in memory is thrown away and loaded anew from the
-store (stall.py), so memory never runs ahead of what is durable; devices keep their results and send
-them again. What is damaged in the store is dealt with in the turn after it was found (damage.py).
+A turn: wait → judge handshakes → read devices, ticks, then clients, and change the state → place →
+**commit** → send to devices → answer changes, then reads → publish events. Nothing that changes the
+state is answered or dispatched before the commit. When the store refuses a commit, the state in
+memory is thrown away and loaded anew from the store (stall.py), so memory never runs ahead of what
+is durable; devices keep their results and send them again. What is damaged in the store is dealt
+with in the turn after it was found (damage.py).
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ from retire_cluster.schemas.errors import ClusterError, InternalError
 
 log = logging.getLogger("broker")
 
-#: Ctrl-C on Windows is seen only between polls, so none is longer.
+#: Longest wait of a turn: Windows sees Ctrl-C only between two polls.
 MAX_POLL_SECONDS: Final = 0.5
 #: Messages read from one socket in one turn.
 MESSAGES_PER_TURN: Final = 500
-#: What devices say is read for no longer before clients have their turn.
+#: Messages of devices are read for so long in one turn; then clients are read.
 DEVICES_SECONDS: Final = 0.02
-#: Who floods the worker bus is told of so often.
+#: Between two reports of who floods the worker bus.
 FLOODS_SECONDS: Final = 1.0
 _FREE_SPACE_SECONDS: Final = 5.0
 
 
 def system_now() -> ev.Now:
-    """The time of this machine."""
+    """Return the time of this machine."""
     return ev.Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
@@ -89,7 +90,7 @@ class Broker:
         self._settings = settings
         self._store = store
         self._now = now
-        self._looked = now()
+        self._last_turn = now()
         self.context = context or zmq.Context()
         #: Set by a signal handler or a tick: `run` returns after the turn under way.
         self.stopping = False
@@ -131,7 +132,7 @@ class Broker:
         )
         self._feed = Feed(sockets.feed)
         self._answering = Answering(self._clients, self._follow_ups, now)
-        self._admin = self._context(loaded.at)
+        self._admin = self._admin_context(loaded.at)
         self._poller = zmq.Poller()
         for socket in sockets.pollable:
             self._poller.register(socket, zmq.POLLIN)
@@ -150,7 +151,7 @@ class Broker:
         self._store.close()
 
     def turn(self, longest_seconds: float = MAX_POLL_SECONDS) -> None:
-        """Wait for something to do for at most so long, then pass through the loop once."""
+        """Wait for at most `longest_seconds` for something to do, then do one turn."""
         ready = dict(self._poller.poll(self._wait_ms(longest_seconds)))
         now = self._now()
         self._watch_clock(now)
@@ -209,7 +210,7 @@ class Broker:
     # --- steps of a turn before its commit -------------------------------------------------------
 
     def _watch_clock(self, now: ev.Now) -> None:
-        before, self._looked = self._looked, now
+        before, self._last_turn = self._last_turn, now
         if moved_seconds := jump_seconds(before, now):
             log.warning(describe_jump(moved_seconds))
 
@@ -234,7 +235,7 @@ class Broker:
                 return  # clients have waited long enough
 
     def _report_floods(self, now: ev.Now) -> None:
-        """Tell who said more than it may: at a tick at the latest, for it may be silent by then."""
+        """Report who sent more than it may, also when it is silent by now."""
         if now.mono < self._floods_mono:
             return
         self._floods_mono = now.mono + FLOODS_SECONDS
@@ -337,7 +338,7 @@ class Broker:
         failpoints.reach("broker-after-assign")
 
     def _make_up_for(self, instruction: ins.Instruction) -> None:
-        """What follows from an instruction that failed: nobody waits for it in vain."""
+        """Do what follows from an instruction that failed: nobody waits for it in vain."""
         if isinstance(instruction, ins.SendAssign):
             token, why = instruction.dispatch.token, "the main node met an error, see its log"
             self._follow_ups.events += [
@@ -390,9 +391,9 @@ class Broker:
         loaded = self._loader.load()
         self._follow_ups.events += [ev.TaskDamaged(number) for number in loaded.damaged]
         self.state = loaded.state
-        return self._context(loaded.at)
+        return self._admin_context(loaded.at)
 
-    def _context(self, at: ev.Now) -> AdminContext:
+    def _admin_context(self, at: ev.Now) -> AdminContext:
         return AdminContext(self.state, self._store, self._settings, self.facts, Health(at.mono))
 
     def _store_devices(self) -> None:

@@ -40,11 +40,11 @@ class Stall:
         self._reload_mono = max(mono, self._reload_mono)
 
     def seconds_left(self, mono: float) -> float:
-        """Seconds until the state is loaded again; 0 and less: now."""
+        """Return the seconds until the state is loaded again; 0 and less: now."""
         return self._reload_mono - mono
 
     def reload(self, load: Callable[[], AdminContext], mono: float) -> AdminContext | None:
-        """What operations work on from now on; None while the store still fails."""
+        """Return what operations work on from now on; None while the store still fails."""
         if self.seconds_left(mono) > 0:
             return None
         self._reload_mono = mono + RELOAD_SECONDS
@@ -61,7 +61,7 @@ class Stall:
 def tickets_of_all(
     admin: AdminContext, reads: Iterable[tuple[AdminOperation, Call]], follow_ups: FollowUps
 ) -> list[Ticket]:
-    """Everybody who waits for an answer that a turn which does not count cannot give."""
+    """Return the tickets of all who wait for an answer and get none from a failed turn."""
     found = [ticket for ticket, _ in admin.answers]
     found += [call.ticket for _, call in reads]
     found += [one.ticket for one in admin.turn if isinstance(one, (PingOver, WaitOver))]

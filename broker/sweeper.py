@@ -1,4 +1,4 @@
-"""APScheduler makes the ticks; the loop judges the deadlines.
+"""Post ticks to the loop at intervals (APScheduler); the loop itself judges the deadlines.
 
 Jobs only post a sweep's name over inproc, so no other thread ever touches the state, and a clock
 that jumps or a machine that slept can at most delay a tick.
@@ -48,7 +48,7 @@ class Sweeper:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """No tick after this returns."""
+        """Stop the ticks: none comes after this returns."""
         self._scheduler.shutdown(wait=True)
         with self._lock:
             self._closed = True

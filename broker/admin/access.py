@@ -35,7 +35,7 @@ _KEY: Final = {"type": "string", "required": True, "maxlength": 100}
     changes=True,
 )  # fmt: skip
 def create_token(admin: AdminContext, call: Call) -> Reply:
-    """A join token, told this once; one with the same id is replaced."""
+    """Make a join token and answer its secret, this once; replace one with the same id."""
     if not admin.facts.bus_encrypted:
         raise Forbidden(
             "The worker bus of this main node is not encrypted: devices join with HOST:PORT."
@@ -63,7 +63,7 @@ def create_token(admin: AdminContext, call: Call) -> Reply:
 
 @operation("token.list", {})
 def list_tokens(admin: AdminContext, call: Call) -> Reply:
-    """Tokens, newest first; their secrets are not known here."""
+    """Answer all tokens, newest first, without their secrets, which are not kept."""
     found = sorted(admin.state.access.tokens.values(), key=lambda t: t.created_ms, reverse=True)
     return Reply({"items": [_token_view(token, admin, call) for token in found]})
 
@@ -105,7 +105,7 @@ def add_admin_key(admin: AdminContext, call: Call) -> Reply:
 
 @operation("admin_key.list", {})
 def list_admin_keys(admin: AdminContext, call: Call) -> Reply:
-    """Keys that may use the admin socket beside this machine's own."""
+    """Answer the keys that may use the admin socket beside this machine's own."""
     found = sorted(admin.state.access.admins.values(), key=lambda key: key.name)
     return Reply(
         {
@@ -123,7 +123,7 @@ def list_admin_keys(admin: AdminContext, call: Call) -> Reply:
 
 @operation("admin_key.revoke", {"name": _NAME}, changes=True)
 def revoke_admin_key(admin: AdminContext, call: Call) -> Reply:
-    """Shut a key out, also where it is connected."""
+    """Revoke a key: calls of connections that have it are refused from now on."""
     name: str = call.args["name"]
     if name not in admin.state.access.admins:
         raise NotFound(f"There is no admin key {name!r}; see: retire-cluster admin-key ls")
@@ -164,7 +164,7 @@ def authorise(admin: AdminContext, call: Call) -> Reply:
     changes=True,
 )  # fmt: skip
 def api_keys_used(admin: AdminContext, call: Call) -> Reply:
-    """A facade tells when API keys were last used; it never tells a key."""
+    """Record when API keys were last used, by id; the keys themselves stay with the facade."""
     admin.apply(ev.ApiKeysUsed(call.args["keys"]), call.now)
     return Reply({})
 
@@ -185,7 +185,7 @@ def api_keys_used(admin: AdminContext, call: Call) -> Reply:
     changes=True,
 )  # fmt: skip
 def api_keys_changed(admin: AdminContext, call: Call) -> Reply:
-    """Who made or ended API keys tells of it, for the events; it never tells a key."""
+    """Record in the event log that API keys were made or revoked, by id, never by the key."""
     args = call.args
     event = ev.ApiKeysChanged(args["change"] == "created", args["key_ids"], args["scopes"])
     admin.apply(event, call.now)
@@ -194,7 +194,7 @@ def api_keys_changed(admin: AdminContext, call: Call) -> Reply:
 
 @operation("api_key.uses", {})
 def api_key_uses(admin: AdminContext, call: Call) -> Reply:
-    """When API keys were last used, by id, to the minute."""
+    """Answer when API keys were last used, by id, to the minute."""
     uses = admin.state.access.key_uses
     return Reply({"items": {key_id: stamp(at_ms) for key_id, at_ms in sorted(uses.items())}})
 

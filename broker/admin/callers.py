@@ -28,7 +28,7 @@ CALLER: Final[dict[str, Any]] = {
 def check(
     admin: AdminContext, args: Mapping[str, Any], operation_id: str, numbers: Iterable[int]
 ) -> None:
-    """Raises `Forbidden` unless the call's client may do this to all of these present tasks."""
+    """Raise `Forbidden` unless the call's client may do this to all of these present tasks."""
     caller = args.get("caller")
     if caller is None:
         return

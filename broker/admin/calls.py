@@ -52,5 +52,5 @@ class ParkedPoll:
 
     @property
     def wake_mono(self) -> float:
-        """When it is to be looked at, whatever happens."""
+        """The monotonic time (s) at which the loop looks at it, whatever happens."""
         return self.deadline_mono if self.look_mono is None else self.look_mono

@@ -30,7 +30,7 @@ def _uptime(admin: AdminContext, call: Call) -> float:
 
 @operation("broker.info", {})
 def info(admin: AdminContext, call: Call) -> Reply:
-    """Who answers here."""
+    """Answer which main node this is, its ports and its key."""
     facts = admin.facts
     return Reply(
         {
@@ -52,13 +52,13 @@ def info(admin: AdminContext, call: Call) -> Reply:
 
 @operation("health", {})
 def health(admin: AdminContext, call: Call) -> Reply:
-    """The broker's components."""
+    """Answer whether the main node and its scheduler are healthy."""
     return Reply({"components": admin.health.components(call.now.mono)})
 
 
 @operation("cluster.status", {})
 def status(admin: AdminContext, call: Call) -> Reply:
-    """Counts of devices, resources and tasks; who serves."""
+    """Answer counts of devices, resources and tasks, and who serves."""
     state = admin.state
     devices = list(state.devices.values())
     total, online = len(devices), state.online_count
@@ -90,7 +90,7 @@ def status(admin: AdminContext, call: Call) -> Reply:
 
 @operation("cluster.metrics", {})
 def metrics(admin: AdminContext, call: Call) -> Reply:
-    """Measured figures."""
+    """Answer what is measured of devices, tasks and requests."""
     state = admin.state
     devices = list(state.devices.values())
     groups = breakdown(devices)
@@ -138,7 +138,7 @@ def _cpu_utilization(admin: AdminContext) -> float:
 
 @operation("metrics", {})
 def prometheus(admin: AdminContext, call: Call) -> Reply:
-    """The numbers behind `/metrics`."""
+    """Answer the numbers behind `/metrics`."""
     state, stats = admin.state, admin.state.stats
     used, slots = views.slot_figures(state)
     waiting = frozenset({TaskStatus.QUEUED, TaskStatus.PENDING})
@@ -181,7 +181,7 @@ def prometheus(admin: AdminContext, call: Call) -> Reply:
 
 @operation("cluster.config", {})
 def cluster_config(admin: AdminContext, call: Call) -> Reply:
-    """The few settings that clients care for."""
+    """Answer the few settings that clients care for."""
     server, heartbeat = admin.state.settings.server, admin.state.settings.heartbeat
     return Reply(
         {
@@ -218,7 +218,7 @@ def _whole(admin: AdminContext) -> dict[str, Any]:
 
 @operation("config.get", {"section": {"type": "string", "nullable": True, "default": None}})
 def get_config(admin: AdminContext, call: Call) -> Reply:
-    """One section flat, or all of them."""
+    """Answer the settings of one section, or of all by section."""
     name = call.args["section"]
     return Reply(_whole(admin) if name is None else _section(admin, name))
 
@@ -255,7 +255,7 @@ def _mutable(section: Any) -> frozenset[str]:
 
 @operation("config.reset", {}, changes=True)
 def reset_config(admin: AdminContext, call: Call) -> Reply:
-    """Back to the settings this broker was started with."""
+    """Go back to the settings that this main node was started with."""
     sections = {name: getattr(admin.base, name) for name in MUTABLE_SECTIONS}
     event = ev.ConfigChanged(sections, {name: {} for name in sections}, ("*",))
     admin.apply(event, call.now)

@@ -58,7 +58,7 @@ class AdminContext:
         self.answers.clear()
 
     def apply(self, event: Event, now: Now) -> list[Instruction]:
-        """Let an event happen in this turn; its instructions."""
+        """Apply an event in this turn and return its instructions."""
         found = cluster.handle(self.state, event, now)
         self.turn.extend(found)
         return found
@@ -87,15 +87,15 @@ class AdminContext:
     # --- finding things --------------------------------------------------------------------------
 
     def number(self, task_id: str) -> int:
-        """A present task's number. Raises `TaskNotFound`."""
+        """Return a present task's number. Raises `TaskNotFound`."""
         return self.numbers((task_id,))[0]
 
     def numbers(self, task_ids: Sequence[str]) -> list[int]:
-        """Present tasks' numbers. Raises `TaskNotFound` naming the first that is not there."""
+        """Return present tasks' numbers. Raises `TaskNotFound` naming the first that is absent."""
         return [number for number, _ in self.references(task_ids)]
 
     def submission(self, first_id: str, count: int) -> list[tuple[int, int]]:
-        """The tasks that were submitted together, as `references`. Raises `TaskNotFound`."""
+        """Return tasks that were submitted together, as `references`. Raises `TaskNotFound`."""
         ((first, created_ms),) = self.references((first_id,))
         numbers = range(first, first + count)
         found = [(number, created_ms) for number in numbers]
@@ -106,7 +106,7 @@ class AdminContext:
         return self.references([self.state.ids.public(*one) for one in found])
 
     def references(self, task_ids: Sequence[str]) -> list[tuple[int, int]]:
-        """Present tasks' numbers and creation times (ms).
+        """Return present tasks' numbers and creation times (epoch ms).
 
         Raises `TaskNotFound` naming the first that is not there.
         """
@@ -125,24 +125,24 @@ class AdminContext:
         return references
 
     def live(self, number: int) -> Task | None:
-        """The task if it has not ended."""
+        """Return the task; None for one that has ended."""
         return self.state.tasks.get(number)
 
     def ended(self, number: int, *, results: bool = False) -> OutcomeRow | None:
-        """How a task ended; None while it lives."""
+        """Return how a task ended; None while it lives. Raises `StoreError`."""
         if number in self.state.tasks:
             return None
         return self.store.outcomes((number,), results=results).get(number)
 
     def row(self, number: int) -> TaskRow:
-        """A present task's stored row. Raises `TaskNotFound`."""
+        """Return a present task's stored row. Raises `TaskNotFound`, `StoreError`."""
         row = self.store.task(number)
         if row is None:
             raise TaskNotFound
         return row
 
     def device_id(self, call: Call) -> str:
-        """The call's registered device. Raises `DeviceNotFound`."""
+        """Return the id of the call's registered device. Raises `DeviceNotFound`."""
         device_id: str = call.args["device_id"]
         if device_id not in self.state.devices:
             raise DeviceNotFound(f"There is no device {device_id[:100]!r}.")

@@ -23,7 +23,7 @@ SERVER_CORES, SERVER_MEMORY_GB = 8, 16
 
 @operation("device.list", requests.DEVICE_LIST_QUERY)
 def list_devices(admin: AdminContext, call: Call) -> Reply:
-    """A page of devices by id."""
+    """Answer a page of devices, ordered by id."""
     args = call.args
     tags = frozenset(args.get("tags") or ())
     found = [
@@ -50,14 +50,14 @@ def list_devices(admin: AdminContext, call: Call) -> Reply:
 
 @operation("device.get", DEVICE)
 def get(admin: AdminContext, call: Call) -> Reply:
-    """Everything about one device."""
+    """Answer everything that is known of one device."""
     device = admin.state.devices[admin.device_id(call)]
     return Reply(views.device_detail(admin.state, device, call.now))
 
 
 @operation("device.status", DEVICE)
 def status(admin: AdminContext, call: Call) -> Reply:
-    """One device's state and load."""
+    """Answer one device's state and load."""
     return Reply(views.device_status(admin.state.devices[admin.device_id(call)], call.now))
 
 
@@ -67,7 +67,7 @@ def status(admin: AdminContext, call: Call) -> Reply:
     changes=True,
 )
 def ping(admin: AdminContext, call: Call) -> None:
-    """A round trip over the bus; answered when the device does, or the time is over."""
+    """Send a PING over the bus; answered when the device does, or the time is over."""
     device_id = admin.device_id(call)
     event = ev.PingRequested(call.ticket, device_id, call.args["timeout_seconds"])
     admin.apply(event, call.now)
@@ -101,7 +101,7 @@ def readmit(admin: AdminContext, call: Call) -> Reply:
 
 @operation("device.drain", DEVICE, changes=True)
 def drain(admin: AdminContext, call: Call) -> Reply:
-    """Give a device nothing new."""
+    """Drain a device: it is given no new tasks."""
     return _drain(admin, call, drained=True)
 
 
@@ -119,7 +119,7 @@ def _drain(admin: AdminContext, call: Call, *, drained: bool) -> Reply:
 
 @operation("device.summary", {})
 def summary(admin: AdminContext, call: Call) -> Reply:
-    """Counts over all registered devices."""
+    """Answer counts over all registered devices."""
     devices = list(admin.state.devices.values())
     return Reply(
         {
@@ -145,7 +145,7 @@ def _server_grade(device: Device) -> bool:
 
 
 def breakdown(devices: list[Device]) -> dict[str, Any]:
-    """How many devices of each role, platform and status."""
+    """Count devices by role, platform and status."""
     statuses = dict.fromkeys((word.value for word in DeviceStatus), 0)
     statuses.update(Counter(device.status.value for device in devices))
     return {

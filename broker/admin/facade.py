@@ -17,7 +17,7 @@ _DOMAIN = b"retire-cluster dashboard session"
 
 
 def facade_identity(pair: Pair | None, salt: int, admin_port: int) -> tuple[str, bytes]:
-    """`(id of this cluster, secret that dashboard sessions are signed with)`.
+    """Return `(id of this cluster, secret that dashboard sessions are signed with)`.
 
     Both follow from the main node's key, so they outlive its process. Without a key the sessions
     end with it: there is nothing else that only it knows.
@@ -33,7 +33,7 @@ def facade_identity(pair: Pair | None, salt: int, admin_port: int) -> tuple[str,
 
 @operation("facade.identity", {})
 def identity(admin: AdminContext, call: Call) -> Reply:
-    """Which cluster this is, and what its facades sign dashboard sessions with."""
+    """Answer the id of this cluster and what its facades sign dashboard sessions with."""
     facts = admin.facts
     return Reply({"cluster_id": facts.cluster_id, "session_secret": facts.session_secret.hex()})
 
@@ -48,7 +48,7 @@ def identity(admin: AdminContext, call: Call) -> Reply:
     },
 )
 def hit(admin: AdminContext, call: Call) -> Reply:
-    """Count one request of a client, if it is allowed."""
+    """Count one request of a client if it is allowed, and answer what it has left."""
     args = call.args
     limits = RequestLimits(args["per_minute"], args["per_hour"], args["burst"])
     return Reply(admin.windows.hit(args["client"], limits, call.now.mono, call.now.wall_ms))
@@ -64,7 +64,7 @@ def hit(admin: AdminContext, call: Call) -> Reply:
     },
 )
 def report(admin: AdminContext, call: Call) -> Reply:
-    """A facade process tells what it served since its last report."""
+    """Record what a facade process served since its last report."""
     args = call.args
     admin.state.record_requests(call.now, args["requests"], args["errors"], args["total_ms"])
     return Reply({})

@@ -38,7 +38,7 @@ class Health:
         self.refusing = reason
 
     def components(self, mono: float) -> dict[str, str]:
-        """`healthy`, `degraded` or `unhealthy` by component."""
+        """Return `healthy`, `degraded` or `unhealthy` by component."""
         if mono - self._ticked_mono > TICK_SILENCE_SECONDS:
             scheduler = "unhealthy"
         else:

@@ -16,7 +16,7 @@ _VALUE = re.compile(r'"((?:[^"\\]|\\.)*)("\s*:|"|\Z)|(-?[0-9][0-9.eE+-]*|true|fa
 
 
 def label(document: bytes, payload: bytes) -> str:
-    """`metadata.name` where it is a text, else the payload's values in their order; at most 80.
+    """Return `metadata.name` if it is a text, else the payload's values; at most 80 characters.
 
     :param document: `{"requirements", "metadata"}` as JSON
     :param payload: JSON text, or its beginning

@@ -37,7 +37,7 @@ _FILTERS: Final = ("limit", "type", "task_id", "device_id")
     },
 )
 def poll(admin: AdminContext, call: Call) -> Reply | None:
-    """Events after a cursor; parked while there is none and time is left."""
+    """Answer events after a cursor; park the call while there is none and time is left."""
     since = call.args["since"]
     parked = ParkedPoll(
         call.ticket,
@@ -53,7 +53,7 @@ def poll(admin: AdminContext, call: Call) -> Reply | None:
 
 
 def poll_now(admin: AdminContext, parked: ParkedPoll) -> Reply:
-    """What a poll gets now."""
+    """Return what a poll gets now."""
     log = admin.state.log
     wanted = _wanted(admin, parked.args)
     found, cursor = log.select(parked.since, parked.args["limit"], wanted)
@@ -86,7 +86,7 @@ def _wanted(admin: AdminContext, args: dict[str, Any]) -> Any:
 def answer_polls(
     admin: AdminContext, now_mono: float, answer: Callable[[Ticket, Reply | ClusterError], None]
 ) -> None:
-    """Answer those whose time has come; the others stay.
+    """Answer the polls whose time has come; the others stay.
 
     What is asked for by many is looked up once.
     """
@@ -119,7 +119,7 @@ def answer_polls(
 
 
 def _later(poll: ParkedPoll, now_mono: float) -> ParkedPoll | None:
-    """A poll after which something has happened, to be looked at later; None: now.
+    """Return a poll that has news as it is looked at later; None: it is looked at now.
 
     From the first event on it waits for others, so that a busy cluster filters, writes and sends
     one answer for many events and not one for each.

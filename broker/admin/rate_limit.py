@@ -34,7 +34,7 @@ class RequestWindows:
     def hit(
         self, client: str, limits: RequestLimits, now_mono: float, wall_ms: int
     ) -> dict[str, Any]:
-        """Count a request if it is allowed; the answer of `rate.hit` (docs/protocol.md)."""
+        """Count a request if it is allowed; return the answer of `rate.hit` (docs/protocol.md)."""
         hits = self._hits.get(client)
         if hits is None:
             hits = self._hits[client] = deque()

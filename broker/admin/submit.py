@@ -22,7 +22,7 @@ from retire_cluster.schemas.errors import IdempotencyConflict
 
 @operation("task.submit", changes=True, batched=True)
 def submit(admin: AdminContext, call: Call) -> Reply | None:
-    """New tasks, all or nothing; with `wait_seconds` it is answered when they have ended.
+    """Submit tasks, all or none; with `wait_seconds` answer when they have ended.
 
     The repetition of an earlier submission is answered now, others by `make`.
     """
@@ -85,7 +85,7 @@ def make(admin: AdminContext) -> None:
 def _wait(
     admin: AdminContext, call: Call, reply: Reply, numbers: range, created_ms: int, seconds: float
 ) -> Reply | None:
-    """The reply, or None when its client waits so long for the tasks to end."""
+    """Return the reply; None when the call is parked until its tasks have ended."""
     if not seconds:
         return reply
     tasks = [(number, created_ms) for number in numbers]

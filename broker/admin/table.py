@@ -71,7 +71,7 @@ OPERATIONS: Final[Mapping[str, AdminOperation]] = {each.name: each for each in _
 
 
 def find(name: str) -> AdminOperation:
-    """An operation by name. Raises `NotFound` naming those that exist."""
+    """Return an operation by name. Raises `NotFound` naming those that exist."""
     try:
         return OPERATIONS[name]
     except KeyError:

@@ -43,7 +43,7 @@ _CHANGE: Final = {**TASK, **callers.CALLER}
 
 @operation("task.list", requests.TASK_LIST_QUERY)
 def list_tasks(admin: AdminContext, call: Call) -> Reply:
-    """A page of tasks, newest first."""
+    """Answer a page of tasks, newest first."""
     args = call.args
     wanted = TaskFilter(
         status=TaskStatus(args["status"]) if args.get("status") else None,
@@ -92,7 +92,7 @@ def _briefs(admin: AdminContext, numbers: list[int], now: ev.Now) -> list[views.
 
 
 def _labelled(admin: AdminContext, numbers: list[int], items: list[views.View]) -> list[views.View]:
-    """With `label`, where there is anything to say."""
+    """Return the items with `label`, where there is anything to say."""
     openings = admin.store.openings(numbers)
     for item in items:
         number, _ = admin.state.ids.read(item["task_id"]) or (0, 0)
@@ -111,7 +111,7 @@ def _brief(admin: AdminContext, number: int, now: ev.Now) -> views.View:
 
 @operation("task.get", TASK)
 def get(admin: AdminContext, call: Call) -> Reply:
-    """Everything about one task."""
+    """Answer everything that is known of one task."""
     number = admin.number(call.args["task_id"])
     task, outcome = admin.live(number), admin.ended(number, results=True)
     data = _brief(admin, number, call.now)
@@ -140,7 +140,7 @@ def get(admin: AdminContext, call: Call) -> Reply:
 
 @operation("task.status", TASK)
 def status(admin: AdminContext, call: Call) -> Reply:
-    """One task's status, and why it waits."""
+    """Answer one task's status, and why it waits."""
     number = admin.number(call.args["task_id"])
     brief = _brief(admin, number, call.now)
     task, outcome = admin.live(number), admin.ended(number)
@@ -154,7 +154,7 @@ def status(admin: AdminContext, call: Call) -> Reply:
 
 @operation("task.result", TASK)
 def result(admin: AdminContext, call: Call) -> Reply:
-    """How one task ended."""
+    """Answer how one task ended."""
     number = admin.number(call.args["task_id"])
     outcome = admin.ended(number, results=True)
     if outcome is None:
@@ -166,7 +166,7 @@ def result(admin: AdminContext, call: Call) -> Reply:
 
 @operation("task.explain", TASK)
 def explain(admin: AdminContext, call: Call) -> Reply:
-    """Per device: may it run this task, and why not."""
+    """Answer for each device whether it may run this task, and why not."""
     number = admin.number(call.args["task_id"])
     task = admin.live(number)
     data: dict[str, Any] = {
@@ -283,7 +283,7 @@ def retry(admin: AdminContext, call: Call) -> Reply:
 
 @operation("task.statistics", {})
 def statistics(admin: AdminContext, call: Call) -> Reply:
-    """Counts and measured performance of all retained tasks."""
+    """Answer counts and measured performance of all retained tasks."""
     state = admin.state
     by_status = state.ledger.by_status()
     ended = sum(by_status[word.value] for word in TERMINAL)

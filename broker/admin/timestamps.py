@@ -13,19 +13,19 @@ def _second(epoch_s: int) -> str:
 
 
 def stamp(epoch_ms: int) -> str:
-    """UTC, ISO 8601, milliseconds when there are any, ending in `Z`."""
+    """Write epoch milliseconds as UTC, ISO 8601, with milliseconds if any, ending in `Z`."""
     seconds, millis = divmod(epoch_ms, 1000)
     text = _second(seconds)
     return f"{text}.{millis:03d}Z" if millis else f"{text}Z"
 
 
 def optional_stamp(epoch_ms: int | None) -> str | None:
-    """The same for a time that may not have come yet."""
+    """Do as `stamp` for a time that may not have come yet."""
     return None if epoch_ms is None else stamp(epoch_ms)
 
 
 def duration(seconds: float) -> str:
-    """`2d 4h 30m` style; parts that are zero are left out, under a minute is `0m`."""
+    """Write seconds as `2d 4h 30m`, without parts that are zero; less than a minute is `0m`."""
     minutes = int(seconds // 60)
     days, minutes = divmod(minutes, 1440)
     hours, minutes = divmod(minutes, 60)

@@ -19,7 +19,7 @@ _MOST_BYTES: Final = 1024 * 1024
 
 @operation("task.types", {})
 def types(admin: AdminContext, call: Call) -> Reply:
-    """Every type that can be submitted, and who offers it now; those of most devices first."""
+    """Answer the types that can be submitted, and how many devices offer each now."""
     state = admin.state
     online = [device for device in state.devices.values() if device.online]
     builtin = list(BUILTIN)

@@ -31,7 +31,7 @@ def _seconds(value: float | None) -> float | None:
 
 
 def new_task(ids: TaskIds, number: int, created_ms: int, task_type: str, priority: int) -> View:
-    """A fresh task as its submission is answered: queued, whatever the same turn did with it."""
+    """Show a fresh task as its submission is answered: queued, whatever came of it this turn."""
     return {
         "task_id": ids.public(number, created_ms),
         "task_type": task_type,
@@ -48,7 +48,7 @@ def new_task(ids: TaskIds, number: int, created_ms: int, task_type: str, priorit
 
 
 def due(task: Task, now: Now) -> View:
-    """`due_at` of a task that waits for its time; nothing for others.
+    """Return `due_at` of a task that waits for its time; nothing for others.
 
     Its delay runs by time that passes, so this follows a wall clock that is set.
     """
@@ -59,7 +59,7 @@ def due(task: Task, now: Now) -> View:
 
 
 def live_task(ids: TaskIds, task: Task, now: Now) -> View:
-    """A task that has not ended."""
+    """Show a task that has not ended."""
     view = new_task(ids, task.number, task.created_ms, task.spec.task_type, task.spec.priority)
     view.update(
         status=task.status.value,
@@ -73,7 +73,7 @@ def live_task(ids: TaskIds, task: Task, now: Now) -> View:
 
 
 def ended_task(ids: TaskIds, row: TaskRow, outcome: OutcomeRow) -> View:
-    """A task that has ended."""
+    """Show a task that has ended."""
     view = new_task(ids, row.number, row.created_ms, row.task_type, row.priority)
     view.update(
         status=outcome.status,
@@ -88,7 +88,7 @@ def ended_task(ids: TaskIds, row: TaskRow, outcome: OutcomeRow) -> View:
 
 
 def result(task_id: str, outcome: OutcomeRow) -> tuple[View, bytes]:
-    """How a task ended, and the JSON text of its `result_data` (empty: null)."""
+    """Return how a task ended, and the JSON text of its `result_data` (empty: null)."""
     try:
         details = loads(outcome.details) if outcome.details else {}
     except JSONError:
@@ -115,7 +115,7 @@ def result(task_id: str, outcome: OutcomeRow) -> tuple[View, bytes]:
 
 
 def _text(value: object) -> str | None:
-    """A text that a device sent, None for anything else."""
+    """Return a text that a device sent, None for anything else."""
     return value if isinstance(value, str) else None
 
 
@@ -137,7 +137,7 @@ def _past_attempt(row: AttemptRow) -> View:
 def attempts(
     history: Sequence[AttemptRow], task: Task | None, outcome: OutcomeRow | None
 ) -> list[View]:
-    """Every attempt of a task, oldest first, the current or final one last."""
+    """Return every attempt of a task, oldest first, the current or final one last."""
     found = [_past_attempt(row) for row in history]
     if outcome is not None and outcome.attempt:
         if not (history and history[-1].number == outcome.attempt):
@@ -174,7 +174,7 @@ def attempts(
 
 
 def error_history(found: Sequence[Mapping[str, Any]]) -> list[View]:
-    """What went wrong in a task's attempts, oldest first."""
+    """Return what went wrong in a task's attempts, oldest first."""
     return [
         {
             "attempt": entry["attempt"],
@@ -189,7 +189,7 @@ def error_history(found: Sequence[Mapping[str, Any]]) -> list[View]:
 
 
 def task_status(brief: View, task: Task | None, attempt: int, reason: View | None, at: str) -> View:
-    """The short status of a task."""
+    """Return the short status of a task."""
     status = TaskStatus(brief["status"])
     progress = None
     if task is not None and task.progress is not None:
@@ -213,12 +213,12 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
 
 
 def running_count(device: Device) -> int:
-    """Attempts placed on a device that have not ended."""
+    """Count the attempts on a device that have not ended."""
     return len(device.attempts)
 
 
 def device_brief(device: Device, now: Now) -> View:
-    """A device as lists show it."""
+    """Show a device as in lists."""
     return {
         "device_id": device.device_id,
         "role": device.role,
@@ -234,12 +234,12 @@ def device_brief(device: Device, now: Now) -> View:
 
 
 def metrics(values: Mapping[str, Any]) -> View:
-    """A device's metrics with every documented name, null where it does not know."""
+    """Return a device's metrics by every documented name, None where it gave no value."""
     return {name: values.get(name) for name in METRICS}
 
 
 def passed_over(device: Device, now: Now) -> list[View]:
-    """Kinds of task that a device does not get for a while, and why."""
+    """Return the kinds of task that a device does not get for a while, and why."""
 
     def at(mono: float) -> str:
         return stamp(now.wall_ms + round(1000 * (mono - now.mono)))
@@ -259,7 +259,7 @@ def passed_over(device: Device, now: Now) -> list[View]:
 
 
 def device_detail(state: ClusterState, device: Device, now: Now) -> View:
-    """Everything known of a device."""
+    """Show everything that is known of a device."""
     return {
         **device_brief(device, now),
         "hostname": device.hostname,
@@ -297,7 +297,7 @@ def device_detail(state: ClusterState, device: Device, now: Now) -> View:
 
 
 def ping(over: PingOver) -> View:
-    """The outcome of a ping."""
+    """Show the outcome of a ping."""
     return {
         "device_id": over.device_id,
         "ping_successful": over.response_ms is not None,
@@ -308,7 +308,7 @@ def ping(over: PingOver) -> View:
 
 
 def not_accepting_reason(device: Device) -> str | None:
-    """Why a device takes no work, None when it does."""
+    """Return why a device takes no work, None when it does."""
     if not device.online:
         return "offline"
     if device.drained:
@@ -319,7 +319,7 @@ def not_accepting_reason(device: Device) -> str | None:
 
 
 def device_status(device: Device, now: Now) -> View:
-    """A device's state and load."""
+    """Show a device's state and load."""
     return {
         "device_id": device.device_id,
         "status": device.status.value,
@@ -344,7 +344,7 @@ _MOST_CAPABLE = 1e9
 
 
 def capability(device: Device, name: str) -> float:
-    """A numeric capability, 0 when unknown or not believable."""
+    """Return a numeric capability, 0 when unknown or not believable."""
     value = device.capabilities.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return 0
@@ -352,7 +352,7 @@ def capability(device: Device, name: str) -> float:
 
 
 def resource_totals(devices: Sequence[Device]) -> View:
-    """Cores, memory and storage of some devices together."""
+    """Sum up cores, memory (GB) and storage (GB) of devices."""
     return {
         "cpu_cores": int(sum(capability(device, "cpu_count") for device in devices)),
         "memory_gb": round(sum(capability(device, "memory_total_gb") for device in devices), 2),
@@ -361,7 +361,7 @@ def resource_totals(devices: Sequence[Device]) -> View:
 
 
 def slot_figures(state: ClusterState) -> tuple[float, int]:
-    """Used slots (instant attempts count as fractions) and all slots of the online devices."""
+    """Return used slots (instant attempts are fractions) and all slots of online devices."""
     online = [device for device in state.devices.values() if device.online]
     used = sum(device.used_units for device in online) / SLOT_UNITS
     return used, sum(device.slots for device in online)
@@ -371,7 +371,7 @@ def slot_figures(state: ClusterState) -> tuple[float, int]:
 
 
 def event(ids: TaskIds, entry: Entry) -> View:
-    """An event as the feed sends it."""
+    """Show an event as the feed sends it."""
     view: View = {"id": entry.id, "type": entry.type, "at": stamp(entry.at_ms)}
     if entry.task:
         view["task_id"] = ids.public(entry.task, entry.created_ms)
@@ -382,5 +382,5 @@ def event(ids: TaskIds, entry: Entry) -> View:
 
 
 def error_header(call_id: object, error: ClusterError) -> View:
-    """The header of an admin `ERROR`."""
+    """Return the header of an admin `ERROR`."""
     return {"id": call_id, **to_wire(error)}

@@ -48,7 +48,7 @@ def texts(task_ids: list[Any]) -> list[str]:
 
     Raises `ValidationError` naming the first that is no text.
     """
-    # By hand: told of a thousand wrong ones, Cerberus would hold up the loop for 20 ms.
+    # By hand: with a thousand wrong ones Cerberus would hold up the loop for 20 ms.
     for index, task_id in enumerate(task_ids):
         if not isinstance(task_id, str):
             raise ValidationError(f"task_ids.{index}", "must be a text")
@@ -78,13 +78,13 @@ def park(
 
 
 def unread(over: WaitOver) -> Reply:
-    """A brief answer without what is in the store: no status is known, as when time was up."""
+    """Return a brief answer without what is in the store: no status, as when time is up."""
     none: list[None] = [None] * len(over.tasks)
     return Reply({**over.answer_head, "statuses": none, "result_data": list(none), "omitted": []})
 
 
 def waited(admin: AdminContext, over: WaitOver) -> Reply:
-    """The answer of a `task.wait` that is over: as many results as fit into one message."""
+    """Return the answer of a wait that is over: as many results as fit into one message."""
     live = admin.state.tasks
     outcomes = admin.store.outcomes([n for n in over.tasks if n not in live], results=True)
     public = admin.state.ids.public

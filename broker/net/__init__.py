@@ -1,1 +1,1 @@
-"""The sockets of the main node, and what it takes from whom."""
+"""The sockets of the main node: who may connect, and how much each may send."""

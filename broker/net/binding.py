@@ -1,4 +1,4 @@
-"""A socket of the main node begins to listen."""
+"""Bind the sockets of the main node, with the options that all of them have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retire_cluster.conf.machine.binding import why_not_listening
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.text.hosts import EVERYWHERE, bracketed
 
-#: Messages that wait here for each connection: what more comes waits where it was sent.
+#: Messages received from one connection that wait to be read; more wait where they were sent.
 WAITING = 10_000
 #: The same on the worker bus, whose messages may be large.
 WAITING_OF_DEVICE = 32
@@ -26,9 +26,12 @@ def bind(
     waiting: int = WAITING,
     largest_bytes: int = wire.MAX_FRAME_BYTES,
 ) -> None:
-    """Listen on `tcp://host:port` (0: any free port), for frames up to a size.
+    """Listen on `tcp://host:port`.
 
-    Raises `BindError`.
+    :param port: 0: any free port
+    :param waiting: messages from one connection that may wait here to be read
+    :param largest_bytes: a peer that sends a larger frame is disconnected
+    :raises BindError: when the address cannot be used
     """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 10_000)

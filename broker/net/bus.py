@@ -30,7 +30,7 @@ _MALFORMED_BYTES_AN_ITEM = 16
 
 
 class Bus(Channel):
-    """The worker bus."""
+    """The worker bus. See `Channel` for the parameters."""
 
     def __init__(
         self, socket: Socket, facts: Facts, *, keyed: bool = False, intake: Intake | None = None
@@ -42,9 +42,10 @@ class Bus(Channel):
     def read(
         self, limit: int, mono: float, count_dropped: CountDropped
     ) -> Iterator[FromDevice | ResultsArrived]:
-        """Events of at most `limit` messages.
+        """Read at most `limit` messages and yield their events.
 
-        What is malformed, or beyond a budget, is counted and skipped.
+        What is malformed, or beyond a budget, is counted and skipped; after too much of it the
+        rest is left for the next turn.
         """
         wasted = 0
         for _ in range(limit):
@@ -94,7 +95,7 @@ class Bus(Channel):
         self.put(routing, wire.encode(wire.BUS, verb, answer))
 
     def discard(self, limit: int) -> None:
-        """Read and forget: the devices will say it again."""
+        """Read at most `limit` messages and forget them: devices send again what matters."""
         for _ in range(limit):
             if self._receive() is None:
                 return

@@ -23,7 +23,7 @@ log = logging.getLogger("broker")
 
 _PEERS_LOGGED = 1_000
 _PEERS_KNOWN = 50_000
-#: Characters of a call's id: every answer to it repeats it.
+#: Characters that a call's id may have: the answer repeats it.
 MAX_CALL_ID = 200
 # As plain numbers: combining pyzmq's enums costs more than sending a small frame.
 _NOW = int(zmq.NOBLOCK)
@@ -34,15 +34,15 @@ CountDropped = Callable[[str], None]
 
 
 class Peer(NamedTuple):
-    """What the transport says of one connection; it stays the same as long as that lives."""
+    """What is known of one connection from its first message on."""
 
     #: IP address, empty when unknown.
     address: str
     #: The key that the handshake proved; None on a socket without CURVE.
     key: str | None
-    #: Whether it sends small messages in one frame, and so is answered.
+    #: Whether it sends small messages in one frame; it is answered likewise.
     folds: bool = False
-    #: Told what was received of it, where what it sends is bounded.
+    #: Counts the bytes of its messages; None where that is not bounded (intake.py).
     meter: Meter | None = None
 
     def __repr__(self) -> str:
@@ -51,6 +51,12 @@ class Peer(NamedTuple):
 
 
 class Channel:
+    """A ROUTER socket and the peers that have sent something.
+
+    :param keyed: whether the socket has CURVE, so that each peer has proved a key
+    :param intake: bounds what the peers may send; None: nothing does
+    """
+
     def __init__(
         self, socket: Socket, facts: Facts, *, keyed: bool = False, intake: Intake | None = None
     ) -> None:
@@ -65,7 +71,7 @@ class Channel:
         return f"<{type(self).__name__}: {len(self._peers)} peers{', keyed' if self.keyed else ''}>"
 
     def _receive(self) -> tuple[bytes, Peer, list[bytes]] | None:
-        """`(routing id, peer, frames)`, None when there is nothing to read.
+        """Return `(routing id, peer, frames)`, None when there is nothing to read.
 
         Of a message with far too many frames all are read, but not kept.
         """
@@ -93,7 +99,7 @@ class Channel:
         return routing, peer or Peer("", "" if self.keyed else None), frames
 
     def _meet(self, routing: bytes, frame: zmq.Frame) -> Peer:
-        """A connection's first message: note who it is. Routing ids are never used twice."""
+        """Note who sent a connection's first message. Routing ids are never used twice."""
         address, key, meter = "", "" if self.keyed else None, None
         with contextlib.suppress(zmq.ZMQError):
             address = plain_address(str(frame.get("Peer-Address")))
@@ -117,7 +123,7 @@ class Channel:
             log.warning("dropped a malformed message of %s: %s", address or "a peer", what)
 
     def put(self, routing: bytes, frames: list[bytes]) -> bool:
-        """Send without waiting; whether the peer was there and had room."""
+        """Send without waiting; return whether the peer was there and had room."""
         peer = self._peers.get(routing)
         if peer is not None and peer.folds:
             frames = wire.fold(frames)
@@ -133,13 +139,14 @@ class Channel:
 
 
 def call_id_of(frames: list[bytes]) -> int | str | None:
+    """Return the id of the call in these frames; None for what cannot be read as one."""
     with contextlib.suppress(WireError):
         return repeatable(wire.decode(wire.ADMIN, frames).header.get("id"))
     return None
 
 
 def repeatable(call_id: object) -> int | str | None:
-    """A call's id as an answer repeats it; None for one that nobody can be asked to repeat."""
+    """Return a call's id as an answer repeats it; None for one that is not allowed."""
     if isinstance(call_id, str) and len(call_id) <= MAX_CALL_ID:
         return call_id
     return call_id if type(call_id) is int else None

@@ -29,7 +29,11 @@ from retire_cluster.schemas.protocol.wire import WireError
 
 
 class Clients(Channel):
-    """The admin socket."""
+    """The admin socket.
+
+    :param may_use: tells whether a key may still use it; None: the socket has no CURVE
+    :param intake: bounds what the peers may send; None: nothing does
+    """
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class Clients(Channel):
         self._may_use = may_use
 
     def read(self, limit: int, now: Now, count_dropped: CountDropped) -> Iterator[Call]:
-        """Calls of at most `limit` messages; what cannot be read is answered with an error."""
+        """Read at most `limit` messages and yield their calls; answer others with an error."""
         for _ in range(limit):
             got = self._receive()
             if got is None:

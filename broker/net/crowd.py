@@ -1,9 +1,9 @@
-"""How many connections there may be, and whose is given up for one too many. Pure.
+"""How many connections there may be, and which is closed when there is one too many. Pure.
 
-Strangers can open connections without end, and each takes a file. Whoever has said something is
-let be. Of those that never did the oldest goes: of an address that has too many, and of the one
-with most of them where all together are too many, so that no address keeps the others out.
-Many devices may share one address: they speak at once, and do not count against each other.
+Strangers can open connections without end, and each takes a file. A connection that has sent a
+message stays. Of the silent ones the oldest is closed: of an address that has too many, and of the
+address with most of them when all together are too many, so that no address keeps the others out.
+Many devices may share one address: they send at once, and do not count against each other.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final, Generic, Protocol, TypeVar
 #: Files that are no connections.
 _FILES_BESIDE: Final = 128
 _LEAST: Final = 64
-#: Connections that are not those of devices, and of some that come back before they are missed.
+#: Connections beside one for each device: of clients, and of devices that came back early.
 _BESIDE_DEVICES: Final = 512
 
 
 def room_for(devices: int, files: int | None) -> int:
-    """How many connections there may be.
+    """Return how many connections there may be.
 
     :param devices: how many may be online
     :param files: how many files this process may have; None: as many as it likes
@@ -30,11 +30,11 @@ def room_for(devices: int, files: int | None) -> int:
 
 
 class Addressed(Protocol):
-    """What is looked at."""
+    """A connection, as far as it is counted here."""
 
     @property
     def address(self) -> str:
-        """Of its other end."""
+        """Address of its other end."""
 
 
 _One = TypeVar("_One", bound=Addressed)
@@ -55,7 +55,7 @@ class Crowd(Generic[_One]):
         return len(self._all)
 
     def add(self, new: _One) -> _One | None:
-        """Count a new connection, and the one that is given up for it, if there is one."""
+        """Count a new connection; return the one to be closed for it, or None."""
         self._all.add(new)
         mine = self._silent.setdefault(new.address, {})
         mine[new] = None
@@ -68,7 +68,7 @@ class Crowd(Generic[_One]):
         return None
 
     def mark_active(self, one: _One) -> None:
-        """It has said something that was let through."""
+        """Note that a connection has sent a message: it is not closed for another."""
         mine = self._silent.get(one.address)
         if mine is not None:
             mine.pop(one, None)
@@ -76,13 +76,13 @@ class Crowd(Generic[_One]):
                 del self._silent[one.address]
 
     def remove(self, one: _One) -> None:
-        """It has ended or been given up; once more is no matter."""
+        """Forget a connection that has ended or was closed; it may be unknown."""
         self._all.discard(one)
         self.mark_active(one)
 
 
 def network_of(address: str) -> str:
-    """The address, or for IPv6 its /64: one subscriber has that many addresses to himself."""
+    """Return the address, or for IPv6 its /64: one subscriber has all the addresses of it."""
     if ":" not in address:
         return address
     try:

@@ -24,7 +24,7 @@ def _is_readable(socket: Socket) -> bool:
 
 
 class Feed:
-    """The event feed: costs nothing while nobody has subscribed."""
+    """The event feed: reads and writes no event while nobody has subscribed."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
@@ -32,7 +32,7 @@ class Feed:
         self._published = 0
 
     def publish(self, log_: EventLog, ids: TaskIds) -> None:
-        """Send what happened since the last call to those who listen."""
+        """Send the events since the last call to all subscribers."""
         while _is_readable(self.socket):
             message = self.socket.recv(_NOW)
             self._subscriptions += {1: 1, 0: -1}.get(message[0] if message else 2, 0)
@@ -40,7 +40,7 @@ class Feed:
         if self._subscriptions <= 0 or since == log_.last:
             return
         if since == 0:
-            since = log_.last - 1  # the first listener came just now
+            since = log_.last - 1  # the first call: what is older is no news
         rows = [event(ids, entry) for entry in log_.after(since)]
         for type_, group in groupby(rows, key=lambda row: row["type"]):
             frames = [wire.FEED, type_.encode(), dumps(list(group))]

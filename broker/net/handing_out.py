@@ -1,7 +1,7 @@
 """Batches of assignments as messages: payloads not kept in memory are read, what is large is split.
 
-By now the dispatch is committed. What cannot be sent is told as an event for the next turn, so that
-its task goes on: a damaged payload never can be, one that cannot be read now can be later.
+By now the dispatch is committed. What cannot be sent becomes an event of the next turn, so that its
+task goes on: one with a damaged payload fails, one whose payload cannot be read now waits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def hand_out(
     bus: Bus,
     now: Callable[[], ev.Now],
 ) -> list[ev.TaskDamaged | ev.NotSent]:
-    """Send a batch; what is to be done about those of it that were not sent."""
+    """Send a batch of assignments; return the events of those that could not be sent."""
     missing = [task.number for task in order.tasks if task.payload is None]
     found = store.payloads(missing) if missing else None
     later: list[ev.TaskDamaged | ev.NotSent] = []

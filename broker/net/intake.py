@@ -1,7 +1,7 @@
 """What libzmq holds for each connection, bounded.
 
-libzmq gathers a message until its last frame is there, and a handshake's command until its last
-byte, before anybody is asked whether the sender may say anything; it bounds a frame and not their
+libzmq collects a message until its last frame is there, and a handshake's command until its last
+byte, before anybody is asked whether the sender may send anything; it bounds a frame and not their
 sum. A stranger with forty connections, or the holder of one join token with a message that never
 ends, so took gigabytes. There is no option against it, but the system counts the bytes of each
 connection (`TCP_INFO`, Linux), and the main node knows how many of them it was given as messages:
@@ -59,7 +59,7 @@ _RECEIVED_AT, _INFO_BYTES = 128, 136
 
 
 def available() -> bool:
-    """Whether this system counts what a connection received."""
+    """Tell whether this system counts what a connection received."""
     return sys.platform == "linux" and hasattr(socket, "TCP_INFO")
 
 
@@ -92,11 +92,11 @@ class Meter:
 
     @property
     def is_new(self) -> bool:
-        """Whether it came a moment ago and nothing is known of it yet."""
+        """Whether it has sent no message yet and was looked at a few times only."""
         return not self.delivered and self.looks < _QUICK_LOOKS
 
     def look(self) -> int:
-        """How many bytes came since the last look. Raises `OSError`."""
+        """Update `held`; return how many bytes came since the last look. Raises `OSError`."""
         delivered = self.delivered  # before the other, so that nothing counts as held in between
         info = self.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) < _INFO_BYTES:
@@ -136,7 +136,7 @@ class Intake:
             self._thread.start()
 
     def accepted(self, number: int) -> Meter | None:
-        """The meter of a connection with this descriptor; None when it has gone already."""
+        """Return the meter of the connection with this descriptor; None if it has ended."""
         if self._thread is None:
             return None
         with self._lock:
@@ -159,12 +159,12 @@ class Intake:
         return meter
 
     def mark_active(self, meter: Meter) -> None:
-        """A first message came from it."""
+        """Note that a first message came from a connection."""
         with self._lock:
             self.crowd.mark_active(meter)
 
     def closed(self, number: int) -> None:
-        """The connection with this descriptor has ended."""
+        """Forget the connection with this descriptor, which has ended."""
         with self._lock:
             self._forget(number)
 
@@ -197,7 +197,7 @@ class Intake:
                 time.sleep(pause)
 
     def look(self) -> bool:
-        """Look at all connections once and cut those that hold too much; whether much came."""
+        """Look at all connections and cut those that hold too much; return whether much came."""
         busy = False
         with self._lock:
             for number, meter in list(self._meters.items()):
@@ -211,7 +211,7 @@ class Intake:
         return busy
 
     def _cut(self, meter: Meter, why: str) -> None:
-        """Shut a connection down, if it still is the one that was looked at."""
+        """Shut a connection down if its descriptor is still that of the same peer."""
         meter.cut = True
         self.crowd.remove(meter)
         with contextlib.suppress(OSError):
@@ -239,7 +239,7 @@ def _plain(peer: Any) -> str:
 
 
 def too_much(meters: Iterable[Meter]) -> list[Meter]:
-    """Those to be cut: each that holds too much, and the largest where all together do."""
+    """Return those to be cut: each that holds too much, and the largest if the sum does."""
     left = sorted((each for each in meters if not each.cut), key=lambda each: each.held)
     found = []
     strangers = sum(each.held for each in left if not each.delivered)
@@ -256,7 +256,7 @@ def too_much(meters: Iterable[Meter]) -> list[Meter]:
 
 @contextlib.contextmanager
 def _copy(number: int) -> Iterator[socket.socket]:
-    """A descriptor of our own for a connection. Raises `OSError` where there is none."""
+    """Duplicate a connection's descriptor for a while. Raises `OSError` where there is none."""
     copied = os.dup(number)
     try:
         found = socket.socket(fileno=copied)

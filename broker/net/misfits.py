@@ -1,4 +1,4 @@
-"""Devices that speak another version of the wire, for the log: each is told of once."""
+"""Log devices that speak another version of the wire, each once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST_LOGGED: Final = 1_000
 
 
 class Misfits:
-    """Logs each of them once."""
+    """Remembers which devices were logged."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, object]] = set()
 
     def log(self, header: Mapping[str, Any], reject: Reject, address: str) -> None:
-        """One line for people."""
+        """Log that a device was refused, unless it was logged before."""
         found = header.get("protocol")
         who = (word_of(header, "device_id"), found if type(found) is int else None)
         if who not in self._logged:

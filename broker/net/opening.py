@@ -17,13 +17,13 @@ from retire_cluster.schemas.text.hosts import EVERYWHERE
 
 #: Where the scheduler posts its ticks.
 TICKS_ENDPOINT: Final = "inproc://ticks"
-#: The largest frame that is read, by the name of the lock; the bus may have none.
+#: The largest frame (bytes) of a locked socket; the bus, which may be open, has its own.
 _LARGEST: Final = {ADMIN: wire.MAX_FRAME_BYTES, FEED: wire.MAX_FEED_FRAME_BYTES}
 Socket = zmq.Socket[bytes]
 
 
 class MainKeys(NamedTuple):
-    """What locks the sockets."""
+    """Keys that the sockets are locked with."""
 
     pair: Pair
     #: Public key of this machine's own tooling.
@@ -75,12 +75,12 @@ class MainSockets:
 
     @property
     def pollable(self) -> list[Socket]:
-        """What wakes the loop."""
+        """The sockets whose messages wake the loop."""
         locked = self.zap.pollable if self.zap is not None else []
         return [self.ticks, self.bus, self.admin, self.feed, *locked]
 
     def close(self) -> None:
-        """Close them all; once more is no matter."""
+        """Close all sockets. May be called again."""
         if self.zap is not None:
             self.zap.close()
             self.zap = None

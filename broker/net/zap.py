@@ -1,8 +1,8 @@
 """CURVE on the sockets, and the handler that libzmq asks about each key (ZAP, RFC 27).
 
-It is served by the broker's own loop, so what it looks at needs no lock. A refused handshake is
-counted and told once a minute for each address; one that fails before a key is known (a client
-without encryption, or one that expects another main node) is seen by the monitors.
+It is served by the main node's own loop, so the access list needs no lock. A refused handshake is
+counted, and logged once a minute for each socket and address; one that fails before a key is known
+(a client without encryption, or one that expects another main node) is seen by the monitors.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class ZapHandler:
 
     @property
     def pollable(self) -> list[Socket]:
-        """What wakes the loop for it."""
+        """The sockets whose messages wake the loop for `serve`."""
         return [self.handler, *(monitor for _, monitor in self._locked.values())]
 
     def close(self) -> None:
-        """Give the sockets back; before those that are locked are closed."""
+        """Stop watching the locked sockets, which are still open, and answering handshakes."""
         for socket, (_, monitor) in self._locked.items():
             if not socket.closed:
                 socket.disable_monitor()
@@ -88,11 +88,11 @@ class ZapHandler:
         self.intake.stop()
 
     def may_use_admin(self, key: str) -> bool:
-        """Whether a key that once passed may still use the admin socket."""
+        """Tell whether a key that passed the handshake may still use the admin socket."""
         return key == self._tooling or self._access().may_connect(ADMIN, key, 0)
 
     def serve(self, now_mono: float, age_ms: int, count_dropped: CountDropped) -> None:
-        """Answer all handshakes that wait."""
+        """Answer all handshakes that wait; count and log what the monitors saw."""
         while True:
             try:
                 frames = self.handler.recv_multipart(zmq.NOBLOCK)

@@ -56,7 +56,7 @@ class Store(Protocol):
     commits: int
 
     def load(self, begin: Callable[[int], int], inline_bytes: int) -> Snapshot:
-        """Everything a starting broker needs; begins a new epoch.
+        """Return everything that a starting main node needs, and begin a new epoch.
 
         `begin` makes it of the newest number that is known to have been used
         (`event_log.fresh_epoch`).
@@ -68,28 +68,28 @@ class Store(Protocol):
         """Write all of it durably or none of it. Raises `StoreFull`, `StoreError`."""
 
     def task(self, number: int) -> TaskRow | None:
-        """One task. Raises `RowDamaged` when it is not what was written."""
+        """Return one task, None if absent. Raises `RowDamaged` if it is not what was written."""
 
     def heads(self, numbers: Iterable[int]) -> dict[int, TaskRow]:
-        """Tasks without document and payload, for lists."""
+        """Return tasks without document and payload, for lists."""
 
     def openings(self, numbers: Iterable[int]) -> dict[int, tuple[bytes, bytes]]:
-        """Document and the beginning of the payload of tasks, for what lists say of them."""
+        """Return tasks' documents and the beginnings of their payloads, for labels in lists."""
 
     def payloads(self, numbers: Iterable[int]) -> Payloads:
-        """Payloads of tasks; it raises nothing, whatever the medium does."""
+        """Return payloads of tasks; raises nothing, whatever the medium does."""
 
     def outcomes(self, numbers: Iterable[int], *, results: bool) -> dict[int, OutcomeRow]:
-        """How tasks ended, with or without results and details.
+        """Return how tasks ended, with or without results and details.
 
         Raises `RowDamaged` when one with its result is not what was written.
         """
 
     def attempts(self, number: int) -> list[AttemptRow]:
-        """A task's attempts that did not end it, oldest first."""
+        """Return a task's attempts that did not end it, oldest first."""
 
     def free_percent(self) -> float:
-        """Free space where it writes, in percent. Raises `StoreError`."""
+        """Return the free space where it writes, in percent. Raises `StoreError`."""
 
     def close(self) -> None:
-        """Give up files; everything committed stays."""
+        """Close files; everything committed stays."""

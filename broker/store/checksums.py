@@ -33,23 +33,23 @@ _MASK: Final = 0xFFFFFFFF
 
 
 def form_checksum(form: Sequence[Any]) -> int:
-    """For `(type, priority, timeout, retries, document)`, which many tasks have in common."""
+    """Return the checksum of `(type, priority, timeout, retries, document)`."""
     head = f"{form[0]} {form[1]} {form[2]} {form[3]}".encode("utf-8", "replace")
     return zlib.crc32(form[4], zlib.crc32(head))
 
 
 def task_checksum(row: Sequence[Any], form: int) -> int:
-    """For a row of `tasks` and the checksum of its form."""
+    """Return the checksum of a row of `tasks`, from that of its form."""
     return int(zlib.crc32(row[7], form) ^ (row[0] & _MASK) ^ (row[1] & _MASK))
 
 
 def outcome_form_checksum(form: Sequence[Any]) -> int:
-    """For `(status, device, attempt, cause, error, retries)`."""
+    """Return the checksum of `(status, device, attempt, cause, error, retries)`."""
     return zlib.crc32(" ".join(map(str, form)).encode("utf-8", "replace"))
 
 
 def outcome_checksum(row: Sequence[Any], form: int) -> int:
-    """For a row of `outcomes` and the checksum of its form."""
+    """Return the checksum of a row of `outcomes`, from that of its form."""
     checksum = zlib.crc32(row[12], zlib.crc32(row[11], form))
     return int(checksum ^ (row[0] & _MASK) ^ (row[6] & _MASK))
 
@@ -57,7 +57,7 @@ def outcome_checksum(row: Sequence[Any], form: int) -> int:
 def is_task_whole(
     row: Sequence[Any], checksum: Callable[[Sequence[Any]], int] = form_checksum
 ) -> bool:
-    """Whether a row of `tasks` is what was written; its ninth column is the checksum.
+    """Tell whether a row of `tasks` is what was written; its ninth column is the checksum.
 
     `checksum`: `form_checksum`, or one that remembers, for rows whose columns have the right types.
     """
@@ -68,7 +68,7 @@ def is_task_whole(
 
 
 def is_outcome_whole(row: Sequence[Any]) -> bool:
-    """Whether a row of `outcomes` is what was written; its last column is the checksum."""
+    """Tell whether a row of `outcomes` is what was written; `row[13]` is the checksum."""
     try:
         form = outcome_form_checksum((*row[1:4], *row[8:11]))
         return bool(outcome_checksum(row, form) == row[13])
@@ -91,7 +91,7 @@ def _counts(values: Sequence[object]) -> tuple[int, int]:
 
 
 def live_row(row: Sequence[Any]) -> LiveRow:
-    """A row of `live`."""
+    """Read a row of `live`."""
     _whole_numbers(row[:5])
     excluded = tuple((str(name), str(word)) for name, word in json.loads(row[5]))
     killers = tuple(json.loads(row[6]))
@@ -101,7 +101,7 @@ def live_row(row: Sequence[Any]) -> LiveRow:
 
 
 def dispatch_row(row: Sequence[Any]) -> DispatchRow:
-    """A row of `dispatches`."""
+    """Read a row of `dispatches`."""
     _whole_numbers((*row[:3], row[4]))
     numbers = array("q")
     numbers.frombytes(row[5])
@@ -110,13 +110,13 @@ def dispatch_row(row: Sequence[Any]) -> DispatchRow:
 
 
 def submission_row(row: Sequence[Any]) -> SubmissionRow:
-    """A row of `submissions`."""
+    """Read a row of `submissions`."""
     _whole_numbers(row[3:7])
     return SubmissionRow(*row)
 
 
 def config_row(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
-    """A row of `config`: section and values."""
+    """Read a row of `config`: section and values."""
     document = json.loads(row[1])
     if not isinstance(document, dict):
         raise ValueError("it is no object")
@@ -124,13 +124,13 @@ def config_row(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
 
 
 def audit_columns(row: AuditRow, denial: bool) -> tuple[Any, ...]:
-    """A row of `audit`, the last column its checksum: what it says is to be relied on."""
+    """Return the columns of a row of `audit`, the last one its checksum."""
     columns = (row.id, int(denial), *row[1:4], json.dumps(row.data))
     return (*columns, _audit_checksum(columns))
 
 
 def audit_row(row: Sequence[Any]) -> AuditRow:
-    """A row of `audit`."""
+    """Read a row of `audit`. Raises `ValueError` when it is not what was written."""
     if _audit_checksum(row[:6]) != row[6]:
         raise ValueError("it is not what was written")
     return AuditRow(row[0], row[2], row[3], row[4], json.loads(row[5]))
@@ -141,13 +141,13 @@ def _audit_checksum(columns: Sequence[Any]) -> int:
 
 
 def mark_text(mark: Mark) -> str:
-    """A mark of the cluster's age with its own checksum: a wrong one would make everything old."""
+    """Write a mark of the cluster's age with a checksum: a wrong one would make all old."""
     text = json.dumps(mark)
     return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
 def mark(kept: object, warnings: list[str]) -> Mark | None:
-    """The stored mark; None, with a warning, for a damaged one."""
+    """Read the stored mark; None, with a warning, for a damaged one."""
     if kept is None:
         return None
     checksum, _, text = str(kept).partition(" ")
@@ -161,12 +161,12 @@ _LIVE_KINDS: Final = (int, int, str, int, int, int, bytes)
 
 
 def is_sane(row: Sequence[Any]) -> bool:
-    """Whether what is used of a live task before its payload is read can be used."""
+    """Tell whether what is used of a live task before its payload is read can be used."""
     return 0 <= row[3] <= 3 if all(map(isinstance, row, _LIVE_KINDS)) else False
 
 
 def showable(head: TaskRow) -> TaskRow:
-    """A task's head as lists can show it, whatever happened to it."""
+    """Return a task's head as lists can show it, whatever happened to it."""
     if type(head.task_type) is str and head.priority in (0, 1, 2, 3):
         return head
     kind = head.task_type if type(head.task_type) is str else UNREADABLE
@@ -174,7 +174,7 @@ def showable(head: TaskRow) -> TaskRow:
 
 
 def index_row(row: Sequence[Any]) -> IndexRow:
-    """One task for the ledger, as far as the ledger can hold it.
+    """Return one task for the ledger, as far as the ledger can hold it.
 
     A status that is none counts as `failed`; content is checked when a task is looked at.
     """

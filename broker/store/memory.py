@@ -200,8 +200,8 @@ class MemoryStore:
         return list(self._attempts.get(number, ()))
 
     def free_percent(self) -> float:
-        """Memory is not measured: always plenty."""
+        """Return 100: memory is not measured."""
         return 100.0
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """Do nothing: there is no file."""

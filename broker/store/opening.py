@@ -13,7 +13,7 @@ _SQLITE = "sqlite:///"
 
 
 def open_store(url: str) -> Store:
-    """The store of an address (`sqlite:///FILE`, `memory://`).
+    """Open the store of an address (`sqlite:///FILE`, `memory://`).
 
     Raises `StoreError` for another scheme, or a file that cannot be used.
     """

@@ -19,7 +19,7 @@ PAUSES_SECONDS: Final = (0.002, 0.01, 0.04)
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether SQLite says that the file itself is not what it wrote."""
+    """Tell whether SQLite says that the file itself is not what it wrote."""
     return "malformed" in str(error) or "not a database" in str(error)
 
 
@@ -34,7 +34,7 @@ class Patience:
         self._troubled = False
 
     def read(self, action: Callable[[], T]) -> T:
-        """What the action gives. Raises the `sqlite3.Error` of the last try."""
+        """Return what the action returns. Raises the `sqlite3.Error` of the last try."""
         for pause in () if self._troubled else PAUSES_SECONDS:
             try:
                 return action()

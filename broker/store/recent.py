@@ -23,7 +23,7 @@ class RecentOutcomes:
         self._noted = self._bytes = 0
 
     def note(self, rows: Sequence[OutcomeRow]) -> None:
-        """Take in rows that are committed."""
+        """Add rows that are committed."""
         size = sum([len(row.result) + len(row.details) for row in rows])
         self._rows.update(zip([row.task for row in rows], rows, strict=True))
         self._commits.append((rows, size))
@@ -38,10 +38,10 @@ class RecentOutcomes:
                     del self._rows[row.task]
 
     def forget(self, tasks: Iterable[int]) -> None:
-        """Tasks live again, or are deleted."""
+        """Forget tasks that live again, or are deleted."""
         for task in tasks:
             self._rows.pop(task, None)
 
     def get(self, task: int) -> OutcomeRow | None:
-        """A task's outcome, None when it is not among the newest."""
+        """Return a task's outcome, None when it is not among the newest."""
         return self._rows.get(task)

@@ -47,7 +47,7 @@ MIGRATIONS: Final = (
     """,
     # Devices where an attempt of a task did not end well: others come first.
     "alter table live add column tried text not null default '[]'",
-    # Attempts that a device gave back: counted, and told as few rows. What devices said of single
+    # Attempts that a device gave back: counted, and kept as few rows. What devices said of single
     # tasks has their words from here on; without it they are only asked once more.
     """
     update live set excluded = '[]';

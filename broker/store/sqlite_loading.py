@@ -111,7 +111,7 @@ def _index(db: Db, path: Path) -> Iterator[IndexRow]:
 
 
 def unreadable(path: Path, error: Exception) -> StoreError:
-    """What a read of the whole store failed by, as one of our errors."""
+    """Return the error of ours for what a read of the whole store failed by."""
     text = f"the store {path} cannot be read: {error}"
     if is_damage(error):
         return StoreDamaged(f"{text}; {CURE}")
@@ -119,7 +119,7 @@ def unreadable(path: Path, error: Exception) -> StoreError:
 
 
 def _salt(meta: dict[str, Any], path: Path) -> int:
-    """What makes task ids of task numbers: with a wrong one no id would be found again."""
+    """Return what makes task ids of numbers: with a wrong one no id would be found again."""
     salt = meta.get("salt")
     if salt is None:
         return secrets.randbits(SALT_BITS)
@@ -132,7 +132,7 @@ def _salt(meta: dict[str, Any], path: Path) -> int:
 def _sound(
     db: Db, table: str, read: Callable[[Sequence[Any]], _Row], warnings: list[str]
 ) -> list[_Row]:
-    """Rows of a small table; damaged ones are left out."""
+    """Return the rows of a small table without damaged ones."""
     found = []
     for row in db.execute(f"select * from {table} order by 1"):
         try:

@@ -33,7 +33,7 @@ def perform(db: Db, write: ins.Write) -> None:
 
 
 def chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
-    """Numbers in parts of one statement each, and the parameter marks of each."""
+    """Yield numbers in parts of one statement each, with the parameter marks of each."""
     rows = list(numbers)
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
@@ -42,7 +42,7 @@ def chunks(numbers: Iterable[int]) -> Iterator[tuple[list[int], str]]:
 
 @functools.lru_cache(maxsize=2 * _ROWS)
 def _alike(table: str, layout: str, rows: int) -> str:
-    """The statement of `_insert_alike`.
+    """Return the statement of `_insert_alike`.
 
     Its parameters have no numbers: from 3.14 on, Python takes those from a mapping alone.
     """

@@ -1,4 +1,4 @@
-"""What people are told of a store that cannot be read now and then: two log lines, and health."""
+"""Report a store that cannot be read now and then: two log lines, and health."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ReadTrouble:
         self._last_mono: float | None = None
 
     def note(self, reason: str, mono: float) -> None:
-        """A read failed."""
+        """Note that a read failed."""
         if self._last_mono is None:
             log.warning(
                 "%s; whoever asked is told to ask again, tasks that need it wait and are tried"
@@ -29,7 +29,7 @@ class ReadTrouble:
         self._last_mono = mono
 
     def look(self, mono: float) -> bool:
-        """Whether the store is in trouble."""
+        """Tell whether a read failed of late, and log when that is over."""
         if self._last_mono is not None and mono - self._last_mono > DEGRADED_SECONDS:
             log.info("the store is read without errors again")
             self._last_mono = None

@@ -1,4 +1,4 @@
-"""Last step of a submission: what its client is told of its tasks."""
+"""Last step of a submission: the answer to its client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retire_cluster.schemas.vocabulary import TaskStatus
 def answer(
     admin: AdminContext, call: Call, numbers: range, created_ms: int, *, replayed: bool
 ) -> Reply:
-    """What a submission is answered whose tasks these are. Raises `TaskNotFound`."""
+    """Return the answer of a submission whose tasks these are. Raises `TaskNotFound`."""
     ids, args = admin.state.ids, call.args
     data: dict[str, Any] = {"submitted_at": stamp(created_ms), "replayed": replayed}
     if args.get("first_only"):

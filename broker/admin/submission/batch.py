@@ -46,7 +46,7 @@ class SubmissionBatch:
         return (owner, key) in self._keys
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all submissions."""
         self.submissions = []
         self.size = 0
         self._keys.clear()

@@ -24,7 +24,7 @@ _LIMITED: Final = frozenset({"command", "http_request"})
 
 
 def check(admin: AdminContext, asked: Submission) -> Submission:
-    """The submission with what its payloads need and whose it is.
+    """Return the submission with what its payloads need and who submits it.
 
     Raises a `ClusterError` for one that cannot be taken.
     """
@@ -52,7 +52,7 @@ def check(admin: AdminContext, asked: Submission) -> Submission:
 
 @functools.lru_cache(maxsize=SPECS_KEPT)
 def _needing(spec: TaskSpec, need: str) -> TaskSpec:
-    """The spec of a task whose payload needs something of its device (`schemas.needs`)."""
+    """Return the spec of a task whose payload needs something of its device (needs.py)."""
     if not need:
         return spec
     # One object with one more field: it stays with the task, in memory and in the store.
@@ -61,7 +61,7 @@ def _needing(spec: TaskSpec, need: str) -> TaskSpec:
 
 
 def _payload(admin: AdminContext, spec: TaskSpec, payload: bytes, where: str) -> dict[str, Any]:
-    """The payload's content. Raises a `ClusterError` for one that cannot be taken."""
+    """Return the payload's content. Raises a `ClusterError` for one that cannot be taken."""
     task_type = spec.task_type
     prefix = f"{where}." if where else ""
     if len(payload) > MAX_PAYLOAD_BYTES:

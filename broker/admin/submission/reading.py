@@ -34,7 +34,7 @@ class SpecCache:
         self._known: dict[bytes, _Read] = {}
 
     def read(self, fields: object, where: str) -> _Read:
-        """The spec and delay of one submission's fields. Raises `ValidationError`."""
+        """Return the spec and delay (s) of one task's fields. Raises `ValidationError`."""
         try:
             text = dumps(fields)
         except JSONError as error:
@@ -62,7 +62,7 @@ def _spec(fields: dict[str, Any]) -> _Read:
 
 
 def read(call: Call, known: SpecCache) -> Submission:
-    """The submission that a call asks for. Raises `ValidationError`."""
+    """Return the submission that a call asks for. Raises `ValidationError`."""
     # By hand: a schema for these few fields takes 4 µs a call, as long as the rest of this step.
     args = call.args
     seconds = args.get("wait_seconds", 0.0)

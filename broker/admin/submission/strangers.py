@@ -50,14 +50,14 @@ class Stranger(NamedTuple):
 
 
 def read(args: Mapping[str, Any]) -> Stranger | None:
-    """The stranger of a submission, None where it is none. Raises `ValidationError`."""
+    """Return the stranger of a submission, None for others. Raises `ValidationError`."""
     if "stranger" not in args:
         return None
     return Stranger(**validate(STRANGER, {"stranger": args["stranger"]})["stranger"])
 
 
 def marked(specs: Sequence[TaskSpec], stranger: Stranger) -> list[TaskSpec]:
-    """The specs as those of a stranger's tasks; what was shared stays shared."""
+    """Return the specs marked as a stranger's; those that were one object stay one."""
     made = {id(spec): spec for spec in specs}
     made = {key: _marked(spec, stranger) for key, spec in made.items()}
     return [made[id(spec)] for spec in specs]
@@ -70,7 +70,7 @@ def _marked(spec: TaskSpec, stranger: Stranger) -> TaskSpec:
 
 
 def address_of(document: bytes) -> str | None:
-    """Whose task this is; None for one that is no stranger's.
+    """Return the stranger's address that a task's document ends with; None for others.
 
     A client's own objects end before it, so none of them can pass for it.
     """
@@ -88,7 +88,7 @@ class Strangers:
         self._tasks: dict[int, str] | None = None
 
     def make_room(self, tasks: Mapping[int, Task], stranger: Stranger, count: int) -> None:
-        """Raises `RateLimitExceeded` where `count` more would be too many.
+        """Raise `RateLimitExceeded` where `count` more tasks would be too many.
 
         :param tasks: all that have not ended
         """
@@ -106,7 +106,7 @@ class Strangers:
             raise _too_many(own, "this address", count, stranger.most_each, auth=stranger.auth)
 
     def add(self, numbers: Iterable[int], address: str) -> None:
-        """These were made."""
+        """Count tasks that were made for a stranger."""
         if self._tasks is not None:
             self._tasks.update(dict.fromkeys(numbers, address))
 

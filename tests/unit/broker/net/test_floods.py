@@ -121,9 +121,9 @@ def test_texts_of_devices_have_a_bound_of_bytes_too() -> None:
 def test_a_kind_of_message_has_a_budget_that_fills_again(verb: bytes) -> None:
     some, limit = Budgets(), LIMITS[verb]
     read = sum(some.allows("key", verb, 100, 5.0) for _ in range(20_000))
-    assert limit.at_once * 0.95 <= read <= limit.at_once + 1
+    assert limit.burst * 0.95 <= read <= limit.burst + 1
     assert some.allows("another key", verb, 100, 5.0)
-    assert some.allows("key", verb, 100, 5.0 + 2 / limit.a_second)
+    assert some.allows("key", verb, 100, 5.0 + 2 / limit.per_second)
     dropped = some.take_over()
     assert dropped == {"key": {verb.decode(): 20_000 - read}}
     assert some.take_over() == {}
