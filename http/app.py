@@ -1,4 +1,4 @@
-"""All wiring of the REST facade: `create_app` with the whole route table in view.
+"""Wire the REST facade: `create_app`, with the whole route table in view.
 
 `assemble` makes the parts from settings; the commands and `wsgi.py` call it at their edge.
 """
@@ -65,7 +65,7 @@ from retire_cluster.schemas.rest.openapi import openapi_document
 
 @dataclass(frozen=True)
 class Facade:
-    """A facade put together, and the parts that its server needs to start and stop it."""
+    """A facade, and the parts that its server needs to start and stop it."""
 
     app: falcon.App[falcon.Request, falcon.Response]
     link: MainNodeLink
@@ -73,7 +73,7 @@ class Facade:
     feed: EventFeed
     reporter: Reporter
     shutdown: Shutdown
-    #: Whose body is on its way, for the server.
+    #: Tells the server whose body comes in.
     sender: TellSender
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Facade:
 
 
 def product_version() -> str:
-    """The installed version; `unknown` when run from a folder that is not installed."""
+    """Return the installed version; `unknown` when run from a folder that is not installed."""
     try:
         return version("retire-cluster")
     except PackageNotFoundError:
@@ -101,10 +101,10 @@ def create_app(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Facade:
-    """The facade over `client`.
+    """Make the facade of the main node that `client` calls.
 
-    :param settings: `settings.api` is what is looked at; authentication is on when it says so or
-        when there are keys
+    :param settings: `settings.api` counts; authentication is on when it says so or when there are
+        keys
     :param keys: accepted keys beside those in `settings.api.keys`
     :param key_file: file of further ones, which may change while this runs
     :param clock: epoch seconds
@@ -248,7 +248,7 @@ def _peers(settings: Settings) -> Peers:
 
 
 def assemble(settings: Settings) -> Facade:
-    """The facade that `settings` describe: dials the main node, reads the key file.
+    """Make the facade that `settings` describe: dial the main node, read the key file.
 
     Raises `SettingsError` or `keys.ApiKeyFileError`.
     """

@@ -1,4 +1,4 @@
-"""`retire-cluster-api`: the REST facade on waitress."""
+"""The command `retire-cluster-api`: serve the REST facade on waitress."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("api")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags; what is not given comes from the environment, the file, the defaults."""
+    """Make the parser of the flags; what is not given comes from environment, file, defaults."""
     found = Parser(
         prog=PROGRAM, description="The REST API of a Retire-Cluster.", allow_abbrev=False
     )
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Settings of this start. Raises `SettingsError`."""
+    """Return the settings of this start. Raises `SettingsError`."""
     overrides: dict[str, Any] = {
         "api.host": args.host,
         "api.port": args.port,
@@ -96,7 +96,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; 0 then, 2 when it cannot start."""
+    """Serve until SIGTERM or SIGINT and return 0; return 2 when the start fails."""
     args = parser().parse_args(argv)
     hide_memory()
     try:
@@ -144,7 +144,7 @@ def _refuse(reason: str) -> int:
 
 
 def _make_key(settings: Settings) -> str:
-    """A new key when authentication is on and no key exists; kept as a hash. Else empty."""
+    """Make a key when authentication is on and there is none, else return an empty text."""
     if not settings.api.auth or settings.api.keys:
         return ""
     path = settings.data_dir / api_keys.FILE_NAME
@@ -180,7 +180,7 @@ def _announce(
 
 
 def _look_for_main_node(facade: Facade, host: str, port: int, new_key: str) -> None:
-    """Says once how to start a main node when there is none; requests find it by themselves.
+    """Print once how to start a main node when there is none; requests find it by themselves.
 
     One that is there makes an event of a key that was made at this start.
     """
@@ -210,7 +210,7 @@ def _stop_on_signals(server: StreamServer) -> None:
 
 
 def _write_run_file(path: Path, document: dict[str, Any]) -> None:
-    """Where this process listens, for who started it; there or not, never half."""
+    """Write where this process listens, for who started it: the whole file or none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".api-")

@@ -1,6 +1,6 @@
-"""One tree of errors, each with its REST code, HTTP status and details.
+"""The errors that may reach a user, each with its REST code, HTTP status and details.
 
-Everything that may reach a user derives from `ClusterError`; the admin socket carries
+All derive from `ClusterError`; the admin socket carries
 `code, status, message, details, retry_after`, the REST facade puts the same into the envelope.
 """
 

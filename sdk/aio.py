@@ -1,6 +1,6 @@
-"""`AsyncCluster`: the cluster for asyncio.
+"""`AsyncCluster`: submit tasks and await their results with asyncio.
 
-It stands on `Cluster`: one watcher thread completes everything that is waited for, however many
+It is built on `Cluster`: one watcher thread completes everything that is waited for, however many
 tasks that are. Only requests (submit, cancel) are sent from threads of asyncio's pool.
 """
 
@@ -20,26 +20,26 @@ from retire_cluster.sdk.pipeline import BATCH, Batches
 
 
 class AsyncTask:
-    """A submitted task; awaiting it gives its `result_data`, as often as it is awaited.
+    """A submitted task; awaiting it, once or often, gives its `result_data`.
 
-    Raises `TaskFailed` when it did not succeed, also when it was cancelled in the cluster, by
-    whomever: `asyncio.CancelledError` would cancel who waits. A wait that is itself cancelled, or
-    times out, leaves the task running.
+    Awaiting raises `TaskFailed` when it did not succeed, also when it was cancelled in the cluster,
+    by whomever: `asyncio.CancelledError` would cancel who waits. A wait that is itself cancelled,
+    or times out, leaves the task running.
     """
 
     def __init__(self, future: TaskFuture) -> None:
         self._task = future
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        future.add_done_callback(self._hear)
+        future.add_done_callback(self._on_done)
 
     @property
     def task_id(self) -> str:
-        """Its id in the cluster."""
+        """Return the task's id in the cluster."""
         return self._task.task_id
 
     def done(self) -> bool:
-        """Whether it has ended and its result is here."""
+        """Tell whether the task has ended and its result is here."""
         return self._task.done()
 
     async def cancel(self) -> bool:
@@ -47,7 +47,7 @@ class AsyncTask:
         return await asyncio.to_thread(self._task.cancel)
 
     async def result(self) -> Any:
-        """What awaiting it gives."""
+        """Wait for the task and return its `result_data`. Raises as awaiting it does."""
         # Shielded: who gives up waiting must not take the end from others who wait for it too.
         await asyncio.shield(self._ended)
         try:
@@ -59,7 +59,10 @@ class AsyncTask:
     def __await__(self) -> Generator[Any, None, Any]:
         return self.result().__await__()
 
-    def _hear(self, _: object) -> None:
+    def __repr__(self) -> str:
+        return f"<AsyncTask {self.task_id}, {'done' if self.done() else 'under way'}>"
+
+    def _on_done(self, _: object) -> None:
         # Called by the watcher; the loop may be closed by then, and nobody waits any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._note_end)
@@ -70,7 +73,7 @@ class AsyncTask:
 
 
 class AsyncCluster:
-    """Runs tasks in a cluster, for asyncio; use it with `async with`.
+    """Run tasks in a cluster, for asyncio; use it with `async with`.
 
     :param base_url: as `http://localhost:8081/api/v1`
     :param api_key: sent as `X-API-Key`
@@ -81,7 +84,7 @@ class AsyncCluster:
 
     @property
     def api(self) -> RetireClusterAPI:
-        """The plain client, for everything else; its methods block."""
+        """Return the plain client, for everything else; its methods block."""
         return self._cluster.api
 
     async def submit(
@@ -97,9 +100,9 @@ class AsyncCluster:
     async def submit_many(
         self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
     ) -> list[AsyncTask]:
-        """Submit a task a payload, in batches; the tasks in order.
+        """Submit a task a payload, in batches; return the tasks in order.
 
-        What ends it early leaves running what was submitted and carries these tasks as its
+        An error that ends this early carries the tasks submitted before, which go on, as its
         attribute `submitted`.
         """
         await asyncio.to_thread(self._cluster.begin)
@@ -126,7 +129,7 @@ class AsyncCluster:
         buffersize: int = BUFFERSIZE,
         **options: Any,
     ) -> AsyncGenerator[Any, None]:
-        """Submit a task a payload; their `result_data` in order. Raises as the tasks do.
+        """Submit a task a payload; yield their `result_data` in order. Raises as the tasks do.
 
         The input is read as results are taken, `buffersize` ahead of them. What it raises comes
         after the results of what came before. Whatever ends the iteration early cancels what is
@@ -151,7 +154,7 @@ class AsyncCluster:
             await asyncio.shield(asyncio.to_thread(pipeline.stop))
 
     async def as_completed(self, tasks: Iterable[AsyncTask]) -> AsyncIterator[AsyncTask]:
-        """The tasks in the order in which they end, however they end."""
+        """Yield the tasks in the order in which they end, however they end."""
         waiting = {task._ended: task for task in tasks}
         while waiting:
             ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +162,7 @@ class AsyncCluster:
                 yield waiting.pop(each)
 
     async def close(self) -> None:
-        """Take nothing more; tasks go on, and those that somebody holds are heard of still."""
+        """Take no more tasks; those submitted go on, and those still held complete."""
         self._cluster.close()
 
     async def __aenter__(self) -> AsyncCluster:

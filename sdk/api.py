@@ -1,4 +1,4 @@
-"""`RetireClusterAPI`: the REST document's client, with the rest of the endpoints beside its two.
+"""`RetireClusterAPI`: a method for each endpoint of the REST interface.
 
 Every method returns the answer's envelope, an error's too, exactly as the document's class does.
 Answers 429 and 503 are waited out as their `Retry-After` asks, and so is a facade that answered
@@ -27,8 +27,8 @@ class RetireClusterAPI:
     :param base_url: the interface's address with its version, as `http://localhost:8081/api/v1`
     :param api_key: sent as `X-API-Key`
     :param timeout_seconds: longest silence of the facade
-    :param retry_seconds: longest time spent on waiting out 429, 503 and a restart; 0 for none
-    :param limit_seconds: longest time spent on waiting out 429, where that differs
+    :param retry_seconds: longest wait for the end of 429, 503 and a restart; 0 for none
+    :param limit_seconds: longest wait for the end of 429; default: `retry_seconds`
 
     Methods raise `retire_cluster.schemas.errors.ClusterUnavailable` when nobody answers, and
     `ValidationError` naming the field, before anything is sent, for what JSON does not have. An
@@ -56,23 +56,23 @@ class RetireClusterAPI:
             self.headers["X-API-Key"] = api_key
 
     def get_cluster_status(self) -> dict[str, Any]:
-        """Devices, resources and tasks at a glance."""
+        """Get devices, resources and tasks at a glance."""
         return self._get("/cluster/status")
 
     def get_cluster_metrics(self) -> dict[str, Any]:
-        """Measured utilization and performance."""
+        """Get measured utilization and performance."""
         return self._get("/cluster/metrics")
 
     def list_devices(self, **filters: Any) -> dict[str, Any]:
-        """A page of devices: `page, page_size, status, role, platform, tags`."""
+        """Get a page of devices: `page, page_size, status, role, platform, tags`."""
         return self._get("/devices", **filters)
 
     def get_device(self, device_id: str) -> dict[str, Any]:
-        """All about one device."""
+        """Get everything about one device."""
         return self._get(f"/devices/{quote(device_id, safe='')}")
 
     def ping_device(self, device_id: str) -> dict[str, Any]:
-        """A round trip to a device."""
+        """Make a round trip to a device."""
         return self._post(f"/devices/{quote(device_id, safe='')}/ping", repeatable=True)
 
     def remove_device(self, device_id: str) -> dict[str, Any]:
@@ -98,24 +98,24 @@ class RetireClusterAPI:
         idempotency_key: str | None = None,
         retry_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Submit up to 1000 tasks, all or nothing; the answer has `task_ids`."""
+        """Submit up to 1000 tasks, all or none; the answer has `task_ids`."""
         body = {"tasks": [dict(task) for task in tasks]}
         return self._submit("/tasks/batch", body, idempotency_key, retry_seconds)
 
     def list_tasks(self, **filters: Any) -> dict[str, Any]:
-        """A page of tasks: `page, page_size, after, status, task_type, priority, device_id`."""
+        """Get a page of tasks: `page, page_size, after, status, task_type, priority, device_id`."""
         return self._get("/tasks", **filters)
 
     def get_task(self, task_id: str) -> dict[str, Any]:
-        """All about one task."""
+        """Get everything about one task."""
         return self._get(f"/tasks/{quote(task_id, safe='')}")
 
     def get_task_status(self, task_id: str) -> dict[str, Any]:
-        """Where a task is."""
+        """Get the status and progress of a task."""
         return self._get(f"/tasks/{quote(task_id, safe='')}/status")
 
     def get_task_result(self, task_id: str, *, wait_seconds: float = 0) -> dict[str, Any]:
-        """A finished task's result; an error envelope `NO_TASK_RESULT` before.
+        """Get a finished task's result; an error envelope `NO_TASK_RESULT` before.
 
         `wait_seconds` (up to 60) waits for its end; a second or more costs no rate limit.
         """
@@ -125,7 +125,7 @@ class RetireClusterAPI:
     def get_task_results(
         self, task_ids: Sequence[str], *, wait_seconds: float = 0
     ) -> dict[str, Any]:
-        """Results of up to 1000 tasks: `results`, and ids that are `unfinished` or `omitted`.
+        """Get results of up to 1000 tasks: `results`, and ids `unfinished` or `omitted`.
 
         What did not fit into one answer is omitted: ask for it again. `wait_seconds` (up to 60)
         waits until all have ended; a second or more costs no rate limit.
@@ -151,15 +151,15 @@ class RetireClusterAPI:
         return self._post(f"/tasks/{quote(task_id, safe='')}/retry")
 
     def get_task_types(self) -> dict[str, Any]:
-        """The task types of all devices."""
+        """Get the task types, built in and of all devices."""
         return self._get("/tasks/types")
 
     def get_task_statistics(self) -> dict[str, Any]:
-        """Measured statistics of tasks."""
+        """Get measured statistics of tasks."""
         return self._get("/tasks/statistics")
 
     def get_config(self, section: str | None = None) -> dict[str, Any]:
-        """All settings, or those of `server` or `heartbeat`."""
+        """Get all settings, or those of `server` or `heartbeat`."""
         return self._get(f"/config/{quote(section, safe='')}" if section else "/config")
 
     def update_config(self, section: str, **values: Any) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class RetireClusterAPI:
     def get_events(
         self, since: int | None = None, *, wait_seconds: float = 0, **filters: Any
     ) -> dict[str, Any]:
-        """Events after a cursor: `type, task_id, device_id`; `data.next` is the next cursor."""
+        """Get events after a cursor: `type, task_id, device_id`; `data.next` is the next cursor."""
         return self._send(
             "GET",
             "/events",

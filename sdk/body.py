@@ -1,4 +1,4 @@
-"""A request's body as JSON; what cannot be sent is refused here, by the name of its field."""
+"""Write a request's body as JSON, and name the field of what cannot be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_UNICODE: Final = "is not valid Unicode; bytes go as base64, or decode them"
 
 
 def encode(value: Any, where: str = "") -> bytes:
-    """JSON in ASCII. Raises `ValidationError` naming the field (below `where`) that is no JSON."""
+    """Write JSON in ASCII. Raises `ValidationError` naming the field below `where` that is none."""
     try:
         text = json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -30,7 +30,7 @@ def encode(value: Any, where: str = "") -> bytes:
 
 
 def _wrong(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Fields that cannot be sent, with the reason and the cure."""
+    """Yield the fields that cannot be sent, with reason and cure."""
     left: list[tuple[str, Any]] = [(where, value)]
     seen: set[int] = set()
     while left:

@@ -1,7 +1,7 @@
-"""`Cluster`: the cluster in the shape of `concurrent.futures.Executor`.
+"""`Cluster`: submit tasks as to a `concurrent.futures.Executor`.
 
-One watcher thread a cluster hears of all ends and completes futures; no future polls. Waiting and
-fetching results cost no rate limit; a thousand tasks are submitted with one request.
+One watcher thread a cluster follows the tasks' ends and completes futures; no future polls. Waiting
+and fetching results cost no rate limit; a thousand tasks are submitted with one request.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from retire_cluster.sdk.watcher import TaskWatcher
 
 #: Tasks of a `map` that are submitted and whose results were not taken yet.
 BUFFERSIZE: Final = 5_000
-#: The hour's budget can always be waited out.
+#: Long enough to wait for the end of the hour's rate limit.
 _LIMIT_SECONDS: Final = 3_700.0
-
-
 #: Patience with an interrupted submission: whoever interrupts wants to go on.
 _ASK_SECONDS: Final = 5.0
 
 
 class Cluster:
-    """Runs tasks in a cluster; use as a context manager, or `close` it.
+    """Run tasks in a cluster; use as a context manager, or `close` it.
 
     :param base_url: as `http://localhost:8081/api/v1`
     :param api_key: sent as `X-API-Key`
@@ -62,12 +60,12 @@ class Cluster:
         buffersize: int = BUFFERSIZE,
         **options: Any,
     ) -> Iterator[Any]:
-        """Submit a task a payload, in batches; their `result_data` in order.
+        """Submit a task a payload, in batches; iterate over their `result_data` in order.
 
         The input is read as results are taken, `buffersize` ahead of them; the first are submitted
         at once. Iterating raises `TaskFailed` at a task that did not succeed, `TimeoutError` when
         `timeout` seconds from this call are over, and what the input raises after the results of
-        what came before. Whatever ends it early, also `break` and Ctrl-C, cancels what is left.
+        what came before. Ending early, also by `break` or Ctrl-C, cancels what is left.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pipeline = self.pipeline(task_type, payloads, buffersize, options)
@@ -79,10 +77,10 @@ class Cluster:
     def submit_many(
         self, task_type: str, payloads: Iterable[Mapping[str, Any]], **options: Any
     ) -> list[TaskFuture]:
-        """Submit a task a payload, in batches; the futures in order.
+        """Submit a task a payload, in batches; return the futures in order.
 
-        What ends it early (the input, the cluster, Ctrl-C) leaves running what was submitted and
-        carries these futures as its attribute `submitted`.
+        An error that ends this early (of the input, the cluster, Ctrl-C) carries the futures of the
+        tasks submitted before, which go on, as its attribute `submitted`.
         """
         self.begin()
         batches = Batches(payloads)
@@ -129,7 +127,7 @@ class Cluster:
         return self._watcher.register(data_of(answer)["task_ids"])
 
     def listen(self) -> None:
-        """See to it that somebody listens for ends."""
+        """Restart the thread that follows ends, if it has died."""
         self._watcher.listen()
 
     def pipeline(
@@ -139,7 +137,7 @@ class Cluster:
         buffersize: int,
         options: Mapping[str, Any],
     ) -> Pipeline:
-        """What `map` iterates over, before anything is submitted."""
+        """Make what `map` iterates over; nothing is submitted yet."""
         self.begin()
 
         def submit(
@@ -150,7 +148,7 @@ class Cluster:
         return Pipeline(self.api, submit, payloads, buffersize)
 
     def close(self) -> None:
-        """Take nothing more; tasks go on, and futures that somebody holds are completed still."""
+        """Take no more tasks; those submitted go on, and futures still held complete."""
         self._watcher.close()
 
     def __enter__(self) -> Cluster:
@@ -165,14 +163,14 @@ class Cluster:
         self.close()
 
     def begin(self) -> None:
-        """Listen for ends. Raises `RuntimeError` when closed, or a `ClusterError`."""
+        """Start to follow ends. Raises `RuntimeError` when closed, or a `ClusterError`."""
         if self._watcher.closed:
             raise RuntimeError("this Cluster is closed")
         self._watcher.begin()
 
 
 def keep_handles(error: BaseException, futures: Sequence[Any]) -> None:
-    """Attach what was submitted to the error that ends a submission early."""
+    """Attach the futures submitted before to the error that ends a submission early."""
     if not futures:
         return
     with contextlib.suppress(AttributeError, TypeError):  # an error with slots

@@ -1,4 +1,4 @@
-"""`TaskFuture`: one submitted task, as a future."""
+"""`TaskFuture`: the future of one submitted task."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Final
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable, from_wire
 from retire_cluster.sdk.api import RetireClusterAPI
 
-#: Who waits looks this often whether somebody still listens for the end; it is also the longest
-#: time that Ctrl-C is not heard on Windows, where locks cannot be interrupted.
+#: Seconds after which a wait checks that the watcher still runs. On Windows, where locks cannot be
+#: interrupted, Ctrl-C takes as long.
 _SLICE_SECONDS: Final = 1.0
 
 
@@ -27,7 +27,7 @@ class TaskFailed(ClusterError):
         super().__init__(str(result.get("error_message") or f"the task ended as {status}"))
         #: `failed`, `timeout` or `cancelled`.
         self.task_status = status
-        #: The whole result: `logs`, `error_traceback`, `truncated`, what the task gave back.
+        #: The whole result: `result_data`, `logs`, `error_traceback`, `truncated` and more.
         self.result = dict(result)
 
 
@@ -35,8 +35,8 @@ class TaskFuture(Future[Any]):
     """A submitted task; `result()` is its `result_data`.
 
     `result()` raises `TaskFailed` when the task did not succeed, `CancelledError` when it was
-    cancelled, by whomever. It works after its `Cluster` was closed. In a forked child nobody
-    listens: there `result`, `exception`, `done` and `cancel` ask by themselves, and
+    cancelled, by whomever. The future works after its `Cluster` was closed. In a forked child there
+    is no watcher: `result`, `exception`, `done` and `cancel` ask the cluster, and
     `concurrent.futures.wait` is of no use.
     """
 
@@ -45,7 +45,7 @@ class TaskFuture(Future[Any]):
     ) -> None:
         super().__init__()
         self.task_id = task_id
-        #: A device was heard to have begun with it.
+        #: Whether a device is known to have begun the task.
         self.begun = False
         self._api = api
         self._listen = listen
@@ -53,12 +53,15 @@ class TaskFuture(Future[Any]):
         self._end: Mapping[str, Any] | ClusterError | None = None
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the task gave back. Raises `TimeoutError` after `timeout` seconds."""
+        """Wait, and return `result_data`. Raises `TimeoutError` after `timeout` seconds."""
         self._wait(timeout)
         return _outcome(self._end) if self._is_foreign else super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """How it failed, or None. Raises as `result` for a cancelled task and for the time."""
+        """Wait and return the task's error, or None.
+
+        Raises `CancelledError` for a cancelled task, `TimeoutError` after `timeout` seconds.
+        """
         self._wait(timeout)
         if not self._is_foreign:
             return super().exception(0)
@@ -70,14 +73,14 @@ class TaskFuture(Future[Any]):
 
     @property
     def truncated(self) -> Mapping[str, Mapping[str, Any]] | None:
-        """What of its result is not whole, once it is here; None when nothing is missing.
+        """Return which parts of the result are cut, once it is here; None when none are.
 
-        `{"stdout": {"total_bytes": 1000000, "kept_bytes": 262144, "missing": "middle"}}`.
+        As `{"stdout": {"total_bytes": 1000000, "kept_bytes": 262144, "missing": "middle"}}`.
         """
         return self._end.get("truncated") if isinstance(self._end, Mapping) else None
 
     def done(self) -> bool:
-        """Whether it has ended and its result is here; asks, in a forked child."""
+        """Tell whether the task has ended and its result is here; in a forked child ask for it."""
         if not self._is_foreign:
             return super().done()
         if self._end is None:
@@ -87,7 +90,7 @@ class TaskFuture(Future[Any]):
     def cancel(self) -> bool:
         """Cancel the task in the cluster, also while it runs; False when it has ended already.
 
-        The future is done as soon as its end is heard of.
+        The future is done once the watcher has seen the end. Raises the answer's `ClusterError`.
         """
         if self.done():
             return isinstance(self._end, Mapping) and self._end["status"] == "cancelled"
@@ -97,7 +100,7 @@ class TaskFuture(Future[Any]):
         return answer.get("status") == "success"
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Call `fn` at its end. Raises `RuntimeError` in a forked child, where nobody listens."""
+        """Call `fn` at the end. Raises `RuntimeError` in a forked child, which has no watcher."""
         if self._is_foreign:
             raise RuntimeError(
                 f"task {self.task_id} was submitted by process {self._home}: in a forked child ask"
@@ -121,11 +124,11 @@ class TaskFuture(Future[Any]):
 
     @property
     def _is_foreign(self) -> bool:
-        """Whether this is a copy in a forked child, whose locks may be held by nobody."""
+        """Tell whether this is a copy in a forked child, whose locks nobody may ever release."""
         return os.getpid() != self._home
 
     def _wait(self, timeout: float | None) -> None:
-        """Return at its end. Raises `TimeoutError`."""
+        """Wait for the end. Raises `TimeoutError` after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._end is None if self._is_foreign else not super().done():
             left = _SLICE_SECONDS if deadline is None else deadline - time.monotonic()
@@ -145,8 +148,8 @@ class TaskFuture(Future[Any]):
                 raise FutureTimeoutError(f"task {self.task_id} has not ended in time")
 
     def _look(self, wait_seconds: float) -> None:
-        """Ask for the end, and keep it. Raises `ClusterUnavailable`, `RateLimitExceeded`."""
-        asked = time.monotonic()
+        """Ask for the end and keep it. Raises `ClusterUnavailable`, `RateLimitExceeded`."""
+        asked_at = time.monotonic()
         answer = self._api.get_task_results([self.task_id], wait_seconds=wait_seconds)
         if answer.get("status") == "success":
             for end in answer["data"]["results"]:
@@ -157,7 +160,7 @@ class TaskFuture(Future[Any]):
                 raise error
             self._end = error
         if self._end is None and wait_seconds:
-            time.sleep(max(0.0, min(1.0, wait_seconds) - (time.monotonic() - asked)))
+            time.sleep(max(0.0, min(1.0, wait_seconds) - (time.monotonic() - asked_at)))
 
 
 def _outcome(end: Mapping[str, Any] | ClusterError | None) -> Any:
@@ -172,14 +175,14 @@ def _outcome(end: Mapping[str, Any] | ClusterError | None) -> Any:
 
 
 def data_of(envelope: Mapping[str, Any]) -> Any:
-    """The data of an answer. Raises the `ClusterError` of an error's."""
+    """Return the data of an answer. Raises the `ClusterError` that an error's envelope holds."""
     if envelope.get("status") != "success":
         raise error_of(envelope)
     return envelope["data"]
 
 
 def error_of(envelope: Mapping[str, Any]) -> ClusterError:
-    """The error that an envelope tells."""
+    """Return the error that an envelope holds."""
     if "error_code" not in envelope:
         return ClusterUnavailable("the answer is no envelope of the REST interface")
     return from_wire(

@@ -1,4 +1,4 @@
-"""Tasks of a `map` under way: submitted while the input is read, no more than a buffer's worth."""
+"""Submit the tasks of a `map` while its input is read, at most a buffer's worth ahead."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from retire_cluster.sdk.futures import TaskFuture, data_of
 #: Tasks of one submission: the most the interface takes, and what fits into its 16 MiB.
 BATCH: Final = 1_000
 BATCH_BYTES: Final = 12 * 1024 * 1024
-#: A slow input is not waited for longer than this before what there is gets submitted. It doubles,
-#: so that an input of an hour makes a few hundred submissions.
+#: Seconds that a slow input is waited for before what has come is submitted. They double, so that
+#: an input of an hour makes a few hundred submissions.
 _FIRST_SECONDS: Final = 0.25
 _LONGEST_SECONDS: Final = 6.0
 #: Patience when what is left is cancelled: whoever stops wants to be gone.
@@ -30,9 +30,9 @@ Payload = Mapping[str, Any]
 
 
 class Batches:
-    """An input in parts that can be submitted.
+    """Cut an input into batches that can be submitted.
 
-    A part ends when it is full or, for a slow input, when some time is over.
+    A batch ends when it is full or, for a slow input, when some time is over.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Batches:
     ) -> None:
         self._source = iter(payloads)
         self._exhausted = False
-        #: Read already, but without room in the last part.
+        #: Read already, but without room in the last batch; with its size in bytes.
         self._held: tuple[Payload, int] | None = None
         self._clock = clock
         self._patience = _FIRST_SECONDS
-        #: It keeps whoever reads it waiting.
+        #: Whether the input keeps its reader waiting.
         self.slow = False
         #: What the input raised, to be told after the results of what came before.
         self.error: Exception | None = None
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Tell whether nothing more comes."""
         return self._exhausted and self._held is None
 
     def stop(self) -> None:
@@ -59,7 +59,7 @@ class Batches:
         self._exhausted, self._held, self.error = True, None, None
 
     def take(self, room: int) -> list[Payload]:
-        """The next part, of at most `room` payloads; empty when nothing more comes."""
+        """Return the next batch, of at most `room` payloads; empty when nothing more comes."""
         found: list[Payload] = []
         size = 0
         until = self._clock() + self._patience
@@ -94,10 +94,10 @@ class Batches:
 
 
 class Pipeline:
-    """Futures in the order of an input that is read as there is room for them.
+    """Hold the futures of an input, which is read as there is room for them.
 
-    :param submit: submits some payloads, once, however often it is called with the same key; its
-        last argument is how long it may try, None for as long as it takes
+    :param submit: submits payloads, once, however often it is called with the same key; its last
+        argument is the seconds it may try, None for as long as it takes
     :param buffersize: tasks that are submitted and whose results were not taken yet, at most
     """
 
@@ -116,15 +116,15 @@ class Pipeline:
         self._size = buffersize
         self._under_way: deque[TaskFuture] = deque()
         self._filling = True
-        #: A submission is cut short by the end of asyncio's wait for it, or by Ctrl-C.
         self._lock = threading.Lock()
+        #: Payloads and key of a submission that Ctrl-C, or asyncio, may have cut short.
         self._unsure: tuple[Sequence[Payload], str] | None = None
         self._stopped = False
         self._home = os.getpid()
 
     @property
     def hungry(self) -> bool:
-        """Whether the input is to be read before the next result is waited for."""
+        """Tell whether to read the input before waiting for the next result."""
         under_way = self._under_way
         # Refilled from half on, or each result taken would be a submission of one task.
         if len(under_way) <= self._size // 2:
@@ -136,11 +136,11 @@ class Pipeline:
         return not self._batches.slow or not under_way[0].done()
 
     def read(self) -> list[Payload]:
-        """The next payloads to `send`; as slow as the input."""
+        """Return the next payloads to `send`; as slow as the input."""
         return self._batches.take(self._size - len(self._under_way))
 
     def send(self, payloads: Sequence[Payload]) -> None:
-        """Submit. Raises the `ClusterError` of the answer."""
+        """Submit payloads. Raises the `ClusterError` of the answer."""
         with self._lock:
             if not payloads or self._stopped:
                 return
@@ -163,7 +163,7 @@ class Pipeline:
             raise
 
     def head(self) -> TaskFuture | None:
-        """The oldest whose result was not taken; None: there are no more.
+        """Return the oldest future whose result was not taken; None when there are no more.
 
         Raises what the input raised.
         """
@@ -174,11 +174,11 @@ class Pipeline:
         return None
 
     def taken(self) -> None:
-        """The result of the oldest was taken."""
+        """Drop the oldest future, whose result was taken."""
         self._under_way.popleft()
 
     def results(self, deadline: float | None) -> Iterator[Any]:
-        """Nothing once, then results in order; ending early cancels what is left.
+        """Yield None once, then results in order; ending early cancels what is left.
 
         Only a generator that has begun can end: the first item makes it one.
         """
@@ -199,7 +199,7 @@ class Pipeline:
             self.stop()
 
     def stop(self) -> None:
-        """Cancel what is left: nobody will take it.
+        """Cancel the tasks that are left: nobody will take their results.
 
         A copy in a forked child, which ends when the child does, leaves the tasks to its parent.
         """

@@ -1,4 +1,4 @@
-"""One HTTP exchange with the facade, tried again where that is safe and asked for.
+"""Send requests to the facade, and again where that is safe and asked for.
 
 A 429 was refused before anything happened, so it may always be tried again, and so may a
 `TASK_JUST_ENDED` 409: a moment later the task's end is written down. A 503 or a broken
@@ -45,7 +45,7 @@ log = logging.getLogger("retire_cluster.sdk")
 
 @dataclass(frozen=True)
 class Response:
-    """What the facade answered."""
+    """An answer of the facade."""
 
     status: int
     #: The JSON document.
@@ -54,12 +54,12 @@ class Response:
 
 
 class Transport:
-    """Sends requests to one base address.
+    """Send requests to one base address.
 
     :param timeout_seconds: longest silence of the facade within one exchange
-    :param retry_seconds: longest time spent on trying again because of 503, or because a facade
-        that answered before does not any more
-    :param limit_seconds: longest time spent on waiting for the rate limit; default: as long
+    :param retry_seconds: longest time spent on trying again after 503, or while a facade that
+        answered before is silent
+    :param limit_seconds: longest wait for the rate limit; default: `retry_seconds`
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Transport:
         self._clock = clock
         self._pause = pause
         self._notices = _Notices(clock)
-        #: Somebody answered here before: silence is a pause, not a wrong address.
-        self._met = False
+        #: Whether the facade answered before: then silence is a pause, not a wrong address.
+        self._has_answered = False
         local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         # A proxy of the environment cannot reach this machine's own addresses.
         handlers = [urllib.request.ProxyHandler({})] if local else []
@@ -106,8 +106,8 @@ class Transport:
         Raises `ClusterUnavailable` when no answer comes, `ValidationError`, before anything is
         sent, for a body that is no JSON.
 
-        :param repeatable: doing it twice does no harm; default: it is a GET
-        :param retry_seconds: longest time spent on trying again, whatever for
+        :param repeatable: whether doing it twice does no harm; default: for GET only
+        :param retry_seconds: longest time spent on trying again, for any reason
         """
         request = self._request(method, path, headers, query, body)
         safe = method == "GET" if repeatable is None else repeatable
@@ -130,7 +130,7 @@ class Transport:
                     self._notices.away(self.base_url, _reason(error), patience)
                 self._pause(pause)
                 continue
-            self._met = True
+            self._has_answered = True
             limited = response.status == 429
             just_ended = response.body.get("error_code") == "TASK_JUST_ENDED"
             if not limited and not just_ended and not (response.status == 503 and safe):
@@ -151,7 +151,7 @@ class Transport:
             self._pause(wait)
 
     def _name_the_path(self, response: Response) -> None:
-        """Where nothing is, and the address lacks the interface's path, say so."""
+        """Add to a 404 that the base address lacks the interface's path, where it does."""
         here = response.status == 404 and response.body.get("error_code") in _NO_SUCH_ADDRESS
         if here and not self.base_url.endswith(_PATH):
             message = response.body.get("message")
@@ -161,7 +161,7 @@ class Transport:
             )
 
     def _pauses(self) -> Iterator[float]:
-        later = itertools.repeat(_AGAIN_SECONDS) if self._met else ()
+        later = itertools.repeat(_AGAIN_SECONDS) if self._has_answered else ()
         return itertools.chain(_RECONNECT_SECONDS, later)
 
     def _request(
@@ -189,7 +189,7 @@ class Transport:
 
 
 class _Notices:
-    """Tells whoever is kept waiting so, once a wait. Used from all threads."""
+    """Log once a wait that the caller is kept waiting. Used from all threads."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -198,7 +198,7 @@ class _Notices:
         self._is_away = False
 
     def limited(self, wait_seconds: float) -> None:
-        """The rate limit is used up for that long."""
+        """Log that the rate limit is used up for `wait_seconds`."""
         until = self._clock() + wait_seconds
         with self._lock:
             if until <= self._limit_until + _ONE_NOTICE_SECONDS:
@@ -211,7 +211,7 @@ class _Notices:
         )
 
     def away(self, base_url: str, reason: str, patience_seconds: float) -> None:
-        """Nobody answers who answered before."""
+        """Log that a facade that answered before does not answer."""
         with self._lock:
             if self._is_away:
                 return
@@ -224,7 +224,7 @@ class _Notices:
         )
 
     def answered(self) -> None:
-        """It answers (again)."""
+        """Note that the facade answers (again)."""
         if self._is_away:
             with self._lock:
                 self._is_away = False

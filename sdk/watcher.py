@@ -1,7 +1,7 @@
-"""The thread that hears of tasks' ends and completes their futures.
+"""Complete the futures of tasks that end, on one thread.
 
 It follows the events and fetches results, many with one request; both are long polls, which cost no
-rate limit. Whatever goes wrong in it is logged and tried again: futures wait for it.
+rate limit. Whatever goes wrong is logged and tried again: futures wait for this thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _POLL_SECONDS: Final = 25.0
 _RESULT_SECONDS: Final = 1.0
 _AWAY_SECONDS: Final = 1.0
 _LONGEST_AWAY_SECONDS: Final = 30.0
-#: Refusals in a row (a key that was revoked) after which nobody waits on.
+#: Refusals in a row (a key that was revoked) after which all futures fail.
 _REFUSALS: Final = 3
 _BATCH: Final = 500
 #: Ends seen before their submission was answered, kept for when it is.
@@ -35,7 +35,7 @@ log = logging.getLogger("retire_cluster.sdk")
 
 
 class TaskWatcher:
-    """Completes the futures of one `Cluster`.
+    """Complete the futures of one `Cluster`.
 
     After `close` it goes on for those futures that somebody still holds, and then ends.
     """
@@ -47,7 +47,7 @@ class TaskWatcher:
         _WATCHERS.add(self)
 
     def _start_anew(self) -> None:
-        """Begin as nobody's watcher: a forked child has neither the thread nor its locks."""
+        """Forget thread, locks and futures: a forked child has none of them."""
         self._lock = threading.Lock()
         self._pending: MutableMapping[str, TaskFuture] = {}
         self._early: dict[str, None] = {}
@@ -58,7 +58,7 @@ class TaskWatcher:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more is taken."""
+        """Tell whether `close` was called."""
         return self._closed
 
     def begin(self) -> None:
@@ -70,7 +70,7 @@ class TaskWatcher:
         self.listen()
 
     def listen(self) -> None:
-        """See to it that somebody listens: a thread that has died is replaced."""
+        """Replace the thread if it has died."""
         thread = self._thread
         if thread is None or thread.is_alive():
             return
@@ -79,7 +79,7 @@ class TaskWatcher:
                 self._start()
 
     def register(self, task_ids: list[str]) -> list[TaskFuture]:
-        """Futures of tasks that were submitted after `begin`."""
+        """Make the futures of tasks that were submitted after `begin`."""
         futures = [TaskFuture(task_id, self._api, self.listen) for task_id in task_ids]
         with self._lock:
             self._pending.update(zip(task_ids, futures, strict=True))
@@ -120,7 +120,7 @@ class TaskWatcher:
             time.sleep(min(_LONGEST_AWAY_SECONDS, _AWAY_SECONDS * 2 ** min(failures - 1, 6)))
 
     def _turn(self) -> None:
-        asked = time.monotonic()
+        asked_at = time.monotonic()
         data = data_of(self._api.get_events(self._cursor, wait_seconds=_POLL_SECONDS))
         ended = [event["task_id"] for event in data["events"] if event["type"] in _ENDED]
         self._note_begun([event["task_id"] for event in data["events"] if event["type"] == _BEGUN])
@@ -133,7 +133,7 @@ class TaskWatcher:
         self._refusals = 0
         if not data["events"]:
             # Too many wait at the facade: it answered at once.
-            time.sleep(max(0.0, _AWAY_SECONDS - (time.monotonic() - asked)))
+            time.sleep(max(0.0, _AWAY_SECONDS - (time.monotonic() - asked_at)))
 
     def _note_begun(self, task_ids: list[str]) -> None:
         with self._lock:
@@ -208,7 +208,7 @@ class TaskWatcher:
             log.exception("a callback of task %s failed", task_id)
 
 
-#: All of this process, for a forked child to forget.
+#: All watchers of this process, for a forked child to start anew.
 _WATCHERS: Final[weakref.WeakSet[TaskWatcher]] = weakref.WeakSet()
 
 

@@ -1,4 +1,4 @@
-"""Charge the rate limit for results that are given out again without a wait."""
+"""Charge the rate limit for results that a client takes again without a wait."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import falcon
 from retire_cluster.api.admission.rate_limit import RequestLimiter
 from retire_cluster.schemas.errors import TaskNotFound
 
-#: Results that are remembered as given out; of a client whose oldest are forgotten, all that ended
-#: before the newest of those counts as given out.
+#: Results remembered as given out. Once a client's are forgotten, all that ended no later than the
+#: newest of these counts as given out to it.
 _REMEMBERED = 50_000
-#: Clients of whom that is known.
+#: Clients for whom that time is kept.
 _CLIENTS = 1_000
 
 

@@ -1,1 +1,1 @@
-"""Bodies and envelopes: what a request says, and how an answer is written."""
+"""Read what requests carry, and write what answers carry."""

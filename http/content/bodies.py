@@ -1,4 +1,4 @@
-"""How large a request's body may be."""
+"""Limit the size of requests' bodies."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from retire_cluster.schemas.errors import PayloadTooLarge
 from retire_cluster.schemas.vocabulary import API
 
 MAX_BODY_BYTES = 1024 * 1024
-#: Of a batch, from whoever may submit by a right of his own; others' have the size of any body.
+#: For a batch of whoever may submit by a right of his own; strangers' are as small as any body.
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 BATCH_PATH = f"{API}/tasks/batch"
 
 
 def body_limit(path: str) -> int:
-    """Bytes that a body sent to `path` may have."""
+    """Return how many bytes a body sent to `path` may have."""
     return MAX_BATCH_BYTES if path.rstrip("/") == BATCH_PATH else MAX_BODY_BYTES
 
 
 def too_large(limit: int, *, stranger: bool = False) -> PayloadTooLarge:
-    """The error for a body above its limit; `stranger`: with a key it might be larger."""
+    """Return the error for a body above its limit; `stranger`: a key would allow more."""
     cure = (
         " without an API key that may submit; send one (X-API-Key: KEY; without authentication:"
         " submit on the main node's machine), or several smaller batches"

@@ -1,4 +1,4 @@
-"""What a client takes and what it has: `Accept-Encoding`, `Accept`, `If-None-Match` (RFC 9110)."""
+"""Read `Accept`, `Accept-Encoding` and `If-None-Match` (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 def accepts(header: str, wanted: str) -> bool:
-    """Whether a list with weights (`gzip;q=0.5, br`) takes `wanted`.
+    """Tell whether a list with weights (`gzip;q=0.5, br`) takes `wanted`.
 
     The most exact entry decides: `wanted` itself, then `type/*` for a media type, then `*`. A
     weight of 0 refuses, and so does one that is no number. An empty list takes nothing.
@@ -30,14 +30,14 @@ def accepts(header: str, wanted: str) -> bool:
 
 
 def names(header: str, wanted: str) -> bool:
-    """Whether such a list takes `wanted` by its own name: what browsers do, and programs do not."""
+    """Tell whether such a list names `wanted` itself: browsers do, programs do not."""
     return any(
         part.partition(";")[0].strip().lower() == wanted for part in header.split(",")
     ) and accepts(header, wanted)
 
 
 def has(header: str, tag: str) -> bool:
-    """Whether an `If-None-Match` says that the client has `tag`.
+    """Tell whether an `If-None-Match` says that the client has `tag`.
 
     Compared weakly, as it has to be: a proxy that compresses makes a tag weak.
     """

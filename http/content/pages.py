@@ -1,4 +1,4 @@
-"""The page the facade draws itself, without a script or anything from elsewhere."""
+"""Draw the documentation page, without a script or anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ Json = Mapping[str, Any]
 
 
 def docs_page(document: Json) -> str:
-    """The OpenAPI document as a page to read."""
+    """Write the OpenAPI document as a page to read."""
     info = document["info"]
     title = f"{info['title']} {info['version']}"
     menu, parts = [], []
@@ -163,7 +163,7 @@ def _answer_content(operation: Json) -> Json:
 
 
 def _resolved(document: Json, schema: Json) -> Json:
-    """The schema behind a reference, and behind "this or null"."""
+    """Return the schema behind a reference, and behind "this or null"."""
     while "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     for choice in schema.get("anyOf", ()):
@@ -216,7 +216,7 @@ def _row(name: str, where: str | None, parameter: Json) -> str:
 
 
 def _marked(text: str) -> str:
-    """Escaped, with what stands between backticks as code."""
+    """Escape a text, and mark what stands between backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 

@@ -1,4 +1,4 @@
-"""Task submissions: from a JSON body to what the main node's `task.submit` takes.
+"""Turn the JSON body of a submission into what the main node's `task.submit` takes.
 
 A body is parsed once, and each payload leaves here as JSON bytes, which are stored and sent to a
 device as they are. The main node parses each payload once more, to check it itself: it does not
@@ -26,11 +26,11 @@ _BATCH_WITHOUT_ITEMS: dict[str, Any] = {
 
 
 class TaskSubmission(NamedTuple):
-    """One task to submit."""
+    """One task of a submission."""
 
     #: Type, priority, requirements, metadata, delay: defaults filled in. Shared; never changed.
     fields: dict[str, Any]
-    #: Its payload as JSON.
+    #: The payload as JSON.
     payload: bytes
 
 

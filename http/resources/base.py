@@ -1,4 +1,4 @@
-"""What all resources share."""
+"""The base of all resources, and how they answer."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"
 
 
 class HealthProbe:
-    """Asks the main node how it is and adds how this facade is."""
+    """Ask the main node for its health and add this facade's."""
 
     def __init__(self, link: MainNodeLink, shutdown: Shutdown) -> None:
         self._link = link
         self._shutdown = shutdown
 
     def look(self) -> tuple[str, dict[str, str], bool]:
-        """`(word for the whole, word a component, whether it can serve)`."""
+        """Return a word for the whole, a word a component, and whether requests can be served."""
         try:
             found: dict[str, Any] = dict(self._link.data("health")["components"])
             serves = True
@@ -43,13 +43,13 @@ class HealthProbe:
 
 
 class HealthResource(Resource):
-    """`/health`: the one answer without an envelope, made for monitors."""
+    """Serve `/health`, without an envelope, for monitors."""
 
     def __init__(self, probe: HealthProbe) -> None:
         self._probe = probe
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """200 while requests can be served, else 503."""
+        """Answer 200 while requests can be served, else 503."""
         word, components, serves = self._probe.look()
         if not serves:
             resp.status = falcon.HTTP_503
@@ -65,13 +65,13 @@ class HealthResource(Resource):
 
 
 class ClusterHealthResource(Resource):
-    """The same in the envelope; 503 when not healthy."""
+    """Serve `/cluster/health`: the health in the envelope."""
 
     def __init__(self, probe: HealthProbe) -> None:
         self._probe = probe
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """An error envelope that still has `data.components` when something is wrong."""
+        """Answer 200 when healthy, else a 503 whose envelope still has `data.components`."""
         word, components, _ = self._probe.look()
         data = {"status": word, "components": components}
         if word == _HEALTHY:
@@ -95,22 +95,22 @@ class ClusterHealthResource(Resource):
 
 
 class ClusterResource(Resource):
-    """Status, metrics and configuration of the cluster."""
+    """Serve `/cluster/status`, `/cluster/metrics` and `/cluster/config`."""
 
     def __init__(self, link: MainNodeLink, *, auth_required: bool) -> None:
         self._link = link
         self._auth_required = auth_required
 
     def on_get_status(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Devices, resources, tasks, and the main node itself."""
+        """Answer devices, resources, tasks, and the main node itself."""
         answer(req, resp, self._link.data("cluster.status"))
 
     def on_get_metrics(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Performance and utilization."""
+        """Answer performance and utilization."""
         answer(req, resp, self._link.data("cluster.metrics"))
 
     def on_get_config(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The settings that matter to a client."""
+        """Answer the settings that matter to a client."""
         data = self._link.data("cluster.config")
         features = {**data.get("features", {}), "api_enabled": True}
         data["features"] = {**features, "auth_required": self._auth_required}

@@ -14,7 +14,7 @@ from retire_cluster.schemas.errors import ValidationError
 
 
 class ConfigResource(Resource):
-    """The complete configuration.
+    """Serve `/config` and `/config/reset`: the complete configuration.
 
     :param api_section: this facade's own settings, without secrets; the main node only knows what
         it was started with itself
@@ -25,11 +25,11 @@ class ConfigResource(Resource):
         self._api_section = dict(api_section)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """All sections."""
+        """Answer all sections."""
         answer(req, resp, self._with_own(self._link.data("config.get")))
 
     def on_post_reset(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Back to the defaults."""
+        """Reset the settings that may be changed to their defaults."""
         reading.checked_body(req)
         data = self._link.data("config.reset")
         current = self._with_own(data["current_config"])
@@ -40,18 +40,18 @@ class ConfigResource(Resource):
 
 
 class ConfigSectionResource(Resource):
-    """One section that may be changed."""
+    """Serve `/config/SECTION`: a section that may be changed."""
 
     def __init__(self, link: MainNodeLink, section: str) -> None:
         self._link = link
         self._section = section
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Its settings, flat."""
+        """Answer the section's settings, flat."""
         answer(req, resp, self._link.data("config.get", {"section": self._section}))
 
     def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Change those that are given; the others stay."""
+        """Change the settings that are given; the others stay."""
         values = reading.checked_body(req)
         if not values:
             raise ValidationError("", "the body names no setting to change")

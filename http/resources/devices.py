@@ -12,18 +12,18 @@ PING_SECONDS = 1.5
 
 
 class DeviceListResource(Resource):
-    """All devices."""
+    """Serve `/devices` and `/devices/summary`."""
 
     def __init__(self, link: MainNodeLink) -> None:
         self._link = link
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """One page of the devices that match, by device id."""
+        """Answer one page of the devices that match, by device id."""
         data = self._link.data("device.list", req.context.query)
         answer(req, resp, data["items"], pagination=data["pagination"])
 
     def on_get_summary(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Counts and totals."""
+        """Answer counts and totals."""
         answer(req, resp, self._link.data("device.summary"))
 
 

@@ -39,7 +39,7 @@ class EventsResource(Resource):
 
 
 class EventTicketResource(Resource):
-    """Serve `POST /events/ticket`: lets a page that holds a key open `/ws`."""
+    """Serve `POST /events/ticket`: tickets by which a page that holds a key opens `/ws`."""
 
     def __init__(self, tickets: Tickets) -> None:
         self._tickets = tickets

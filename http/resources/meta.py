@@ -1,4 +1,4 @@
-"""The API about itself: its index, its OpenAPI document, its documentation page, `/`."""
+"""Describe the API: its index, its OpenAPI document, its documentation page, `/`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ API_VERSION = "v1"
 
 
 class IndexResource(Resource):
-    """`/api/v1`: what there is.
+    """Serve `/api/v1`: what the API offers.
 
     :param features: feature name → whether this facade has it on
     """
@@ -34,7 +34,7 @@ class IndexResource(Resource):
         ]
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Version, features and endpoints."""
+        """Answer version, features and endpoints."""
         answer(
             req,
             resp,
@@ -48,14 +48,14 @@ class IndexResource(Resource):
 
 
 class RootResource(Resource):
-    """`/`: the dashboard for a browser, the index for a program."""
+    """Serve `/`: the dashboard for a browser, the index for a program."""
 
     def __init__(self, index: IndexResource, authorizer: Authorizer) -> None:
         self._index = index
         self._authorizer = authorizer
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """To the dashboard when the client asks for HTML, else as `/api/v1`."""
+        """Redirect a client that asks for HTML to the dashboard, else answer as `/api/v1`."""
         resp.append_header("Vary", "Accept")
         if names(req.get_header("Accept", default=""), "text/html"):
             resp.status = falcon.HTTP_302
@@ -67,14 +67,14 @@ class RootResource(Resource):
 
 
 class OpenApiResource(Resource):
-    """`/api/v1/openapi.json`."""
+    """Serve `/api/v1/openapi.json`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
         self._text = envelope.dump(document)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The document."""
+        """Answer the OpenAPI document."""
         resp.content_type = envelope.JSON
         prefix = prefix_of(req.env, req.context.identity.peer)
         if prefix:
@@ -85,13 +85,13 @@ class OpenApiResource(Resource):
 
 
 class DocsResource(Resource):
-    """`/api/v1/docs`."""
+    """Serve `/api/v1/docs`."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._page = pages.docs_page(document)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The document as a page."""
+        """Answer the OpenAPI document as a page."""
         _html(resp, self._page)
 
 

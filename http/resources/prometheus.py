@@ -61,7 +61,7 @@ class _Scrape:
 
 
 def families(data: Mapping[str, Any]) -> Iterator[Metric]:
-    """The Prometheus families of what the operation `metrics` answers."""
+    """Return the Prometheus families of what the operation `metrics` answers."""
     yield InfoMetricFamily(
         _PREFIX + "build", "Version of the main node", value={"version": str(data["version"])}
     )
@@ -121,7 +121,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 def _durations(found: Mapping[str, Any]) -> Metric:
-    """Counts come per bucket; Prometheus wants them added up."""
+    """Add up counts a bucket, as Prometheus wants them."""
     buckets: list[tuple[str, float]] = []
     total = 0
     for bound, count in zip(found["bounds"], found["counts"], strict=True):

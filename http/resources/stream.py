@@ -25,7 +25,7 @@ _INSTEAD = "poll GET /api/v1/events?since=N&wait=25 instead, it has the same eve
 
 
 class StreamResource(Resource):
-    """Turns a request into a WebSocket that carries one JSON event a message."""
+    """Serve `/ws`: a WebSocket that carries one JSON event a message."""
 
     def __init__(
         self, feed: EventFeed, authorizer: Authorizer, origins: Origins, tickets: Tickets

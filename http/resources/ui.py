@@ -58,7 +58,7 @@ class StaticFile:
 
 
 def load_files() -> dict[str, StaticFile]:
-    """File name → file, for all of the dashboard."""
+    """Read all files of the dashboard, by name."""
     found = {}
     for entry in files(PACKAGE).iterdir():
         content_type = _TYPES.get(PurePosixPath(entry.name).suffix)

@@ -22,7 +22,7 @@ _MAX_NODES: Final = 500
 
 
 def safe_schema(schema: object) -> bool:
-    """Whether a payload schema that a device advertised can be trusted to do nothing but validate.
+    """Tell whether a device's payload schema can be trusted to do nothing but validate.
 
     Only the rules of docs/protocol.md with plain values, of bounded depth and size: nothing that
     names code (`check_with`, `coerce`, …), no registry references, no patterns (a device could

@@ -38,13 +38,13 @@ _NUMERIC: Final = frozenset({"strict_int", "integer", "finite", "number", "float
 
 
 def type_names(rules: Schema) -> list[str]:
-    """The names under `type`, which Cerberus allows to be one or several."""
+    """Return the names under `type`, which Cerberus allows to be one or several."""
     declared = rules.get("type", [])
     return [declared] if isinstance(declared, str) else list(declared)
 
 
 def describe(rules: Schema) -> str:
-    """What a field with these rules must be, in words: "a whole number from 1 to 10"."""
+    """Say what a field with these rules must be: "a whole number from 1 to 10"."""
     names = type_names(rules)
     if not names and "anyof" in rules:
         return " or ".join(dict.fromkeys(describe(each) for each in rules["anyof"]))
@@ -75,7 +75,7 @@ def _length_words(rules: Schema, value: object) -> str:
     return f"must have {bound} {unit}"
 
 
-#: Errors that a document may have before the rest is not told any more.
+#: Errors of one document that are listed; further ones are not.
 MAX_ERRORS: Final = 100
 
 
@@ -187,7 +187,7 @@ class StrictValidator(cerberus.Validator):  # type: ignore[misc]
 
 
 def json_size(value: object) -> int:
-    """Bytes that `value` takes as JSON; what cannot be written as JSON is larger than any bound."""
+    """Return the bytes of `value` as JSON; for what JSON cannot hold more than any bound."""
     try:
         return len(dumps(value))
     except JSONError:

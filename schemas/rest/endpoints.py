@@ -48,7 +48,7 @@ class Endpoint:
     #: Content type of the answer.
     media_type: str = "application/json"
     description: str = ""
-    #: Operations that go on from this answer, by id.
+    #: Ids of endpoints that go on from this answer.
     leads_to: tuple[str, ...] = ()
     #: An example of `data` (or of the bare answer), and of the body.
     example: Any = None
@@ -56,17 +56,17 @@ class Endpoint:
 
     @property
     def right(self) -> Right:
-        """What a client needs for it."""
+        """Return what a client needs to use this endpoint."""
         return RIGHTS[self.operation_id]
 
     @property
     def scope(self) -> str:
-        """Scope of the key that is always needed (none needed: empty)."""
+        """Return the scope of the key that is always needed; empty when none is."""
         return self.right.scope if self.right.door is Door.CLOSED else ""
 
     @property
     def always_open(self) -> bool:
-        """Open at the door even with `auth_reads`."""
+        """Tell whether no key is checked before the responder, even with `auth_reads`."""
         return self.right.door is Door.OPEN or self.right.late
 
 

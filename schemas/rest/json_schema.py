@@ -27,7 +27,7 @@ _LENGTHS: Final = {
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an object whose fields `schema` describes."""
+    """Return the JSON Schema (2020-12) of an object whose fields `schema` describes."""
     found: dict[str, Any] = {
         "type": "object",
         "properties": {name: field_json_schema(rules) for name, rules in schema.items()},

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the very schemas that requests are validated with."""
+"""Make the OpenAPI 3.1 document from the very schemas that requests are validated with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LIMIT_HEADERS: Final[dict[str, Any]] = {
 def openapi_document(
     version: str, *, auth_required: bool = False, auth_reads: bool = False
 ) -> dict[str, Any]:
-    """The document for an API of this version.
+    """Return the document of an API of this version.
 
     `auth_required` and `auth_reads` are how this facade is configured: they decide which
     operations list a key as needed.
@@ -186,7 +186,7 @@ _DEVICE_OF: Final = {
 
 
 def _links(endpoint: Endpoint) -> dict[str, Any]:
-    """How a program goes on from this answer, for tools that chain operations."""
+    """Return how a program goes on from this answer, for tools that chain operations."""
     by_id = {row.operation_id: row for row in ENDPOINTS.values()}
     found = {}
     for name in endpoint.leads_to:

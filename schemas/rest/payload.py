@@ -1,4 +1,4 @@
-"""Bodies and payloads: read strictly, bounded, and checked against the built-in task types."""
+"""Read bodies and payloads strictly and within bounds; check those of built-in task types."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse_json_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, An
 
 
 def check_depth(value: object, max_depth: int = MAX_DEPTH, *, where: str = "") -> None:
-    """Raises `ValidationError` when `value` is nested deeper than `max_depth` (a scalar is 0)."""
+    """Raise `ValidationError` when `value` is nested deeper than `max_depth` (a scalar is 0)."""
     if is_deeper(value, max_depth):
         raise ValidationError(where, f"must not be nested deeper than {max_depth} levels")
 
@@ -48,7 +48,7 @@ def check_depth(value: object, max_depth: int = MAX_DEPTH, *, where: str = "") -
 def check_builtin_payload(
     task_type: str, payload: dict[str, Any], *, where: str = "payload"
 ) -> None:
-    """Raises `ValidationError` when a built-in type cannot take `payload`.
+    """Raise `ValidationError` when a built-in type cannot take `payload`.
 
     Other types pass: the devices that advertise them know what they take.
     """

@@ -309,7 +309,7 @@ _DECIMAL: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?", re.ASCII)
 
 
 def split_query(query_string: str) -> list[tuple[str, str]]:
-    """The parameters of a raw query string, in order; raises `ValidationError` if not UTF-8."""
+    """Split a raw query string, in order. Raises `ValidationError` where it is not UTF-8."""
     try:
         return parse_qsl(
             query_string,
@@ -325,7 +325,7 @@ def split_query(query_string: str) -> list[tuple[str, str]]:
 
 
 def parse_query(schema: Schema, params: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Query parameters as the typed values of `schema`, defaults filled in.
+    """Read query parameters as the typed values of `schema`, defaults filled in.
 
     Strict: numbers are ASCII digits only, nothing but lists may repeat, unknown names are errors.
     A list may repeat or be separated by commas; an empty text filter counts as not given. Raises

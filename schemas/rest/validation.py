@@ -96,7 +96,7 @@ def _dotted(where: str, path: _Path) -> str:
 
 
 def _position(document: object, path: _Path) -> tuple[int, ...]:
-    """Where in the document a path is; what is absent comes after all that is present."""
+    """Return a sort key for where a path is in the document; what is absent comes last."""
     place: list[int] = []
     for step in path:
         if isinstance(document, dict):
@@ -127,7 +127,7 @@ def _leaves(found: Sequence[Any], document: object) -> Iterator[tuple[_Path, str
 
 
 def _logic_leaves(error: Any) -> Iterator[tuple[_Path, str]]:
-    """The errors of the one alternative whose type fits, else what the alternatives are."""
+    """Yield the errors of the one alternative whose type fits, else name all alternatives."""
     rules = list(error.constraint)
     for index, children in sorted(error.definitions_errors.items()):
         names = type_names(rules[index]) if index < len(rules) else []
