@@ -19,7 +19,7 @@ from retire_cluster.conf.usage import Unusable
 from retire_cluster.node.assembly import Worker, build
 from retire_cluster.node.core import exit_codes
 from retire_cluster.node.core.pace import Pace
-from retire_cluster.node.core.session import Session
+from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.node.device.clock import monotonic
 from retire_cluster.node.device.identity import (
     FolderLock,
@@ -131,8 +131,7 @@ def _run(worker: Worker, spool: Spool) -> int:
     session = Session(
         me,
         now=monotonic(),
-        random=random.Random().random,
-        new_session=lambda: secrets.token_hex(8),
+        randomness=Randomness(random.Random().random, lambda: secrets.token_hex(8)),
         repeatable=worker.catalog.repeatable,
         stored=spool.results(),
         kill_on_lease_loss=settings.worker.on_lease_loss == "kill",

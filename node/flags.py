@@ -103,17 +103,4 @@ def _join_line(arguments: argparse.Namespace) -> str | None:
 
 def policy_of(arguments: argparse.Namespace, settings: Settings) -> Policy:
     """What this device's owner allows, by settings and flags. Raises `Unusable`."""
-    rules = settings.policy
-    return Policy.make(
-        allow=(*rules.allow, *arguments.allow),
-        deny=rules.deny,
-        shell=rules.shell,
-        private_addresses=rules.private_addresses,
-        is_root=running_as_root(),
-        allow_root=rules.allow_root,
-        pass_environment=rules.pass_environment,
-        commands=rules.commands,
-        folders=rules.folders,
-        network=rules.network != "none",
-        other_user=bool(rules.user),
-    )
+    return Policy.of(settings.policy, also=arguments.allow, is_root=running_as_root())

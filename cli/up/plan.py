@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,13 +203,9 @@ class Plan:
 
     def _policy(self, *, is_root: bool) -> Policy:
         rules = self._settings.policy
-        return Policy.make(
-            allow=(*rules.allow, *self._args.allow),
-            deny=rules.deny,
-            is_root=is_root,
-            allow_root=rules.allow_root or self._args.allow_root,
-            other_user=bool(rules.user),
-        )
+        # Its folders are for the workers to look at: they refuse those that they cannot use.
+        mine = replace(rules, folders=(), allow_root=rules.allow_root or self._args.allow_root)
+        return Policy.of(mine, also=self._args.allow, is_root=is_root)
 
     @property
     def api_environ(self) -> Mapping[str, str | None]:

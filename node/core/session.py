@@ -5,7 +5,7 @@
 
 Everything that decides lives here and in what it is made of (connection.py, lease.py, work.py,
 shutdown.py). Nothing here reads a clock, a socket or a random number: `now` (monotonic seconds
-that go on while the device sleeps), `random` and `new_session` are arguments. The rules, from
+that go on while the device sleeps) and `Randomness` are arguments. The rules, from
 docs/protocol.md:
 
 * Each HELLO opens a new session. A message that names another session is ignored.
@@ -20,7 +20,7 @@ docs/protocol.md:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retire_cluster.node.core import events, exit_codes
@@ -39,11 +39,19 @@ from retire_cluster.schemas.text.clean_text import clean
 MAX_HELD_IN_HEARTBEAT = 256
 
 
+@dataclass(frozen=True)
+class Randomness:
+    """Where a session's random numbers and ids come from."""
+
+    #: Gives numbers from 0 to 1, for waits.
+    fraction: Callable[[], float]
+    #: Gives the id of a session that no other has.
+    session_id: Callable[[], str]
+
+
 class Session:
     """One worker process's side of the conversation with the main node.
 
-    :param random: gives numbers from 0 to 1
-    :param new_session: gives an id of a session that no other has
     :param repeatable: whether a task of this type and payload may run twice
     :param stored: results that an earlier process left on disk
     :param kill_on_lease_loss: kill what may not run twice when the lease is over
@@ -55,8 +63,7 @@ class Session:
         introduction: Introduction,
         *,
         now: float,
-        random: Callable[[], float],
-        new_session: Callable[[], str],
+        randomness: Randomness,
         repeatable: Callable[[str, bytes], bool],
         stored: Sequence[Result] = (),
         kill_on_lease_loss: bool = True,
@@ -66,14 +73,16 @@ class Session:
         pace = pace or Pace()
         self._introduction = introduction
         self._pace = pace
-        self._new_session = new_session
+        self._new_session_id = randomness.session_id
         self._kill_on_lease_loss = kill_on_lease_loss
         self._address = address
         self._began = now
         self._capabilities: dict[str, Any] = {}
         self._out: list[Instruction] = []
 
-        self._connection = Connection(pace=pace, random=random, address=address, emit=self._emit)
+        self._connection = Connection(
+            pace=pace, random=randomness.fraction, address=address, emit=self._emit
+        )
         self._shutdown = Shutdown(pace)
         self._work = Work(
             now=now,
@@ -196,7 +205,7 @@ class Session:
 
     def _greet(self, now: float) -> None:
         self._connection.greet(now)
-        self.session = self._new_session()
+        self.session = self._new_session_id()
         self._hello_sent = now
         self.lease.open_session()
         self._work.start_over()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retire_cluster.conf import sections
 from retire_cluster.conf.machine.homefolder import expanded
 from retire_cluster.conf.usage import Unusable
 from retire_cluster.schemas.task_types import BUILTIN
@@ -100,38 +101,30 @@ class Policy:
     other_user: bool = False
 
     @classmethod
-    def make(
-        cls,
-        *,
-        allow: Iterable[str] = (),
-        deny: Iterable[str] = (),
-        shell: bool = False,
-        private_addresses: bool = False,
-        is_root: bool = False,
-        allow_root: bool = False,
-        pass_environment: Iterable[str] = (),
-        commands: Iterable[str] = (),
-        folders: Iterable[str] = (),
-        network: bool = True,
-        other_user: bool = False,
+    def of(
+        cls, rules: sections.Policy, *, also: Iterable[str] = (), is_root: bool = False
     ) -> Policy:
-        """A policy from settings, in which `command:shell` counts as two permissions."""
-        names = set(allow)
-        if SHELL in names:
-            names = (names - {SHELL}) | {"command"}
-            shell = True
+        """The policy of settings, in which `command:shell` counts as two permissions.
+
+        Raises `Unusable` for a folder that names no one place.
+
+        :param also: types allowed beside those of the settings
+        :param is_root: whether the worker runs as root
+        """
+        names = {*rules.allow, *also}
+        asks_shell = SHELL in names
         return cls(
-            allow=frozenset(names),
-            deny=frozenset(deny),
-            shell=shell,
-            private_addresses=private_addresses,
+            allow=frozenset(names - {SHELL} | ({"command"} if asks_shell else set())),
+            deny=frozenset(rules.deny),
+            shell=rules.shell or asks_shell,
+            private_addresses=rules.private_addresses,
             is_root=is_root,
-            allow_root=allow_root,
-            pass_environment=frozenset(pass_environment),
-            commands=tuple(commands),
-            folders=tuple(map(whole_path, folders)),
-            network=network,
-            other_user=other_user,
+            allow_root=rules.allow_root,
+            pass_environment=frozenset(rules.pass_environment),
+            commands=rules.commands,
+            folders=tuple(map(whole_path, rules.folders)),
+            network=rules.network != "none",
+            other_user=bool(rules.user),
         )
 
     def refusal(self, task_type: str) -> str | None:

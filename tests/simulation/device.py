@@ -16,7 +16,7 @@ from retire_cluster.node.core import events, exit_codes, instructions, records
 from retire_cluster.node.core.encoding import encode
 from retire_cluster.node.core.pace import Pace
 from retire_cluster.node.core.records import Introduction, Result
-from retire_cluster.node.core.session import Session
+from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.node.device.policy import Policy
 from retire_cluster.node.running.catalog import Catalog
 from retire_cluster.node.running.runner import Runner
@@ -165,7 +165,7 @@ class Worker:
         self._rng = world.engine.rng
         self._sessions = 0
         own = [OwnType(info, f"simulated:{info.name}") for info in profile.own_types]
-        denying = Catalog(Policy.make(deny=profile.denies, allow=("command",)), own)
+        denying = Catalog(Policy(deny=frozenset(profile.denies), allow=frozenset({"command"})), own)
         self.runner = Runner(
             slots=profile.slots,
             catalog=denying,
@@ -189,8 +189,7 @@ class Worker:
         self.session = Session(
             introduction,
             now=self.clock(),
-            random=self._rng.random,
-            new_session=self._new_session,
+            randomness=Randomness(self._rng.random, self._new_session),
             repeatable=denying.repeatable,
             stored=machine.disk.results(),
             kill_on_lease_loss=profile.kill_on_lease_loss,

@@ -105,7 +105,7 @@ def test_an_endless_import_costs_its_own_time_and_type(
     endless = "import time\nwhile True:\n    time.sleep(1)\n"
     environ = site("plugs", {"plug_fine": FINE, "plug_endless": endless})
     monkeypatch.syspath_prepend(environ["PYTHONPATH"])
-    found = own_types(Policy.make(), plan(tmp_path, environ), limit_seconds=3.0)
+    found = own_types(Policy(), plan(tmp_path, environ), limit_seconds=3.0)
     assert "fine" in {kind.info.name for kind in found.types}
     (reason,) = [text for text in found.left_out if "endless" in text]
     assert "its import did not end within 3 s" in reason
@@ -118,7 +118,7 @@ def test_of_two_types_of_one_name_the_first_distribution_counts_and_it_is_told(
     site("zebra", {"plug_zebra": FINE}, "twice = plug_zebra:fine\n")
     environ = site("ant", {"plug_ant": FINE}, "twice = plug_ant:fine\n")
     monkeypatch.syspath_prepend(environ["PYTHONPATH"])
-    found = own_types(Policy.make(), plan(tmp_path, environ))
+    found = own_types(Policy(), plan(tmp_path, environ))
     assert [kind.entry_point for kind in found.types if kind.info.name == "twice"] == [
         "plug_ant:fine"
     ]

@@ -17,7 +17,7 @@ from retire_cluster.broker.core import instructions as ins
 from retire_cluster.broker.core.invariants import check_invariants
 from retire_cluster.node.core import events, instructions, records
 from retire_cluster.node.core.connection import Phase
-from retire_cluster.node.core.session import Session
+from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import AttemptKey
 from retire_cluster.schemas.text.json_text import dumps, loads
@@ -51,8 +51,7 @@ class Node:
                 device_id, instance, "1", "worker", "linux", "h", (), slots, TYPES
             ),
             now=world.cluster.mono,
-            random=lambda: 0.5,
-            new_session=self._new_session,
+            randomness=Randomness(lambda: 0.5, self._new_session),
             repeatable=lambda task_type, payload: task_type != "command",
         )
         self.handle(events.Opened())

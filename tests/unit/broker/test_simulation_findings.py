@@ -14,7 +14,7 @@ from retire_cluster.conf.sections import Heartbeat
 from retire_cluster.conf.spec import Section
 from retire_cluster.node.core import events, instructions, records
 from retire_cluster.node.core.records import Result
-from retire_cluster.node.core.session import Session
+from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.schemas.protocol import messages as msg
 from retire_cluster.schemas.protocol.messages import (
     AssignItem,
@@ -116,8 +116,7 @@ class Device:
         self.session = Session(
             me,
             now=self.now,
-            random=lambda: 0.5,
-            new_session=lambda: f"s{next(numbers)}",
+            randomness=Randomness(lambda: 0.5, lambda: f"s{next(numbers)}"),
             repeatable=lambda task_type, payload: False,
         )
         self.out: list[instructions.Instruction] = []

@@ -30,7 +30,7 @@ PLAIN = {"version", "main", "api", "join"}
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_a_built_in_type_is_described_offered_run_and_documented(name: str, root: Path) -> None:
-    catalog = Catalog(Policy.make(allow=OFF_BY_DEFAULT, allow_root=True))
+    catalog = Catalog(Policy(allow=frozenset(OFF_BY_DEFAULT), allow_root=True))
     assert name in {info.name for info in catalog.advertised()}, "a row in node/running/catalog.py"
     kind = catalog.kind(name)
     if kind.place is Place.CHILD and not kind.entry_point:

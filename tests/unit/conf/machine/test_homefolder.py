@@ -15,6 +15,7 @@ from retire_cluster.cli.service.units import Service
 from retire_cluster.conf import neighbours
 from retire_cluster.conf.loading import default_data_dir, load, read_settings
 from retire_cluster.conf.machine import homefolder
+from retire_cluster.conf.sections import Policy as Rules
 from retire_cluster.conf.spec import SettingsError
 from retire_cluster.node.device.policy import Policy
 
@@ -52,14 +53,14 @@ def test_a_tilde_that_stands_for_nothing_is_refused_by_name(folder: str) -> None
     with pytest.raises(SettingsError, match=r"data_dir: '~.*has no home folder.*whole path"):
         read_settings({"data_dir": folder}, None, {})
     with pytest.raises(ValueError, match=r"policy\.folders: '~.* has no home folder"):
-        Policy.make(folders=[folder])
+        Policy.of(Rules(folders=(folder,)))
 
 
 def test_a_folder_of_the_policy_is_one_place_whatever_the_worker_is_started_in() -> None:
     with pytest.raises(ValueError, match=r"policy\.folders: 'here/data' must be written from / on"):
-        Policy.make(folders=["here/data"])
+        Policy.of(Rules(folders=("here/data",)))
     home = os.path.expanduser("~")
-    assert Policy.make(folders=["~/data", "/srv"]).folders == (f"{home}/data", "/srv")
+    assert Policy.of(Rules(folders=("~/data", "/srv"))).folders == (f"{home}/data", "/srv")
 
 
 @pytest.mark.usefixtures("_no_home")

@@ -9,7 +9,7 @@ from retire_cluster.node.core import events, records
 from retire_cluster.node.core.connection import Phase
 from retire_cluster.node.core.instructions import Instruction, Send
 from retire_cluster.node.core.records import Result
-from retire_cluster.node.core.session import Session
+from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.schemas.protocol import messages
 from retire_cluster.schemas.protocol.messages import (
     AssignItem,
@@ -49,8 +49,7 @@ class Driver:
         self.session = Session(
             ME,
             now=self.now,
-            random=lambda: 0.5,
-            new_session=lambda: f"s{next(numbers)}",
+            randomness=Randomness(lambda: 0.5, lambda: f"s{next(numbers)}"),
             repeatable=lambda task_type, payload: task_type != "command",
             **options,
         )

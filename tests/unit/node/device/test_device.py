@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from retire_cluster.conf.sections import Policy as Rules
 from retire_cluster.node.device import identity, probe
 from retire_cluster.node.device.metrics import Sampler
 from retire_cluster.node.device.policy import Policy
@@ -179,24 +180,25 @@ def test_everything_but_command_is_allowed_by_default() -> None:
 
 
 def test_command_shell_allows_the_command_and_its_shell() -> None:
-    policy = Policy.make(allow=["command:shell"])
+    policy = Policy.of(Rules(allow=("command:shell",)))
     assert policy.refusal("command") is None
     assert policy.shell
-    assert not Policy.make(allow=["command"]).shell
+    assert not Policy.of(Rules(allow=("command",))).shell
 
 
 def test_a_denied_type_stays_denied() -> None:
-    policy = Policy.make(allow=["command"], deny=["command", "echo"])
+    policy = Policy.of(Rules(allow=("command",), deny=("command", "echo")))
     assert "policy.deny" in (policy.refusal("command") or "")
     assert policy.refusal("echo") is not None
 
 
 def test_root_runs_only_harmless_types_unless_told() -> None:
-    policy = Policy.make(allow=["command"], is_root=True)
+    policy = Policy.of(Rules(allow=("command",)), is_root=True)
     assert policy.refusal("python_eval") is None
     assert "--allow-root" in (policy.refusal("command") or "")
     assert "--allow-root" in (policy.refusal("my.own") or "")
-    assert Policy.make(allow=["command"], is_root=True, allow_root=True).refusal("command") is None
+    told = Rules(allow=("command",), allow_root=True)
+    assert Policy.of(told, is_root=True).refusal("command") is None
 
 
 def test_tasks_see_nothing_of_the_environment_but_what_is_listed() -> None:
@@ -205,7 +207,7 @@ def test_tasks_see_nothing_of_the_environment_but_what_is_listed() -> None:
         "AWS_SECRET_ACCESS_KEY": "s", "HTTP_PROXY": "http://u:p@h", "MINE": "1",
         "PYTHONPATH": os.path.abspath("/p"), "LD_PRELOAD": "x", "RETIRE_CLUSTER_X": "s",
     }  # fmt: skip
-    policy = Policy.make(pass_environment=["MINE", "RETIRE_CLUSTER_X"])
+    policy = Policy.of(Rules(pass_environment=("MINE", "RETIRE_CLUSTER_X")))
     seen = policy.task_environment(environ)
     assert seen == {"PATH": "/bin", "LC_ALL": "C", "Path": "x", "MINE": "1"}
     assert "LD_PRELOAD" in policy.task_environment(environ, android=True)
@@ -233,18 +235,18 @@ def test_only_allowed_types_are_advertised_and_the_others_still_refused() -> Non
     ("rules", "command", "web"),
     [
         ({}, {"shell": False}, {"private_addresses": False}),
-        ({"allow": ["command:shell"]}, {"shell": True}, {"private_addresses": False}),
+        ({"allow": ("command:shell",)}, {"shell": True}, {"private_addresses": False}),
         ({"private_addresses": True}, {"shell": False}, {"private_addresses": True}),
         (
             {
                 "shell": True,
-                "commands": ["ffmpeg -i *", "'my tool' x", "ffmpeg", "un'closed", "/opt/*/run *"],
+                "commands": ("ffmpeg -i *", "'my tool' x", "ffmpeg", "un'closed", "/opt/*/run *"),
             },
             {"shell": False, "programs": ["ffmpeg", "my tool", "/opt/*/run"]},
             {"private_addresses": False},
         ),
         (
-            {"commands": [f"p{n}" for n in range(101)]},
+            {"commands": tuple(f"p{n}" for n in range(101))},
             {"shell": False},
             {"private_addresses": False},
         ),
@@ -253,7 +255,8 @@ def test_only_allowed_types_are_advertised_and_the_others_still_refused() -> Non
 def test_what_the_owner_allows_of_a_type_is_told_without_arguments_and_folders(
     rules: dict[str, Any], command: dict[str, Any], web: dict[str, Any]
 ) -> None:
-    policy = Policy.make(**{"allow": ["command"], **rules}, folders=[os.path.abspath("/secret")])
+    secret = (os.path.abspath("/secret"),)
+    policy = Policy.of(Rules(**{"allow": ("command",), "folders": secret, **rules}))
     offered = {info.name: info.allows for info in Catalog(policy).advertised()}
     assert offered["command"] == command
     assert offered["http_request"] == web
@@ -261,9 +264,9 @@ def test_what_the_owner_allows_of_a_type_is_told_without_arguments_and_folders(
 
 
 def test_root_is_told_what_it_keeps_back() -> None:
-    policy = Policy.make(allow=["command"], deny=["other"], is_root=True)
+    policy = Policy.of(Rules(allow=("command",), deny=("other",)), is_root=True)
     assert Catalog(policy, [own("mine"), own("other")]).kept_back() == ("command", "mine")
-    assert Catalog(Policy.make(is_root=True)).kept_back() == ()
+    assert Catalog(Policy(is_root=True)).kept_back() == ()
 
 
 def test_what_may_run_twice_depends_on_the_type_and_for_http_on_the_request() -> None:

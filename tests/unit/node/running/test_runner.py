@@ -33,7 +33,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.woken = threading.Event()
-        catalog = Catalog(Policy.make())
+        catalog = Catalog(Policy())
         catalog._kinds["checked"] = Kind(TypeInfo("checked"), Place.CHILD, _broken)
         catalog._refusals["checked"] = None
         self.runner = Runner(
