@@ -21,15 +21,18 @@ from retire_cluster.node.core import exit_codes
 from retire_cluster.node.core.pace import Pace
 from retire_cluster.node.core.session import Randomness, Session
 from retire_cluster.node.device.clock import monotonic
+from retire_cluster.node.device.facts import Facts
 from retire_cluster.node.device.identity import (
     FolderLock,
     FolderTaken,
 )
 from retire_cluster.node.device.metrics import Sampler
 from retire_cluster.node.flags import PROGRAM, make_parser, policy_of, settings_of
-from retire_cluster.node.link.agent import Agent, Waker
-from retire_cluster.node.link.joining import identity, main_node, remember_welcome
+from retire_cluster.node.link.agent import Agent
+from retire_cluster.node.link.enrolment import Enrolment
+from retire_cluster.node.link.joining import identity, main_node
 from retire_cluster.node.link.local_enrolment import NotLetIn
+from retire_cluster.node.link.waker import Waker
 from retire_cluster.node.running.package_watcher import PackageWatcher
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.spool import Spool
@@ -117,13 +120,15 @@ def _run(worker: Worker, spool: Spool) -> int:
     for reason in spool.reasons:
         log.warning("results.spool: %s; it is set aside in results.bad", reason)
     waker = Waker()
-    sampler = Sampler(settings.data_dir, monotonic)
+    facts = Facts(
+        worker.capabilities, Sampler(settings.data_dir, monotonic).sample, now=monotonic()
+    )
     runner = Runner(
         slots=me.slots,
         catalog=worker.catalog,
         limits=worker.limits,
         start_process=lambda: TaskProcess(worker.plan, own_types=worker.catalog.has_own),
-        facts=lambda: (worker.capabilities, sampler.sample()),
+        facts=facts.now,
         clock=monotonic,
         wake=waker,
     )
@@ -141,14 +146,11 @@ def _run(worker: Worker, spool: Spool) -> int:
     agent = Agent(
         session=session,
         runner=runner,
-        catalog=worker.catalog,
         spool=spool,
         dialer=worker.dialer,
-        credentials=worker.credentials,
-        welcomed=remember_welcome(settings.data_dir, worker.dialer.address, worker.credentials),
+        enrolment=Enrolment(worker.credentials, worker.dialer.address, settings.data_dir),
+        facts=facts,
         waker=waker,
-        sample=sampler.sample,
-        capabilities=worker.capabilities,
         clock=monotonic,
     )
     log.info(

@@ -3,7 +3,7 @@
     poll -> transport news -> messages -> runner's news -> stop wishes -> tick -> send
 
 Slots and signal handlers reach it only by queues and one byte on a socket pair. Everything that
-decides is in session.py; everything that runs tasks is in runner.py.
+decides is in core/session.py; everything that runs tasks is in running/runner.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import secrets
-import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -49,8 +47,8 @@ from retire_cluster.node.core.instructions import (
     StoreResults,
 )
 from retire_cluster.node.core.session import Session
-from retire_cluster.node.device import probe
-from retire_cluster.node.link.credentials import Credentials
+from retire_cluster.node.device.facts import Facts
+from retire_cluster.node.link.enrolment import Enrolment, Next
 from retire_cluster.node.link.sockets import (
     NEEDS_JOIN_STRING,
     NOT_OURS,
@@ -59,18 +57,15 @@ from retire_cluster.node.link.sockets import (
     Dialer,
     Link,
 )
-from retire_cluster.node.running.catalog import Catalog
+from retire_cluster.node.link.waker import Waker
 from retire_cluster.node.running.description import OwnTypes
 from retire_cluster.node.running.runner import Runner
 from retire_cluster.node.running.spool import Spool, SpoolError
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     Assign,
-    Enrol,
     Enrolled,
-    FromBroker,
     Heartbeat,
-    Reject,
     Welcome,
     first_left_out,
     read_from_broker,
@@ -81,7 +76,6 @@ log = logging.getLogger("retire_cluster.node")
 #: Windows sees Ctrl-C only between two polls; elsewhere a byte wakes the loop.
 MAX_POLL_MS = 500 if sys.platform == "win32" else 5_000
 MAX_MESSAGES_A_TURN = 200
-REPROBE_SECONDS = 600.0
 GOODBYE_LINGER_MS = 1_000
 UNKNOWN_KEY = (
     "it does not know this device's key: the device was forgotten there, or this port is not its"
@@ -90,60 +84,31 @@ UNKNOWN_KEY = (
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-class Waker:
-    """One byte that ends a poll; usable from any thread and from signal handlers."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
-        self.writer.setblocking(False)
-
-    def __call__(self) -> None:
-        """Wake the loop; when the pair is full it is about to wake anyway."""
-        with contextlib.suppress(OSError):
-            self.writer.send(b"\0")
-
-    def drain(self) -> None:
-        """Take the bytes out."""
-        with contextlib.suppress(OSError):
-            while self.reader.recv(4096):
-                pass
-
-    def close(self) -> None:
-        """Give the pair back."""
-        self.reader.close()
-        self.writer.close()
-
-
 class Agent:
-    """Connects a session, a runner and a spool to a socket."""
+    """Connects a session, a runner and a spool to a socket.
+
+    :param clock: gives monotonic seconds that go on while the device sleeps
+    """
 
     def __init__(
         self,
         *,
         session: Session,
         runner: Runner,
-        catalog: Catalog,
         spool: Spool,
         dialer: Dialer,
-        credentials: Credentials | None = None,
-        welcomed: Callable[[], None] = lambda: None,
+        enrolment: Enrolment,
+        facts: Facts,
         waker: Waker,
-        sample: Callable[[], Mapping[str, Any]],
-        capabilities: dict[str, Any],
         clock: Callable[[], float],
     ) -> None:
         self._session = session
         self._runner = runner
-        self._catalog = catalog
         self._spool = spool
         self._dialer = dialer
-        self._credentials = credentials
-        self._welcomed = welcomed
-        self._enrolment = ""
+        self._enrolment = enrolment
+        self._facts = facts
         self._waker = waker
-        self._sample = sample
-        self._capabilities = capabilities
         self._clock = clock
         self._stops: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._own_types: queue.SimpleQueue[tuple[OwnTypes, str]] = queue.SimpleQueue()
@@ -153,9 +118,8 @@ class Agent:
         #: Verb and frames of what is still to be sent.
         self._outgoing: deque[tuple[bytes, list[bytes]]] = deque()
         self._exit_code: int | None = None
-        self._probed_at = clock()
         #: Messages that were not of the protocol.
-        self.malformed = 0
+        self._malformed = 0
 
     def stop(self, reason: str) -> None:
         """Ask the worker to go; a second time, at once. From any thread or signal handler."""
@@ -163,7 +127,10 @@ class Agent:
         self._waker()
 
     def replace_own_types(self, own: OwnTypes, change: str) -> None:
-        """Tasks that start later run these; `change`: what differs, in words. From any thread."""
+        """Run these in tasks that start later. From any thread.
+
+        :param change: what differs, in words for the log
+        """
         self._own_types.put((own, change))
         self._waker()
 
@@ -171,7 +138,7 @@ class Agent:
         """Work until told to go; the exit code."""
         self._poller.register(self._waker.reader, zmq.POLLIN)
         try:
-            self._feed(CapabilitiesChanged(self._capabilities))
+            self._feed(CapabilitiesChanged(self._facts.capabilities))
             self._feed(Opened())
             while self._exit_code is None:
                 ready = self._wait()
@@ -180,7 +147,8 @@ class Agent:
                 self._read_runner()
                 self._read_stops()
                 self._read_own_types()
-                self._reprobe()
+                if self._facts.look_again(self._clock()):
+                    self._feed(CapabilitiesChanged(self._facts.capabilities))
                 self._feed(Tick())
                 self._flush()
             self._leave()
@@ -218,51 +186,23 @@ class Agent:
                 self._on_refused()
             elif news != UP:
                 self._feed(LinkDown(news, news in (NEEDS_JOIN_STRING, NOT_OURS)))
-            elif self._credentials is not None and self._credentials.enrolling:
-                self._enrol(self._credentials)
+            elif self._enrolment.is_due:
+                verb, header = self._enrolment.request(self._session.device_id).write()
+                self._outgoing.append((verb, wire.fold(wire.encode(wire.BUS, verb, header))))
             else:
                 self._feed(LinkUp())
 
-    # --- keys ---------------------------------------------------------------------------------
-
-    def _enrol(self, credentials: Credentials) -> None:
-        self._enrolment = secrets.token_hex(8)
-        message = Enrol(self._enrolment, self._session.device_id, credentials.pair.public)
-        verb, header = message.write()
-        self._outgoing.append((verb, wire.fold(wire.encode(wire.BUS, verb, header))))
-
-    def _read_enrolment(self, credentials: Credentials, record: FromBroker) -> None:
-        """What is said on a connection that is there to enrol."""
-        if isinstance(record, Enrolled) and record.session == self._enrolment:
-            try:
-                credentials.note_enrolled()
-            except OSError as error:
-                log.error("%s cannot be written: %s", credentials.path, error)
-            log.info("enrolled at %s; the join token is not needed again", self._dialer.address)
-            self._connect()
-        elif isinstance(record, Reject):
-            log.error("%s does not take this device: %s", self._dialer.address, record.message)
-            self._exit_code = exit_codes.REFUSED
-
-    def _is_lifted(self, record: FromBroker) -> bool:
-        """Whether this device was removed and holds a join token that may undo that."""
-        removed = isinstance(record, Reject) and record.code == "removed"
-        return removed and self._credentials is not None and self._credentials.note_refused()
-
     def _on_refused(self) -> None:
-        """The main node does not know our key: the socket must not go on dialling with it."""
-        credentials = self._credentials
+        """Drop the socket, which must not go on dialling with a key that is not known."""
         self._drop_link(0)
-        if credentials is not None and credentials.note_refused():
+        self._go_on(self._enrolment.refuse())
+
+    def _go_on(self, step: Next) -> None:
+        if step is Next.DIAL:
             self._connect()
-        elif credentials is not None and not credentials.was_enrolled:
-            log.error(
-                "%s refuses the join token: it is used up, expired or revoked. Make a new one on"
-                " the main node: retire-cluster token create",
-                self._dialer.address,
-            )
+        elif step is Next.GIVE_UP:
             self._exit_code = exit_codes.REFUSED
-        else:
+        elif step is Next.WAIT:
             self._feed(LinkDown(UNKNOWN_KEY, cured=True))
 
     def _read_messages(self) -> None:
@@ -282,24 +222,18 @@ class Agent:
             except wire.WireError as error:
                 self._count_malformed(error)
                 continue
-            if self._credentials is not None and self._credentials.enrolling:
-                self._read_enrolment(self._credentials, record)
-            elif self._is_lifted(record):
+            if self._enrolment.is_due:
+                self._go_on(self._enrolment.read(record))
+            elif self._enrolment.lifts(record):
                 self._connect()  # with the token that lifts the removal
             elif not isinstance(record, Enrolled):
                 if isinstance(record, Welcome):
-                    self._remember()
+                    self._enrolment.note_welcome()
                 self._feed(Received(record, message.blobs))
 
-    def _remember(self) -> None:
-        try:
-            self._welcomed()
-        except OSError as error:
-            log.error("where this device joined cannot be kept for its next start: %s", error)
-
     def _count_malformed(self, error: wire.WireError) -> None:
-        self.malformed += 1
-        if self.malformed == 1:
+        self._malformed += 1
+        if self._malformed == 1:
             log.warning(
                 "%s sent something that is not of the protocol and is ignored: %s",
                 self._dialer.address,
@@ -323,23 +257,12 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             while True:
                 own, change = self._own_types.get_nowait()
-                self._catalog.replace_own(own.types, own.left_out)
-                self._runner.renew(self._clock())
+                offered = self._runner.replace_own_types(own, self._clock())
                 if change:
                     log.info(
                         "own task types: %s; every task from here on runs what is there", change
                     )
-                self._feed(OffersChanged(self._catalog.advertised(), first_left_out(own.left_out)))
-
-    def _reprobe(self) -> None:
-        now = self._clock()
-        if now - self._probed_at < REPROBE_SECONDS:
-            return
-        self._probed_at = now
-        has_internet = probe.guarded(probe.has_internet)
-        if has_internet is not None:
-            self._capabilities["has_internet"] = has_internet
-            self._feed(CapabilitiesChanged(self._capabilities))
+                self._feed(OffersChanged(offered, first_left_out(own.left_out)))
 
     # --- instructions -------------------------------------------------------------------------
 
@@ -400,7 +323,7 @@ class Agent:
     def _send(self, instruction: Send) -> None:
         message = instruction.message
         if isinstance(message, Heartbeat):
-            message = replace(message, metrics=dict(self._sample()))
+            message = replace(message, metrics=dict(self._facts.sample()))
         encoded = encode(message, instruction.blobs)
         if encoded.error:
             verb = message.verb.decode()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 from retire_cluster.conf.curve import KeyFileError
 from retire_cluster.conf.settings import Settings
@@ -56,12 +53,3 @@ def identity(
         name = device_id(folder, keys.settle(name, asked=bool(wanted)))
     worker = replace(settings.worker, device_id=name)
     return settings.with_sections({"worker": worker}), keys
-
-
-def remember_welcome(
-    folder: Path, address: Address, keys: Credentials | None
-) -> Callable[[], None]:
-    """What to call once a main node said welcome: it keeps where that was. It raises `OSError`."""
-    if keys is not None:
-        return keys.note_welcomed
-    return partial(credentials.remember_plain, folder, address)

@@ -26,12 +26,13 @@ from retire_cluster.node.core.records import (
 from retire_cluster.node.process.replies import Begun, Done, Progress
 from retire_cluster.node.running import outcomes
 from retire_cluster.node.running.catalog import Catalog, Kind, Place, decode
+from retire_cluster.node.running.description import OwnTypes
 from retire_cluster.node.running.outcomes import Verdict
 from retire_cluster.node.running.slot import Died, Job, News, Slot
 from retire_cluster.node.running.task_process import TaskProcess
 from retire_cluster.node.tasks import echo, sleep, system_info
 from retire_cluster.node.tasks.base import Limits, TaskFailed
-from retire_cluster.schemas.protocol.messages import AttemptKey, ProgressItem
+from retire_cluster.schemas.protocol.messages import AttemptKey, ProgressItem, TypeInfo
 from retire_cluster.schemas.text.json_text import dumps
 from retire_cluster.schemas.vocabulary import Cause, Outcome
 
@@ -73,7 +74,15 @@ class _Active:
 
 
 class Runner:
-    """Everything this device is working on."""
+    """Everything this device is working on.
+
+    :param slots: attempts that occupy the device at once
+    :param limits: what the owner grants each task
+    :param start_process: starts a task process; called from slots' threads, may raise `OSError`
+    :param facts: gives capabilities and metrics, for `system_info`
+    :param clock: gives monotonic seconds
+    :param wake: ends the agent's wait; called from slots' threads
+    """
 
     def __init__(
         self,
@@ -147,13 +156,15 @@ class Runner:
                 self._end_active(active, reason, now)
         self._fill(now)
 
-    def renew(self, now: float) -> None:
-        """The catalog's own types were replaced: what begins from now on runs the new ones."""
+    def replace_own_types(self, own: OwnTypes, now: float) -> tuple[TypeInfo, ...]:
+        """Run other own types in what begins from now on; all types that are offered then."""
+        self._catalog.replace_own(own.types, own.left_out)
         for slot in self._threads:
             slot.outdate()
         waiting = [attempt for attempt, _ in self._waiting]
         self._waiting.clear()
         self.run(waiting, now)
+        return self._catalog.advertised()
 
     def collect(self, now: float) -> list[Event]:
         """What happened since the last call, in order."""
