@@ -19,17 +19,18 @@ from retire_cluster.api.admission.auth import Authorizer
 from retire_cluster.api.admission.body_budget import TellSender
 from retire_cluster.api.admission.local_users import LocalUsers
 from retire_cluster.api.admission.middleware import AdmissionMiddleware
+from retire_cluster.api.admission.parking import Parking
 from retire_cluster.api.admission.peers import Hosts, Origins, Peers
 from retire_cluster.api.admission.rate_limit import RequestLimiter
 from retire_cluster.api.admission.result_charges import ResultCharges
 from retire_cluster.api.admission.senders import sender_by
 from retire_cluster.api.admission.sessions import Sessions
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.admission.tickets import Tickets
 from retire_cluster.api.content.submission import SubmissionReader
 from retire_cluster.api.main_node.feed import EventFeed
 from retire_cluster.api.main_node.link import AdminCaller, MainNodeLink
-from retire_cluster.api.main_node.parking import Parking
 from retire_cluster.api.main_node.stats import HttpStats, Reporter
 from retire_cluster.api.resources.cluster import (
     ClusterHealthResource,
@@ -51,7 +52,6 @@ from retire_cluster.api.resources.prometheus import PrometheusResource
 from retire_cluster.api.resources.stream import StreamResource
 from retire_cluster.api.resources.tasks import TaskListResource, TaskResource
 from retire_cluster.api.resources.ui import DashboardFilesResource, SessionResource
-from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.broker.client import AdminClient
 from retire_cluster.conf.curve import ClientKeys, KeyFileError
 from retire_cluster.conf.machine.addresses import local_names, own_name

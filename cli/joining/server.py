@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from retire_cluster.api.serving.shutdown import Shutdown
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.api.serving.waitress_server import FacadeServer, SlowClientLimits
 from retire_cluster.cli.joining import wheel
 from retire_cluster.schemas.text.hosts import in_url

@@ -1,1 +1,1 @@
-"""Who a client is, what it may do, and how often and how much it may ask."""
+"""Who a client is, what it may do, how often and how much it may ask, and how long it may wait."""

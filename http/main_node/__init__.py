@@ -1,1 +1,1 @@
-"""The facade's link to the main node: calls, events, statistics, waiting requests."""
+"""The facade's link to the main node: calls, events, statistics."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import falcon
 
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.api.content import envelope
 from retire_cluster.api.main_node.link import MainNodeLink
 from retire_cluster.api.resources.base import Resource, answer
-from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.schemas.errors import ClusterError, ClusterUnavailable
 
 _HEALTHY, _DEGRADED, _UNHEALTHY = "healthy", "degraded", "unhealthy"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import falcon
 
+from retire_cluster.api.admission.parking import Parking
 from retire_cluster.api.admission.tickets import NO_KEY, Tickets
 from retire_cluster.api.content import envelope, reading
 from retire_cluster.api.main_node.link import MainNodeLink
-from retire_cluster.api.main_node.parking import Parking
 from retire_cluster.api.resources.base import Resource, answer
 
 

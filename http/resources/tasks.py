@@ -7,6 +7,7 @@ from typing import Any
 import falcon
 
 from retire_cluster.api.admission.auth import Authorizer, network_of
+from retire_cluster.api.admission.parking import Parking, WaitBudget
 from retire_cluster.api.admission.result_charges import ResultCharges
 from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.content import reading
@@ -18,7 +19,6 @@ from retire_cluster.api.content.submission import (
     submit_args,
 )
 from retire_cluster.api.main_node.link import MainNodeLink
-from retire_cluster.api.main_node.parking import Parking, WaitBudget
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import failpoints
 

@@ -35,6 +35,7 @@ from retire_cluster.api.admission.body_budget import (
     nobody_strange,
 )
 from retire_cluster.api.admission.local_users import ClientConnection
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.api.serving.one_core import OneCore
 from retire_cluster.api.serving.parser import (
     MAX_HEADER_BYTES,
@@ -42,7 +43,6 @@ from retire_cluster.api.serving.parser import (
     EnvelopeErrorTask,
     StrictParser,
 )
-from retire_cluster.api.serving.shutdown import Shutdown
 from retire_cluster.conf.machine import openfiles
 from retire_cluster.conf.machine.addresses import dial_host
 from retire_cluster.schemas.text.hosts import EVERYWHERE, in_url

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from retire_cluster.api.main_node import parking
-from retire_cluster.api.main_node.parking import AT_ONCE, GATHER_SECONDS
+from retire_cluster.api.admission import parking
+from retire_cluster.api.admission.parking import AT_ONCE, GATHER_SECONDS
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.api.serving import websocket
-from retire_cluster.api.serving.shutdown import Shutdown
 from tests.integration.api.kit import Bench, parse, read_all
 
 

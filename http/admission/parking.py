@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import falcon
 
 from retire_cluster.api.admission.auth import Identity
-from retire_cluster.api.serving.shutdown import Shutdown
+from retire_cluster.api.admission.shutdown import Shutdown
 from retire_cluster.schemas.errors import RateLimitExceeded, Unauthorized
 
 #: A parked request looks this often whether the server was told to stop.
