@@ -53,7 +53,7 @@ class Stall:
         except StoreError as error:
             self.reason = str(error)
             return None
-        log.info("the store works again")
+        log.info("the state is read anew, clients are served again")
         self.reason = ""
         return found
 

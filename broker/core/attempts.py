@@ -55,6 +55,7 @@ LOST = "lost"
 
 def current(state: ClusterState, key: AttemptKey, device: Device) -> Task | None:
     """Return the task whose current attempt, on this device, has this key; None if it is stale."""
+    state.at_task = key[0]
     task = state.tasks.get(key[0])
     if task is not None and task.device is device and task.attempt == key[1]:
         dispatch = task.dispatch
@@ -118,8 +119,8 @@ def record_results(state: ClusterState, event: ev.ResultsArrived, now: Now) -> N
     start = 0
     for group in message.groups:
         end = start + len(group.tasks)
-        part = _Part(group, results[start:end], details[start:end])
-        ended = _succeeded if group.outcome == Outcome.SUCCESS else _settled
+        part = _GroupResults(group, results[start:end], details[start:end])
+        ended = _record_successes if group.outcome == Outcome.SUCCESS else _record_others
         outcomes += ended(state, device, part, deviating, now)
         start = end
     if outcomes:
@@ -128,7 +129,7 @@ def record_results(state: ClusterState, event: ev.ResultsArrived, now: Now) -> N
     state.note_room(device)
 
 
-class _Part(NamedTuple):
+class _GroupResults(NamedTuple):
     """Attempts of a batch that ended alike, with the result and details of each."""
 
     group: FinishedGroup
@@ -136,8 +137,8 @@ class _Part(NamedTuple):
     details: Sequence[bytes]
 
 
-def _succeeded(
-    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+def _record_successes(
+    state: ClusterState, device: Device, part: _GroupResults, deviating: list[int], now: Now
 ) -> list[OutcomeRow]:
     """Record attempts that ended well; returns the outcomes of those that are current."""
     group, results, details = part
@@ -161,29 +162,31 @@ def _succeeded(
     if changed:
         outliers.confirm_refusals(state, device, changed, now)
         deviating += [task.number for task in changed]
-    endings = _Endings(
+    endings = _SharedEnding(
         None, None, [seconds[index] for index in chosen], [results[index] for index in chosen],
         [details[index] for index in chosen],
     )  # fmt: skip
     return _conclude_all(state, tasks, "succeed", endings, now)
 
 
-def _settled(
-    state: ClusterState, device: Device, part: _Part, deviating: list[int], now: Now
+def _record_others(
+    state: ClusterState, device: Device, part: _GroupResults, deviating: list[int], now: Now
 ) -> list[OutcomeRow]:
     """Record attempts that ended otherwise; returns the outcomes of the tasks that they end."""
     rows = []
     for item, result, detail in zip(part.group.items(), part.results, part.details, strict=True):
         task = current(state, item.key, device)
-        row = None if task is None else _settle(state, device, task, item, result, detail, now)
-        if task is not None and row is not None:
+        if task is None:
+            continue
+        row = _judge_result(state, device, task, item, result, detail, now)
+        if row is not None:
             rows.append(row)
             if task.deviates:
                 deviating.append(task.number)
     return rows
 
 
-def _settle(
+def _judge_result(
     state: ClusterState,
     device: Device,
     task: Task,
@@ -265,7 +268,7 @@ class Ending(NamedTuple):
     details: bytes = b""
 
 
-class _Endings(NamedTuple):
+class _SharedEnding(NamedTuple):
     """What is known of attempts that ended alike: one figure, result and details an attempt."""
 
     cause: str | None
@@ -286,12 +289,12 @@ def conclude(
 ) -> OutcomeRow:
     """End a task and return its outcome, for the caller to have stored."""
     cause, message, seconds, result, details = ending
-    endings = _Endings(cause, message, (seconds,), (result,), (details,))
+    endings = _SharedEnding(cause, message, (seconds,), (result,), (details,))
     return _conclude_all(state, (task,), event, endings, now)[0]
 
 
 def _conclude_all(
-    state: ClusterState, tasks: Sequence[Task], event: TaskEvent, endings: _Endings, now: Now
+    state: ClusterState, tasks: Sequence[Task], event: TaskEvent, endings: _SharedEnding, now: Now
 ) -> list[OutcomeRow]:
     """End tasks of one device (or of none) alike, and return their outcomes."""
     cause, message, seconds, results, details = endings
@@ -380,6 +383,7 @@ def requeue_unsent(state: ClusterState, event: ev.NotSent, now: Now) -> None:
 
 def become_due(state: ClusterState, task: Task, now: Now) -> None:
     """Queue a pending task whose time has come."""
+    state.at_task = task.number
     task.not_before_mono = 0.0
     state.move(task, "due", now)
     state.enqueue(task, now)
@@ -390,6 +394,7 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
 
     `free`: it costs nothing and blames nobody (the device was removed or gave it up).
     """
+    state.at_task = task.number
     device = task.device
     began = task.status is TaskStatus.RUNNING
     if began and device is not None and not free:
@@ -403,6 +408,7 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
 
 def confirm(state: ClusterState, held: Held, task: Task, now: Now) -> None:
     """Note that a device has an attempt, and whether it runs."""
+    state.at_task = task.number
     task.confirmed_mono = now.mono
     if held.started and task.status is TaskStatus.ASSIGNED:
         start(state, task, held.elapsed_seconds, now)
@@ -410,6 +416,7 @@ def confirm(state: ClusterState, held: Held, task: Task, now: Now) -> None:
 
 def time_out(state: ClusterState, task: Task, now: Now) -> None:
     """End a running attempt past its limit that its device did not end."""
+    state.at_task = task.number
     device, key = task.device, task.key
     assert device is not None
     seconds = now.mono - (task.started_mono if task.started_mono is not None else now.mono)

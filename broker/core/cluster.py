@@ -12,7 +12,7 @@ from typing import Any, Final
 from retire_cluster.broker.core import attempts, requests, sweeps
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices import administration, enrolment, event_throttle, membership
-from retire_cluster.broker.core.evidence import EventFailed, history, task_of
+from retire_cluster.broker.core.evidence import EventFailed, last_events
 from retire_cluster.broker.core.instructions import Instruction
 from retire_cluster.broker.core.placement import assignment
 from retire_cluster.broker.core.records import audit_rows
@@ -57,6 +57,7 @@ def handle(state: ClusterState, event: ev.Event, now: ev.Now) -> list[Instructio
     task's state does not allow, `EventFailed` when a rule meets an error of its own. An event that
     raises leaves no instructions; after the last two, what it changed cannot be trusted.
     """
+    state.at_task = 0
     try:
         HANDLERS[type(event)](state, event, now)
         if state.log.acts.new:
@@ -68,5 +69,5 @@ def handle(state: ClusterState, event: ev.Event, now: ev.Now) -> list[Instructio
         raise
     except Exception as error:
         state.take_instructions()
-        task = task_of(event, error.__traceback__)
-        raise EventFailed(event, task, history(state.log, task)) from error
+        task = state.at_task or getattr(event, "task", 0)
+        raise EventFailed(event, task, last_events(state.log, task)) from error

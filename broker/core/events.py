@@ -50,7 +50,7 @@ class FromDevice:
 
 @dataclass(frozen=True)
 class Flooded:
-    """A connection said more than it may (budgets.py): so many messages, by verb, are dropped."""
+    """A connection said more than it may: so many of its messages, by verb, are dropped."""
 
     #: The key that the connection proved, or its routing id on a bus without CURVE.
     who: str | bytes

@@ -27,7 +27,7 @@ def restore(
 
     Attempts that were out when the last broker stopped keep their lease, counted from now: their
     devices claim them in HELLO, or they are lost when it is over. `boot` names the boot of the
-    machine, see `age`.
+    machine, see `records/clock.py`.
     """
     settings, warnings = _with_persisted(settings, snapshot)
     warnings += snapshot.warnings

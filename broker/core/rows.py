@@ -42,7 +42,7 @@ class OutcomeRow(NamedTuple):
     retry_count: int
     result: bytes = b""
     details: bytes = b""
-    #: When it ended on the cluster's age (see `age`), in seconds.
+    #: When it ended on the cluster's age (`records/clock.py`), in seconds.
     ended_s: int = 0
 
 
@@ -133,7 +133,7 @@ class AuditRow(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Where the cluster's age stood at some moment (see `age`), and what else only rises."""
+    """Where the cluster's age (see `records/clock.py`) stood once, and what else only rises."""
 
     age_ms: int
     mono: float

@@ -21,7 +21,7 @@ from typing import Any
 from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.devices.access import Access
 from retire_cluster.broker.core.devices.type_registry import TypeRegistry
-from retire_cluster.broker.core.evidence import history
+from retire_cluster.broker.core.evidence import last_events
 from retire_cluster.broker.core.instructions import Instruction, PingOver, StoreLive, WaitOver
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
 from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
@@ -113,6 +113,8 @@ class ClusterState:
         self.next_task = 1
         #: Live tasks by number; a task that ends leaves.
         self.tasks: dict[int, Task] = {}
+        #: Number of the task that a rule works on, for an error to name; 0: none in particular.
+        self.at_task = 0
         #: Those of them that run, by number.
         self.running: dict[int, Task] = {}
         #: `(not_before_mono, number)` of pending tasks, the next first; entries may be stale.
@@ -167,7 +169,7 @@ class ClusterState:
         #: Kinds of task that failed somewhere: what the cluster has done of them since.
         self.tallies: dict[TaskKind, Tally] = {}
         #: Where the sweep of unschedulable tasks goes on.
-        self.stranded_turn = 0
+        self.unschedulable_turn = 0
         #: What a task's stored document asks of a device, by that document; a cache.
         self._requirements: dict[bytes, Requirements] = {}
 
@@ -279,7 +281,7 @@ class ClusterState:
         return status
 
     def _illegal(self, task: Task, event: TaskEvent) -> IllegalTransition:
-        events = history(self.log, task.number)
+        events = last_events(self.log, task.number)
         return IllegalTransition(task.status, event, task.number, events)
 
     def enqueue(self, task: Task, now: ev.Now) -> None:

@@ -174,7 +174,7 @@ SWEEPS: Final[dict[str, Sweep]] = {
     "liveness": Sweep(liveness, 1),
     "limits": Sweep(limits, 1),
     "upkeep": Sweep(upkeep, 1),
-    "stranded": Sweep(unschedulable.sweep, 1),
+    "unschedulable": Sweep(unschedulable.sweep, 1),
     "devices": Sweep(devices, 30),
     "retention": Sweep(retention, 60),
 }

@@ -57,7 +57,7 @@ class IllegalTransition(RuntimeError):
     """A task met an event that its state does not allow; nothing changed.
 
     :param task: its number, 0 where it is not known
-    :param history: its last events, as `evidence.history` gives them
+    :param history: its last events, as `evidence.last_events` gives them
     """
 
     def __init__(

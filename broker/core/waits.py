@@ -28,7 +28,7 @@ class Wait:
 class Waits:
     """All parked waits, by task and by deadline."""
 
-    __slots__ = ("_due", "_serial", "all", "by_task")
+    __slots__ = ("_serial", "all", "by_task", "due")
 
     def __init__(self) -> None:
         #: All of them, oldest first.
@@ -36,7 +36,7 @@ class Waits:
         #: The same by the number of each task that they wait for.
         self.by_task: dict[int, list[Wait]] = {}
         #: `(deadline_mono, serial, wait)`, the next first; entries may be stale.
-        self._due: list[tuple[float, int, Wait]] = []
+        self.due: list[tuple[float, int, Wait]] = []
         self._serial = 0
 
     def park(self, wait: Wait) -> None:
@@ -45,11 +45,11 @@ class Waits:
         for number in wait.unfinished:
             self.by_task.setdefault(number, []).append(wait)
         # Most end long before their deadline; their entries must not pile up until then.
-        if len(self._due) > 2 * len(self.all) + _STALE_KEPT:
-            self._due = [entry for entry in self._due if entry[2] in self.all]
-            heapq.heapify(self._due)
+        if len(self.due) > 2 * len(self.all) + _STALE_KEPT:
+            self.due = [entry for entry in self.due if entry[2] in self.all]
+            heapq.heapify(self.due)
         self._serial += 1
-        heapq.heappush(self._due, (wait.deadline_mono, self._serial, wait))
+        heapq.heappush(self.due, (wait.deadline_mono, self._serial, wait))
 
     def finish(self, number: int) -> list[Wait]:
         """Note that a task has ended; returns the waits that are over with it."""
@@ -63,9 +63,14 @@ class Waits:
 
     def expire(self, now_mono: float) -> list[Wait]:
         """Take out the waits whose deadline is over, oldest first."""
-        over = [wait for wait in self.all if wait.deadline_mono <= now_mono]
+        found = []
+        while self.due and self.due[0][0] <= now_mono:
+            _, serial, wait = heapq.heappop(self.due)
+            if wait in self.all:
+                del self.all[wait]
+                found.append((serial, wait))
+        over = [wait for _, wait in sorted(found)]
         for wait in over:
-            del self.all[wait]
             for number in wait.unfinished:
                 left = [other for other in self.by_task[number] if other is not wait]
                 if left:
@@ -76,10 +81,6 @@ class Waits:
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time of the first deadline; None without one."""
-        while self._due and self._due[0][2] not in self.all:
-            heapq.heappop(self._due)
-        return self._due[0][0] if self._due else None
-
-    def deadlines(self) -> int:
-        """Return how many deadlines are kept, stale ones included."""
-        return len(self._due)
+        while self.due and self.due[0][2] not in self.all:
+            heapq.heappop(self.due)
+        return self.due[0][0] if self.due else None

@@ -30,7 +30,7 @@ class Token:
     #: Public key of the enrolment pair.
     key: str
     created_ms: int
-    #: On the cluster's age (see `age`).
+    #: On the cluster's age (`records/clock.py`).
     expires_age_ms: int
     uses: int
     used: int = 0

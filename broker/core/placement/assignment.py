@@ -50,9 +50,9 @@ class _Pass:
         self.state = state
         self.now = now
         self.chosen: dict[str, tuple[Device, list[Task]]] = {}
-        #: Devices that get nothing more in this pass.
-        self.aside: dict[str, Device] = {}
-        #: Of those, how many are back in their queues from earlier passes.
+        #: Devices kept for work that needs more of them than is free: they get nothing more.
+        self.reserved: dict[str, Device] = {}
+        #: How many tasks of a class are back in its queue that earlier passes had set aside.
         self.back: dict[ClassKey, int] = {}
         self.heads = self._heads()
         self.waiting = Waiting(
@@ -62,8 +62,8 @@ class _Pass:
         )
         #: Heads noted for classes may be gone: somebody overtook, or was put into another class.
         self.overtaken = False
-        #: Tasks that wait for another device, by class: they step aside at the end.
-        self.held: dict[ClassKey, list[Task]] = {}
+        #: Tasks that wait for another device, by class: they are set aside at the end.
+        self.passed_by: dict[ClassKey, list[Task]] = {}
         self.sorted = 0
         #: Classes that joined in this pass.
         self.joined: set[ClassKey] = set()
@@ -75,8 +75,8 @@ class _Pass:
         for order, cls in enumerate(list(self.state.waiting.values())):
             if cls.blocked:
                 continue
-            if cls.lanes.held:
-                self.back[cls.key] = cls.lanes.release(_PASSED_BY)
+            if cls.lanes.aside:
+                self.back[cls.key] = cls.lanes.bring_back(_PASSED_BY)
             head = cls.lanes.head()
             if head is None:
                 self._end_of(cls)
@@ -95,7 +95,7 @@ class _Pass:
                 continue
             device = cls.pick(state.free)
             if device is None:
-                self._step_aside(cls)
+                self._reserve_nearest(cls)
                 continue
             limit = _share(cls, device)
             if self.waiting.before(-rank, since_mono) is not None:
@@ -104,11 +104,11 @@ class _Pass:
                     continue
                 limit = min(limit, state.share.left or limit)
             self._in_order(entry, device, limit)
-        state.free.update(self.aside)
-        for tasks in self.held.values():
+        state.free.update(self.reserved)
+        for tasks in self.passed_by.values():
             for task in tasks:
                 own = task.backlog = state.class_of(task.spec)
-                own.lanes.hold(task)
+                own.lanes.set_aside(task)
                 state.waiting[own.key] = own
         for device, tasks in self.chosen.values():
             for start in range(0, len(tasks), _BATCH):
@@ -133,16 +133,16 @@ class _Pass:
             heapq.heappush(self.heads, entry)
 
     def _end_of(self, cls: TaskClass) -> None:
-        """Drop a class without a head from `waiting`, unless some of it have stepped aside."""
+        """Drop a class without a head from `waiting`, unless some of it are set aside."""
         if not cls.lanes.size:
             self.state.waiting.pop(cls.key, None)
 
     def _may_pass_by(self, cls: TaskClass) -> bool:
         """Return whether one more task of a class may be passed by in this pass."""
         most = _PASSED_BY + self.back.get(cls.key, 0)
-        return not self.held or len(self.held.get(cls.key, ())) < most
+        return not self.passed_by or len(self.passed_by.get(cls.key, ())) < most
 
-    def _step_aside(self, cls: TaskClass) -> bool:
+    def _reserve_nearest(self, cls: TaskClass) -> bool:
         """Keep the nearest device for a class without room; False if there is none.
 
         Better-ranked work waits for a whole slot where small work holds a part of each: the device
@@ -152,7 +152,7 @@ class _Pass:
         if nearest is None:
             cls.blocked = True
             return False
-        self.aside[nearest.device_id] = self.state.free.pop(nearest.device_id)
+        self.reserved[nearest.device_id] = self.state.free.pop(nearest.device_id)
         return True
 
     def _in_order(self, entry: _Entry, device: Device, limit: int) -> None:
@@ -189,6 +189,7 @@ class _Pass:
     def _device_for(self, cls: TaskClass, task: Task, device: Device) -> Device | None:
         """Return where a task that was taken out goes: this device, a better one, None: later."""
         state = self.state
+        state.at_task = task.number
         if cls.key.task_type in needs.TYPES:
             own = state.class_of(task.spec)
             if own is not cls:
@@ -220,7 +221,7 @@ class _Pass:
         if not wanted and device.device_id in task.excluded:
             wanted = not may_come(state, cls, self.now) <= task.excluded.keys()
         if wanted:
-            self.held.setdefault(cls.key, []).append(task)
+            self.passed_by.setdefault(cls.key, []).append(task)
             return None
         return device
 
@@ -242,7 +243,7 @@ class _Pass:
             cls, own = found
             device = None if cls.blocked else cls.pick(state.free)
             if device is None:
-                if not cls.blocked and self._step_aside(cls):
+                if not cls.blocked and self._reserve_nearest(cls):
                     # Its turn is kept: the device empties soon, small work is over in a moment.
                     self.waiting.drop_all()
                     return True

@@ -122,14 +122,14 @@ class _Lane:
 class Lanes:
     """The backlog of one requirement class."""
 
-    __slots__ = ("_held", "_lanes", "_stale", "held", "size")
+    __slots__ = ("_aside", "_lanes", "_stale", "aside", "size")
 
     def __init__(self) -> None:
         self._lanes = tuple(_Lane() for _ in Priority)
-        #: By priority, those that step aside for a while; who did so longest is first.
-        self._held: tuple[deque[Task], ...] = tuple(deque() for _ in Priority)
+        #: By priority, those that are set aside for a while; who is so longest is first.
+        self._aside: tuple[deque[Task], ...] = tuple(deque() for _ in Priority)
         #: How many are there.
-        self.held = 0
+        self.aside = 0
         #: Tasks queued in it.
         self.size = 0
         #: Entries (at most) of tasks that left and are still in a lane.
@@ -149,25 +149,25 @@ class Lanes:
             self._stale = 0
             for lane in self._lanes:
                 lane.sweep()
-            for held in self._held:
-                kept = [task for task in held if task.status is _QUEUED]
-                self.held -= len(held) - len(kept)
-                held.clear()
-                held.extend(kept)
+            for aside in self._aside:
+                kept = [task for task in aside if task.status is _QUEUED]
+                self.aside -= len(aside) - len(kept)
+                aside.clear()
+                aside.extend(kept)
 
-    def hold(self, task: Task) -> None:
-        """Let a task that was taken step aside until its turn to come back."""
-        self._held[task.spec.priority].append(task)
-        self.held += 1
+    def set_aside(self, task: Task) -> None:
+        """Queue a task that was taken, out of its lane until its turn to be brought back."""
+        self._aside[task.spec.priority].append(task)
+        self.aside += 1
         self.size += 1
 
-    def release(self, limit: int) -> int:
-        """Take back up to `limit` tasks of each priority, in turn; returns how many came back."""
+    def bring_back(self, limit: int) -> int:
+        """Bring back up to `limit` tasks of each priority that were set aside; returns how many."""
         back = 0
-        for lane, held in zip(self._lanes, self._held, strict=True):
-            for _ in range(min(limit, len(held))):
-                task = held.popleft()
-                self.held -= 1
+        for lane, aside in zip(self._lanes, self._aside, strict=True):
+            for _ in range(min(limit, len(aside))):
+                task = aside.popleft()
+                self.aside -= 1
                 if task.status is _QUEUED:
                     lane.push((task,))
                     back += 1

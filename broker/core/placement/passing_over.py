@@ -3,7 +3,7 @@
 A device that says "not here" (a program, a package, a permission that it lacks) is right about
 itself and says nothing of the task: the task goes elsewhere, and no other task of the kind goes
 there for a while, longer each time it says so again. A new process of the device clears it: its
-owner may have installed what was missing. `standing` uses the same notes for devices that fail
+owner may have installed what was missing. `outliers` uses the same notes for devices that fail
 what others do.
 
 When every device that could run a kind has said so, nobody is left to wait for: `nobody_left`.

@@ -36,8 +36,8 @@ def sweep(state: ClusterState, now: Now) -> None:
     ]
     if not lost:
         return
-    start = state.stranded_turn % len(lost)
-    state.stranded_turn += _CLASSES
+    start = state.unschedulable_turn % len(lost)
+    state.unschedulable_turn += _CLASSES
     for cls in (lost[start:] + lost[:start])[:_CLASSES]:
         if passing_over.trust_the_last(state, cls, now):
             continue
@@ -50,7 +50,7 @@ def _fail(state: ClusterState, cls: TaskClass, message: str, now: Now) -> None:
     cause = passing_over.cause_of(state, cls).value
     rows: list[OutcomeRow] = []
     deviating = []
-    cls.lanes.release(_TASKS)
+    cls.lanes.bring_back(_TASKS)
     for lane in reversed(range(len(Priority))):
         for task in cls.lanes.take(lane, _TASKS - len(rows)):
             task.backlog = None

@@ -1,6 +1,6 @@
 """Ended tasks in the order in which they ended: the first to delete, without a search.
 
-Twelve bytes a task: its number and the second when it ended (on the cluster's age, see `age`),
+Twelve bytes a task: its number and the second when it ended (on the cluster's age, `clock.py`),
 which only rises. A task that was run again leaves its old entry behind; whoever reads asks the
 ledger whether an entry still holds.
 """

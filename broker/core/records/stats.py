@@ -37,7 +37,7 @@ class Completions:
 class Stats:
     """What has been measured since this broker started (completions: the last hour, kept).
 
-    `age_ms` is the cluster's age (see `age`): a wall clock that is set moves no figure.
+    `age_ms` is the cluster's age (`records/clock.py`): a wall clock that is set moves no figure.
     """
 
     def __init__(self) -> None:

@@ -322,7 +322,10 @@ def test_a_store_that_refuses_writes_is_answered_503_and_recovers_by_itself(
     (second,) = eventually(taken, "a submission after the trouble")
     ids = [item["task_id"] for item in client.call("task.list")["items"]]
     assert ids == [second, first]
-    eventually(lambda: "the store works again" in main.said(), "a log that says so")
+    eventually(
+        lambda: "the state is read anew, clients are served again" in main.said(),
+        "a log that says so",
+    )
     assert "Traceback" not in main.said()
 
 

@@ -131,6 +131,7 @@ def test_a_rule_that_fails_costs_a_turn_and_not_the_broker(
     assert [line.split(": ")[1].split()[0] for line in told[1].history] == [
         "task.queued", "task.assigned",
     ]  # fmt: skip
+    assert not [one for one in caplog.records if "the store" in one.message], "it did not fail"
     device.send(msg.Heartbeat(device.session, 1, config_version=1))
     assert device.expect(msg.Reject).code == "register"
     device.join(held=(Held(key, True, 1.0),))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from retire_cluster.broker.core import attempts, evidence, state
 from retire_cluster.broker.core import cluster as core
 from retire_cluster.broker.core import events as ev
-from retire_cluster.broker.core import evidence, state
 from retire_cluster.broker.core.devices import event_throttle
 from retire_cluster.broker.core.evidence import EVENT_CHARACTERS, EVENTS_TOLD, EventFailed
+from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.transitions import IllegalTransition
 from retire_cluster.broker.net.channel import Peer
 from retire_cluster.schemas.protocol import messages as msg
@@ -52,6 +53,30 @@ def test_a_rule_that_fails_tells_the_way_of_the_task_it_was_at(
     assert cluster.do(ev.Tick("upkeep")) == [], "nothing is left of it for the next event"
 
 
+def test_a_rule_that_fails_among_many_tasks_tells_the_one_it_was_at(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, key = cluster.give(3)
+    box.start()
+    begun = []
+
+    def fail_second(cluster: state.ClusterState, one: Task, *given: object, **more: object) -> None:
+        begun.append(one.number)
+        if len(begun) == 2:
+            raise ZeroDivisionError("a rule has a bug")
+
+    monkeypatch.setattr(attempts, "_end_or_requeue", fail_second)
+    monkeypatch.setattr(event_throttle, "log_withheld", fail_second)
+    cluster.pass_time(cluster.task(key[0]).spec.timeout_seconds + 60)
+    with pytest.raises(EventFailed) as caught:
+        cluster.tick("limits")
+    assert caught.value.task == begun[1]
+    assert kinds(caught.value.history) == ["queued", "assigned", "running"]
+    with pytest.raises(EventFailed) as caught:
+        cluster.tick("upkeep")
+    assert (caught.value.task, caught.value.history) == (0, ()), "it was at no task"
+
+
 def test_an_event_that_names_its_task_is_enough(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,20 +96,20 @@ def test_what_is_told_is_bounded(cluster: Cluster) -> None:
         cluster.pass_time(1)
         item = msg.ProgressItem(key, float(percent), "x" * 10_000)
         box.say(msg.Progress(box.session, (item,)))
-    found = evidence.history(cluster.state.log, task.number)
+    found = evidence.last_events(cluster.state.log, task.number)
     assert len(found) == EVENTS_TOLD
     assert kinds(found) == ["progress"] * EVENTS_TOLD
     assert f"'percent': {2 * EVENTS_TOLD - 1}.0" in found[-1]
     cluster.state.log.add("task.progress", 0, task.number, 0, "box", {"message": "x" * 10_000})
-    assert max(map(len, evidence.history(cluster.state.log, task.number))) == EVENT_CHARACTERS
+    assert max(map(len, evidence.last_events(cluster.state.log, task.number))) == EVENT_CHARACTERS
 
 
 def test_what_goes_well_reads_no_history(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*given: object) -> tuple[str, ...]:
         raise AssertionError("a history was read")
 
-    monkeypatch.setattr(core, "history", fail)
-    monkeypatch.setattr(state, "history", fail)
+    monkeypatch.setattr(core, "last_events", fail)
+    monkeypatch.setattr(state, "last_events", fail)
     box, key = cluster.give()
     box.start()
     box.finish()

@@ -16,7 +16,7 @@ from tests.unit.broker.kit import Cluster, MakeCluster, only, settings_with, tas
 
 def test_the_table_names_every_sweep_and_how_often_it_runs() -> None:
     assert {name: sweep.every for name, sweep in SWEEPS.items()} == {
-        "deadlines": 1, "liveness": 1, "limits": 1, "upkeep": 1, "stranded": 1, "devices": 30,
+        "deadlines": 1, "liveness": 1, "limits": 1, "upkeep": 1, "unschedulable": 1, "devices": 30,
         "retention": 60,
     }  # fmt: skip
 

@@ -179,7 +179,7 @@ def _lack_the_program(cluster: Cluster, box: Member) -> None:
     cluster.place()
     box.finish(outcome=Outcome.FAILED, cause=Cause.NOT_HERE)
     cluster.place()
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
 
 
 def _lack_and_be_late(cluster: Cluster, box: Member) -> None:

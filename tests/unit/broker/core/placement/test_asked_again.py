@@ -114,7 +114,7 @@ def test_a_task_waits_for_who_is_away_for_a_moment(cluster: Cluster, how: str) -
             lacks(poor)
         cluster.pass_time(1)
         poor.beat()
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
     assert asked == 1
     if how == "drained":
         cluster.call("device.resume", {"device_id": "rich"})
@@ -138,7 +138,7 @@ def test_it_waits_for_who_is_away_until_that_one_is_removed_and_says_so(
         assert not poor.keys
         cluster.pass_time(REJOIN_SECONDS)
         poor.beat()
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
     assert cluster.status(task) == "queued"
     reasons = explained(cluster, task)
     word = "there is no program 'ffmpeg' on this device"
@@ -201,10 +201,10 @@ def test_who_fails_a_kind_gets_it_again_when_nobody_else_is_left(cluster: Cluste
             bad.finish(outcome="failed", cause="error", error="it broke", result=b"")
     cluster.call("device.drain", {"device_id": "good"})
     owns(cluster)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     cluster.place()
     assert not bad.keys, "the other one will be back"
     cluster.call("device.remove", {"device_id": "good"})
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     cluster.place()
     assert bad.keys

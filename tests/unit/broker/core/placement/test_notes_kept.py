@@ -61,7 +61,7 @@ def test_a_restart_changes_neither_age_nor_length_of_a_note(
     program(cluster, "ffmpeg")
     cluster.place()
     lacks(member)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     cluster.pass_time(200)
     (before,) = cluster.call("device.get", {"device_id": "member"}).data["passed_over"]
     if rebooted:
@@ -74,10 +74,10 @@ def test_a_restart_changes_neither_age_nor_length_of_a_note(
     (note,) = member.record.notes.values()
     assert note.seconds == FIRST_SECONDS
     cluster.pass_time(39)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     assert notes(member)
     cluster.pass_time(2)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     assert not notes(member)
 
 
@@ -158,7 +158,7 @@ def test_explain_the_device_and_the_events_say_it_in_words(cluster: Cluster) -> 
         "message": text, "since": "2023-11-14T22:13:20Z", "until": "2023-11-14T22:18:20Z",
     }  # fmt: skip
     cluster.pass_time(200)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     assert [kind for kind, _ in cluster.events("device.")][-2:] == [
         "device.passed_over", "device.eligible_again",
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_memory_of_what_a_device_lacks_is_bounded(cluster: Cluster) -> None:
         lacks(member)
     assert len(member.record.notes) == MAX_NOTES
     assert cluster.state.note_index.entries() <= 3 * MAX_NOTES, "the ends of those that went, too"
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     cluster.restart()
     assert len(member.record.notes) == MAX_NOTES
 
@@ -191,8 +191,8 @@ def test_a_device_that_lacks_many_things_in_a_second_is_stored_once(cluster: Clu
         cluster.place()
         lacks(member)
     cluster.pass_time(1)
-    cluster.tick("stranded")
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
+    cluster.tick("unschedulable")
     rows = [one for one in cluster.past[seen:] if isinstance(one, StoreDevices)]
     assert len(rows) == 2, "the first at once, all others together"
     cluster.restart()
@@ -211,7 +211,7 @@ def test_all_notes_of_many_devices_are_stored_a_few_devices_a_turn(cluster: Clus
         assert cluster.outcome(task).cause == "not_here"
     seen = len(cluster.past)
     for _ in range(3):
-        cluster.tick("stranded")
+        cluster.tick("unschedulable")
     rows = [len(one.rows) for one in cluster.past[seen:] if isinstance(one, StoreDevices)]
     assert rows == [64, 36]
     cluster.restart()
@@ -229,7 +229,7 @@ def test_a_device_that_was_removed_leaves_no_notes(cluster: Cluster) -> None:
     cluster.call("device.remove", {"device_id": "member"})
     assert not cluster.state.note_index.kinds
     cluster.pass_time(FIRST_SECONDS)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
 
 
 def test_a_program_for_every_task_makes_no_class_for_every_task(cluster: Cluster) -> None:

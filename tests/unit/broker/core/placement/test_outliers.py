@@ -39,7 +39,7 @@ def let_pass(cluster: Cluster, seconds: float, *members: Member) -> None:
     cluster.pass_time(seconds)
     for member in members:
         member.beat()
-    cluster.tick("stranded", "deadlines")
+    cluster.tick("unschedulable", "deadlines")
     cluster.place()
 
 

@@ -21,7 +21,7 @@ def test_one_task_of_an_own_type_that_wants_what_is_nowhere_ends_alone(cluster: 
                     lacks(member, error="No module named 'typo'")
                 else:
                     member.finish(key)
-        cluster.tick("stranded")
+        cluster.tick("unschedulable")
     outcome = cluster.outcome(odd)
     assert (outcome.status, outcome.cause, outcome.retry_count) == ("failed", "not_here", 0)
     assert "first: No module named 'typo'" in str(outcome.error_message)
@@ -122,7 +122,7 @@ def test_the_last_device_is_never_passed_over_for_a_whole_type(cluster: Cluster)
     for _ in tasks:
         cluster.place()
         lacks(member)
-        cluster.tick("stranded")
+        cluster.tick("unschedulable")
     assert {cluster.status(task) for task in tasks} == {"failed"}
     assert not notes(member)
     cluster.place()
@@ -139,10 +139,10 @@ def test_who_is_left_as_the_last_for_a_type_is_asked_again_and_nobody_fails_unas
     while not notes(poor):
         cluster.place()
         lacks(poor)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     assert notes(poor)
     cluster.call("device.remove", {"device_id": "other"})
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     cluster.place()
     assert poor.keys
     assert not notes(poor)

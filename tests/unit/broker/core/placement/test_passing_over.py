@@ -94,7 +94,7 @@ def test_when_every_device_has_said_so_all_fail_at_once_with_all_reasons(
         lacks(member, error=f"there is no program 'ffmpeg' on {member.device_id}")
     for _ in range(4):
         cluster.place()
-        cluster.tick("stranded")
+        cluster.tick("unschedulable")
         cluster.pass_time(1)
     assert {cluster.status(task) for task in tasks} == {"failed"}
     for task in (tasks[0], tasks[-1]):
@@ -129,12 +129,12 @@ def test_a_device_that_is_away_is_waited_for_until_it_is_removed(cluster: Cluste
     (task,) = program(cluster, "ffmpeg")
     cluster.place()
     lacks(member)
-    cluster.tick("stranded")
+    cluster.tick("unschedulable")
     assert cluster.status(task) == "queued"
     for _ in range(400):
         cluster.pass_time(270)
         member.beat()
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
         cluster.place()
         assert not member.keys, "it would only say so again"
     assert cluster.status(task) == "queued"
@@ -158,7 +158,7 @@ def test_it_is_asked_again_after_a_while_each_time_later(cluster: Cluster) -> No
         while notes(member):
             cluster.pass_time(50)
             member.beat()
-            cluster.tick("stranded")
+            cluster.tick("unschedulable")
         waits.append(cluster.mono - began)
     assert waits == [min(FIRST_SECONDS * 2**n, LONGEST_SECONDS) for n in range(6)]
 
@@ -182,7 +182,7 @@ def test_a_task_waits_for_the_one_who_may_run_it_however_many_cannot(
         cluster.pass_time(0.5)
         for member in (*members, able):
             member.beat()
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
     assert sorted(asked) == [member.record.device_id for member in members], "each once"
     able.start()
     able.finish()
@@ -202,7 +202,7 @@ def test_no_task_goes_round_for_ever(cluster: Cluster) -> None:
     for _ in range(10):
         cluster.pass_time(LONGEST_SECONDS)
         member.beat()
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
         cluster.place()
         assert not member.keys, "the other one may come back"
     assert cluster.task(task).attempt == 1
@@ -242,7 +242,7 @@ def test_more_programs_than_are_told_apart_keep_nobody_waiting(
             for key in member.keys:
                 member.finish(key) if key[0] == fine else lacks(member)
         cluster.pass_time(1)
-        cluster.tick("stranded", "deadlines")
+        cluster.tick("unschedulable", "deadlines")
         cluster.place()
     assert cluster.outcome(last).cause == "not_here"
     assert all(
@@ -312,7 +312,7 @@ def test_what_an_owner_refuses_of_an_allowed_program_holds_for_that_task_alone(
     lacks(strict, "policy_denied", "this device's owner has not allowed 'git' so")
     assert cluster.outcome(push).cause == "policy_denied"
     for task in pulls:
-        cluster.tick("stranded")
+        cluster.tick("unschedulable")
         cluster.place()
         strict.finish()
         assert cluster.status(task) == "success"
