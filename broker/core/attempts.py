@@ -218,7 +218,9 @@ def _judge_result(
         task.killers |= {device.device_id}
     elif outliers.is_evidence(task, cause):
         outliers.record_failure(state, device, task, now)
-    decision = _decide(state, task, cause, started=True, said_before=said_before)
+    decision = decide(
+        task, cause, state.settings.scheduler, state.rng, started=True, said_before=said_before
+    )
     if elsewhere:
         nobody = passing_over.nobody_left(state, state.class_of(task.spec), now, task.excluded)
         if nobody is not None:
@@ -235,22 +237,6 @@ def note_tried(task: Task, device: Device) -> None:
     """Note that an attempt here did not end well: other devices come first from now on."""
     if len(task.tried) < MAX_TRIED:
         task.tried |= {device.device_id}
-
-
-def _decide(
-    state: ClusterState, task: Task, cause: str, *, started: bool, said_before: bool = False
-) -> Decision:
-    scheduler = state.settings.scheduler
-    return decide(
-        task,
-        cause,
-        started=started,
-        rng=state.rng,
-        base_seconds=scheduler.retry_base_seconds,
-        cap_seconds=scheduler.retry_cap_seconds,
-        poison_devices=scheduler.poison_devices,
-        said_before=said_before,
-    )
 
 
 def _noted(message: str, note: str) -> str:
@@ -400,7 +386,10 @@ def lose(state: ClusterState, task: Task, reason: str, now: Now, *, free: bool =
     if began and device is not None and not free:
         task.killers |= {device.device_id}
         note_tried(task, device)
-    decision = Decision(None) if free else _decide(state, task, Cause.WORKER_LOST, started=began)
+    decision = Decision(None)
+    if not free:
+        scheduler = state.settings.scheduler
+        decision = decide(task, Cause.WORKER_LOST, scheduler, state.rng, started=began)
     _end_or_requeue(state, task, decision, LOST, Ending(Cause.WORKER_LOST.value, reason), now)
     if device is not None:
         state.note_room(device)
@@ -423,7 +412,7 @@ def time_out(state: ClusterState, task: Task, now: Now) -> None:
     message = f"exceeded its limit of {task.spec.timeout_seconds} s"
     note_tried(task, device)
     outliers.record_failure(state, device, task, now)
-    decision = _decide(state, task, Cause.TIMEOUT, started=True)
+    decision = decide(task, Cause.TIMEOUT, state.settings.scheduler, state.rng, started=True)
     ending = Ending(Cause.TIMEOUT.value, message, seconds)
     _end_or_requeue(state, task, decision, Outcome.TIMEOUT, ending, now)
     if device.online:

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 from retire_cluster.broker.core.model import Task
+from retire_cluster.conf.sections import Scheduler
 from retire_cluster.schemas.vocabulary import ELSEWHERE, Cause, TaskStatus
 
 
@@ -34,20 +35,18 @@ def backoff_seconds(retries: int, rng: random.Random, base: float, cap: float) -
 def decide(
     task: Task,
     cause: str,
+    scheduler: Scheduler,
+    rng: random.Random,
     *,
     started: bool,
-    rng: random.Random,
-    base_seconds: float,
-    cap_seconds: float,
-    poison_devices: int,
     said_before: bool = False,
 ) -> Decision:
     """Decide what to do with a task whose attempt ended with `cause`.
 
     `started` tells whether the lost attempt had begun to run; one that had not is put back free of
-    charge. `poison_devices` different devices lost on it end it. The caller has already noted the
-    device in `task.killers`. `said_before`: this device had said already that it cannot run the
-    task, so that saying it again is not free: no task goes round for ever.
+    charge. So many different devices lost on it as `poison_devices` says end it; the caller has
+    noted this one in `task.killers`. `said_before`: this device had said already that it cannot run
+    the task, so that saying it again is not free: no task goes round for ever.
     """
     final = TaskStatus.TIMEOUT if cause == Cause.TIMEOUT else TaskStatus.FAILED
     if cause == Cause.DETERMINISTIC:
@@ -55,11 +54,12 @@ def decide(
     if cause in ELSEWHERE and not said_before:
         return Decision(None)
     if cause == Cause.WORKER_LOST:
-        if len(task.killers) >= poison_devices:
+        if len(task.killers) >= scheduler.poison_devices:
             return Decision(final, note=f"POISON: {len(task.killers)} devices were lost running it")
         if not started:
             return Decision(None)
     if task.retries >= task.spec.max_retries:
         return Decision(final)
-    delay = backoff_seconds(task.retries, rng, base_seconds, cap_seconds)
+    base, cap = scheduler.retry_base_seconds, scheduler.retry_cap_seconds
+    delay = backoff_seconds(task.retries, rng, base, cap)
     return Decision(None, delay_seconds=delay, costs_retry=True)

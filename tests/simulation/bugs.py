@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 from retire_cluster.broker import loading, server
@@ -24,6 +25,7 @@ from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.core.waits import Wait, Waits
 from retire_cluster.broker.net.handing_out import hand_out
 from retire_cluster.broker.server import Broker
+from retire_cluster.conf.sections import Scheduler
 from retire_cluster.node.core.outbox import Outbox
 from retire_cluster.node.core.session import Session
 from retire_cluster.node.process import replies
@@ -60,9 +62,11 @@ def _stale_token() -> AbstractContextManager[None]:
 def _no_poison_guard() -> AbstractContextManager[None]:
     """Devices that die on a task are not counted."""
     decide = retry.decide
-    return swapped(
-        attempts, "decide", lambda *given, **how: decide(*given, **{**how, "poison_devices": 999})
-    )
+
+    def reckless(task: Task, cause: str, scheduler: Scheduler, *given: Any, **how: Any) -> Any:
+        return decide(task, cause, replace(scheduler, poison_devices=999), *given, **how)
+
+    return swapped(attempts, "decide", reckless)
 
 
 def _requeue_keeps_device() -> AbstractContextManager[None]:

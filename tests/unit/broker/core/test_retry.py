@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.retry import Decision, backoff_seconds, decide
+from retire_cluster.conf.sections import Scheduler
 from retire_cluster.schemas.vocabulary import Cause, TaskStatus
 from tests.unit.broker.kit import task_spec
 
@@ -38,11 +39,9 @@ def after(
     return decide(
         task,
         cause,
+        Scheduler(retry_base_seconds=2.0, retry_cap_seconds=300.0, poison_devices=3),
+        Longest(),
         started=started,
-        rng=Longest(),
-        base_seconds=2.0,
-        cap_seconds=300.0,
-        poison_devices=3,
         said_before=said_before,
     )
 
