@@ -74,7 +74,7 @@ class Stopped(Exception):
 
 
 def say(text: str) -> None:
-    """A progress line."""
+    """Print a progress line."""
     sys.stderr.write("bootstrap: " + text + "\n")
     sys.stderr.flush()
 
@@ -87,8 +87,8 @@ def package_command(
         return "pkg install python python-pip python-ensurepip-wheels"
     family = []  # type: List[str]
     for line in os_release.splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() in ("ID", "ID_LIKE"):
+        name, _, value = line.partition("=")
+        if name.strip() in ("ID", "ID_LIKE"):
             family += value.strip().strip("\"'").lower().split()
     numbered = "python{}.{}".format(version[0], version[1])
     for ids, command in (
@@ -228,7 +228,7 @@ def venv_python() -> str:
 
 
 def make_stamp(texts: Sequence[bytes], root: str, version: Tuple[Any, ...]) -> Mapping[str, str]:
-    """What an installation depends on: the declared packages, and where it was made by what."""
+    """Return what an installation depends on: packages, the place, the Python that made it."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(len(text).to_bytes(8, "big") + text)
@@ -245,7 +245,7 @@ def read_stamp(text: bytes) -> Mapping[str, Any]:
 
 
 def prepare(extras: Sequence[str]) -> str:
-    """Make sure `.venv` holds the project with these extras; return its Python."""
+    """Make `.venv` hold the project with these extras; return its Python. Raises `Failure`."""
     python = venv_python()
     path = os.path.join(VENV, "retire-cluster.json")
     with locked(VENV + ".lock"):
@@ -274,7 +274,7 @@ def prepare(extras: Sequence[str]) -> str:
 
 
 def make_venv() -> None:
-    """Make `.venv` anew with the Python that runs this."""
+    """Make `.venv` anew with the Python that runs this. Raises `Failure`."""
     if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
         command = package_command(
             os.environ,
@@ -357,7 +357,7 @@ def _last_line(text: str) -> str:
 
 
 def up(args: Sequence[str]) -> int:
-    """Run `retire-cluster up`."""
+    """Run `retire-cluster up`; return its exit code."""
     python = prepare(RUN_EXTRAS)
     # The folder somebody starts this from must not lend its modules to the cluster.
     safe = ["-P"] if sys.version_info >= (3, 11) else []

@@ -19,7 +19,7 @@ _BY_CODE: Final[Mapping[str, str]] = {
 
 
 def of(error: ClusterError, client: Caller) -> str:
-    """Return what helps, in a few words; empty where the message says it already."""
+    """Return what helps, in a few words; empty where there is nothing to add to the message."""
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
     if not isinstance(error, ValidationError):

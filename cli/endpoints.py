@@ -29,6 +29,7 @@ class MainEndpoints:
     event_port: int
     #: Its public key; empty: its sockets are not encrypted.
     server_key: str = ""
+    #: The worker bus takes devices by their CURVE keys only.
     bus_encrypted: bool = False
 
 
@@ -43,7 +44,7 @@ class ApiEndpoint:
 
 @dataclass(frozen=True)
 class WorkerEntry:
-    """A local worker."""
+    """A local worker's process and folder."""
 
     device_id: str
     pid: int
@@ -65,14 +66,14 @@ def read_main(document: Mapping[str, Any] | None) -> MainEndpoints | None:
     numbers = _numbers(document, ("pid", "admin_port", "worker_port", "event_port"))
     if not numbers or document is None:
         return None
-    key = document.get("server_key")
+    server_key = document.get("server_key")
     encrypted = document.get("bus_encrypted") is True
     return MainEndpoints(
         numbers[0],
         numbers[1],
         numbers[2],
         numbers[3],
-        key if isinstance(key, str) else "",
+        server_key if isinstance(server_key, str) else "",
         encrypted,
     )
 
@@ -87,7 +88,7 @@ def read_api(document: Mapping[str, Any] | None) -> ApiEndpoint | None:
 
 
 def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
-    """Return the broker that runs with this data folder, and the file that says so."""
+    """Return the broker that runs with this data folder and the file that says so, or None."""
     path = run_path(data_dir, "main")
     document = read_json(path)
     main = read_main(document)
@@ -102,7 +103,7 @@ def running_main(data_dir: Path) -> tuple[MainEndpoints, Path] | None:
 
 
 def running_api(data_dir: Path) -> ApiEndpoint | None:
-    """Return the facade that `up` runs with this data folder."""
+    """Return the facade that `up` runs with this data folder, or None."""
     document = read_json(endpoints_path(data_dir))
     api = read_api(document.get("api")) if document else None
     if api is None or not _is_still(api.pid, _starts(data_dir).get(str(api.pid))):
@@ -131,7 +132,10 @@ def endpoints_document(
 
 
 def write_endpoints(data_dir: Path, document: Mapping[str, Any]) -> None:
-    """Keep it, and beside it when each process began: another of its number is not taken for it."""
+    """Write `endpoints.json`, and beside it when each process that it names began.
+
+    So no later process of the same number is taken for one of them. Raises `OSError`.
+    """
     pids = [entry["pid"] for entry in _entries(document)]
     starts = {str(pid): began for pid in pids if (began := started(pid))}
     write_json(run_path(data_dir, "started"), starts)
@@ -174,7 +178,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace a file in one step: a reader sees the old text or the new one, never half."""
+    """Replace a file in one step, so that no reader sees half of it. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(document, indent=2) + "\n", "utf-8")

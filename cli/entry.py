@@ -70,7 +70,7 @@ def status() -> int:
 
 
 def run_module(module: str, program: str, argv: Sequence[str], function: str = "main") -> int:
-    """Import `module` and call its `function(argv)`; the exit code.
+    """Import `module`, call its `function(argv)` and return the exit code.
 
     A library that is missing becomes one line on standard error that names the extra to install,
     and so does one that refuses this interpreter's level of optimisation.
@@ -91,7 +91,11 @@ def run_module(module: str, program: str, argv: Sequence[str], function: str = "
 
 
 def guarded(program: str, call: Callable[[], int]) -> int:
-    """Run `call` for its exit code; an output that takes nothing more changes no other one's."""
+    """Run `call`; return its exit code, or the one for what ended it.
+
+    Ctrl-C, a closed pipe, a full disk and a library that is missing have one, with a line to read;
+    any other error is raised. Standard error that takes nothing more changes no exit code.
+    """
     streams.settle()
     try:
         return _code_of(program, call)
@@ -133,7 +137,7 @@ def _code_of(program: str, call: Callable[[], int]) -> int:
 
 
 def say(text: str) -> None:
-    """A line on standard error, if that takes one."""
+    """Print a line on standard error, if that takes one."""
     with contextlib.suppress(OSError, ValueError):
         print(escaped_lines(text), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""What commands print: the envelope for programs, tables for people, hints for nobody's pipe.
+"""What commands print: the envelope for programs, tables for people, hints beside them.
 
 Data goes to standard output, progress and hints to standard error. Colour and Unicode are used only
 where the terminal says that it can show them.
@@ -50,7 +50,7 @@ class Style:
 
     @classmethod
     def of(cls, stream: TextIO, environ: Mapping[str, str] = os.environ) -> Style:
-        """Judged from the stream and the environment (`NO_COLOR`, `TERM=dumb`, its encoding)."""
+        """Judge a stream by its encoding and the environment (`NO_COLOR`, `TERM=dumb`)."""
         dumb = environ.get("TERM", "") == "dumb"
         terminal = bool(getattr(stream, "isatty", lambda: False)())
         if terminal and sys.platform == "win32" and not environ.get("WT_SESSION"):
@@ -67,6 +67,7 @@ class Style:
 
     @property
     def ellipsis(self) -> str:
+        """What ends a text that was cut."""
         return "…" if self.unicode else "~"
 
 
@@ -113,12 +114,12 @@ def clean_lines(text: str) -> str:
 
 
 def clean_json(text: str) -> str:
-    """JSON that steers no terminal and means the same."""
+    """Return JSON that steers no terminal and means the same."""
     return _STEERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def cell(value: Any, style: Style) -> str:
-    """One value as a table shows it."""
+    """Return one value as a table shows it."""
     if value is None or value == "":
         return _MISSING
     if isinstance(value, bool):
@@ -136,7 +137,7 @@ def cell(value: Any, style: Style) -> str:
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[Any]], style: Style, *, width: int = 0
 ) -> str:
-    """Columns aligned, status words coloured.
+    """Return rows as a table, columns aligned and status words coloured.
 
     :param width: the columns of the terminal, 0 for no limit; the last column is cut to fit
     """
@@ -168,7 +169,7 @@ def _painted(row: Sequence[str], sizes: Sequence[int], style: Style) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, Any]], style: Style) -> str:
-    """`name  value` lines, values aligned."""
+    """Return `name  value` lines, values aligned."""
     rows = [(clean(name), cell(value, style)) for name, value in pairs]
     size = max((len(name) for name, _ in rows), default=0)
     lines = []
@@ -194,6 +195,7 @@ class Output:
 
     @property
     def style(self) -> Style:
+        """What `out` can show."""
         return Style.of(self.out)
 
     @property
@@ -226,9 +228,9 @@ class Output:
             _write_line(self.out, text, as_it_is=as_it_is)
 
     def written(self, text: str, *, raw: bool = False) -> str:
-        """What a task wrote, for `data`: as it is into files and pipes, cleaned for a terminal.
+        """Return what a task wrote, for `data`: unchanged into a file or pipe, else cleaned.
 
-        :param raw: as it is in any case
+        :param raw: unchanged in any case
         """
         return text if raw or not self.out.isatty() else clean_lines(text)
 
@@ -257,7 +259,7 @@ class Output:
 
 
 def pretty(value: Any, style: Style) -> str:
-    """Indented JSON; beyond ASCII only where the stream can show it."""
+    """Return indented JSON; characters beyond ASCII only where the stream can show them."""
     return clean_json(json.dumps(value, indent=2, ensure_ascii=not style.unicode))
 
 

@@ -21,7 +21,7 @@ _UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def add_task_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how a task is to be run, beside its type and payload."""
+    """Add the flags that say how a task is to be run, beside its type and payload."""
     parser.add_argument("--priority", choices=PRIORITIES, default="normal")
     parser.add_argument(
         "--requirement", "--require", action="append", default=[], metavar="k=v",
@@ -65,7 +65,7 @@ def task_from_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def seconds_of(text: str) -> float:
-    """Return seconds of a time as typed: `90`, `5m`, `1h30m`, `2d`.
+    """Return the seconds of a time as typed: `90`, `5m`, `1h30m`, `2d`.
 
     Raises `argparse.ArgumentTypeError`.
     """
@@ -98,7 +98,7 @@ def payload_from_words(task_type: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_pair(text: str, field: str) -> tuple[str, str]:
-    """`name=value` split. Raises `ValidationError` naming `field`."""
+    """Split `name=value` and return both. Raises `ValidationError` naming `field`."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValidationError(field, f"{text!r} is not of the form name=value")
@@ -114,7 +114,7 @@ def read_value(text: str) -> Any:
 
 
 def read_json_object(text: str, where: str) -> dict[str, Any]:
-    """Return a JSON object; raise `ValidationError` that says `where` the text came from."""
+    """Return the JSON object of a text. Raises `ValidationError` naming `where` it came from."""
     value = read_json(text, where)
     if not isinstance(value, dict):
         raise ValidationError(where, "a JSON object is required")
@@ -163,7 +163,7 @@ def _unsendable(item: Any) -> str:
 
 
 def read_json(text: str, where: str) -> Any:
-    """JSON as the API takes it (no NaN); raises `ValidationError` naming `where`."""
+    """Return the value of a JSON text without NaN. Raises `ValidationError` naming `where`."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ _TRIES: Final = 20
 
 
 class SettlingClient:
-    """A client that retries tasks: one that ended this very moment as soon as that is written."""
+    """A client that waits until the end of a task, which is known, is written as well."""
 
     def __init__(self, client: Caller, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._client = client
@@ -32,7 +32,7 @@ class SettlingClient:
         *,
         timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Call as the wrapped client does."""
+        """Call as the wrapped client does; raise `TaskJustEnded` only after about two seconds."""
         for _ in range(_TRIES):
             try:
                 return self._client.call(op, args, blobs, timeout_seconds=timeout_seconds)
@@ -78,7 +78,11 @@ class ReconnectingClient:
         *,
         timeout_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """As the client's own, made again until it is answered."""
+        """Call as the wrapped client does, again while the main node is away or has no room.
+
+        Raises `ClusterUnavailable` or `QueueFull` when the time is over, or `ClusterUnavailable` at
+        once from a main node that has never answered.
+        """
         began = self._clock()
         told = ""
         while True:

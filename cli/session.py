@@ -53,7 +53,7 @@ def verb_parser(prog: str, description: str, **options: Any) -> argparse.Argumen
 
 
 def run_verb(args: argparse.Namespace, command: Command, *, timeout_seconds: float = 5.0) -> int:
-    """Connect, run the command, turn what goes wrong into a message and an exit code."""
+    """Connect and run the command; return its exit code, or that of the error it ended with."""
     output = Output.standard(as_json=args.json)
     try:
         target = find_target(
@@ -84,7 +84,7 @@ def run_verb(args: argparse.Namespace, command: Command, *, timeout_seconds: flo
 
 
 def _unsendable_word(args: argparse.Namespace, error: JSONError) -> ValidationError:
-    """Return what names the argument that cannot be sent, where one can be told."""
+    """Return an error that names the argument that cannot be sent, where one can be told."""
     for name, value in vars(args).items():
         words = value if isinstance(value, list) else [value]
         for word in words:
@@ -114,7 +114,7 @@ def call_each(
     line: Callable[[Mapping[str, Any]], str],
     **extra: Any,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Call `op` for every name (its argument `field`), print a line each.
+    """Call `op` for every name (its argument `field`), and print a line for each.
 
     Returns the answers and the first error's exit code; the others are tried nevertheless. A
     single name's error is raised.

@@ -1,4 +1,4 @@
-"""Standard input, output and error exist, whatever this process was started with.
+"""Makes sure that standard input, output and error exist.
 
 A process started with one of them closed (`2>&-`, some supervisors) gives its number to the first
 file or socket it opens. Whatever then is printed, by us or by a library, goes into that.

@@ -30,7 +30,8 @@ class Caller(Protocol):
         blobs: Sequence[bytes] = (),
         *,
         timeout_seconds: float | None = None,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Return the data of operation `op`. Raises a `ClusterError`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Target:
     public_host: str = ""
 
     def client(self, timeout_seconds: float) -> AdminClient:
-        """Return a client of it."""
+        """Return a client of it, whose calls wait so long unless they say otherwise."""
         return AdminClient(
             self.host,
             self.port,

@@ -30,11 +30,11 @@ def wait_for(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """`(results, unfinished ids)` when all have ended or the time is over.
+    """Return `(results, unfinished ids)` when all have ended or the time is over (None: never).
 
-    `why` is asked now and then what to tell of the unfinished ones; it gets what it told last, and
-    gives what it has told by then. Raises `ClusterUnavailable` when the main node stays away for
-    30 s.
+    `why` is called now and then with the unfinished ids and the text that it returned last, to say
+    why they wait; it returns the text that it has said by then. Raises `ClusterUnavailable` when
+    the main node stays away for 30 s.
     """
     # Results come under their canonical ids.
     task_ids = [task_id.lower() for task_id in task_ids]
@@ -75,7 +75,7 @@ def wait_for(
 def wait_and_print(
     session: Session, task_ids: Sequence[str], timeout_seconds: float | None, *, first: str = ""
 ) -> int:
-    """Say `first`, wait, print results, return the exit code; Ctrl-C leaves the tasks running."""
+    """Say `first`, wait, print results; return the exit code. Ctrl-C leaves the tasks running."""
     output = session.output
     try:
         if first:
@@ -130,7 +130,7 @@ def _tell_why(session: Session, unfinished: Sequence[str], told: str) -> str:
 
 
 def print_result(session: Session, result: dict[str, Any], *, named: bool = False) -> None:
-    """A result for people: its data on standard output, how it went on standard error."""
+    """Print a result for people: its data on standard output, how it went on standard error."""
     output = session.output
     style = Style.of(output.err)
     task_id, status = result["task_id"], result["status"]

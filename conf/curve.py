@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 
 
 class ClientKeys(NamedTuple):
-    """What a client needs to speak to a main node."""
+    """The CURVE keys with which a client speaks to one main node."""
 
     pair: Pair
     #: The main node's public key.
@@ -83,7 +83,7 @@ def pair_of_token(token: bytes) -> Pair:
 
 
 def lock(socket: zmq.Socket[bytes], keys: ClientKeys) -> None:
-    """Have a socket that is not connected yet dial with these keys."""
+    """Make a socket that is not connected yet encrypt with these keys."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode("ascii"))
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public.encode("ascii"))
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret.encode("ascii"))
@@ -157,9 +157,9 @@ def write_key_file(path: Path, pair: Pair, **more: object) -> None:
 
 
 def server_pair(data_dir: Path) -> Pair:
-    """The main node's pair, and the tooling's beside it; both are made when they are missing.
+    """Return the main node's pair; make it, and the tooling's beside it, where they are missing.
 
-    Raises `KeyFileError` or `OSError`.
+    Raises `KeyFileError` for a file that cannot be used, `OSError` when one cannot be written.
     """
     path = data_dir / MAIN_KEY
     found = read_key_file(path)
@@ -177,7 +177,10 @@ def server_pair(data_dir: Path) -> Pair:
 
 
 def client_keys(path: Path) -> ClientKeys | None:
-    """The keys in an admin key file, None when there is no such file. Raises `KeyFileError`."""
+    """Return the CURVE keys of an admin key file, None when there is no such file.
+
+    Raises `KeyFileError`.
+    """
     found = read_key_file(path)
     if found is None:
         return None
@@ -192,9 +195,12 @@ def client_keys(path: Path) -> ClientKeys | None:
 class Invitation(NamedTuple):
     """What a join string says."""
 
+    #: Where the worker bus is.
     host: str
     port: int
+    #: The main node's public key.
     server: str
+    #: `TOKEN_BYTES` long.
     token: bytes
 
 

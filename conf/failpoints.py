@@ -24,7 +24,7 @@ def arm(text: str) -> None:
 
 
 def reach(name: str) -> None:
-    """This process is at a point; it dies here if that was asked for."""
+    """Die here, if this is the point that was asked for and it was reached often enough."""
     if name == _name:
         _count()
 

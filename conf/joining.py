@@ -13,10 +13,10 @@ from retire_cluster.schemas.text.hosts import in_url
 
 
 class InstallerAddress(NamedTuple):
-    """Where `/join.py` is."""
+    """Where this machine serves `/join.py`."""
 
     port: int
-    #: Of `/join.py`, hexadecimal.
+    #: Digest of `/join.py`, hexadecimal.
     sha256: str
 
 

@@ -34,14 +34,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: Names the data folder when `--data-dir` does not.
 DATA_DIR_VARIABLE = "RETIRE_CLUSTER_DATA_DIR"
 #: Names the TOML file when `--config` does not.
 CONFIG_VARIABLE = "RETIRE_CLUSTER_CONFIG"
 #: Variables of test suites; no setting.
 _FREE_PREFIX = "RETIRE_CLUSTER_TEST_"
+#: Source of a setting that a flag gave.
 COMMAND_LINE = "command line"
 MAX_FILE_BYTES = 1 << 20
 
+#: Dotted name → value and where it came from.
 _Taken = dict[str, tuple[Any, str]]
 
 
@@ -110,9 +113,12 @@ def read_settings(
     config: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings of this process: reads the environment and, where one is named, the TOML file.
+    """Return this process's settings: from its environment and, where one is named, a TOML file.
 
-    Raises `SettingsError` also for a file that is missing, unreadable or not UTF-8.
+    Raises `SettingsError` as `load` does, and for a file that is missing, unreadable, not UTF-8 or
+    larger than `MAX_FILE_BYTES`.
+
+    :param config: the file; else `CONFIG_VARIABLE` names it
     """
     environ = os.environ if environ is None else environ
     path = config or environ.get(CONFIG_VARIABLE) or None
@@ -122,7 +128,10 @@ def read_settings(
 
 
 def _absolute(folder: Path) -> Path:
-    """Return the folder as it is called from everywhere: what we start works in other folders."""
+    """Return the folder's absolute path, for what we start works in other folders.
+
+    Raises `SettingsError` for one that is relative to a folder that is gone.
+    """
     try:
         return Path(os.path.abspath(folder))
     except OSError:
@@ -134,7 +143,7 @@ def _absolute(folder: Path) -> Path:
 
 
 def default_data_dir(platform: str, environ: Mapping[str, str]) -> Path | None:
-    """The folder this platform keeps a program's data in, or None for a user without a home."""
+    """Return the folder for a program's data on this platform; None: the user has no home."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(platform, "XDG_DATA_HOME")
     named = environ.get(variable, "")
     if named and (platform == "win32" or posixpath.isabs(named)):  # XDG: a relative one is ignored
@@ -152,18 +161,20 @@ def _from_toml(text: str, source: str, known: Mapping[str, Spec]) -> _Taken:
     except (ValueError, RecursionError) as error:
         raise SettingsError(source, f"is not valid TOML: {_one_line(error)}") from None
     taken: _Taken = {}
-    for key, value in document.items():
-        if key == "data_dir":
-            taken[key] = (value, source)
+    for section, value in document.items():
+        if section == "data_dir":
+            taken[section] = (value, source)
             continue
-        if key not in SECTIONS:
-            raise SettingsError(key, f"is no section{_nearest(key, SECTIONS)}", source)
+        if section not in SECTIONS:
+            raise SettingsError(section, f"is no section{_nearest(section, SECTIONS)}", source)
         if not isinstance(value, dict):
-            raise SettingsError(key, f"must be a section: write [{key}] above its settings", source)
+            raise SettingsError(
+                section, f"must be a section: write [{section}] above its settings", source
+            )
         for name, item in value.items():
-            dotted = f"{key}.{name}"
+            dotted = f"{section}.{name}"
             if dotted not in known:
-                names = [spec.dotted for spec in specs(SECTIONS[key])]
+                names = [spec.dotted for spec in specs(SECTIONS[section])]
                 raise SettingsError(dotted, f"is no setting{_nearest(dotted, names)}", source)
             taken[dotted] = (from_document(known[dotted], item), source)
     return taken

@@ -40,12 +40,12 @@ class Redaction:
         self.add(*secrets)
 
     def add(self, *secrets: str) -> None:
-        """Secrets to hide from now on; longer ones first, as one may contain another."""
+        """Hide these secrets too; longer ones are replaced first, as one may contain another."""
         known = {secret for secret in (*self._secrets, *secrets) if secret}
         self._secrets = tuple(sorted(known, key=len, reverse=True))
 
     def __call__(self, text: str) -> str:
-        """`text` without the secrets."""
+        """Return the text with `REDACTED` in place of every secret."""
         for secret in self._secrets:
             if secret in text:
                 text = text.replace(secret, REDACTED)
@@ -69,7 +69,7 @@ class _Formatter(logging.Formatter):
         return self.redaction(text)
 
     def extras(self, record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-        """Fields given by `extra=`, the document's first, then the others by name."""
+        """Yield the fields given by `extra=`: the REST document's, then the others by name."""
         given = {k: v for k, v in vars(record).items() if k not in _OWN_ATTRIBUTES}
         names = [name for name in REQUEST_FIELDS if name in given]
         names += sorted(given.keys() - set(names))
@@ -117,7 +117,7 @@ class JsonFormatter(_Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`time level logger message field=value …` for people."""
+    """One line for people: `time level logger: message field=value …`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line, and below it the trace, every line of it marked."""
@@ -136,7 +136,7 @@ class TextFormatter(_Formatter):
 
 
 class _Handler(_StreamHandler):
-    """A closed or full stderr loses a line, never the process."""
+    """Writes to a stream at once; one that is closed or full loses a line, never the process."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: the one place to say it is what failed."""
@@ -161,10 +161,10 @@ class _Queue(logging.Handler):
         self._outlet.put(record)
 
     def flush(self) -> None:
-        """Nothing: `logging.shutdown` calls it, after the outlet has ended."""
+        """Do nothing: `logging.shutdown` calls this after the outlet has ended."""
 
     def close(self) -> None:
-        """Write what is there and end."""
+        """Write what is left, and end the outlet."""
         self._outlet.close()
         super().close()
 

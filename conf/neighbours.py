@@ -1,4 +1,4 @@
-"""Main nodes of this user on this machine, by port: how local tooling finds a key without flags.
+"""Main nodes of this user on this machine, by port: how local tooling finds its CURVE keys.
 
 A running main node leaves `mains/ADMIN_PORT.json` in this user's usual data folder, whatever folder
 it works in itself. Only its own user can read its key, so this lets nobody in who could not get in.
@@ -27,7 +27,10 @@ def _folder() -> Path | None:
 def announce(
     data_dir: Path, *, pid: int, admin_port: int, worker_port: int, encrypted: bool
 ) -> Path | None:
-    """Say where a main node works; the file, to be removed at its end. None: it cannot be said."""
+    """Write a file that says where a main node works; return it, to be removed at its end.
+
+    Returns None where it cannot be written, for it is a convenience only.
+    """
     folder = _folder()
     if folder is None:
         return None
@@ -49,12 +52,15 @@ def announce(
         draft.write_text(json.dumps(document), "utf-8")
         os.replace(draft, path)
     except OSError:
-        return None  # a convenience only
+        return None
     return path
 
 
 def find(host: str, port: int, kind: str) -> dict[str, Any] | None:
-    """The main node that listens on this machine's `port` (`admin_port` or `worker_port`)."""
+    """Return what the main node that listens on this machine's `port` has written, or None.
+
+    :param kind: which of its ports is meant, `admin_port` or `worker_port`
+    """
     folder = _folder()
     if folder is None or not is_loopback(host):
         return None
@@ -78,10 +84,11 @@ def folders() -> list[str]:
 
 
 def tooling_keys(data_dir: Path, key_file: str, host: str, port: int) -> ClientKeys | None:
-    """Return the keys for a main node's admin socket.
+    """Return the CURVE keys for a main node's admin socket.
 
-    Those of `key_file`; else those of the main node of this user that listens there; else those of
-    the data folder. None: it is not encrypted, or has never been started. Raises `KeyFileError`.
+    They are those of `key_file`; else those of the main node of this user that listens there; else
+    those of the data folder. Returns None when it is not encrypted or has never been started.
+    Raises `KeyFileError`.
     """
     if key_file:
         found = client_keys(Path(key_file))

@@ -32,8 +32,9 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class _Patience:
-    """What this process still waits at its end."""
+    """How long this process still waits at its end for what it has said to be read."""
 
+    #: Seconds.
     left = LAST_WORDS_SECONDS
 
 
@@ -76,13 +77,13 @@ class Outlet(Generic[T]):
             self._drop(1, "nobody reads them")
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all that was said before is written or dropped; False: it was not in time."""
+        """Wait until all that was put is written or dropped; return False if it is late."""
         reached = threading.Event()
         self._items.put(reached)
         return reached.wait(seconds)
 
     def close(self) -> None:
-        """Write what is there, as far as it is read, and end."""
+        """Write what is left, for as long as this process waits at its end, and end."""
         atexit.unregister(self.close)
         if not self.closed:
             began = time.monotonic()
@@ -155,7 +156,7 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """Return the file behind a stream; None: it has none, or is a console that takes no bytes."""
+    """Return a stream's file descriptor; None: it has none, or is a console that takes no bytes."""
     try:
         if sys.platform == "win32" and stream.isatty():
             return None
@@ -178,7 +179,7 @@ _making = threading.Lock()
 
 
 def outlet_of(stream: TextIO) -> Outlet[str]:
-    """This process's one outlet for lines on `stream`."""
+    """Return this process's one outlet for lines on `stream`; make it where there is none."""
     with _making:
         kept = _outlets.get(id(stream))
         if kept is None or kept[0] is not stream or kept[1].closed:

@@ -1,7 +1,7 @@
 """Every setting of the product: one frozen dataclass a section, one field a setting.
 
-To add a setting, add a field here and a line to `retire-cluster.example.toml`; the environment
-variable, the check, the REST view and the documentation follow from it.
+To add a setting, add a field here, a line to `retire-cluster.example.toml` and a row to
+`docs/configuration.md`; the environment variable, the check and the REST view follow from it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from retire_cluster.conf.spec import Problem, Section, setting
 from retire_cluster.schemas.bounds import MAX_PORT
 from retire_cluster.schemas.text.hosts import EVERYWHERE
 
+#: What a device may be for.
 ROLES = ("worker", "compute", "storage", "mobile")
 
 
@@ -67,7 +68,7 @@ class Server(Section):
 
     @property
     def bus_host(self) -> str:
-        """Where the worker bus is bound when these settings are started."""
+        """Address that the worker bus is bound to: `worker_host`, or what stands for it."""
         everywhere = self.curve or self.insecure
         return self.worker_host or (EVERYWHERE if everywhere else "127.0.0.1")
 
@@ -140,7 +141,7 @@ class Scheduler(Section):
     )
 
     def conflicts(self) -> Iterator[Problem]:
-        """Require the cap not to be below the base."""
+        """Require the longest wait before a retry to be no shorter than the first one."""
         if self.retry_cap_seconds < self.retry_base_seconds:
             yield Problem(
                 "retry_cap_seconds",
@@ -189,7 +190,7 @@ class Database(Section):
     )
 
     def conflicts(self) -> Iterator[Problem]:
-        """Only the shape is judged here; the store knows its own addresses."""
+        """Require an address with a scheme; the store judges the rest of it."""
         if self.url and "://" not in self.url:
             yield Problem("url", f"must be sqlite:///FILE or memory://, not {self.url!r:.80}")
 

@@ -52,7 +52,7 @@ class Settings:
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section as JSON shows it, without its secrets. Raises `NotFound` for another name."""
+        """Return a section as JSON shows it, without secrets. Raises `NotFound` for any other."""
         if name not in PUBLIC_SECTIONS:
             raise NotFound(f"There is no section {name!r}; there are {', '.join(PUBLIC_SECTIONS)}.")
         return public_view(getattr(self, name))
@@ -72,7 +72,7 @@ class Settings:
         return self.database.url or f"sqlite:///{(self.data_dir / 'cluster.db').as_posix()}"
 
     def source_of(self, dotted: str) -> str:
-        """Where a setting's value came from: `default`, a variable, a file, `command line`."""
+        """Return the source of a setting: `default`, a variable, a file, `command line`."""
         return self.sources.get(dotted, "default")
 
 
@@ -96,7 +96,7 @@ def public_view(section: Section) -> dict[str, Any]:
 
 
 def merge_section(current: SectionT, partial: Mapping[str, Any]) -> SectionT:
-    """`current` with the values of `partial`: all of them or, when one is wrong, none.
+    """Return `current` with the values of `partial`: all of them or, when one is wrong, none.
 
     Only settings that may change at run time are taken, and the rules between fields are
     judged on the merged values. Raises `ValidationError` that lists every wrong field by its

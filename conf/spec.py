@@ -40,7 +40,9 @@ class SettingsError(ValueError):
 class Problem(NamedTuple):
     """One thing wrong with one field of a section."""
 
+    #: Its name in the section.
     field: str
+    #: What would be right.
     reason: str
 
 
@@ -54,12 +56,16 @@ class Spec:
     name: str
     #: Annotation as written: `int`, `float`, `bool`, `str` or `tuple[str, ...]`.
     kind: str
+    #: Its value when nobody sets it.
     default: Any
     #: Name of the environment variable that sets it.
     env: str
+    #: What people read of it.
     help: str
+    #: Bounds of a number, both inclusive; None: there is none.
     low: float | None
     high: float | None
+    #: The only values that it may have; empty: any of its kind.
     choices: tuple[str, ...]
     #: May be changed while the cluster runs, by `PUT /config/<section>`.
     mutable: bool
@@ -123,7 +129,7 @@ def setting(
 
 
 class Section:
-    """Base of the sections: checks itself whenever one is made, however it was made."""
+    """Base of the sections; making one whose values are wrong raises `SettingsError`."""
 
     __slots__ = ()
     #: The section's name in TOML, in `/config` and in environment variables.
@@ -134,7 +140,7 @@ class Section:
             raise SettingsError(f"{self.section}.{problem.field}", problem.reason)
 
     def problems(self) -> Iterator[Problem]:
-        """Everything wrong with the values, single fields first."""
+        """Yield what is wrong with single fields or, when nothing is, between them."""
         single = False
         for spec in specs(type(self)):
             reason = wrong_with(spec, getattr(self, spec.name))
@@ -145,7 +151,7 @@ class Section:
             yield from self.conflicts()
 
     def conflicts(self) -> Iterator[Problem]:
-        """Rules between fields; called only when each field is good by itself."""
+        """Yield what breaks a rule between fields; asked only when each is good by itself."""
         yield from ()
 
 

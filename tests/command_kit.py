@@ -18,7 +18,7 @@ API = "/api/v1"
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """The first true value of a condition. Raises `TimeoutError` when it does not come."""
+    """Return the first true value of a condition. Raises `TimeoutError` when it does not come."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -28,7 +28,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any
 
 
 def plain_environment(**more: str) -> dict[str, str]:
-    """This environment without the caller's settings; what is started listens here only."""
+    """Return this environment without the caller's settings; what starts listens here only."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RETIRE_CLUSTER_")}
     kept["RETIRE_CLUSTER_SERVER_WORKER_HOST"] = "127.0.0.1"
     return {**kept, "NO_PROXY": "*", **more}
@@ -76,7 +76,7 @@ def exchange(
     source: str = "",
     seconds: float = 40.0,
 ) -> Answer:
-    """One request on a connection of its own; a body that is no bytes is sent as JSON.
+    """Make one request on a connection of its own; a body that is no bytes is sent as JSON.
 
     :param source: the address of this machine that it comes from
     """

@@ -52,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test logged travels from its worker as UTF-8, which has no lone surrogates."""
+    """Make UTF-8 of what a test logged, with which it travels: it has no lone surrogates."""
     report = yield
     report.sections = [
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
@@ -62,13 +62,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """Return the folder of the checkout."""
     return Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def wait_until() -> WaitUntil:
-    """Looks at a condition every 10 ms until it holds."""
+    """Return what looks at a condition every 10 ms until it holds."""
 
     def wait(condition: Callable[[], object], timeout_seconds: float = 10) -> None:
         until = time.monotonic() + timeout_seconds

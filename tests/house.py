@@ -46,7 +46,7 @@ Graph = Mapping[str, Module]
 
 
 def modules(root: Path) -> dict[str, Module]:
-    """Name without `retire_cluster.` → module, of a checkout."""
+    """Return the modules of a checkout by their names without `retire_cluster.`."""
     files = {}
     for folder, package in PACKAGES.items():
         for file in sorted((root / folder).rglob("*.py")):
@@ -70,7 +70,7 @@ def _read(name: str, file: Path, files: Mapping[str, Path]) -> Module:
 
 
 def named(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all that is imported anywhere in a module, by `import_module` too."""
+    """Yield dotted names of all that is imported anywhere in a module, by `import_module` too."""
     for item in ast.walk(tree):
         if isinstance(item, ast.Import):
             yield from (alias.name for alias in item.names)
@@ -85,7 +85,7 @@ def named(tree: ast.AST) -> Iterator[str]:
 
 
 def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups of names that reach each other (Tarjan's strongly connected components)."""
+    """Return groups of names that reach each other (Tarjan: strongly connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -113,7 +113,7 @@ def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 
 def reached(graph: Graph, start: str) -> dict[str, str]:
-    """What a module imports from elsewhere, itself or through others of ours → by which way."""
+    """Return by which way a module imports each name from elsewhere, itself or through ours."""
     ways = {start: start}
     found: dict[str, str] = {}
     ahead = [start]
@@ -131,7 +131,7 @@ def reached(graph: Graph, start: str) -> dict[str, str]:
 
 
 def behind_doors(graph: Graph, rooms: Sequence[str], forbidden: Iterable[str]) -> list[str]:
-    """How modules of these rooms reach what they must not."""
+    """Return how modules of these rooms reach what they must not."""
     return sorted(
         way
         for name in graph
@@ -142,7 +142,7 @@ def behind_doors(graph: Graph, rooms: Sequence[str], forbidden: Iterable[str]) -
 
 
 def upward(graph: Graph, order: Sequence[str]) -> list[str]:
-    """Imports from a room into one that stands after it; `order` begins with the lowest."""
+    """Return imports from a room into one that stands after it; `order` begins with the lowest."""
 
     def level(name: str) -> int:
         return next((n for n, room in enumerate(order) if f"{name}.".startswith(f"{room}.")), -1)
@@ -156,7 +156,7 @@ def upward(graph: Graph, order: Sequence[str]) -> list[str]:
 
 
 def crowded(root: Path, folders: Iterable[str], most: int) -> list[str]:
-    """Folders with more modules than may be; an `__init__.py` is not counted."""
+    """Return folders with more modules than may be; an `__init__.py` is not counted."""
     counts: dict[str, int] = {}
     for folder in folders:
         for file in (root / folder).rglob("*.py"):
@@ -167,7 +167,7 @@ def crowded(root: Path, folders: Iterable[str], most: int) -> list[str]:
 
 
 def long(root: Path, folders: Iterable[str], most: int) -> list[str]:
-    """Files of code with more lines than may be."""
+    """Return files of code with more lines than may be."""
     return sorted(
         file.relative_to(root).as_posix()
         for folder in folders
@@ -180,7 +180,7 @@ def long(root: Path, folders: Iterable[str], most: int) -> list[str]:
 
 
 def drawing(graph: Graph, root: Path) -> str:
-    """Rooms as a Mermaid flow chart: an arrow goes from a room to one that it imports.
+    """Return the rooms as a Mermaid flow chart: an arrow goes from a room to one that it imports.
 
     Rooms within rooms count as theirs; arrows that follow from others are left out; import circles
     are named in red.
@@ -212,7 +212,7 @@ def drawing(graph: Graph, root: Path) -> str:
 def _thin(
     edges: Mapping[str, set[str]],
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Arrows between rooms of a package, and between packages, without those that follow."""
+    """Return the arrows within packages, and between them, without those that follow."""
     inside, between = [], set()
     for room, others in edges.items():
         for other in others:
@@ -243,12 +243,12 @@ def _id(name: str) -> str:
 
 
 def drawn(text: str) -> str:
-    """What stands between the marks of a document. Raises `ValueError` without them."""
+    """Return what stands between a document's marks. Raises `ValueError` without them."""
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
 
 
 def main(args: Sequence[str]) -> int:
-    """See the module's text."""
+    """Draw the house into the document, or print that of a commit; return the exit code."""
     if args:
         with tempfile.TemporaryDirectory() as folder:
             packed = subprocess.run(

@@ -86,7 +86,7 @@ def _under(*parts: str) -> list[str]:
 
 
 def launcher_paths(text: str) -> list[str]:
-    """The programs that `py -0p` lists: ` -V:3.13 *  C:\\...\\python.exe`."""
+    """Return the programs that `py -0p` lists: ` -V:3.13 *  C:\\...\\python.exe`."""
     found = []
     for line in text.splitlines():
         _, colon, rest = line.strip().partition(":\\")
@@ -111,7 +111,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 def probe(path: str) -> Python | None:
-    """What a program says of itself, or None when it is no CPython that runs and is new enough."""
+    """Return what a program says of itself, None unless it is a CPython that runs and is new."""
     try:
         kind, version, free, complete, base = json.loads(_output([path, "-I", "-c", _PROBE]))
         found = Python((version[0], version[1], version[2]), bool(free), bool(complete), str(base))
@@ -121,13 +121,14 @@ def probe(path: str) -> Python | None:
 
 
 def choose(found: Iterable[Python]) -> list[Python]:
-    """One of each version, oldest first: one that can make environments, then the newest."""
+    """Return one of each version, oldest first: one that makes environments, else the newest."""
     best: dict[tuple[tuple[int, ...], bool], Python] = {}
     for one in found:
-        key = (one.version[:2], one.free_threaded)
-        if key not in best or (one.complete, one.version) > (best[key].complete, best[key].version):
-            best[key] = one
-    return [best[key] for key in sorted(best)]
+        kind = (one.version[:2], one.free_threaded)
+        known = best.get(kind)
+        if known is None or (one.complete, one.version) > (known.complete, known.version):
+            best[kind] = one
+    return [best[kind] for kind in sorted(best)]
 
 
 def absent(found: Iterable[Python]) -> list[str]:
@@ -153,7 +154,7 @@ def wanted(which: Sequence[str], found: Sequence[Python]) -> list[Python]:
 
 
 def run(python: Python, *words: str) -> int:
-    """Run bootstrap.py by this Python, in the environment that is kept for it."""
+    """Run bootstrap.py by this Python, in the environment kept for it; return the exit code."""
     folder = ROOT / "build" / f"python-{python.name}"
     folder.parent.mkdir(exist_ok=True)
     command = [python.path, str(ROOT / "bootstrap.py"), "--venv", str(folder), *words]
@@ -161,7 +162,7 @@ def run(python: Python, *words: str) -> int:
 
 
 def smoke(found: Sequence[Python]) -> int:
-    """Run it on each; 1 when it failed on a version that is expected to work."""
+    """Run the smoke on each; return 1 when it failed on a version that is expected to work."""
     failed = []
     for one in found:
         began = time.monotonic()

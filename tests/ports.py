@@ -20,7 +20,7 @@ _SLICES: Final = 16
 
 
 def _order() -> Iterator[int]:
-    """The ports of this process's slice in any order: runs may stand side by side."""
+    """Yield the ports of this process's slice in any order: runs may stand side by side."""
     number = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % _SLICES
     size = (_LAST - _FIRST) // _SLICES
     ports = list(range(_FIRST + number * size, _FIRST + (number + 1) * size))
@@ -33,7 +33,7 @@ _ports: Final = _order()
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that no other call in this run is given."""
+    """Return a port that nobody listens on now, and that no other call in this run is given."""
     for port in _ports:
         with contextlib.suppress(OSError), socket.socket() as probe:
             if os.name == "posix":  # elsewhere it would let two servers have one port

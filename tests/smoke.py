@@ -42,7 +42,7 @@ def refuse(payload, context):
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """Return the first true value of a condition."""
+    """Return the first true value of a condition; fail when none comes in time."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -52,7 +52,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the caller's settings; a plugin to find; warnings shown."""
+    """Return an environment without the caller's settings, with a plugin and warnings shown."""
     plugin = folder / "plugin"
     metadata = plugin / "smoke_types-1.0.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class Running:
         return self.log.read_text("utf-8", "replace")
 
     def rest(self, path: str, body: Any = None) -> Any:
-        """`data` of an answer below /api/v1."""
+        """Return `data` of the answer to a GET, or to a POST of `body`, below /api/v1."""
         sent = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if sent else {}
         asked = urllib.request.Request(f"{self.url}/api/v1{path}", sent, headers)
@@ -173,7 +173,7 @@ def running(folder: Path) -> Iterator[Running]:
 
 
 def walk_through(cluster: Running) -> None:
-    """Each way of asking for work, once."""
+    """Ask for work in each way, once."""
     until(lambda: " as second" in cluster.text(), "the second worker")
     assert cluster.task("echo", {"a": 1}) == {"echo": {"a": 1}}
     value = {"expression": "[str(x * x) + 'é' for x in range(3)] + [True, None, 2 ** 70 > 1]"}
@@ -202,7 +202,7 @@ def walk_through(cluster: Running) -> None:
 
 
 def own_warnings(text: str) -> list[str]:
-    """Warnings about what goes in a coming Python, raised in this checkout's files."""
+    """Return warnings about what goes in a coming Python, raised in this checkout's files."""
     return [
         line
         for line in text.splitlines()
@@ -211,7 +211,7 @@ def own_warnings(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Run it; the last line says how it went."""
+    """Run the smoke and return its exit code; the last line says how it went."""
     name = sys.version.split()[0]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(

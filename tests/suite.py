@@ -85,7 +85,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def lint(paths: Sequence[str]) -> int:
-    """Run ruff on these files or folders, else on all, and mypy on everything."""
+    """Run ruff on these files or folders, else on all, and mypy on all; return the worst code."""
     commands = (
         ("ruff", "check", *(paths or ["."])),
         ("ruff", "format", "--check", *(paths or ["."])),
@@ -96,12 +96,12 @@ def lint(paths: Sequence[str]) -> int:
 
 
 def simulate(given: Sequence[str]) -> int:
-    """Play seeds of the simulation."""
+    """Play seeds of the simulation; return the exit code."""
     return bootstrap.run([sys.executable, "tests/simulation/run.py", *given])[0]
 
 
 def places(folder: str, given: Sequence[str]) -> list[str]:
-    """Where pytest looks for a target's tests: nowhere else, where the arguments name a place.
+    """Return where pytest looks for a target's tests: nothing, where the arguments name a place.
 
     With `-k WORD` only files that hold the word, for pytest imports each file in which it looks. A
     word that is in no file is looked for everywhere: a parameter's value can be made of parts.
@@ -218,7 +218,7 @@ def pure_core_is_covered(folder: Path) -> bool:
 
 
 def branch_percent(figures: bytes) -> float | None:
-    """Share of branches taken in a report of `coverage json`, or None when it holds none."""
+    """Return the percentage of branches taken by a report of `coverage json`, None without any."""
     try:
         totals = json.loads(figures)["totals"]
         return 100.0 * int(totals["covered_branches"]) / int(totals["num_branches"])
@@ -255,7 +255,7 @@ def worth_a_second_run(verdict: Verdict) -> bool:
 
 
 def after_second_run(first: Verdict, second: Verdict) -> Verdict:
-    """What both runs say together; `failures` then names those that passed only the second time."""
+    """Return what both runs say; `failures` names those that passed only the second time."""
     recovered = [name for name in first.failures if name not in second.failures]
     if second.passed != len(recovered) or second.passed + second.failed != first.failed:
         return first._replace(failures=[])  # not the same tests: the first run counts

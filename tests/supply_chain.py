@@ -85,14 +85,14 @@ def write_lock(packages: Sequence[Locked], run: frozenset[str]) -> str:
 
 
 def write_device_lock(packages: Sequence[Locked]) -> str:
-    """The text of the lock that installers of devices bring along: pip's own form, no comments."""
+    """Return the text of the lock that installers of devices bring along, without comments."""
     wanted = [one for one in packages if canonicalize_name(one.name) in DEVICE]
     text = write_lock(wanted, DEVICE)
     return "".join(line for line in text.splitlines(keepends=True) if line[:1] != "#")
 
 
 def run_closure(pinned: frozenset[str]) -> frozenset[str]:
-    """Of the pinned packages those that `up` may need, on any system; from what is installed."""
+    """Return the pinned packages that `up` may need, on any system; from what is installed."""
     found = {"setuptools"}  # builds the project itself
     waiting = [("retire-cluster", extra) for extra in ("", *RUN_EXTRAS)]
     seen = set()
@@ -111,15 +111,15 @@ def run_closure(pinned: frozenset[str]) -> frozenset[str]:
             asked = re.search(r"""extra == ['"]([^'"]+)""", marker)
             if (asked[1] if asked else "") != extra:
                 continue
-            key = canonicalize_name(requirement.name)
-            if key in pinned:
-                found.add(key)
-                waiting += [(key, inner) for inner in ("", *requirement.extras)]
+            needed = canonicalize_name(requirement.name)
+            if needed in pinned:
+                found.add(needed)
+                waiting += [(needed, inner) for inner in ("", *requirement.extras)]
     return frozenset(found)
 
 
 def lock() -> int:
-    """Write requirements.lock anew."""
+    """Write requirements.lock and the devices' lock anew; return the exit code."""
     pins = read_lock(PINS.read_text("utf-8"))
     packages = [one._replace(sha256=tuple(_hashes(one.name, one.version))) for one in pins]
     names = frozenset(canonicalize_name(one.name) for one in pins)
@@ -183,7 +183,7 @@ def sbom(packages: Sequence[Locked]) -> dict[str, Any]:
 
 
 def audit(requirements: Path = LOCK) -> int:
-    """Known holes of what is locked; see the module's text for the exit code."""
+    """Print the known holes of what is locked; the module's text says what is returned."""
     with tempfile.TemporaryDirectory() as name:
         python = Path(name) / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
         for command in (
@@ -230,7 +230,7 @@ def judge(report: str) -> tuple[list[str], int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the command."""
+    """Run the command that the arguments name; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=["lock", "sbom", "audit"])
     what = parser.parse_args(argv).what

@@ -53,7 +53,7 @@ class Stop(Exception):
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line for the person at the terminal."""
     sys.stderr.write(f"join: {text}\n")
     sys.stderr.flush()
 
@@ -76,7 +76,7 @@ def check_python(version: Sequence[Any], has: Callable[[str], object]) -> None:
 
 
 def home() -> str:
-    """The folder that the environment is made in. Raises `Stop` for a user without a home."""
+    """Return the folder for the environment. Raises `Stop` for a user without a home."""
     chosen = os.environ.get("RETIRE_CLUSTER_HOME")
     if chosen:
         return os.path.abspath(chosen)
@@ -145,7 +145,7 @@ def make_environment(folder: str) -> str:
 
 
 def libraries() -> List[str]:
-    """Names of what the worker imports on this Python."""
+    """Return the names of what the worker imports on this Python."""
     return [*LIBRARIES, *(["tomli"] if sys.version_info < (3, 11) else [])]
 
 
@@ -155,7 +155,7 @@ def name_of(wheel: str) -> str:
 
 
 def kept_wheels(names: Sequence[str], tags: Optional[Set[str]] = None) -> Dict[str, List[str]]:
-    """Of each of these packages the wheels that the main node keeps, which fit these tags."""
+    """Return the wheels of each package that the main node keeps and that fit (None: all do)."""
     found: Dict[str, List[str]] = {name: [] for name in names}
     for wheel in sorted(KEPT):
         if name_of(wheel) in found and (tags is None or fits(wheel, tags)):
@@ -188,8 +188,9 @@ def need_index(python: str) -> None:
 
 
 def index_answers(python: str) -> bool:
-    """Tell whether this Python's pip finds a library, within seconds; for an install it tries for a
-    minute. True as well where its complaint is another one.
+    """Tell whether this Python's pip finds a library, before an install tries for a minute.
+
+    True as well where it complains of something else (TLS): the install then says of what.
     """
     asked = [python, "-m", "pip", "index", "versions", "--disable-pip-version-check", "--no-input"]
     asked += ["--retries", "0", "--timeout", str(INDEX_SECONDS), LIBRARIES[1]]
@@ -226,7 +227,7 @@ def locked(names: Sequence[str]) -> str:
 
 
 def install(python: str, folder: str) -> None:
-    """Puts the worker and its libraries into the environment."""
+    """Put the worker and its libraries into the environment. Raises `Stop`."""
     fetched = tempfile.mkdtemp(prefix="fetched-", dir=folder)
     try:
         worker = take(WHEEL, SHA256, fetched)
@@ -291,7 +292,7 @@ def from_index(python: str, pip: List[str], folder: str) -> None:
 
 
 def hashed(names: Sequence[str], folder: str) -> List[str]:
-    """Flags of pip for these packages and no other file of theirs than the lock's."""
+    """Return pip's flags for these packages, and no file of theirs that the lock does not name."""
     path = os.path.join(folder, "requirements.txt")
     with open(path, "w", encoding="utf-8") as file:
         file.write(locked(names))

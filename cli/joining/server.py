@@ -59,7 +59,7 @@ class JoinServer:
         self._thread.start()
 
     def refresh(self) -> bool:
-        """Look which wheels are kept now; whether new lines get another script than before.
+        """Look which wheels are kept now; return whether new lines get another script than before.
 
         A line that was given out goes on to get its own script, as long as this server lives.
         """
@@ -155,7 +155,7 @@ class JoinServer:
 
 
 def script(base: str, wheel_name: str, sha256: str, kept: Mapping[str, str]) -> bytes:
-    """`/join.py` with what it has to know.
+    """Return `/join.py` with what it has to know.
 
     :param kept: wheels that this main node keeps, and their digests
     """

@@ -18,7 +18,7 @@ _LEFT_OUT = frozenset({"__pycache__"})
 
 
 def build() -> tuple[str, bytes]:
-    """File name and content. The same installation always gives the same bytes.
+    """Return file name and content; the same installation always gives the same bytes.
 
     Raises `FileNotFoundError` when a package of it cannot be found.
     """

@@ -38,12 +38,12 @@ class BatchSubmission(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """What each of them says, as a digest."""
+        """The digest of each of its lines, in order."""
         return [digest(self.task["task_type"], payload) for payload in self.payloads]
 
 
 def digest(task_type: str, payload: bytes) -> str:
-    """Return what a line says, in 24 characters."""
+    """Return a digest of a line's type and payload, 24 hexadecimal characters."""
     return hashlib.sha256(task_type.encode() + b"\0" + payload).hexdigest()[:24]
 
 
@@ -98,7 +98,7 @@ class Journal:
 
     @property
     def task_ids(self) -> list[str]:
-        """Every task that is known."""
+        """Ids of the known tasks that no line has taken yet."""
         return [task_id for ids in self._known.values() for task_id in ids]
 
     def take(self, line: str) -> str | None:
@@ -107,7 +107,10 @@ class Journal:
         return ids.popleft() if ids else None
 
     def interrupted(self) -> BatchSubmission | None:
-        """Return the submission of which it is not known whether it was made."""
+        """Return the submission of which it is not known whether it was made, or None.
+
+        Raises `ValidationError` when it cannot be read.
+        """
         try:
             text = self._aside.read_text("utf-8")
         except FileNotFoundError:
@@ -124,7 +127,7 @@ class Journal:
         return None if found.idempotency_key == self._last_sent else found
 
     def sending(self, what: BatchSubmission) -> None:
-        """Keep what is submitted next. Raise `OSError`."""
+        """Keep what is submitted next. Raises `OSError`."""
         whole = [what.idempotency_key, what.task, [payload.decode() for payload in what.payloads]]
         partial = self._aside.with_suffix(".part")
         with partial.open("w", encoding="utf-8") as file:
@@ -133,7 +136,7 @@ class Journal:
         os.replace(partial, self._aside)
 
     def sent(self, what: BatchSubmission, ids: Sequence[str]) -> None:
-        """Keep the ids of what was submitted. Raise `OSError`."""
+        """Keep the ids of what was submitted. Raises `OSError`."""
         row = json.dumps({"key": what.idempotency_key, "lines": what.lines, "ids": list(ids)})
         with self._path.open("a", encoding="ascii") as file:
             # A half line of a process that was killed stays a line of its own.
@@ -145,17 +148,17 @@ class Journal:
         self._aside.unlink(missing_ok=True)
 
     def learn(self, what: BatchSubmission, ids: Sequence[str]) -> None:
-        """As `sent`, for tasks whose lines are yet to be found."""
+        """Keep the ids as `sent` does, of tasks that lines are still to take. Raises `OSError`."""
         self.sent(what, ids)
         for line, task_id in zip(what.lines, ids, strict=True):
             self._known[line].append(task_id)
 
     def refused(self) -> None:
-        """What was sent last is not valid: no task of it was made."""
+        """Forget what was sent last: it is not valid, and no task of it was made."""
         self._aside.unlink(missing_ok=True)
 
     def forget(self, task_ids: Sequence[str]) -> None:
-        """Tasks that no longer are: their lines are new ones."""
+        """Forget tasks that the main node keeps no more. Raises `OSError`."""
         with self._path.open("a", encoding="ascii") as file:
             file.write(json.dumps({"gone": list(task_ids)}) + "\n")
 

@@ -16,10 +16,11 @@ class Progress:
     stream: TextIO
     done: int = 0
     failed: int = 0
+    #: Seconds of the monotonic clock.
     began: float = field(default_factory=time.monotonic)
 
     def step(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Count results and show it."""
+        """Count these results and draw the line anew."""
         self.done += len(results)
         self.failed += sum(result["status"] != "success" for result in results)
         if self.stream.isatty():

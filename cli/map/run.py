@@ -43,7 +43,10 @@ class Lines:
 
     @classmethod
     def read(cls, name: str) -> Lines:
-        """All lines but blank ones. Raises `ValidationError` naming the first that is wrong."""
+        """Read all lines but blank ones of a file, `-` for standard input.
+
+        Raises `ValidationError` naming the first line that is wrong.
+        """
         try:
             if name == "-":
                 text = read_whole("FILE")
@@ -241,7 +244,7 @@ class Run:
     # --- ending early ---
 
     def _interrupted(self) -> int:
-        """Ctrl-C: say what runs on, and cancel it where that is wanted. A second one ends all."""
+        """Say what runs on after Ctrl-C; cancel it where that is wanted. A second one ends all."""
         with contextlib.suppress(KeyboardInterrupt):
             count = self._count()
             if not count and not self._unsure():
@@ -314,7 +317,10 @@ def _of_its_line(error: ValidationError, positions: Sequence[int]) -> Validation
 
 
 def submit(client: Caller, task: dict[str, Any], what: BatchSubmission) -> list[str]:
-    """Return the ids of a submission's tasks; made once, however often it is sent."""
+    """Make a submission, once however often it is sent; return the ids of its tasks.
+
+    Raises a `ClusterError`, a `ValidationError` when nothing of it was made.
+    """
     args = {
         "task": task,
         "count": len(what.payloads),
@@ -332,7 +338,7 @@ def submit(client: Caller, task: dict[str, Any], what: BatchSubmission) -> list[
 
 
 def cancel(client: Caller, task_ids: Sequence[str]) -> int:
-    """Cancel those of these tasks that have not ended; how many they were."""
+    """Cancel those of these tasks that have not ended; return how many they were."""
     count = 0
     for start in range(0, len(task_ids), _CANCEL_AT_ONCE):
         part = list(task_ids[start : start + _CANCEL_AT_ONCE])
@@ -343,7 +349,7 @@ def cancel(client: Caller, task_ids: Sequence[str]) -> int:
 def results_of(
     client: Caller, task_ids: Sequence[str], timeout_seconds: float | None
 ) -> dict[str, Result]:
-    """Results by task, of those that have ended within the time; also of those no longer kept."""
+    """Return results by task id, of those that have ended within the time or are kept no more."""
     return dict(_results(client, task_ids, timeout_seconds))
 
 

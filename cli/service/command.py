@@ -125,7 +125,7 @@ def _service(args: argparse.Namespace, given: Sequence[str]) -> tuple[Service, s
 
 
 def _with_join(verb: str, service: Service, join: str, steps: list[Step]) -> list[Step]:
-    """With the file that the join line is kept in: after the folder, before anything starts."""
+    """Return the steps with the file of the join line: after the folder, before anything starts."""
     if service.role != "worker":
         return steps
     path = Path(service.data_dir) / JOIN_FILE

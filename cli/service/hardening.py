@@ -67,7 +67,7 @@ _TASKS_OF_ROOT = ("ProtectKernelLogs=yes", "ProtectKernelTunables=yes")
 def systemd(
     role: str, *, system: bool, user: str, data_dir: str, command: Sequence[str]
 ) -> list[str]:
-    """Lines of a unit's `[Service]` section, without the folders that it may write to."""
+    """Return the lines for a unit's `[Service]`, without the folders that it may write to."""
     lines = list(_EVERY)
     if role not in RUNS_TASKS:
         lines += ["NoNewPrivileges=yes", *_NO_TASKS]
@@ -92,7 +92,7 @@ def systemd(
 
 
 def _home(data_dir: str, command: Sequence[str]) -> str:
-    """Homes are hidden, but where the program, its data or what it is told of is in one."""
+    """Hide homes, but where the program, its data or a word of its command line is in one."""
     for word in (data_dir, __file__, *map(os.path.realpath, command[:1]), *command):
         if any(PurePosixPath(word).is_relative_to(home) for home in _HOMES):
             return "ProtectHome=read-only"

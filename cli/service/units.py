@@ -23,7 +23,7 @@ ROLES: Final = {
 
 @dataclass(frozen=True)
 class Service:
-    """One service."""
+    """A part of the cluster as a service of the system."""
 
     #: One of `ROLES`.
     role: str
@@ -40,7 +40,7 @@ class Service:
 
     @property
     def description(self) -> str:
-        """For people."""
+        """What people read of it."""
         return ROLES[self.role]
 
 
@@ -171,5 +171,5 @@ done
 
 
 def plain_command(words: Sequence[str]) -> str:
-    """Return a command line to read."""
+    """Return a command line as people type it into sh."""
     return " ".join(shlex.quote(word) for word in words)

@@ -32,7 +32,7 @@ class Announcement:
     worker_host: str
     #: Address of this machine on its network, or None without one.
     lan_address: str | None
-    #: The data folder is not the usual one, so tooling has to be told.
+    #: ` --data-dir FOLDER` for tooling, where the folder is not the usual one.
     data_dir_flag: str = ""
     #: Folder of our commands with its separator, where they are not found by name alone.
     commands: str = ""
@@ -140,7 +140,7 @@ class Announcement:
 
 
 def commands_folder() -> str:
-    """What must stand before our commands for a shell to find them; empty when nothing must."""
+    """Return what must stand before our commands for a shell to find them; empty: nothing."""
     folder = os.path.dirname(sys.executable)
     by_name = shutil.which("retire-cluster")
     if by_name and os.path.dirname(by_name) == folder:

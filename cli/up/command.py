@@ -21,7 +21,7 @@ from retire_cluster.conf.spec import SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything until told to stop; the exit code (0 after a signal)."""
+    """Run everything until told to stop; return the exit code, 0 after a signal."""
     args = parser().parse_args(argv)
     hide_memory()
     try:

@@ -22,7 +22,7 @@ GRACE_SECONDS = 8.0
 
 
 def watch_from_environment(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Start watching if this process was started with a lifeline; True if it was.
+    """Start watching if this process was started with a lifeline; return whether it was.
 
     The variable is taken out of the environment and standard input replaced by the null device, so
     that what this process starts does not believe that it holds a lifeline too.

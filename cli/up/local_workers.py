@@ -16,7 +16,7 @@ from retire_cluster.schemas.errors import ClusterError, Forbidden
 def let_in(
     client: Caller, plan: Plan, main: MainEndpoints, say: Callable[[str], None]
 ) -> list[int]:
-    """Tell the main node the keys of the local workers; the numbers of those it has removed.
+    """Tell the main node the CURVE keys of the local workers; return the numbers of removed ones.
 
     :param client: asks the main node
     :param say: takes progress lines, what fails among them

@@ -47,7 +47,7 @@ class Newcomers:
         return public_host(self._plan.worker_host, self._plan.public_host)
 
     def open(self, main: MainEndpoints, client: Caller) -> WayIn:
-        """Serve the installer and make a join line, where the main node can be reached at all.
+        """Serve the installer and make a join line, if devices elsewhere can reach the main node.
 
         :param client: asks the main node
         """

@@ -1,6 +1,6 @@
 """What `up` starts: its flags, the settings they become, and each child's command line. Pure.
 
-Keys never are in a command line: others on the machine can read those.
+API keys are never in a command line: others on the machine can read those.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 #: Time a local worker gives its tasks to finish when everything stops; then they are given back.
 _DRAIN_SECONDS: Final = 2.5
-_KEY_VARIABLE: Final = "RETIRE_CLUSTER_API_KEY"
+_API_KEYS_VARIABLE: Final = "RETIRE_CLUSTER_API_KEY"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY",
-        help=f"accept this key; repeatable. Others on this machine can see flags: {_KEY_VARIABLE}"
-        " in the environment is safer",
+        help="accept this key; repeatable. Others on this machine can see flags:"
+        f" {_API_KEYS_VARIABLE} in the environment is safer",
     )
     add("--no-rate-limit", action="store_true", help="do not limit requests a client")
     add("--no-cors", action="store_true", help="send no CORS headers at all")
@@ -115,26 +115,26 @@ class Plan:
 
     @property
     def admin_host(self) -> str:
-        """Where this machine reaches the admin socket."""
+        """Host by which this machine reaches the admin socket."""
         return dial_host(self._settings.server.host)
 
     @property
     def worker_host(self) -> str:
-        """Where the worker bus is bound."""
+        """Host that the worker bus is bound to."""
         return self._settings.server.bus_host
 
     @property
     def join_port(self) -> int:
-        """Where the installer for new devices is served."""
+        """Port where the installer for new devices is served."""
         return self._settings.server.join_port
 
     @property
     def public_host(self) -> str:
-        """By which devices elsewhere reach this machine, empty when it is to be found out."""
+        """Host by which devices elsewhere reach this machine, empty when it is to be found out."""
         return self._settings.server.public_host
 
     def worker_address(self, main: MainEndpoints) -> str:
-        """Return where local workers reach the worker bus."""
+        """Return the `HOST:PORT` by which local workers reach the worker bus."""
         return f"{bracketed(dial_host(self.worker_host))}:{main.worker_port}"
 
     def worker_dir(self, number: int) -> Path:
@@ -186,7 +186,7 @@ class Plan:
         return command + [f"--allow={task_type}" for task_type in self._args.allow]
 
     def kept_back(self, own_types: Sequence[str], *, is_root: bool) -> list[str]:
-        """Types that the local workers do not run only because they are run by root.
+        """Return the types that local workers do not run only because they are run by root.
 
         :param own_types: the names of those that are installed
         """
@@ -197,7 +197,7 @@ class Plan:
         return [name for name in wanted if self.device_ids and policy.refused_for_root(name)]
 
     def runs_functions(self, *, is_root: bool) -> bool:
-        """Whether the local workers call functions of whoever may submit."""
+        """Tell whether the local workers call functions of whoever may submit."""
         policy = self._policy(is_root=is_root)
         return bool(self.device_ids) and policy.refusal("python_call") is None
 
@@ -209,14 +209,14 @@ class Plan:
 
     @property
     def api_environ(self) -> Mapping[str, str | None]:
-        """The facade's environment; it alone gets the keys."""
-        keys = self._args.api_key
-        return {_KEY_VARIABLE: "\n".join(keys)} if keys else {}
+        """The facade's environment; it alone gets the API keys."""
+        api_keys = self._args.api_key
+        return {_API_KEYS_VARIABLE: "\n".join(api_keys)} if api_keys else {}
 
     @property
     def other_environ(self) -> Mapping[str, str | None]:
-        """The environment of everyone else."""
-        return {_KEY_VARIABLE: None}
+        """The environment of the main node and the workers."""
+        return {_API_KEYS_VARIABLE: None}
 
     @property
     def _admin_port(self) -> int:

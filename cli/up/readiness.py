@@ -125,7 +125,7 @@ class Readiness(threading.Thread):
 
 
 def answers_ok(url: str, *, timeout_seconds: float = 2.0) -> bool:
-    """Whether a GET of a local address is answered by 200, without the environment's proxies."""
+    """Tell whether a GET of a local address, past all proxies, is answered by 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=timeout_seconds) as answer:

@@ -89,7 +89,7 @@ class Up:
         self._supervisor = Supervisor(output=err.fileno(), adopting=become_subreaper())
 
     def run(self) -> int:
-        """Start, watch, stop.
+        """Start everything, watch it, stop it; return the exit code.
 
         Raises `FolderLocked` when the data folder is taken, `Foreign` when it is another user's,
         `OSError`.

@@ -1,4 +1,4 @@
-"""`retire-cluster admin-key`: keys that may administer this cluster from another machine."""
+"""`retire-cluster admin-key`: CURVE keys that may administer this cluster from another machine."""
 
 from __future__ import annotations
 

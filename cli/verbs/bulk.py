@@ -29,7 +29,7 @@ _AT_ONCE: Final = 1_000
 
 
 def add_flags(parser: argparse.ArgumentParser, verb: str) -> None:
-    """The tasks that are meant, by id or by what they have in common."""
+    """Add the flags that say which tasks are meant: ids, or what they have in common."""
     parser.add_argument("task_ids", nargs="*", metavar="ID")
     group = parser.add_argument_group("many at once")
     shown = ", ".join(STATUSES[verb])
@@ -98,7 +98,7 @@ def _count(client: Caller, filters: Mapping[str, Any]) -> int:
 
 
 def _ids(client: Caller, filters: Mapping[str, Any]) -> list[str]:
-    """Of all that match now; followed by a cursor, so that what is new changes no page."""
+    """Return the ids of all that match now; by a cursor, so that new tasks move no page."""
     found: list[str] = []
     cursor: str | None = None
     while True:

@@ -61,7 +61,7 @@ def change(session: Session) -> int:
 
 
 def _update(session: Session, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """One section's update; its errors name what is wrong as it was typed, section and all."""
+    """Update one section; its errors name what is wrong as it was typed, section and all."""
     try:
         return session.client.call("config.update", {"section": section, "values": values})
     except ValidationError as error:
@@ -86,7 +86,7 @@ def reset(session: Session) -> int:
 
 
 def changes_by_section(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`section.name=value` words as values by section. Raises `ValidationError`."""
+    """Return the values of `section.name=value` words by section. Raises `ValidationError`."""
     found: dict[str, dict[str, Any]] = {}
     for word in words:
         dotted, text = read_pair(word, "config")

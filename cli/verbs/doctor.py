@@ -87,7 +87,7 @@ def finding_text(finding: Finding, style: Style) -> str:
 
 
 def examine(settings: Settings, target: Target) -> Iterator[Finding]:
-    """Everything there is to look at, local things first."""
+    """Yield the findings on all there is to look at, local things first."""
     yield from libraries()
     yield from data_folder(settings.data_dir)
     yield from secret_files(settings.data_dir)
@@ -113,7 +113,7 @@ def examine(settings: Settings, target: Target) -> Iterator[Finding]:
 
 
 def of_devices(client: Caller, own_host: str) -> Iterator[Finding]:
-    """What devices say: own task types that they cannot offer, and the walls of those here."""
+    """Yield what devices say: own types that they cannot offer, and the walls of those here."""
     asked = {"status": "online", "page_size": PAGE_SIZE}
     for brief in client.call("device.list", asked)["items"]:
         device_id = brief["device_id"]
@@ -141,7 +141,7 @@ def walls_of(device_id: str, walls: Sequence[str]) -> Iterator[Finding]:
 
 
 def libraries() -> Iterator[Finding]:
-    """Python and what is installed beside us."""
+    """Yield Python's version, and which libraries are missing."""
     yield Finding("ok", f"Python {'.'.join(map(str, sys.version_info[:3]))}")
     missing = [name for name in _MAIN_NODE_MODULES if find_spec(name) is None]
     if missing:
@@ -287,7 +287,7 @@ def worker_bus(host: str, info: dict[str, Any], settings: Settings) -> Iterator[
 
 
 def says_notice(base: str) -> bool:
-    """Check whether the facade at this address tells this user that he may only look."""
+    """Tell whether the facade at this address lets this user only look."""
     try:
         with urllib.request.urlopen(f"{base}/ui/session", timeout=2.0) as answer:
             said = json.loads(answer.read(65_536))

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def age(text: str) -> int:
-    """Return seconds of `90s`, `30m`, `1h`, `7d`, or a number of seconds."""
+    """Return the seconds of `90s`, `30m`, `1h`, `7d`, or of a number alone.
+
+    Raises `argparse.ArgumentTypeError`.
+    """
     found = re.fullmatch(r"([0-9]{1,7})([smhd]?)", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 30m, 1h or 7d")
@@ -63,7 +66,7 @@ def age(text: str) -> int:
 
 
 def dialled(text: str) -> str:
-    """Return a host that devices can dial."""
+    """Return a host that devices can dial. Raises `argparse.ArgumentTypeError`."""
     try:
         return read_host(text)
     except HostError as error:

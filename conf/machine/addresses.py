@@ -51,7 +51,7 @@ def is_loopback(host: str) -> bool:
 
 @functools.lru_cache(maxsize=1_024)
 def plain_address(text: str) -> str:
-    """A peer's address as people know it: IPv4 on a socket of both kinds as IPv4; else empty."""
+    """Return a peer's address as people know it, `::ffff:1.2.3.4` as IPv4; empty for no address."""
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:
@@ -67,7 +67,7 @@ def dial_host(bound: str) -> str:
 
 
 def own_name() -> str:
-    """This machine's name as the system has it, empty where it has none that is text."""
+    """Return this machine's name as the system has it, empty where it has none that is text."""
     try:
         name = socket.gethostname()
         name.encode("utf-8")
@@ -82,9 +82,9 @@ _LOCAL_ENDINGS = ("local", "lan", "home", "home.arpa", "internal", "localdomain"
 
 @functools.lru_cache(maxsize=16)
 def local_names(host_name: str, public: str = "") -> frozenset[str]:
-    """By what a machine is called on its own network, in lower case.
+    """Return the names, in lower case, by which a machine is called on its own network.
 
-    That is its name, the first part of it, and that with the endings of local networks: `nas`,
+    They are its name, the first part of it, and that with the endings of local networks: `nas`,
     `nas.local`, `nas.lan` and the like.
 
     :param host_name: what the system calls it; empty where that is not known
@@ -121,19 +121,14 @@ def own_addresses() -> list[OwnAddress]:
 
 
 def lan_addresses() -> list[str]:
-    """By which devices may reach this machine, the likeliest first."""
+    """Return the addresses by which devices may reach this machine, the likeliest first."""
     return ranked(own_addresses(), set(_by_default_route()))
 
 
-def lan_address() -> str | None:
-    """By which devices most likely reach this machine, None when it has no network."""
-    return next(iter(lan_addresses()), None)
-
-
 def public_host(bound: str, named: str = "") -> str | None:
-    """By which devices reach a socket that is bound to `bound`; None: they do not.
+    """Return the host by which devices elsewhere reach what is bound to `bound`; None: they do not.
 
-    :param named: what the settings say
+    :param named: the host that the settings name
     """
     if named:
         return named
@@ -146,7 +141,7 @@ def public_host(bound: str, named: str = "") -> str | None:
 
 
 def ranked(found: Iterable[OwnAddress], routed: Collection[str] = ()) -> list[str]:
-    """Addresses, the likeliest first, link-local ones last. Pure.
+    """Return addresses, the likeliest first, link-local ones last. Pure.
 
     :param routed: those that the default routes leave by
     """
@@ -169,10 +164,10 @@ def ranked(found: Iterable[OwnAddress], routed: Collection[str] = ()) -> list[st
 
 
 def zoned(host: str, interfaces: Collection[str] | None = None) -> str:
-    """The host as this machine dials it: a link-local address needs the name of an interface here.
+    """Return the host as this machine dials it, a link-local address with an interface of its own.
 
-    The zone of a join line is the main node's word for its end of the cable. With one interface
-    there is no question which one is meant. Raises `ValueError` when there is.
+    The zone of a join line names the main node's end of the cable. With one interface here there is
+    no question which one is meant. Raises `ValueError` when there are several.
     """
     if not is_link_local(host):
         return host

@@ -13,7 +13,7 @@ _SHOWN = 6
 
 
 def _codes(*names: str) -> frozenset[int]:
-    """Error numbers by name; Windows' sockets have numbers of their own."""
+    """Return error numbers by name; Windows' sockets have numbers of their own."""
     found = (getattr(errno, prefix + name, None) for name in names for prefix in ("E", "WSAE"))
     return frozenset(code for code in found if code is not None)
 
@@ -24,10 +24,10 @@ _FORBIDDEN = _codes("ACCES", "PERM")
 
 
 def why_not_listening(host: str, port: int, error: OSError | int, flag: str = "") -> str:
-    """One line that names the address, what is wrong and the cure; it blames what is to blame.
+    """Return one line that names the address, what is wrong with it or the port, and the cure.
 
     :param error: what the system said, or its number
-    :param flag: the one that chooses another port
+    :param flag: the flag that chooses another port; empty: there is none
     """
     code = error if isinstance(error, int) else error.errno
     other = f"choose another port ({flag} 0: any)".replace("( ", "(")

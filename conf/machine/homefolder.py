@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def home_folder(platform: str, environ: Mapping[str, str]) -> Path | None:
-    """This user's home folder, or None when it has none; what is no whole path counts as none."""
+    """Return this user's home folder, None when it has none; a relative path counts as none."""
     isabs = ntpath.isabs if platform == "win32" else posixpath.isabs
     for found in (environ.get("HOME"), environ.get("USERPROFILE"), os.path.expanduser("~")):
         if found and (isabs(found) or os.path.isabs(found)):

@@ -11,11 +11,11 @@ from typing import IO
 
 
 class FolderLocked(Exception):
-    """Another process holds the lock."""
+    """Another process holds the lock; the text names it and says what to do."""
 
 
 class FolderLock:
-    """Held inside a `with` block.
+    """A lock on a folder, held inside a `with` block.
 
     Raises `FolderLocked` on entry, naming the holder, when another process has it.
 

@@ -6,7 +6,7 @@ import contextlib
 
 
 def allow(wanted: int) -> int | None:
-    """Ask the system for so many; how many there are now, None where there is no such limit."""
+    """Ask for this many open files; return how many are allowed now, None without a limit."""
     try:
         import resource
     except ImportError:  # Windows

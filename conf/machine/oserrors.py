@@ -6,7 +6,7 @@ import os
 
 
 def naming(error: OSError, path: str | os.PathLike[str]) -> str:
-    """`/the/file: Permission denied`: the path that the system named, else `path`.
+    """Return `/the/file: Permission denied`, with the path that the system named, else `path`.
 
     Python names none where it has but a descriptor: a full disk, a broken one.
     """

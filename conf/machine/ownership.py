@@ -70,9 +70,9 @@ def check_folder(folder: Path) -> None:
 
 
 def mend_key(path: Path, found: os.stat_result) -> bool:
-    """Close a key file of ours that others may read, or that we may not; whether it is closed now.
+    """Make a key file of ours readable and writable by its owner alone; return whether it is now.
 
-    Says what to do about a copy that somebody may have.
+    The warning says what to do about a copy that somebody may have.
     """
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
@@ -135,7 +135,7 @@ def _entries(place: Path) -> list[os.DirEntry[str]]:
 
 
 def _mend(path: Path, mode: int, wanted: int, more: str = "") -> int:
-    """Return the mode that it has now; a file system may have its own mind."""
+    """Change a mode, with a warning; return the mode that the file has then."""
     try:
         path.chmod(wanted)
         now = stat.S_IMODE(path.stat().st_mode)

@@ -10,19 +10,19 @@ _PR_SET_DUMPABLE = 4
 def hide_memory() -> bool:
     """Keep other processes of the same user from reading this one's memory and environment.
 
-    Tasks of a local worker may be such processes, and this one knows the cluster's keys. False
-    where the system has no such thing.
+    Tasks of a local worker may be such processes, and this one knows the cluster's secrets.
+    Returns False where the system has no such thing.
     """
     return prctl(_PR_SET_DUMPABLE, 0)
 
 
 def show_memory() -> bool:
-    """Undo `hide_memory`, which a forked process inherits."""
+    """Undo `hide_memory`, which a forked process inherits; return False where that is not done."""
     return prctl(_PR_SET_DUMPABLE, 1)
 
 
 def prctl(option: int, value: int) -> bool:
-    """prctl(2) with one argument; False where it is not done."""
+    """Call prctl(2) with one argument; return False where that is not done."""
     # sys.platform of Termux is "linux" below Python 3.13 and "android" from there.
     if not sys.platform.startswith(("linux", "android")):
         return False

@@ -45,7 +45,7 @@ def _exists_on_windows(pid: int) -> bool:  # pragma: no cover - Windows only
 
 
 def started(pid: int) -> str:
-    """When a process began, as text to compare; empty where that cannot be known, or it is gone."""
+    """Return when a process began, as text to compare; empty: it is gone, or that is not known."""
     if sys.platform == "win32":
         return _started_on_windows(pid)
     if sys.platform in ("linux", "android"):
@@ -54,9 +54,9 @@ def started(pid: int) -> str:
 
 
 def is_same(pid: int, began: object) -> bool:
-    """Tell whether process `pid` is there and is the one that `started` told `began` of.
+    """Tell whether process `pid` is there and began when `began`, noted from `started`, says.
 
-    Where nothing was noted, or nothing can be known, the number alone has to do.
+    Where nothing was noted, or nothing can be known now, the number alone decides.
     """
     if not pid_exists(pid):
         return False
