@@ -27,11 +27,11 @@ _KEPT: Final = 32
 
 
 class TooLarge(CannotSend):
-    """A call is larger than a payload may be."""
+    """A call that is larger than a payload may be."""
 
 
 class Sent(NamedTuple):
-    """A call, as it goes."""
+    """A call as it is submitted."""
 
     payload: dict[str, Any]
     #: Bytes as JSON.
@@ -41,7 +41,7 @@ class Sent(NamedTuple):
 
 
 class Calls:
-    """Writes calls.
+    """Write calls as payloads of `python_call`.
 
     :param form: `auto`, or the one form that is wanted
     :param modules: modules of the user's that go along by value, beside those of his project
@@ -69,11 +69,11 @@ class Calls:
         self._texts: dict[int, tuple[Any, Text | NotText]] = {}
 
     def one(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Sent:
-        """A call. Raises `CannotSend`, and `TooLarge` naming the largest argument."""
+        """Write a call. Raises `CannotSend`, and `TooLarge` naming the largest argument."""
         return self._write(function, tuple(args), dict(kwargs), each=False)
 
     def many(self, function: Callable[..., Any], calls: Sequence[Sequence[Any]]) -> Sent:
-        """A call for each of these lists of arguments. Raises as `one`."""
+        """Write one payload of a call for each of these lists of arguments. Raises as `one`."""
         return self._write(function, [tuple(args) for args in calls], {}, each=True)
 
     def _write(self, function: Any, args: Any, kwargs: dict[str, Any], *, each: bool) -> Sent:
@@ -104,7 +104,7 @@ class Calls:
         return Sent(payload, size, own_python() if bound else "")
 
     def _named(self, function: Any) -> dict[str, Any]:
-        """The function by name or as text. Raises `NotText`."""
+        """Write the function by name or as text. Raises `NotText`."""
         name = reference(function)
         if name is not None and self._form == "reference":
             return {"form": "reference", "function": name}
@@ -182,7 +182,7 @@ def _name(function: Any) -> str:
 
 
 def _digest(function: Any) -> str:
-    """Tells apart what has one name; empty for what has no code of its own."""
+    """Return a digest of a function's code; empty for what has none of its own."""
     code = getattr(function, "__code__", None)
     try:
         return "" if code is None else hashlib.sha256(marshal.dumps(code)).hexdigest()[:12]

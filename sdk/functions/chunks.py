@@ -63,7 +63,7 @@ class Chunks:
         self._measured = 0
 
     def results(self, deadline: float | None) -> Iterator[Any]:
-        """Nothing once, then the results in order; ending early cancels what is left."""
+        """Yield None once, then the results in order; ending early cancels what is left."""
         try:
             yield None
             while True:
@@ -129,14 +129,14 @@ class Chunks:
 
     @property
     def _wanted(self) -> int:
-        """Calls of a chunk that takes as long as it should."""
+        """Return how many calls take as long as a chunk should."""
         if self._seconds is None:
             return _LARGEST
         return max(1, min(int(_TARGET_SECONDS / max(self._seconds, 1e-6)), _LARGEST))
 
     @property
     def _settled(self) -> bool:
-        """Whether chunks are as large as they should be."""
+        """Tell whether chunks are as large as they should be."""
         return self._wanted <= _GROWTH * self._measured
 
     def _size(self) -> int:
@@ -164,7 +164,7 @@ class Chunks:
         future.add_done_callback(self._hear)
 
     def _hear(self, future: Any) -> None:
-        """Of an end, from another thread."""
+        """Learn from the end of a chunk how long calls take; called on another thread."""
         if not future.cancelled() and future.exception() is None:
             part: Part = future.result()
             count = len(part.values)

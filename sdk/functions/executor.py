@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Executor(concurrent.futures.Executor):
-    """Calls Python functions on the devices of a cluster; use it with `with`.
+    """Call Python functions on the devices of a cluster; use it with `with`.
 
     A function goes by name where it is installed, as text where that is all there is to it, and
     otherwise as a pickle of cloudpickle, which devices with this Python's version take. The modules
@@ -83,7 +83,7 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def cluster(self) -> Cluster:
-        """The cluster, for tasks of other types."""
+        """Return the cluster, for tasks of other types."""
         return self._cluster
 
     def submit(
@@ -167,7 +167,7 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def _max_workers(self) -> int:
-        """Calls that run at once: the slots of the devices that may run them; dask asks for it."""
+        """Return how many calls run at once, by the devices' slots; dask reads this."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > _COUNT_SECONDS:
             self._counted = (now, self._slots())
@@ -191,7 +191,7 @@ class Executor(concurrent.futures.Executor):
         )
 
     def _devices(self) -> int:
-        """About how many devices may run calls."""
+        """Return about how many devices may run calls."""
         try:
             types = data_of(self._cluster.api.get_task_types())["by_type"]
             return max(1, int(types.get(TASK_TYPE, {}).get("devices", 1)))
@@ -217,7 +217,7 @@ _FLUSH_SECONDS: Final = 10.0
 
 
 def _whole(url: str) -> str:
-    """The interface's address, also where its path is left out."""
+    """Return the interface's address, with its path where that is left out."""
     return url if urlsplit(url).path.strip("/") else url.rstrip("/") + API
 
 

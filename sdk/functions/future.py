@@ -17,13 +17,13 @@ _SLICE_SECONDS: Final = 1.0
 
 
 class Sends(Protocol):
-    """What a future needs of who sends it (sender.py)."""
+    """What a future needs of its sender (sender.py)."""
 
     def cancel(self, future: CallFuture) -> None:
-        """See to it that it does not run on."""
+        """Cancel the task of a cancelled call."""
 
     def listen(self) -> None:
-        """See to it that its end is heard of."""
+        """Restart the threads that send calls and follow ends, if they have died."""
 
 
 class CallFuture(Future[Any]):
@@ -51,7 +51,7 @@ class CallFuture(Future[Any]):
 
     @classmethod
     def of_one(cls, sender: Sends, reader: Reader) -> CallFuture:
-        """The future of one call."""
+        """Make the future of one call."""
 
         def fail(failure: TaskFailed) -> Any:
             raise reader.error(failure)
@@ -60,11 +60,11 @@ class CallFuture(Future[Any]):
 
     @classmethod
     def of_many(cls, sender: Sends, reader: Reader) -> CallFuture:
-        """The future of a task of several calls; its result is a `Part`."""
+        """Make the future of a task of several calls; its result is a `Part`."""
         return cls(sender, reader.part, reader.failed_part)
 
     def running(self) -> bool:
-        """Whether a device was heard to have begun with it."""
+        """Tell whether a device is known to have begun the call."""
         return self.task is not None and self.task.begun and not self.done()
 
     def cancel(self) -> bool:
@@ -83,14 +83,14 @@ class CallFuture(Future[Any]):
         return True
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the function returned. Raises `TimeoutError` after `timeout` seconds."""
+        """Wait, and return the function's result. Raises `TimeoutError` after `timeout` seconds."""
         if os.getpid() != self._home:
             return self._foreign_result(timeout)
         self._wait(timeout)
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What it raised, or None. Raises as `result` for a cancelled call and for the time."""
+        """Wait, and return the error or None. Raises as `result` when cancelled or out of time."""
         if os.getpid() != self._home:
             try:
                 self._foreign_result(timeout)
@@ -103,11 +103,11 @@ class CallFuture(Future[Any]):
         return super().exception(0)
 
     def keep_listening(self) -> None:
-        """See to it that its end is heard of, for who waits in another way."""
+        """Keep the end followed, for callers that wait without `result`."""
         self._sender.listen()
 
     def attach(self, task: TaskFuture) -> bool:
-        """Take the task that was made of it; whether it was cancelled meanwhile."""
+        """Take the task of this call; tell whether the call was cancelled meanwhile."""
         self.task = task
         task.add_done_callback(self._take_end)
         return self.cancelled()

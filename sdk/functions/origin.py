@@ -19,7 +19,7 @@ _STANDARD: Final = tuple(
 
 
 def is_own(module: Any) -> bool:
-    """Whether a module is part of the user's own project: neither Python's nor installed."""
+    """Tell whether a module is part of the user's own project: neither Python's nor installed."""
     name = getattr(module, "__name__", None)
     if not isinstance(module, ModuleType) or not isinstance(name, str) or name == "__main__":
         return False
@@ -42,7 +42,7 @@ class OwnModules:
         self._found: list[ModuleType] = []
 
     def now(self) -> list[ModuleType]:
-        """All of them."""
+        """Return all of them."""
         if len(sys.modules) != self._count:
             self._count = len(sys.modules)
             self._found = [
@@ -58,7 +58,7 @@ class OwnModules:
 
 
 def reference(thing: Any) -> str | None:
-    """`module:name` by which a function or class is found where its module is installed."""
+    """Return `module:name`, by which a function or class of an installed module is found."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
         return None

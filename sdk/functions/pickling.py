@@ -19,11 +19,11 @@ _MAX_DEPTH: Final = 8
 
 
 class CannotSend(TypeError):
-    """A call cannot be sent; the text names what of it, and the cure."""
+    """A call that cannot be sent; the message names the part that cannot, and the cure."""
 
 
 class Pickler:
-    """Pickles, with the user's own modules by value.
+    """Pickle values, with the user's own modules by value.
 
     :param modules: further modules, or their names, that go by value
     """
@@ -34,11 +34,11 @@ class Pickler:
         ]
 
     def holds(self, name: str) -> bool:
-        """Whether a module was named to go by value."""
+        """Tell whether a module was named to go by value."""
         return any(f"{name}.".startswith(f"{one.__name__}.") for one in self._more)
 
     def dumps(self, function: Any, args: Any, kwargs: Any) -> bytes:
-        """A call. Raises `CannotSend`."""
+        """Pickle a call. Raises `CannotSend`."""
         try:
             return self._dumps((function, args, kwargs))
         except ImportError:
@@ -49,7 +49,7 @@ class Pickler:
             raise CannotSend(self._culprit(error, function, args, kwargs)) from error
 
     def size(self, value: Any) -> int:
-        """Bytes of a value's pickle; 0 for one that has none."""
+        """Return the bytes of a value's pickle; 0 for one that has none."""
         try:
             return len(self._dumps(value))
         except Exception:
@@ -85,7 +85,7 @@ class Pickler:
         return f"the call cannot be sent: {type(error).__name__}: {error}"
 
     def _find(self, where: str, value: Any, depth: int) -> str:
-        """The innermost part that cannot be pickled, in words; empty when all can."""
+        """Name the innermost part that cannot be pickled; empty when all can."""
         self._probes += 1
         if self._probes > _MAX_PROBES:
             return ""

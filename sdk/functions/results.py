@@ -18,7 +18,7 @@ _TOO_LARGE: Final = "TooLarge"
 
 
 class RemoteError(TaskFailed):
-    """What a function raised on its device: its `type`, `message` and `traceback`, as texts."""
+    """An error of a function on its device: its `type`, `message` and `traceback`, as texts."""
 
     code = "REMOTE_ERROR"
 
@@ -46,7 +46,7 @@ class RemoteError(TaskFailed):
 
 
 class ResultNotPlain(RemoteError):
-    """The function's result holds what is no plain value, or is too large; the text says where."""
+    """A function's result that is no plain value, or too large; the message says where."""
 
     code = "RESULT_NOT_PLAIN"
 
@@ -58,7 +58,7 @@ class ResultNotPlain(RemoteError):
 
 
 class BadAnswer(ClusterError):
-    """A device's answer to a call is none."""
+    """A device's answer that is no answer to a call."""
 
     sentence = "A device's answer to a call is none."
     code = "BAD_ANSWER"
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
 
 class Reader:
-    """Reads the answers of tasks of the type `python_call`.
+    """Read the answers of tasks of the type `python_call`.
 
     :param trust: open pickles, which runs whatever their writers want
     """
@@ -83,11 +83,11 @@ class Reader:
         self._trust = trust
 
     def value(self, data: Any) -> Any:
-        """The result of a call. Raises `BadAnswer`."""
+        """Read the result of a call. Raises `BadAnswer`."""
         return self._read(data, "value")
 
     def part(self, data: Any) -> Part:
-        """The results of a task of several calls. Raises `BadAnswer`."""
+        """Read the results of a task of several calls. Raises `BadAnswer`."""
         values = self._read(data, "values")
         seconds = data.get("seconds")
         if not isinstance(values, list):
@@ -95,7 +95,7 @@ class Reader:
         return Part(values, seconds if isinstance(seconds, float) else 0.0)
 
     def failed_part(self, failure: TaskFailed) -> Part:
-        """What there was before a call of several failed, with its error."""
+        """Read the results before the call that failed, with its error."""
         data = failure.result.get("result_data")
         values: Any = []
         if isinstance(data, dict) and not {"values", "pickle"}.isdisjoint(data):
@@ -106,7 +106,7 @@ class Reader:
         return Part(values if isinstance(values, list) else [], 0.0, self.error(failure))
 
     def error(self, failure: TaskFailed) -> BaseException:
-        """The error to raise for a task that failed."""
+        """Return the error to raise for a task that failed."""
         error = _error_of(failure.result)
         if not error:
             return failure

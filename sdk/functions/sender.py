@@ -47,7 +47,7 @@ class _Item(NamedTuple):
 
 
 class Sender:
-    """Submits the calls of one executor, and knows which of them have not ended."""
+    """Submit the calls of one executor, and keep those that have not ended."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -56,7 +56,7 @@ class Sender:
         _SENDERS.add(self)
 
     def _start_anew(self) -> None:
-        """Begin as nobody's: a forked child has neither the thread nor the locks."""
+        """Forget thread, locks and calls: a forked child has none of them."""
         self._changed = threading.Condition()
         self._items: deque[_Item] = deque()
         self._unwanted: list[str] = []
@@ -80,7 +80,7 @@ class Sender:
         future.add_done_callback(self._forget)
 
     def cancel(self, future: CallFuture) -> None:
-        """See to it that a cancelled call does not run on."""
+        """Cancel the task of a cancelled call, soon."""
         with self._changed:
             task = future.task
             if task is not None:
@@ -88,14 +88,14 @@ class Sender:
                 self._wake()
 
     def listen(self) -> None:
-        """See to it that calls are sent and their ends heard of."""
+        """Restart the threads that send calls and follow ends, if they have died."""
         self._cluster.listen()
         with self._changed:
             if self._items or self._unwanted:
                 self._wake()
 
     def flush(self, seconds: float) -> None:
-        """Return once all is sent, or after so long."""
+        """Wait until all is sent, for at most `seconds`."""
         end = time.monotonic() + seconds
         with self._changed:
             while self._items or self._unwanted or self._sending:

@@ -41,7 +41,7 @@ class Text(NamedTuple):
     used: dict[str, Any]
 
     def holds(self, function: Any) -> bool:
-        """Whether it is still the function's."""
+        """Tell whether the text still is that of `function`."""
         names = getattr(function, "__globals__", {})
         return getattr(function, "__code__", None) is self.code and all(
             names.get(name, self) is value for name, value in self.used.items()
@@ -99,7 +99,7 @@ def _check_defaults(
 
 
 def _above(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
-    """The lines that give the function what it uses, and these values by name."""
+    """Return the lines that define what the function uses, and these values by name."""
     lines, used = [], {}
     names = function.__globals__
     for name in dict.fromkeys(_global_names(function.__code__)):
@@ -160,7 +160,7 @@ def _compiled(text: str, name: str) -> CodeType | None:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two pieces of code do the same."""
+    """Tell whether two pieces of code do the same."""
     if not isinstance(one, CodeType) or not isinstance(other, CodeType):
         return type(one) is type(other) and repr(one) == repr(other)
     return (
