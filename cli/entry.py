@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final, TextIO
 
-from retire_cluster.cli import streams
-from retire_cluster.cli.up import lifeline
+from retire_cluster.cli import lifeline, streams
 from retire_cluster.schemas.text.clean_text import escaped_lines
 
 #: Import name of what a command may lack → what to hand to pip.

@@ -9,6 +9,7 @@ A room is a folder with code. Every import counts, those inside functions and fo
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -186,22 +187,23 @@ def drawing(graph: Graph, root: Path) -> str:
     are named in red.
     """
     room_of = {name: _room(module.file, root) for name, module in graph.items()}
-    edges: dict[str, set[str]] = {room: set() for room in room_of.values()}
+    inside = rooms(graph, root)
+    between: dict[str, set[str]] = {package: set() for package in PACKAGES.values()}
     for name, module in graph.items():
-        edges[room_of[name]] |= {room_of[other] for other in module.imports} - {room_of[name]}
+        package = _package(room_of[name])
+        between[package] |= {_package(room_of[other]) for other in module.imports} - {package}
     around = circles({name: module.imports for name, module in graph.items()})
     lines = ["flowchart TD"]
     for package in reversed(PACKAGES.values()):
         lines.append(f'  subgraph {package}_["{package}"]')
-        own = sorted(room for room in edges if room.split("/")[0] == package)
+        own = sorted(room for room in inside if _package(room) == package)
         lines += [f'    {_id(room)}["{room}"]' for room in own]
         lines.append("  end")
-    inside, between = _thin(edges)
-    lines += [f"  {_id(a)} --> {_id(b)}" for a, b in inside]
-    lines += [f"  {a}_ ==> {b}_" for a, b in between]
+    lines += [f"  {_id(a)} --> {_id(b)}" for a, b in thinned(inside)]
+    lines += [f"  {a}_ ==> {b}_" for a, b in thinned(between)]
     for number, circle in enumerate(around):
         room = room_of[circle[0]]
-        names = "<br/>".join(name.removeprefix(room.split("/")[0] + ".") for name in circle)
+        names = "<br/>".join(name.removeprefix(_package(room) + ".") for name in circle)
         lines.append(f'  circle{number}["import circle:<br/>{names}"]:::circle')
         lines.append(f"  {_id(room)} -.- circle{number}")
     if around:
@@ -209,28 +211,49 @@ def drawing(graph: Graph, root: Path) -> str:
     return "\n".join(lines)
 
 
-def _thin(
-    edges: Mapping[str, set[str]],
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return the arrows within packages, and between them, without those that follow."""
-    inside, between = [], set()
-    for room, others in edges.items():
-        for other in others:
-            packages = room.split("/")[0], other.split("/")[0]
-            if packages[0] != packages[1]:
-                between.add(packages)
-            elif not any(
-                other in edges[third] and room not in edges[third]
-                for third in others
-                if third != other and third.split("/")[0] == packages[0]
-            ):
-                inside.append((room, other))
-    whole: dict[str, set[str]] = {package: set() for package in PACKAGES.values()}
-    for one, two in between:
-        whole[one].add(two)
-    return sorted(inside), sorted(
-        (one, two) for one, two in between if not any(two in whole[third] for third in whole[one])
+def page(graph: Graph, root: Path) -> str:
+    """Return what stands between the marks: the drawing, and which rooms point at each other."""
+    both = circles(rooms(graph, root))
+    named = "\n".join("- " + ", ".join(f"`{room}`" for room in circle) for circle in both)
+    chart = f"```mermaid\n{drawing(graph, root)}\n```"
+    return f"{chart}\n\nRooms that point at each other:\n\n{named or 'None.'}"
+
+
+def thinned(edges: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """Return the arrows without those that follow from others: what reaches what stays the same.
+
+    Names that reach each other are taken as one, and no arrow among them is left out.
+    """
+    group = {name: name for name in {*edges}.union(*edges.values())}
+    group |= {name: circle[0] for circle in circles(edges) for name in circle}
+    ahead: dict[str, set[str]] = {name: set() for name in group.values()}
+    for name, others in edges.items():
+        ahead[group[name]] |= {group[other] for other in others} - {group[name]}
+
+    @functools.cache
+    def behind(name: str) -> frozenset[str]:
+        return frozenset(ahead[name]).union(*(behind(other) for other in ahead[name]))
+
+    return sorted(
+        (name, other)
+        for name, others in edges.items()
+        for other in others
+        if not any(group[other] in behind(third) for third in ahead[group[name]])
     )
+
+
+def rooms(graph: Graph, root: Path) -> dict[str, set[str]]:
+    """Return which rooms of its package each room imports; the package's own folder is one."""
+    edges: dict[str, set[str]] = {}
+    for module in graph.values():
+        room = _room(module.file, root)
+        others = {_room(graph[other].file, root) for other in module.imports} - {room}
+        edges.setdefault(room, set()).update(o for o in others if _package(o) == _package(room))
+    return edges
+
+
+def _package(room: str) -> str:
+    return room.split("/")[0]
 
 
 def _room(file: Path, root: Path) -> str:
@@ -259,8 +282,8 @@ def main(args: Sequence[str]) -> int:
         return 0
     file = ROOT / DRAWING
     text = file.read_text("utf-8")
-    fresh = f"```mermaid\n{drawing(modules(ROOT), ROOT)}\n```"
     before, _, rest = text.partition(BEGIN)
+    fresh = page(modules(ROOT), ROOT)
     file.write_text(f"{before}{BEGIN}\n{fresh}\n{END}{rest.partition(END)[2]}", "utf-8")
     return 0
 

@@ -5,7 +5,7 @@ The rules, proved by tests/unit/cli/up/test_supervisor.py with real children:
 * A child that dies starts again after 0.2 s, doubling to 10 s, unless its exit code is final.
 * Stopping goes by `stop_rank`, lowest first, each rank asked kindly and given its share of the
   time; whoever is left when the time is over is killed, with everything it started.
-* A child holds a lifeline (cli/up/lifeline.py): it ends also when this process was killed outright.
+* A child holds a lifeline (cli/lifeline.py): it ends also when this process was killed outright.
 """
 
 from __future__ import annotations

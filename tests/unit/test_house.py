@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import house
 
@@ -136,3 +138,50 @@ def test_the_drawing_leaves_out_arrows_that_follow_from_others(
         "broker_admin --> broker_store",
         "broker_store --> broker_core",
     ]
+
+
+def test_an_arrow_into_a_circle_of_rooms_stays_and_so_do_those_within() -> None:
+    edges = {
+        "top": {"a", "b", "low"},
+        "a": {"b"},
+        "b": {"a", "low"},
+        "low": set[str](),
+        "higher": {"top", "low"},
+    }
+    assert house.thinned(edges) == [
+        ("a", "b"), ("b", "a"), ("b", "low"), ("higher", "top"), ("top", "a"), ("top", "b"),
+    ]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"))))
+def test_what_reaches_what_is_the_same_by_the_arrows_that_are_drawn(
+    edges: dict[str, set[str]],
+) -> None:
+    drawn: dict[str, set[str]] = {}
+    for one, other in house.thinned(edges):
+        assert other in edges[one]
+        drawn.setdefault(one, set()).add(other)
+    for name in edges:
+        assert ahead_of(drawn, name) | {name} == ahead_of(edges, name) | {name}
+
+
+def ahead_of(edges: dict[str, set[str]], name: str) -> set[str]:
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        new = edges.get(ahead.pop(), set()) - found
+        found |= new
+        ahead += new
+    return found
+
+
+def test_the_page_names_the_rooms_that_point_at_each_other(build: Build, tmp_path: Path) -> None:
+    files = {
+        "broker.server": "from retire_cluster.broker.admin import views",
+        "broker.facts": "",
+        "broker.admin.views": "from retire_cluster.broker import facts",
+    }
+    page = house.page(build(files), tmp_path)
+    assert page.endswith("Rooms that point at each other:\n\n- `broker`, `broker/admin`")
+    del files["broker.facts"]
+    assert house.page(build({**files, "broker.admin.views": ""}), tmp_path).endswith("None.")

@@ -65,7 +65,13 @@ CLOCKS = {"time", "datetime"}
 MOST_MODULES = 20
 MOST_LINES = 500
 #: What breaks a rule still, by the rule's name. It may only shrink.
-STILL: dict[str, set[str]] = {}
+STILL: dict[str, set[str]] = {
+    "rooms and roots": {
+        "broker broker/admin broker/net",
+        "schemas schemas/protocol schemas/text",
+        "sdk sdk/functions",
+    },
+}
 GRAPH = house.modules(ROOT)
 TESTED_FOLDERS = (*house.PACKAGES, "tests", "bench")
 
@@ -249,6 +255,11 @@ def test_rooms_point_one_way(package: str) -> None:
     left(f"{package}'s rooms", house.upward(GRAPH, ROOMS[package]))
 
 
+def test_no_room_and_no_packages_own_folder_point_at_each_other() -> None:
+    found = house.circles(house.rooms(GRAPH, ROOT))
+    left("rooms and roots", [" ".join(circle) for circle in found])
+
+
 def test_every_room_has_its_place_in_the_order() -> None:
     folders = {
         ".".join(name.split(".")[:2])
@@ -270,5 +281,4 @@ def test_no_module_is_too_long() -> None:
 
 def test_the_drawing_of_the_house_is_what_the_code_is() -> None:
     text = (ROOT / house.DRAWING).read_text("utf-8")
-    wanted = f"```mermaid\n{house.drawing(GRAPH, ROOT)}\n```"
-    assert house.drawn(text) == wanted, "run: python tests/house.py"
+    assert house.drawn(text) == house.page(GRAPH, ROOT), "run: python tests/house.py"

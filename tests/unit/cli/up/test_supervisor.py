@@ -16,7 +16,7 @@ import pytest
 from retire_cluster.cli.endpoints import pid_alive
 from retire_cluster.cli.up.supervisor import Backoff, Child, Exit, State, Supervisor
 
-LIFELINED = "from retire_cluster.cli.up import lifeline; lifeline.watch_from_environment()\n"
+LIFELINED = "from retire_cluster.cli import lifeline; lifeline.watch_from_environment()\n"
 
 
 def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
