@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retire_cluster.broker.admin import views
+from retire_cluster.broker.admin import figures
 from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import AdminContext
-from retire_cluster.broker.admin.devices import breakdown
 from retire_cluster.broker.admin.registry import operation
 from retire_cluster.broker.admin.timestamps import duration, stamp
 from retire_cluster.broker.core import events as ev
@@ -70,8 +69,8 @@ def status(admin: AdminContext, call: Call) -> Reply:
                 "online_devices": online,
                 "offline_devices": total - online,
                 "health_percentage": round(100.0 * online / total, 1) if total else 0.0,
-                "total_resources": views.resource_totals(devices),
-                **breakdown(devices),
+                "total_resources": figures.resource_totals(devices),
+                **figures.breakdown(devices),
             },
             "tasks": {
                 "by_status": by_status,
@@ -93,8 +92,8 @@ def metrics(admin: AdminContext, call: Call) -> Reply:
     """Answer what is measured of devices, tasks and requests."""
     state = admin.state
     devices = list(state.devices.values())
-    groups = breakdown(devices)
-    totals = views.resource_totals(devices)
+    groups = figures.breakdown(devices)
+    totals = figures.resource_totals(devices)
     average_ms, rate, errors = state.stats.http.figures(call.now.mono)
     by_status = state.ledger.by_status()
     return Reply(
@@ -140,7 +139,7 @@ def _cpu_utilization(admin: AdminContext) -> float:
 def prometheus(admin: AdminContext, call: Call) -> Reply:
     """Answer the numbers behind `/metrics`."""
     state, stats = admin.state, admin.state.stats
-    used, slots = views.slot_figures(state)
+    used, slots = figures.slot_figures(state)
     waiting = frozenset({TaskStatus.QUEUED, TaskStatus.PENDING})
     ages = {
         device.device_id: round(device.silent_for(call.now.mono), 3)
@@ -151,7 +150,7 @@ def prometheus(admin: AdminContext, call: Call) -> Reply:
         {
             "version": admin.facts.version,
             "uptime_seconds": round(_uptime(admin, call), 3),
-            "devices": breakdown(list(state.devices.values()))["by_status"],
+            "devices": figures.breakdown(list(state.devices.values()))["by_status"],
             "tasks": state.ledger.by_status(),
             "tasks_ended": {
                 status.value: stats.ended_by_status[status.value] for status in sorted(TERMINAL)

@@ -14,7 +14,6 @@ from retire_cluster.broker.admin.submission.strangers import Strangers
 from retire_cluster.broker.core import cluster
 from retire_cluster.broker.core.events import Event, Now, Ticket
 from retire_cluster.broker.core.instructions import Instruction
-from retire_cluster.broker.core.model import Task
 from retire_cluster.broker.core.rows import OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.broker.facts import Facts
@@ -123,10 +122,6 @@ class AdminContext:
                 raise TaskNotFound(f"There is no task {task_id[:64]!r}.")
             references.append((number, created_ms))
         return references
-
-    def live(self, number: int) -> Task | None:
-        """Return the task; None for one that has ended."""
-        return self.state.tasks.get(number)
 
     def ended(self, number: int, *, results: bool = False) -> OutcomeRow | None:
         """Return how a task ended; None while it lives. Raises `StoreError`."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, Final
+from typing import Final
 
-from retire_cluster.broker.admin import views
+from retire_cluster.broker.admin import figures, views
 from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.registry import operation
@@ -14,7 +13,7 @@ from retire_cluster.broker.core import events as ev
 from retire_cluster.broker.core.model import Device
 from retire_cluster.schemas.errors import DeviceNotFound
 from retire_cluster.schemas.rest import requests
-from retire_cluster.schemas.vocabulary import DeviceStatus, Role
+from retire_cluster.schemas.vocabulary import Role
 
 DEVICE: Final = {"device_id": {"type": "string", "required": True, "maxlength": 200}}
 #: A device counts as server grade from here on (docs/contract.md, Answers).
@@ -126,8 +125,8 @@ def summary(admin: AdminContext, call: Call) -> Reply:
             "total_devices": len(devices),
             "online_devices": admin.state.online_count,
             "offline_devices": len(devices) - admin.state.online_count,
-            **breakdown(devices),
-            "resource_totals": views.resource_totals(devices),
+            **figures.breakdown(devices),
+            "resource_totals": figures.resource_totals(devices),
             "capabilities": {
                 "gpu_enabled": sum(d.capabilities.get("has_gpu") is True for d in devices),
                 "mobile_devices": sum(d.role == Role.MOBILE.value for d in devices),
@@ -139,17 +138,6 @@ def summary(admin: AdminContext, call: Call) -> Reply:
 
 def _server_grade(device: Device) -> bool:
     return (
-        views.capability(device, "cpu_count") >= SERVER_CORES
-        and views.capability(device, "memory_total_gb") >= SERVER_MEMORY_GB
+        figures.capability(device, "cpu_count") >= SERVER_CORES
+        and figures.capability(device, "memory_total_gb") >= SERVER_MEMORY_GB
     )
-
-
-def breakdown(devices: list[Device]) -> dict[str, Any]:
-    """Count devices by role, platform and status."""
-    statuses = dict.fromkeys((word.value for word in DeviceStatus), 0)
-    statuses.update(Counter(device.status.value for device in devices))
-    return {
-        "by_role": dict(Counter(device.role for device in devices)),
-        "by_platform": dict(Counter(device.platform for device in devices)),
-        "by_status": statuses,
-    }

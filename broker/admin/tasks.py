@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retire_cluster.broker.admin import callers, views
+from retire_cluster.broker.admin import callers, figures, views
 from retire_cluster.broker.admin.calls import Call, Reply
 from retire_cluster.broker.admin.context import AdminContext
 from retire_cluster.broker.admin.labels import label
@@ -62,7 +62,9 @@ def list_tasks(admin: AdminContext, call: Call) -> Reply:
     skip = 0 if before is not None else (page - 1) * size
     numbers = admin.state.ledger.page(wanted, skip, size + 1, before) if skip < total else []
     more, numbers = len(numbers) > size, numbers[:size]
-    items = _labelled(admin, numbers, _briefs(admin, numbers, call.now))
+    briefs = _briefs(admin, numbers, call.now)
+    _label(admin, briefs)
+    items = list(briefs.values())
     pages = -(-total // size)
     pagination = {
         "page": page,
@@ -76,44 +78,40 @@ def list_tasks(admin: AdminContext, call: Call) -> Reply:
     return Reply({"items": items, "pagination": pagination})
 
 
-def _briefs(admin: AdminContext, numbers: list[int], now: ev.Now) -> list[views.View]:
-    ids = admin.state.ids
-    ended = [number for number in numbers if admin.live(number) is None]
+def _briefs(admin: AdminContext, numbers: list[int], now: ev.Now) -> dict[int, views.View]:
+    """Return the brief views of those of the tasks that are kept, by their numbers."""
+    ids, live = admin.state.ids, admin.state.tasks
+    ended = [number for number in numbers if number not in live]
     heads = admin.store.heads(ended)
     outcomes = admin.store.outcomes(ended, results=False)
-    items = []
+    found = {}
     for number in numbers:
-        task = admin.live(number)
-        if task is not None:
-            items.append(views.live_task(ids, task, now))
+        if number in live:
+            found[number] = views.live_task(ids, live[number], now)
         elif number in heads and number in outcomes:
-            items.append(views.ended_task(ids, heads[number], outcomes[number]))
-    return items
+            found[number] = views.ended_task(ids, heads[number], outcomes[number])
+    return found
 
 
-def _labelled(admin: AdminContext, numbers: list[int], items: list[views.View]) -> list[views.View]:
-    """Return the items with `label`, where there is anything to say."""
-    openings = admin.store.openings(numbers)
-    for item in items:
-        number, _ = admin.state.ids.read(item["task_id"]) or (0, 0)
-        opening = openings.get(number)
-        if opening is not None and (text := label(*opening)):
-            item["label"] = text
-    return items
+def _label(admin: AdminContext, briefs: dict[int, views.View]) -> None:
+    """Add `label` to views, where there is anything to say."""
+    for number, opening in admin.store.openings(list(briefs)).items():
+        if text := label(*opening):
+            briefs[number]["label"] = text
 
 
 def _brief(admin: AdminContext, number: int, now: ev.Now) -> views.View:
     found = _briefs(admin, [number], now)
     if not found:
         raise TaskNotFound
-    return found[0]
+    return found[number]
 
 
 @operation("task.get", TASK)
 def get(admin: AdminContext, call: Call) -> Reply:
     """Answer everything that is known of one task."""
     number = admin.number(call.args["task_id"])
-    task, outcome = admin.live(number), admin.ended(number, results=True)
+    task, outcome = admin.state.tasks.get(number), admin.ended(number, results=True)
     data = _brief(admin, number, call.now)
     try:
         row = admin.row(number)
@@ -143,7 +141,7 @@ def status(admin: AdminContext, call: Call) -> Reply:
     """Answer one task's status, and why it waits."""
     number = admin.number(call.args["task_id"])
     brief = _brief(admin, number, call.now)
-    task, outcome = admin.live(number), admin.ended(number)
+    task, outcome = admin.state.tasks.get(number), admin.ended(number)
     attempt = task.attempt if task is not None else (outcome.attempt if outcome else 0)
     reason = None
     if task is not None and task.status in (TaskStatus.QUEUED, TaskStatus.PENDING):
@@ -168,7 +166,7 @@ def result(admin: AdminContext, call: Call) -> Reply:
 def explain(admin: AdminContext, call: Call) -> Reply:
     """Answer for each device whether it may run this task, and why not."""
     number = admin.number(call.args["task_id"])
-    task = admin.live(number)
+    task = admin.state.tasks.get(number)
     data: dict[str, Any] = {
         "task_id": call.args["task_id"].lower(),
         "status": admin.state.ledger.status(number).value,
@@ -185,11 +183,7 @@ def explain(admin: AdminContext, call: Call) -> Reply:
     key = why_waiting.class_key(task)
     for device_id in sorted(admin.state.devices):
         device = admin.state.devices[device_id]
-        reasons = why_waiting.obstacles(key, device, call.now)
-        reasons = reasons or why_waiting.others_first(admin.state, task, device, call.now)
-        eligible = not reasons
-        if eligible and device.free_units < device.units_of(task.spec.task_type):
-            reasons = ["all its slots are busy"]
+        eligible, reasons = why_waiting.verdict(admin.state, task, key, device, call.now)
         data["devices"].append({"device_id": device_id, "eligible": eligible, "reasons": reasons})
     return Reply(data)
 
@@ -287,7 +281,7 @@ def statistics(admin: AdminContext, call: Call) -> Reply:
     state = admin.state
     by_status = state.ledger.by_status()
     ended = sum(by_status[word.value] for word in TERMINAL)
-    used, slots = views.slot_figures(state)
+    used, slots = figures.slot_figures(state)
     success = by_status[TaskStatus.SUCCESS.value]
     return Reply(
         {

@@ -8,12 +8,11 @@ from typing import Any
 from retire_cluster.broker.admin.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.events import Now
 from retire_cluster.broker.core.instructions import PingOver
-from retire_cluster.broker.core.model import METRICS, SLOT_UNITS, Device, Task
+from retire_cluster.broker.core.model import METRICS, Device, Task
 from retire_cluster.broker.core.records.event_log import Entry
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow, TaskRow
 from retire_cluster.broker.core.state import ClusterState
 from retire_cluster.schemas import needs
-from retire_cluster.schemas.errors import ClusterError, to_wire
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol.messages import DRAINED_BY_ADMINISTRATOR
 from retire_cluster.schemas.text import truncation
@@ -119,7 +118,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _past_attempt(row: AttemptRow) -> View:
+def _attempt(row: AttemptRow) -> View:
     return {
         "attempt": row.number,
         "device_id": row.device_id,
@@ -138,38 +137,21 @@ def attempts(
     history: Sequence[AttemptRow], task: Task | None, outcome: OutcomeRow | None
 ) -> list[View]:
     """Return every attempt of a task, oldest first, the current or final one last."""
-    found = [_past_attempt(row) for row in history]
+    found = [_attempt(row) for row in history]
     if outcome is not None and outcome.attempt:
         if not (history and history[-1].number == outcome.attempt):
-            found.append(
-                {
-                    "attempt": outcome.attempt,
-                    "device_id": outcome.device_id,
-                    "status": outcome.status,
-                    "cause": outcome.cause,
-                    "error_message": outcome.error_message,
-                    "assigned_at": optional_stamp(outcome.assigned_ms),
-                    "started_at": optional_stamp(outcome.started_ms),
-                    "ended_at": stamp(outcome.completed_ms),
-                    "execution_time_seconds": _seconds(outcome.execution_seconds),
-                    "times": 1,
-                }
-            )
+            last = AttemptRow(
+                outcome.task, outcome.attempt, outcome.device_id, outcome.status, outcome.cause,
+                outcome.error_message, outcome.assigned_ms, outcome.started_ms,
+                outcome.completed_ms, outcome.execution_seconds,
+            )  # fmt: skip
+            found.append(_attempt(last))
     elif task is not None and task.dispatch is not None and task.device is not None:
-        found.append(
-            {
-                "attempt": task.attempt,
-                "device_id": task.device.device_id,
-                "status": task.status.value,
-                "cause": None,
-                "error_message": None,
-                "assigned_at": optional_stamp(task.assigned_ms),
-                "started_at": optional_stamp(task.started_ms),
-                "ended_at": None,
-                "execution_time_seconds": None,
-                "times": 1,
-            }
-        )
+        now = AttemptRow(
+            task.number, task.attempt, task.device.device_id, task.status.value, None, None,
+            task.assigned_ms, task.started_ms, 0, None,
+        )  # fmt: skip
+        found.append({**_attempt(now), "ended_at": None})
     return found
 
 
@@ -210,11 +192,6 @@ def task_status(brief: View, task: Task | None, attempt: int, reason: View | Non
 
 
 # --- devices -------------------------------------------------------------------------------------
-
-
-def running_count(device: Device) -> int:
-    """Count the attempts on a device that have not ended."""
-    return len(device.attempts)
 
 
 def device_brief(device: Device, now: Now) -> View:
@@ -328,7 +305,7 @@ def device_status(device: Device, now: Now) -> View:
         "uptime": duration(device.uptime_seconds(now.mono)),
         "response_time_ms": None if device.rtt_ms is None else round(device.rtt_ms, 3),
         "current_load": {
-            "running_tasks": running_count(device),
+            "running_tasks": len(device.attempts),
             "slots": device.slots,
             "cpu_percent": device.metrics.get("cpu_percent"),
             "memory_percent": device.metrics.get("memory_percent"),
@@ -337,34 +314,6 @@ def device_status(device: Device, now: Now) -> View:
         "not_accepting_reason": not_accepting_reason(device),
         "timestamp": stamp(now.wall_ms),
     }
-
-
-#: No device has more of anything; what claims to is nonsense, and sums of it no longer are numbers.
-_MOST_CAPABLE = 1e9
-
-
-def capability(device: Device, name: str) -> float:
-    """Return a numeric capability, 0 when unknown or not believable."""
-    value = device.capabilities.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return 0
-    return value if 0 <= value <= _MOST_CAPABLE else 0
-
-
-def resource_totals(devices: Sequence[Device]) -> View:
-    """Sum up cores, memory (GB) and storage (GB) of devices."""
-    return {
-        "cpu_cores": int(sum(capability(device, "cpu_count") for device in devices)),
-        "memory_gb": round(sum(capability(device, "memory_total_gb") for device in devices), 2),
-        "storage_gb": round(sum(capability(device, "storage_total_gb") for device in devices), 2),
-    }
-
-
-def slot_figures(state: ClusterState) -> tuple[float, int]:
-    """Return used slots (instant attempts are fractions) and all slots of online devices."""
-    online = [device for device in state.devices.values() if device.online]
-    used = sum(device.used_units for device in online) / SLOT_UNITS
-    return used, sum(device.slots for device in online)
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -379,8 +328,3 @@ def event(ids: TaskIds, entry: Entry) -> View:
         view["device_id"] = entry.device_id
     view["data"] = entry.data
     return view
-
-
-def error_header(call_id: object, error: ClusterError) -> View:
-    """Return the header of an admin `ERROR`."""
-    return {"id": call_id, **to_wire(error)}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from retire_cluster.broker.admin.calls import Call, Reply
-from retire_cluster.broker.admin.views import error_header
 from retire_cluster.broker.core.devices.versions import admin_refusal
 from retire_cluster.broker.core.events import Now, Ticket
 from retire_cluster.broker.facts import Facts
@@ -22,7 +21,7 @@ from retire_cluster.broker.net.channel import (
     repeatable,
 )
 from retire_cluster.broker.net.intake import Intake
-from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError
+from retire_cluster.schemas.errors import ClusterError, Forbidden, ValidationError, to_wire
 from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import Reject
 from retire_cluster.schemas.protocol.wire import WireError
@@ -115,4 +114,4 @@ class Clients(Channel):
     def refuse(self, ticket: Ticket, error: ClusterError) -> None:
         """Answer a call with an error."""
         routing, call_id = ticket
-        self.put(routing, wire.encode(wire.ADMIN, b"ERROR", error_header(call_id, error)))
+        self.put(routing, wire.encode(wire.ADMIN, b"ERROR", {"id": call_id, **to_wire(error)}))

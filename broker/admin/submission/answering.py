@@ -30,7 +30,7 @@ def answer(
 
 
 def _new_view(admin: AdminContext, number: int, created_ms: int, now: ev.Now) -> views.View:
-    task = admin.live(number)
+    task = admin.state.tasks.get(number)
     due = {}
     if task is not None:
         kind, priority = task.spec.task_type, task.spec.priority

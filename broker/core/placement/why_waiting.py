@@ -63,6 +63,18 @@ def others_first(state: ClusterState, task: Task, device: Device, now: Now) -> l
     return [f"it failed there: another device is waited for, for up to {left:.0f} s"]
 
 
+def verdict(
+    state: ClusterState, task: Task, key: ClassKey, device: Device, now: Now
+) -> tuple[bool, list[str]]:
+    """Return whether a device may run a task of class `key`, and why it does not get it now."""
+    found = obstacles(key, device, now) or others_first(state, task, device, now)
+    if found:
+        return False, found
+    if device.free_units < device.units_of(task.spec.task_type):
+        return True, ["all its slots are busy"]
+    return True, []
+
+
 def queued_reason(state: ClusterState, task: Task, now: Now) -> dict[str, Any]:
     """Return why a task waits: who could run it, who is busy, why the others cannot."""
     key = class_key(task)

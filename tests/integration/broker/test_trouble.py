@@ -147,7 +147,7 @@ def test_an_operation_that_fails_is_an_internal_error_and_no_more(
     def fail(*args: object) -> None:
         raise ZeroDivisionError("an operation has a bug")
 
-    monkeypatch.setattr("retire_cluster.broker.admin.views.resource_totals", fail)
+    monkeypatch.setattr("retire_cluster.broker.admin.figures.resource_totals", fail)
     before = epoch(main_node)
     with pytest.raises(errors.InternalError) as caught:
         main_node.call("cluster.status")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retire_cluster.broker.admin import views
+from retire_cluster.broker.admin import figures, views
 from retire_cluster.broker.admin.timestamps import duration, optional_stamp, stamp
 from retire_cluster.broker.core.placement import why_waiting
 from retire_cluster.broker.core.rows import AttemptRow, OutcomeRow
@@ -244,14 +244,14 @@ def test_resources_are_summed_without_odd_facts(cluster: Cluster) -> None:
     for number, one in enumerate(facts):
         cluster.device(f"d{number}", capabilities=one)
     devices = list(cluster.state.devices.values())
-    assert views.resource_totals(devices) == {"cpu_cores": 8, "memory_gb": 15.5, "storage_gb": 1}
+    assert figures.resource_totals(devices) == {"cpu_cores": 8, "memory_gb": 15.5, "storage_gb": 1}
 
 
 def test_slot_figures_count_online_devices_only(cluster: Cluster) -> None:
     cluster.give()
     gone = cluster.device("gone", slots=4)
     gone.say(msg.Goodbye(gone.session))
-    assert views.slot_figures(cluster.state) == (1.0, 1)
+    assert figures.slot_figures(cluster.state) == (1.0, 1)
 
 
 def test_an_event_names_its_task_and_device_when_it_has_one(cluster: Cluster) -> None:
