@@ -185,7 +185,7 @@ def _run(worker: Worker, spool: Spool) -> int:
 
 
 def listen_to_signals(stop: Any, wakeup_fd: int) -> None:
-    """Ctrl-C, SIGTERM, CTRL_BREAK and a closed terminal ask the worker to go."""
+    """Have Ctrl-C, SIGTERM, CTRL_BREAK and a closed terminal ask the worker to go."""
     if threading.current_thread() is not threading.main_thread():
         return
     signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)

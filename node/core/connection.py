@@ -150,7 +150,7 @@ class Connection:
         return False
 
     def log_outage(self, reason: str, *, quiet: bool, cured: bool = False) -> None:
-        """Warn once an outage that there is no connection.
+        """Warn, once in each outage, that there is no connection.
 
         :param cured: the reason names its own cure
         """

@@ -21,7 +21,10 @@ class Outbox:
     """Results that this device owes the main node: it hands out batches and is told of ACKs."""
 
     def __init__(self, stored: Sequence[Result] = ()) -> None:
-        """:param stored: what an earlier process left on disk"""
+        """Owe what was stored.
+
+        :param stored: what an earlier process left on disk
+        """
         self._unacked = {result.key: result for result in stored}
         self._waiting: list[Result] = list(stored)
         #: Batch → its results, the newest heartbeat that went before it, and its bytes.

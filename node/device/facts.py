@@ -29,7 +29,7 @@ class Facts:
         return self.capabilities, self.sample()
 
     def look_again(self, now: float) -> bool:
-        """Look whether there is internet, every ten minutes; whether that was found out now."""
+        """Look for internet again once ten minutes are over; whether that was found out now."""
         if now - self._probed_at < REPROBE_SECONDS:
             return False
         self._probed_at = now

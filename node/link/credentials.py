@@ -28,8 +28,7 @@ class Credentials:
     """The keys of one device for one main node.
 
     :param folder: the data folder
-    :param pair: the device's own
-    :param server: the main node's public key
+    :param keys: the device's own pair and the main node's public key
     :param address: the main node's worker bus
     :param device_id: under which the main node knows the key, empty when that is not known
     :param token: of the join string, if there was one
@@ -41,8 +40,7 @@ class Credentials:
     def __init__(
         self,
         folder: Path,
-        pair: Pair,
-        server: str,
+        keys: ClientKeys,
         address: Address,
         *,
         device_id: str = "",
@@ -52,8 +50,8 @@ class Credentials:
         kept: str = "",
     ) -> None:
         self.path = folder / curve.DEVICE_KEY
-        self.pair = pair
-        self.server = server
+        self.pair = keys.pair
+        self.server = keys.server
         self.address = address
         self.device_id = device_id
         self.enrolled = enrolled
@@ -165,8 +163,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
         pair = curve.new_pair() if known is None else Pair(known["public"], known["secret"])
         return address, Credentials(
             folder,
-            pair,
-            invitation.server,
+            ClientKeys(pair, invitation.server),
             address,
             device_id=str(known.get("device_id") or "") if known else "",
             token=invitation.token,
@@ -190,8 +187,7 @@ def find(folder: Path, join: str, *, plain: bool = False) -> tuple[Address, Cred
     # One that never was enrolled may be: a crash can have come before the answer.
     return address, Credentials(
         folder,
-        Pair(known["public"], known["secret"]),
-        known["server"],
+        ClientKeys(Pair(known["public"], known["secret"]), known["server"]),
         address,
         device_id=str(known.get("device_id") or ""),
         enrolled=bool(known.get("enrolled")),

@@ -58,7 +58,7 @@ class Enrolment:
         return Enrol(self._session, device_id, self._keys.pair.public)
 
     def read(self, record: FromBroker) -> Next:
-        """Take what is said while it is due."""
+        """Take a message that comes while it is due; what to do then."""
         keys = self._keys
         assert keys is not None
         if isinstance(record, Enrolled) and record.session == self._session:
@@ -79,7 +79,7 @@ class Enrolment:
         return removed and self._keys is not None and self._keys.note_refused()
 
     def refuse(self) -> Next:
-        """Take it that the main node does not know the keys of this connection."""
+        """Note that the main node does not know the keys of this connection; what to do then."""
         if self._keys is not None and self._keys.note_refused():
             return Next.DIAL
         if self._keys is not None and not self._keys.was_enrolled:

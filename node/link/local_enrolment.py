@@ -55,11 +55,11 @@ def let_in(
     if _call(keys, main["admin_port"], "device.authorise", args) is None:
         return None
     if trial:
-        own = keys.pair
-        return Credentials(folder, own, keys.server, address, device_id=device_id, borrowed=True)
+        return Credentials(folder, keys, address, device_id=device_id, borrowed=True)
     # Kept only now: a key that the main node never heard of would be refused for good. When this
     # fails, the next start says another key, which replaces this one.
-    found = Credentials(folder, pair, keys.server, address, device_id=device_id, enrolled=True)
+    own = ClientKeys(pair, keys.server)
+    found = Credentials(folder, own, address, device_id=device_id, enrolled=True)
     found.keep()
     return found
 

@@ -258,7 +258,7 @@ MATH: dict[str, Any] = {
 
 @contextlib.contextmanager
 def _bounded(cpu_seconds: float) -> Iterator[None]:
-    """Less memory and processor time for this process while the block runs, where possible."""
+    """Give this process less memory and processor time while the block runs, where possible."""
     try:
         import resource
     except ImportError:

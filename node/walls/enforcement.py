@@ -42,13 +42,13 @@ class Walls:
     ours: tuple[str, ...] = ()
 
     def write(self) -> str:
-        """As text for a task process."""
+        """These walls as text, for a task process."""
         rules = [[rule.path, rule.allowed] for rule in self.rules]
         return json.dumps({**vars(self), "rules": rules})
 
     @classmethod
     def read(cls, text: str) -> Walls:
-        """From the text of `write`; none for an empty one."""
+        """The walls in a text of `write`; none in an empty one."""
         if not text:
             return cls()
         found: dict[str, Any] = json.loads(text)

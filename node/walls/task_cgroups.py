@@ -94,7 +94,7 @@ class Groups:
 
     @property
     def shown(self) -> str:
-        """For people."""
+        """The groups and their controllers, in words."""
         bounded = [name for name in _CONTROLLERS if name in self.controllers]
         return f"cgroup ({', '.join(bounded)})" if bounded else "cgroup"
 
