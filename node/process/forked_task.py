@@ -86,7 +86,7 @@ def close_all_but(kept: tuple[int, ...]) -> None:
 
 
 def restore_signals() -> None:
-    """As in a program just started."""
+    """Set signals as in a program just started."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

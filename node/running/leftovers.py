@@ -26,7 +26,7 @@ class Leftovers:
     """The record of this worker's task processes."""
 
     def __init__(self, path: Path, *, adopting: bool = False) -> None:
-        """A record for this worker.
+        """Begin a record, still empty.
 
         :param adopting: this process inherits its children's orphans (`become_subreaper`), and
             starts in a session of their own only task processes

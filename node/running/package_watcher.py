@@ -77,7 +77,11 @@ class PackageWatcher(threading.Thread):
         describe: Callable[[], OwnTypes],
         post: Callable[[OwnTypes, str], None],
     ) -> None:
-        """`post` is called from this thread, with the types and what changed of those."""
+        """Take what to look at and whom to tell.
+
+        :param describe: finds the own types of now
+        :param post: called from this thread, with the types and what changed of those
+        """
         super().__init__(name="installed", daemon=True)
         self._installed = installed
         self._describe = describe

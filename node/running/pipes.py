@@ -105,7 +105,7 @@ class Pipes:
         return words
 
     def _wait(self, fd: int, events: int) -> None:
-        """Until the pipe is ready or the process has ended."""
+        """Wait until the pipe is ready or the process has ended."""
         poller = select.poll()
         poller.register(fd, events)
         if self._end_fd >= 0:

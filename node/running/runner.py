@@ -202,7 +202,7 @@ class Runner:
         self.last_error = text
 
     def close(self, patience_seconds: float = 5.0) -> None:
-        """End everything that runs and waits until it is gone."""
+        """End everything that runs, and wait `patience_seconds` at most until it is gone."""
         self._waiting.clear()
         for slot in self._threads:
             slot.close()
@@ -269,7 +269,7 @@ class Runner:
         active.slot.submit(Job(attempt.key, header, attempt.payload))
 
     def _post(self, news: News) -> None:
-        """Called by slots, from their threads."""
+        """Take news from a slot, in its thread."""
         self._news.put(news)
         self._wake()
 
@@ -302,7 +302,7 @@ class Runner:
                 self._died(active, what, now)
 
     def _give_up(self, key: AttemptKey, error: Exception, now: float) -> None:
-        """The last line of defence: an error of ours costs the attempt it was met with, no more."""
+        """Fail the one attempt that an error of the worker's own was met with."""
         log.error("an attempt failed by an error of the worker's own", exc_info=error)
         active = self._active.pop(key, None)
         if active is not None and active.slot is not None:

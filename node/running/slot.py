@@ -189,7 +189,7 @@ class Slot(threading.Thread):
         return process
 
     def _start_ahead(self) -> None:
-        """Where each task of an own type needs a new process, the next one need not wait for it."""
+        """Start the next process now where each task needs its own, so that none waits for it."""
         if not self._closing:
             with contextlib.suppress(OSError):
                 self._ready_process()
@@ -225,7 +225,7 @@ class Slot(threading.Thread):
         self._tell(job.key, Died(code, last_words))
 
     def _refuse(self, job: Job, process: TaskProcess, error: ValueError) -> None:
-        """Nothing that this process says can be relied on any more."""
+        """Fail the attempt and end its process, whose word cannot be relied on any more."""
         process.kill()
         self._end_process()
         self._tell(job.key, replies.failed(str(error)))
