@@ -275,7 +275,7 @@ def on_cluster_error(
 
 
 def on_http_error(
-    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: Any
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any
 ) -> None:
     """Answer Falcon's own errors (no route, no such method, unreadable header) in our words."""
     cls = _BY_STATUS.get(error.status_code)
@@ -289,7 +289,7 @@ def on_http_error(
     elif error.status_code < 500:
         answer_error(req, resp, ValidationError("", error.description or error.title or "invalid"))
     else:
-        on_exception(req, resp, error, _params)
+        on_exception(req, resp, error, params)
 
 
 def on_exception(

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import falcon
 
@@ -18,6 +18,15 @@ from retire_cluster.schemas.errors import TaskNotFound
 _REMEMBERED = 50_000
 #: Clients for whom that time is kept.
 _CLIENTS = 1_000
+
+
+class _GivenOut(NamedTuple):
+    """A result and who took it."""
+
+    client: str
+    task_id: str
+    #: A task that was retried ends once more.
+    completed_at: str
 
 
 class ResultCharges:
@@ -33,8 +42,8 @@ class ResultCharges:
     def __init__(self, limiter: RequestLimiter) -> None:
         self._limiter = limiter
         self._lock = Lock()
-        #: Client and when it ended, by client, task and when.
-        self._given: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        #: Those that were given out, the oldest first.
+        self._given: OrderedDict[_GivenOut, None] = OrderedDict()
         #: Client → when the newest result ended that was given to it and is forgotten.
         self._forgotten: OrderedDict[str, str] = OrderedDict()
 
@@ -48,12 +57,8 @@ class ResultCharges:
         if not self._is_uncounted(req):
             return
         client = req.context.identity.client
-        # A task that was retried ends once more.
-        keys = {
-            hash((client, each["task_id"], each["completed_at"])): str(each["completed_at"])
-            for each in results
-        }
-        if not self._are_new(client, keys) and keys and not waited:
+        given = [_GivenOut(client, each["task_id"], each["completed_at"]) for each in results]
+        if given and not self._are_new(client, given) and not waited:
             self._limiter.charge(req)
 
     @contextmanager
@@ -69,16 +74,18 @@ class ResultCharges:
     def _is_uncounted(self, req: falcon.Request) -> bool:
         return self._limiter.enabled and req.context.standing is None
 
-    def _are_new(self, client: str, keys: Mapping[int, str]) -> bool:
+    def _are_new(self, client: str, results: Iterable[_GivenOut]) -> bool:
         """Tell whether any of them is given out for the first time, as far as is known."""
         with self._lock:
             limit = self._forgotten.get(client, "")
-            new = [key for key, ended in keys.items() if key not in self._given and ended > limit]
-            self._given.update((key, (client, keys[key])) for key in new)
+            # Times are all written in one form, so they follow each other as texts do.
+            new = [one for one in results if one not in self._given and one.completed_at > limit]
+            self._given.update(dict.fromkeys(new))
             while len(self._given) > _REMEMBERED:
-                _, (owner, ended) = self._given.popitem(last=False)
-                self._forgotten[owner] = max(ended, self._forgotten.get(owner, ""))
-                self._forgotten.move_to_end(owner)
+                oldest, _ = self._given.popitem(last=False)
+                forgotten = self._forgotten.get(oldest.client, "")
+                self._forgotten[oldest.client] = max(oldest.completed_at, forgotten)
+                self._forgotten.move_to_end(oldest.client)
             while len(self._forgotten) > _CLIENTS:
                 self._forgotten.popitem(last=False)
         return bool(new)

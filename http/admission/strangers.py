@@ -40,19 +40,20 @@ class StrangerLimits(NamedTuple):
             if id(fields) in seen:
                 continue
             seen.add(id(fields))
-            needs = fields["requirements"]
+            requirements = fields["requirements"]
             where = f"tasks.{index}." if many else ""
             for field, found, good, most in (
                 ("priority", fields["priority"], fields["priority"] in PRIORITIES, "normal"),
-                *self._numbers(needs, fields["delay_seconds"]),
+                *self._numbers(requirements, fields["delay_seconds"]),
             ):
                 if not good:
                     raise _beyond(where + field, found, most, auth=auth)
 
     def _numbers(
-        self, needs: dict[str, Any], delay: float
+        self, requirements: dict[str, Any], delay: float
     ) -> Iterable[tuple[str, object, bool, object]]:
-        timeout, retries = needs["timeout_seconds"], needs["max_retries"]
+        timeout = requirements["timeout_seconds"]
+        retries = requirements["max_retries"]
         yield "requirements.timeout_seconds", timeout, timeout <= self.seconds, self.seconds
         yield "requirements.max_retries", retries, retries <= MOST_RETRIES, MOST_RETRIES
         yield "delay_seconds", delay, delay <= self.seconds, self.seconds

@@ -22,18 +22,18 @@ class EventsResource(Resource):
         """Answer the events after `since`, or none when `wait` seconds have passed."""
         args = dict(req.context.query)
         wait, cursor = float(args.pop("wait")), args.get("since")
-        with self._parking.park(req, wait) as patience:
+        with self._parking.park(req, wait) as budget:
             gap = False
             while True:
-                left = patience.slice()
-                gather = min(left, patience.gather_seconds)
+                left = budget.slice()
+                gather = min(left, budget.gather_seconds)
                 waiting = {"wait_seconds": left, "gather_seconds": gather}
                 data = self._link.data("events.poll", {**args, **waiting}, extra_seconds=left)
                 gap = gap or bool(data.get("gap"))
                 if data["events"] or not left:
                     break
                 args["since"] = data["next"]
-            if wait and patience.at_once:  # without a wait it costs a request
+            if wait and budget.at_once:  # without a wait it costs a request
                 self._parking.count(req, cursor)
         answer(req, resp, {**data, "gap": gap})
 

@@ -11,7 +11,6 @@ from retire_cluster.api.admission.parking import Parking, WaitBudget
 from retire_cluster.api.admission.result_charges import ResultCharges
 from retire_cluster.api.admission.strangers import StrangerLimits
 from retire_cluster.api.content import reading
-from retire_cluster.api.content.envelope import spliced
 from retire_cluster.api.content.submission import (
     SubmissionReader,
     TaskSubmission,
@@ -19,6 +18,7 @@ from retire_cluster.api.content.submission import (
     submit_args,
 )
 from retire_cluster.api.main_node.link import MainNodeLink
+from retire_cluster.api.main_node.splicing import spliced
 from retire_cluster.api.resources.base import Resource, answer
 from retire_cluster.conf import failpoints
 
@@ -87,11 +87,11 @@ class TaskListResource(Resource):
         wait = float(req.context.query["wait"])
         waited = False
         if wait and found.data["unfinished"]:
-            with self._parking.park(req, wait) as patience:
-                if await_ends(self._link, found.data["unfinished"], patience):
+            with self._parking.park(req, wait) as budget:
+                if await_ends(self._link, found.data["unfinished"], budget):
                     found = self._link.call("task.wait", args, patient=True)
-                waited = patience.used
-            if found.data["unfinished"] and not patience.parked:
+                waited = budget.used
+            if found.data["unfinished"] and not budget.parked:
                 self._parking.count(req)
         self._charges.charge(req, found.data["results"], waited=waited)
         answer(req, resp, spliced(found))
@@ -117,8 +117,9 @@ class TaskListResource(Resource):
         resp: falcon.Response,
         document: dict[str, Any],
         submissions: list[TaskSubmission],
-        args: dict[str, Any],
+        form: dict[str, Any],
     ) -> dict[str, Any]:
+        args = dict(form)
         identity = req.context.identity
         self._authorizer.check_submission(
             identity, {each.fields["task_type"] for each in submissions}
@@ -142,12 +143,12 @@ class TaskListResource(Resource):
         return data
 
 
-def await_ends(link: MainNodeLink, task_ids: list[str], patience: WaitBudget) -> bool:
+def await_ends(link: MainNodeLink, task_ids: list[str], budget: WaitBudget) -> bool:
     """Wait until these tasks have ended, one after the other; tell whether any did."""
     ended = False
     for task_id in task_ids:
         while True:
-            left = patience.slice()
+            left = budget.slice()
             args = {"task_ids": [task_id], "timeout_seconds": left, "brief": True}
             data = link.call("task.wait", args, extra_seconds=left).data
             if data["statuses"][0] is not None:
@@ -184,10 +185,10 @@ class TaskResource(Resource):
         waited = False
         with self._charges.charging_absence(req):
             if wait:
-                with self._parking.park(req, wait) as patience:
-                    ended = await_ends(self._link, [task_id], patience)
-                    waited = patience.used
-                if not ended and not patience.parked:
+                with self._parking.park(req, wait) as budget:
+                    ended = await_ends(self._link, [task_id], budget)
+                    waited = budget.used
+                if not ended and not budget.parked:
                     self._parking.count(req)
             found = self._link.call("task.result", {"task_id": task_id})
         self._charges.charge(req, [found.data], waited=waited)

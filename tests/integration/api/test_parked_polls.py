@@ -65,8 +65,8 @@ def test_whoever_waits_for_one_task_after_the_other_is_answered_as_fast_as_they_
 
 @pytest.mark.parametrize(("known", "seconds"), [(True, 0.0), (False, GATHER_SECONDS)])
 def test_only_polls_of_strangers_are_held_for_what_comes_next(known: bool, seconds: float) -> None:
-    patience = parking.WaitBudget(Shutdown(), time.monotonic, 60.0, lambda: True, known=known)
-    assert patience.gather_seconds == seconds
+    budget = parking.WaitBudget(Shutdown(), time.monotonic, 60.0, lambda: True, known=known)
+    assert budget.gather_seconds == seconds
 
 
 def test_clients_without_a_key_leave_places_to_wait_to_those_with_one() -> None:

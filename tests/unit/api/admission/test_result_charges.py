@@ -33,6 +33,26 @@ def result(number: int) -> dict[str, Any]:
     }
 
 
+class Alike(str):
+    """A text that hashes as every other of its kind."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_results_are_told_apart_by_what_they_are_and_not_by_a_hash() -> None:
+    counter = Counter()
+    charges = ResultCharges(cast(RequestLimiter, counter))
+    context = SimpleNamespace(identity=SimpleNamespace(client="script"), standing=None)
+    req = cast(Any, SimpleNamespace(context=context))
+    for name in ("one", "two", "three"):
+        ended = {"task_id": Alike(name), "completed_at": "2026-01-01T00:00:00Z"}
+        charges.charge(req, [ended], waited=False)
+    assert counter.charged == 0, "each is new"
+
+
 def test_a_cycle_over_more_results_than_are_remembered_is_charged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
