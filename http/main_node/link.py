@@ -19,7 +19,7 @@ from retire_cluster.schemas.errors import ClusterError
 #: A main node that answered within this many seconds is trusted to be only slow.
 _RECENTLY_SECONDS = 5.0
 _PATIENT_SECONDS = 15.0
-#: Operations that the facade asks and that change the cluster: asked twice they are done twice.
+#: Operations that the facade asks and that change the cluster: unanswered, they may be done.
 CHANGES: Final = frozenset(
     {
         "task.submit", "task.cancel", "task.cancel_many", "task.retry", "device.remove",

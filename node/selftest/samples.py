@@ -30,7 +30,9 @@ from retire_cluster.schemas.vocabulary import Outcome
 
 #: A sample task does next to nothing; this long says that the device cannot do it.
 TASK_SECONDS = 30
-_SAMPLES: dict[str, dict[str, Any]] = {
+#: Built-in type → payload. `http_request` gets the address of a server of the test's own, a type with
+#: an entry point has its payload in the catalog.
+SAMPLES: dict[str, dict[str, Any]] = {
     "echo": {"test": True},
     "sleep": {"duration": 0},
     "system_info": {},
@@ -77,7 +79,7 @@ def _try(runner: Runner, wake: threading.Event, kind: Kind, number: int) -> Trie
     name = kind.info.name
     with ExitStack() as stack:
         try:
-            payload = kind.sample if kind.entry_point else _SAMPLES.get(name)
+            payload = kind.sample if kind.entry_point else SAMPLES.get(name)
             if name == "http_request":
                 payload = {"url": stack.enter_context(_own_server()), "timeout": TASK_SECONDS}
         except OSError as error:

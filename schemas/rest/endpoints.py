@@ -1,8 +1,8 @@
 """The REST API as a table: one row an endpoint, with its query, body, answer and errors.
 
 The facade enforces these very rows (queries, bodies, limits) and those of `schemas/rights.py`
-(who may), and `schemas/rest/openapi.py` prints them, so they cannot differ. To add an endpoint: a
-row here, one in `schemas/rights.py`, a responder in `http/resources`, a line in `http/app.py`.
+(who may), and `schemas/rest/openapi.py` prints them, so they cannot differ. The steps to add an
+endpoint are in CONTRIBUTING.md; they begin with a row here.
 """
 
 from __future__ import annotations

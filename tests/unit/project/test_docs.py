@@ -44,7 +44,7 @@ def test_every_test_that_the_security_page_names_is_there(root: Path) -> None:
 
 def test_the_table_of_scopes_on_the_security_page_is_the_one_that_is_enforced(root: Path) -> None:
     text = (root / "docs" / "security.md").read_text("utf-8")
-    assert rights_table() in text, "print schemas.operations.rights_table() anew"
+    assert rights_table() in text, "print schemas/rest/endpoints.py::rights_table anew"
 
 
 def test_every_verb_of_the_bus_is_documented() -> None:
