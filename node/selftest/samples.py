@@ -30,7 +30,7 @@ from retire_cluster.schemas.vocabulary import Outcome
 
 #: A sample task does next to nothing; this long says that the device cannot do it.
 TASK_SECONDS = 30
-#: Built-in type → payload. `http_request` gets the address of a server of the test's own, a type with
+#: Built-in type → payload. `http_request` gets the address of a server of the test's own; what has
 #: an entry point has its payload in the catalog.
 SAMPLES: dict[str, dict[str, Any]] = {
     "echo": {"test": True},
