@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         # Not a refusal: whoever watches this process starts it again.
         log.exception("the worker met an error of its own and ends")
-        return exit_codes.BROKEN
+        return exit_codes.FAILED
     finally:
         for workplace in workplaces:
             workplace.close()

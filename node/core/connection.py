@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from retire_cluster.node.core.instructions import Connect, Instruction, Log
 from retire_cluster.node.core.pace import Pace
@@ -22,9 +23,21 @@ class Phase(Enum):
     CONNECTING = "connecting"
     GREETING = "greeting"
     READY = "ready"
-    #: A stop was asked for.
+    #: Told by the session in place of those above, once a stop was asked for.
     DRAINING = "draining"
+    #: Nothing leads out of it.
     CLOSED = "closed"
+
+
+#: Where each event leads, from every phase but CLOSED.
+PHASE_AFTER: Final = {
+    "dial": Phase.CONNECTING,
+    "link_down": Phase.CONNECTING,
+    "wait": Phase.CONNECTING,
+    "greet": Phase.GREETING,
+    "welcome": Phase.READY,
+    "close": Phase.CLOSED,
+}
 
 
 class Connection:
@@ -67,9 +80,17 @@ class Connection:
         """When `tick` has something to do, before there is a WELCOME."""
         return self._redial_at, self._greet_at, self._welcome_by
 
+    def _move(self, event: str) -> None:
+        assert self.phase is not Phase.CLOSED, f"{event} after the end"
+        self.phase = PHASE_AFTER[event]
+
+    def close(self) -> None:
+        """Note that the session is over."""
+        self._move("close")
+
     def dial(self, now: float) -> None:
         """Replace the socket."""
-        self.phase = Phase.CONNECTING
+        self._move("dial")
         self._linked = False
         self._greet_at = self._welcome_by = None
         self._redial_at = now + self._backoff()
@@ -92,18 +113,18 @@ class Connection:
         if self._linked:
             self._redial_at = now + self._backoff()
         self._linked = False
-        self.phase = Phase.CONNECTING
+        self._move("link_down")
         self._welcome_by = None
 
     def greet(self, now: float) -> None:
         """Note that HELLO is said now."""
-        self.phase = Phase.GREETING
+        self._move("greet")
         self._greet_at = self._redial_at = None
         self._welcome_by = now + self._pace.welcome_seconds
 
     def welcome(self) -> None:
         """Note that WELCOME came."""
-        self.phase = Phase.READY
+        self._move("welcome")
         self._welcome_by = self._redial_at = None
         self._failures = 0
         self._outage_logged = False
@@ -125,7 +146,7 @@ class Connection:
         self._greet_later(wait * (1.0 + 0.1 * self._random()), now)
 
     def _greet_later(self, wait_seconds: float, now: float) -> None:
-        self.phase = Phase.CONNECTING
+        self._move("wait")
         self._welcome_by = self._redial_at = None
         self._greet_at = now + wait_seconds
 

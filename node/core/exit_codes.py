@@ -4,10 +4,9 @@ from __future__ import annotations
 
 #: It left in peace; with `--test` it is welcome and runs every kind of task.
 OK = 0
-#: The worker met an error of its own; it may be started again.
-BROKEN = 1
-#: With `--test`: it is welcome, but a kind of task fails here.
-TASKS_FAIL = 1
+#: The worker met an error of its own; it may be started again. With `--test`: it is welcome, but a
+#: kind of task fails here.
+FAILED = 1
 #: It cannot start as asked, or the main node refuses it.
 REFUSED = 2
 #: With `--test`: the main node does not answer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from retire_cluster.node.core.records import Result
 from retire_cluster.schemas.protocol.messages import AttemptKey
@@ -79,15 +79,16 @@ class Outbox:
         self._batches.clear()
         self._unacked_bytes = 0
 
-    def batches(self, beat: int = 0) -> Iterator[tuple[int, list[Result]]]:
+    def batches(self, beat: int = 0) -> list[tuple[int, list[Result]]]:
         """What waits to be sent, in batches that fit a message, each with its number.
 
         Of much only as many as may be on their way; the others once these are acknowledged.
 
         :param beat: the newest heartbeat sent so far
         """
+        batches: list[tuple[int, list[Result]]] = []
         if not self._waiting or self._unacked_bytes > MOST_UNACKED_BYTES:
-            return
+            return batches
         results, self._waiting = self._waiting, []
         sizes = [len(result.data) + len(result.details) + _ROW_BYTES for result in results]
         start = 0
@@ -97,13 +98,14 @@ class Outbox:
                 last = min(first + MAX_BATCH_ITEMS, end)
                 if self._unacked_bytes > MOST_UNACKED_BYTES:
                     self._waiting = results[first:]
-                    return
+                    return batches
                 self._last_batch += 1
                 part, size = results[first:last], sum(sizes[first:last])
                 self._batches[self._last_batch] = (part, beat, size)
                 self._unacked_bytes += size
-                yield self._last_batch, part
+                batches.append((self._last_batch, part))
             start = end
+        return batches
 
     def _take(self, batch: int) -> list[Result]:
         """The results of a batch that is on its way no longer; none of one that is not."""

@@ -31,3 +31,6 @@ class Pace:
     kill_seconds: float = 5.0
     #: For the last results to be acknowledged.
     last_ack_seconds: float = 3.0
+    #: For both after a second signal, at most.
+    hurried_kill_seconds: float = 2.0
+    hurried_ack_seconds: float = 1.0

@@ -76,7 +76,7 @@ class Session:
         self._new_session_id = randomness.session_id
         self._kill_on_lease_loss = kill_on_lease_loss
         self._address = address
-        self._began = now
+        self._began_mono = now
         self._capabilities: dict[str, Any] = {}
         self._out: list[Instruction] = []
 
@@ -103,7 +103,7 @@ class Session:
         self.epoch = -1
         self.config = DEFAULT_CONFIG
         #: The timeout in seconds that the main node goes by, as far as this device can know.
-        self._lease_timeout = DEFAULT_CONFIG.timeout
+        self._lease_timeout_seconds = DEFAULT_CONFIG.timeout
         #: The heartbeat whose acknowledgement says that the main node knows `config`.
         self._config_beat = 0
         #: Whether the main node wants this device to take work; False once it drained it.
@@ -114,9 +114,9 @@ class Session:
         #: Types that the main node does not take, each with the reason, as it said last.
         self._left_out: tuple[str, ...] = ()
         #: When the last HELLO was said, the last word came in, the next heartbeat is due.
-        self._hello_sent = now
-        self._heard = now
-        self._beat_at = now
+        self._hello_sent_mono = now
+        self._heard_mono = now
+        self._beat_at_mono = now
 
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             events.Opened: lambda event, now: self._connection.dial(now),
@@ -160,7 +160,7 @@ class Session:
     @property
     def fence_at(self) -> float | None:
         """When the device stops relying on its lease; None while it has none."""
-        return self.lease.fence_at(self._lease_timeout)
+        return self.lease.fence_at(self._lease_timeout_seconds)
 
     def next_due(self) -> float | None:
         """The next moment at which `Tick` has something to do."""
@@ -169,7 +169,7 @@ class Session:
             return None
         due: list[float | None] = [self._shutdown.due(holds=bool(self.held))]
         if phase is Phase.READY:
-            due += (self._beat_at, self._silent_at(), self._work.progress_due)
+            due += (self._beat_at_mono, self._silent_at_mono(), self._work.progress_due)
         else:
             due += self._connection.due()
         if self.held and not self.lease.fenced:
@@ -206,7 +206,7 @@ class Session:
     def _greet(self, now: float) -> None:
         self._connection.greet(now)
         self.session = self._new_session_id()
-        self._hello_sent = now
+        self._hello_sent_mono = now
         self.lease.open_session()
         self._work.start_over()
         me = self._introduction
@@ -227,7 +227,7 @@ class Session:
                 held=self._work.rows(now),
                 unsent=self.outbox.keys(),
                 accepting=self._takes_work(),
-                uptime_seconds=round(now - self._began, 3),
+                uptime_seconds=round(now - self._began_mono, 3),
                 left_out=me.left_out,
                 walls=me.walls,
             )
@@ -236,8 +236,8 @@ class Session:
     def _takes_work(self) -> bool:
         return self.accepting and not self._shutdown.asked
 
-    def _silent_at(self) -> float:
-        return self._heard + self.config.interval * self.config.max_missed
+    def _silent_at_mono(self) -> float:
+        return self._heard_mono + self.config.interval * self.config.max_missed
 
     def _on_capabilities_changed(self, event: events.CapabilitiesChanged, now: float) -> None:
         self._capabilities = dict(event.capabilities)
@@ -258,7 +258,7 @@ class Session:
             if message.session in ("", self.session):
                 self._on_reject(message, now)
         elif message.session == self.session:
-            self._heard = now
+            self._heard_mono = now
             if isinstance(message, messages.Welcome):
                 self._on_welcome(message, now)
             elif self._is_ready:
@@ -277,8 +277,8 @@ class Session:
         self._connection.welcome()
         self.epoch = message.epoch
         self.config = message.config
-        self._lease_timeout, self._config_beat = message.config.timeout, 0
-        self.lease.renew(self._hello_sent)
+        self._lease_timeout_seconds, self._config_beat = message.config.timeout, 0
+        self.lease.renew(self._hello_sent_mono)
         self._work.abandon(message.abandon)
         self._log("info", f"joined {self._address} as {self.device_id}")
         if message.left_out != self._left_out:
@@ -312,7 +312,7 @@ class Session:
     def _on_config(self, message: messages.Config, now: float) -> None:
         self.config = message.config
         # Until the main node has our CONFIG_ACK it goes by the old timeout, which may be shorter.
-        self._lease_timeout = min(self._lease_timeout, self.config.timeout)
+        self._lease_timeout_seconds = min(self._lease_timeout_seconds, self.config.timeout)
         self._config_beat = self.lease.last_beat + 1
         self._send(messages.ConfigAck(self.session, self.config.version))
         self._send_heartbeat(now)
@@ -321,7 +321,7 @@ class Session:
         self.lease.acknowledge(message.beat, now)
         self.outbox.resend_before(message.beat)
         if message.beat >= self._config_beat and message.config_version == self.config.version:
-            self._lease_timeout = self.config.timeout
+            self._lease_timeout_seconds = self.config.timeout
 
     def _on_ping(self, message: messages.Ping, now: float) -> None:
         self._send(messages.Pong(self.session, message.nonce))
@@ -360,12 +360,14 @@ class Session:
         if not self._is_ready:
             if self._connection.tick(now, quiet=quiet):
                 self._greet(now)
-        elif now >= self._silent_at():
-            self._connection.log_outage(f"nothing heard for {now - self._heard:.0f} s", quiet=quiet)
+        elif now >= self._silent_at_mono():
+            self._connection.log_outage(
+                f"nothing heard for {now - self._heard_mono:.0f} s", quiet=quiet
+            )
             self._connection.dial(now)
         else:
             self._work.send_news(self.session, self.lease.last_beat, now)
-            if now >= self._beat_at:
+            if now >= self._beat_at_mono:
                 self._send_heartbeat(now)
         if self._shutdown.asked:
             self._drain(now)
@@ -385,7 +387,7 @@ class Session:
             self._work.kill(doomed, FENCED)
 
     def _send_heartbeat(self, now: float) -> None:
-        self._beat_at = now + self.config.interval
+        self._beat_at_mono = now + self.config.interval
         takes_work = self._takes_work()
         self._send(
             messages.Heartbeat(
@@ -439,7 +441,7 @@ class Session:
         self._close(code)
 
     def _close(self, code: int) -> None:
-        self._connection.phase = Phase.CLOSED
+        self._connection.close()
         self._emit(Exit(code))
 
     # --- small things -------------------------------------------------------------------------

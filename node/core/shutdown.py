@@ -48,8 +48,8 @@ class Shutdown:
     def hurry(self, now: float) -> None:
         """Leave at once: everything is killed by now."""
         self.exit_code = exit_codes.INTERRUPTED
-        self._kill_until = now + min(2.0, self._pace.kill_seconds)
-        self._ack_until = now + min(1.0, self._pace.last_ack_seconds)
+        self._kill_until = now + min(self._pace.hurried_kill_seconds, self._pace.kill_seconds)
+        self._ack_until = now + min(self._pace.hurried_ack_seconds, self._pace.last_ack_seconds)
 
     def due(self, *, holds: bool) -> float | None:
         """When `step` says something else.

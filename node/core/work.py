@@ -11,6 +11,7 @@ from retire_cluster.node.core.instructions import (
     ForgetResults,
     Instruction,
     Kill,
+    Log,
     Run,
     Send,
     StoreResults,
@@ -116,9 +117,13 @@ class Work:
     def cancel(self, keys: Sequence[AttemptKey], reason: str) -> None:
         """End attempts for the main node.
 
-        :param reason: as CANCEL says it: `cancelled`, or `timeout`
+        :param reason: as CANCEL says it: `cancelled` or `timeout`; another is logged, and is no
+            timeout
         """
-        reason = CANCELLED if reason == "cancelled" else TIMEOUT
+        if reason not in (CANCELLED, TIMEOUT):
+            words = f"a task is cancelled for a reason unknown here: {reason[:100]!r}"
+            self._emit(Log("warning", words))
+            reason = CANCELLED
         self.kill([key for key in keys if key in self.held], reason)
         for key in keys:
             if key not in self.held and key not in self.outbox:
@@ -190,7 +195,7 @@ class Work:
             self._progress_at = now + self._progress_seconds
             self._emit(Send(messages.Progress(session, rows)))
         for batch, results in self.outbox.batches(last_beat):
-            blobs = tuple(blob for result in results for blob in result[5:])
+            blobs = tuple(blob for one in results for blob in (one.data, one.details))
             message = messages.Finished.of(session, batch, results)
             self._emit(Send(message, blobs))
 

@@ -60,7 +60,7 @@ def check(
             f"Tasks of these types fail on this device: {escaped(', '.join(failed))}."
             " Mend what is said above, or keep them off with policy.deny.\n"
         )
-    return code or (exit_codes.TASKS_FAIL if failed else exit_codes.OK)
+    return code or (exit_codes.FAILED if failed else exit_codes.OK)
 
 
 def show_tried(tried: Iterable[Tried]) -> list[str]:

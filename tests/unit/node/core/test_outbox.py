@@ -45,6 +45,14 @@ def test_what_was_lost_on_its_way_makes_room_for_itself() -> None:
     assert next(part[0].key[0] for _, part in outbox.batches(beat=2)) == 1
 
 
+def test_a_batch_that_was_made_and_not_sent_is_sent_again() -> None:
+    outbox = owing(3_000, 10)
+    for _ in outbox.batches(beat=1):
+        break
+    outbox.resend_before(2)
+    assert sum(len(part) for _, part in outbox.batches(beat=2)) == 3_000
+
+
 def test_small_results_go_at_once() -> None:
     outbox = owing(5_000, 10)
     assert sum(len(part) for _, part in outbox.batches()) == 5_000

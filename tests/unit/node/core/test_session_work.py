@@ -140,6 +140,16 @@ def test_cancel_kills_what_is_held_and_answers_for_what_never_was(ready: Driver)
     assert [(item.outcome, item.cause) for item in finished.items] == [("cancelled", None)]
 
 
+def test_a_cancel_for_an_unknown_reason_is_no_timeout_and_is_logged(ready: Driver) -> None:
+    ready.assign(1)
+    out = ready.receive(messages.Cancel("s1", (key(1), key(2)), "a\nwhim"))
+    assert only(out, instructions.Kill) == [instructions.Kill([key(1)], "cancelled")]
+    words = "a task is cancelled for a reason unknown here: 'a\\nwhim'"
+    assert only(out, instructions.Log) == [instructions.Log("warning", words)]
+    (finished,) = sent(ready.tick(), messages.Finished)
+    assert [(item.outcome, item.cause) for item in finished.items] == [("cancelled", None)]
+
+
 def test_an_abandoned_attempt_is_killed_and_never_spoken_of_again(ready: Driver) -> None:
     ready.assign(1)
     out = ready.receive(messages.Abandon("s1", (key(1), key(5))))
