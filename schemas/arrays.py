@@ -87,6 +87,8 @@ def read(text: object, *, scalar: bool) -> Any:
             flat = numpy.empty(0, dtype)
             if dtype.itemsize == 0 and math.prod(shape):
                 raise BadArray("an array without data")
+        if dtype.kind in "UV":
+            flat.tolist()  # raises for texts that are not Unicode, which would fail where used
         array = flat.reshape(shape, order="F" if fortran else "C")
         return array[()] if scalar else array
     except BadArray:

@@ -16,6 +16,7 @@ import datetime as dt
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
@@ -30,6 +31,8 @@ MAX_DEPTH: Final = 56
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 #: Bits of a fraction's parts: reducing larger ones takes too long.
 _FRACTION_BITS: Final = 1 << 16
+#: Of a set's members or a dict's keys that have one hash.
+_MAX_COLLISIONS: Final = 1_000
 _LONE: Final = re.compile("[\ud800-\udfff]")
 _PLAIN_TYPES: Final = frozenset({type(None), bool})
 
@@ -293,7 +296,16 @@ def _not_finite(value: Any) -> float:
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     if not all(type(pair) is list and len(pair) == 2 for pair in items):
         raise BadPlain("a dict's pairs are missing")
+    _hashed([pair[0] for pair in items])
     return dict(items)
+
+
+def _hashed(items: list[Any]) -> list[Any]:
+    """The members of a set or keys of a dict: not chosen so that each is compared with all."""
+    alike = max(Counter(map(hash, items)).values()) if len(items) > _MAX_COLLISIONS else 0
+    if alike > _MAX_COLLISIONS:
+        raise BadPlain(f"more than {_MAX_COLLISIONS} members or keys have one hash")
+    return items
 
 
 def _complex(items: list[Any]) -> complex:
@@ -350,8 +362,8 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "bytes": _bytes_of,
     "bytearray": lambda value: bytearray(_bytes_of(value)),
     "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
+    "set": lambda items: set(_hashed(items)),
+    "frozenset": lambda items: frozenset(_hashed(items)),
     "dict": _pairs,
     "complex": _complex,
     "range": _range,

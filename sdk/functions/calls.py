@@ -16,6 +16,7 @@ from retire_cluster.schemas import plain
 from retire_cluster.schemas.interpreter import own_python
 from retire_cluster.schemas.protocol.wire import MAX_PAYLOAD_BYTES
 from retire_cluster.schemas.task_types import CALL_FORMS
+from retire_cluster.schemas.text.clean_text import plain as plain_text
 from retire_cluster.sdk.functions import source
 from retire_cluster.sdk.functions.origin import is_own, reference
 from retire_cluster.sdk.functions.pickling import CannotSend, Pickler
@@ -24,6 +25,8 @@ from retire_cluster.sdk.functions.source import NotText, Text
 AUTO: Final = "auto"
 #: Functions whose texts are kept.
 _KEPT: Final = 32
+#: Characters of a function's name in a payload (schemas/task_types.py).
+_MAX_NAME: Final = 500
 
 
 class TooLarge(CannotSend):
@@ -106,6 +109,9 @@ class Calls:
     def _named(self, function: Any) -> dict[str, Any]:
         """Write the function by name or as text. Raises `NotText`."""
         name = reference(function)
+        called = name or getattr(function, "__name__", None)
+        if isinstance(called, str) and len(called) > _MAX_NAME:
+            raise NotText(f"its name has more than {_MAX_NAME} characters")
         if name is not None and self._form == "reference":
             return {"form": "reference", "function": name}
         if self._form == "reference":
@@ -160,6 +166,9 @@ def _arguments(args: Any, kwargs: Mapping[str, Any], *, each: bool) -> dict[str,
         return {"args": [_listed(one, f"item {number}: ") for number, one in enumerate(args)]}
     found: dict[str, Any] = {"args": _listed(args, "")} if args else {}
     if kwargs:
+        for name in kwargs:
+            if not isinstance(plain.encode(name), str):
+                raise plain.NotPlain(f"the name of argument {name!a:.60}", "not Unicode")
         found["kwargs"] = {
             name: plain.encode(value, f"argument {name}", limit_bytes=8 * room)
             for name, value in kwargs.items()
@@ -178,7 +187,7 @@ def _name(function: Any) -> str:
     if isinstance(function, functools.partial):
         return _name(function.func)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return str(name)[:200]
+    return plain_text(str(name))[:200]
 
 
 def _digest(function: Any) -> str:

@@ -178,7 +178,7 @@ class Executor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def _submit_many(self, fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> CallFuture:
-        future = CallFuture.of_many(self._sender, self._reader)
+        future = CallFuture.of_many(self._sender, self._reader, len(calls))
         self._send(self._calls.many(fn, calls), future)
         return future
 

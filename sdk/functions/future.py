@@ -59,9 +59,13 @@ class CallFuture(Future[Any]):
         return cls(sender, reader.value, fail)
 
     @classmethod
-    def of_many(cls, sender: Sends, reader: Reader) -> CallFuture:
-        """Make the future of a task of several calls; its result is a `Part`."""
-        return cls(sender, reader.part, reader.failed_part)
+    def of_many(cls, sender: Sends, reader: Reader, count: int) -> CallFuture:
+        """Make the future of a task of so many calls; its result is a `Part`."""
+        return cls(
+            sender,
+            lambda data: reader.part(data, count),
+            lambda failure: reader.failed_part(failure, count),
+        )
 
     def running(self) -> bool:
         """Tell whether a device is known to have begun the call."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 import pickle
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from retire_cluster.schemas.errors import ClusterError
 from retire_cluster.schemas.interpreter import own_python
-from retire_cluster.schemas.plain import BadPlain, decode
+from retire_cluster.schemas.plain import BadPlain, NotPlain, decode
 from retire_cluster.schemas.text.clean_text import plain, plain_lines
 from retire_cluster.sdk.futures import TaskFailed
 
@@ -86,16 +87,16 @@ class Reader:
         """Read the result of a call. Raises `BadAnswer`."""
         return self._read(data, "value")
 
-    def part(self, data: Any) -> Part:
-        """Read the results of a task of several calls. Raises `BadAnswer`."""
+    def part(self, data: Any, count: int) -> Part:
+        """Read the results of a task of so many calls. Raises `BadAnswer`."""
         values = self._read(data, "values")
         seconds = data.get("seconds")
-        if not isinstance(values, list):
-            raise BadAnswer
+        if not isinstance(values, list) or len(values) != count:
+            raise BadAnswer  # one more or less, and those of other devices go to other inputs
         return Part(values, seconds if isinstance(seconds, float) else 0.0)
 
-    def failed_part(self, failure: TaskFailed) -> Part:
-        """Read the results before the call that failed, with its error."""
+    def failed_part(self, failure: TaskFailed, count: int) -> Part:
+        """Read the results before the one of so many calls that failed, with its error."""
         data = failure.result.get("result_data")
         values: Any = []
         if isinstance(data, dict) and not {"values", "pickle"}.isdisjoint(data):
@@ -103,24 +104,27 @@ class Reader:
                 values = self._read(data, "values")
             except ClusterError:
                 values = []
-        return Part(values if isinstance(values, list) else [], 0.0, self.error(failure))
+        if not isinstance(values, list) or len(values) > count:
+            values = []
+        return Part(values, 0.0, self.error(failure))
 
     def error(self, failure: TaskFailed) -> BaseException:
         """Return the error to raise for a task that failed."""
         error = _error_of(failure.result)
         if not error:
             return failure
-        kind = ResultNotPlain if error.get("type") in (_NOT_PLAIN, _TOO_LARGE) else RemoteError
-        remote = kind(failure.result)
+        # A function may raise an exception of its own by that name.
+        ours = error.get("module") == NotPlain.__module__
+        not_plain = ours and error.get("type") in (_NOT_PLAIN, _TOO_LARGE)
+        remote = (ResultNotPlain if not_plain else RemoteError)(failure.result)
         if self._trust and "pickle" in error:
-            try:
+            # Whatever opening it raises, the text of the error is there.
+            with contextlib.suppress(Exception):
                 own = self._open(error)
-            except Exception:  # whatever opening it raises, the text of the error is there
-                return remote
-            # An exit is the device's, not one of this program.
-            if isinstance(own, Exception):
-                own.__cause__ = remote
-                return own
+                # An exit is the device's, not one of this program.
+                if isinstance(own, Exception):
+                    own.__cause__ = remote
+                    return own
         return remote
 
     def _read(self, data: Any, name: str) -> Any:

@@ -22,7 +22,7 @@ from retire_cluster.node.tasks.python_call import call
 from retire_cluster.schemas.interpreter import own_python
 from retire_cluster.sdk import CannotSend, Executor, RemoteError, ResultNotPlain
 from retire_cluster.sdk import TaskFailed as EndedBadly
-from retire_cluster.sdk.functions.results import BadAnswer
+from retire_cluster.sdk.functions.results import BadAnswer, Reader
 from tests.integration.node_kit import posix_only
 from tests.integration.sdk_kit import Facade, serving
 
@@ -183,6 +183,52 @@ def test_a_pickle_that_nobody_asked_for_is_never_opened(facade: Calling, lie: An
         with pytest.raises(BadAnswer):
             list(executor.map(math.sqrt, [4], timeout=10))
     assert not Bomb.went_off
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 2.0, 3.0]])
+def test_a_device_that_gives_more_or_fewer_results_than_calls_moves_no_other_results(
+    facade: Calling, values: list[float]
+) -> None:
+    facade.lie = {"values": values, "seconds": 0.1}
+    with Executor(facade.url) as executor, pytest.raises(BadAnswer):
+        list(executor.map(math.sqrt, [1, 4], chunksize=2, timeout=10))
+
+
+def test_results_before_an_error_are_never_more_than_there_were_calls(facade: Calling) -> None:
+    data = {"values": [1, 2, 3], "error": {"type": "ValueError", "message": "no"}}
+    failure = EndedBadly({"status": "failed", "result_data": data})
+    part = Reader(trust=False).failed_part(failure, 2)
+    assert part.values == []
+    assert isinstance(part.error, RemoteError)
+    assert Reader(trust=False).failed_part(failure, 4).values == [1, 2, 3]
+
+
+def test_an_exception_of_the_functions_own_by_the_name_of_ours_is_told_as_it_is(
+    executor: Executor,
+) -> None:
+    class TooLarge(Exception):
+        pass
+
+    def boom() -> None:
+        raise TooLarge("the boat")
+
+    with pytest.raises(RemoteError, match="TooLarge: the boat") as caught:
+        executor.submit(boom).result(10)
+    assert type(caught.value) is RemoteError
+
+
+def test_an_exception_that_takes_no_cause_is_told_as_text(facade: Calling) -> None:
+    class Closed(Exception):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    def boom() -> None:
+        raise Closed("shut")
+
+    with Executor(facade.url, trust_devices=True) as executor:
+        future = executor.submit(boom)
+        with pytest.raises(RemoteError, match="Closed: shut"):
+            future.result(10)
 
 
 def test_a_pickle_of_another_python_is_not_opened_even_where_devices_are_trusted(

@@ -242,6 +242,28 @@ def test_a_hostile_description_of_an_array_makes_nothing(text: str) -> None:
         plain.decode({"$py": "ndarray", "value": header(text)})
 
 
+@pytest.mark.parametrize("descr", ["'<U1'", "[('a', '<U1')]"])
+def test_an_array_of_what_is_not_unicode_is_refused_and_does_not_fail_where_it_is_used(
+    descr: str,
+) -> None:
+    described = header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,)}}")
+    data = binascii.a2b_base64(described) + b"\xff\xff\xff\xff"
+    with pytest.raises(plain.BadPlain):
+        plain.decode({"$py": "ndarray", "value": binascii.b2a_base64(data).decode()})
+
+
+@pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
+def test_members_and_keys_that_all_have_one_hash_are_not_compared_each_with_all(kind: str) -> None:
+    prime = sys.hash_info.modulus
+    same = [{"$py": "int", "value": hex(n * prime)} for n in range(1_001)]
+    document = [[each, 0] for each in same] if kind == "dict" else same
+    assert len(plain.decode({"$py": kind, "value": document[1:]})) == 1_000
+    with pytest.raises(plain.BadPlain, match="one hash"):
+        plain.decode({"$py": kind, "value": document})
+    odd = {(-n % 3, float(n), str(n)) for n in range(5_000)}
+    assert plain.decode(plain.encode(odd)) == odd
+
+
 def test_nesting_without_end_is_refused() -> None:
     document: Any = []
     for _ in range(500):

@@ -135,3 +135,26 @@ def test_without_cloudpickle_a_lambda_says_what_to_install(monkeypatch: pytest.M
     assert Calls().one(math.sqrt, (4,), {}).payload["form"] == "reference"
     with pytest.raises(CannotSend, match="pip install cloudpickle"):
         Calls().one(lambda: 1, (), {})
+
+
+def test_no_name_of_a_call_makes_a_request_that_is_refused_with_its_neighbours(
+    tmp_path: Path,
+) -> None:
+    def named(**names: int) -> int:
+        return len(names)
+
+    named.__qualname__ = "a\ud800\x1b[2J"
+    sent = Calls().one(named, (), {"\ud800": 1})
+    assert sent.payload["name"] == "a\ufffd\ufffd[2J"
+    assert sent.payload["form"] == "cloudpickle"
+    assert opened(sent.payload)[2] == {"\ud800": 1}
+    with pytest.raises(CannotSend, match=r"the name of argument '\\ud800'"):
+        Calls("reference").one(math.factorial, (), {"\ud800": 1})
+
+    path = tmp_path / "long.py"
+    path.write_text(f"def {'f' * 501}():\n    return 1\n")
+    names: dict[str, Any] = {}
+    exec(compile(path.read_text(), path, "exec"), names)
+    sent = Calls().one(names["f" * 501], (), {})
+    assert sent.payload["form"] == "cloudpickle"
+    assert len(sent.payload["name"]) == 200
