@@ -8,6 +8,7 @@ that is secret: names of programs, never their arguments, never folders.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import ipaddress
 import json
 from collections.abc import Mapping, Sequence
@@ -50,10 +51,18 @@ def of(task_type: str, payload: Mapping[str, Any]) -> str:
         return _of_url(payload.get("url"))
     elif task_type == "python_call":
         # What one function lacks on a device, a package, another need not.
-        words = [payload.get("name") or payload.get("function"), payload.get("digest")]
+        digest = payload.get("digest") or _digest(payload.get("source") or payload.get("call"))
+        words = [payload.get("name") or payload.get("function"), digest]
         text = " ".join(word for word in words if isinstance(word, str) and word)
         return _FUNCTION + clean(text)[-_MAX_CHARACTERS:] if text else ""
     return ""
+
+
+def _digest(text: object) -> str:
+    """Tell apart functions that are sent whole, also where their sender does not."""
+    if not isinstance(text, str):
+        return ""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _of_url(url: object) -> str:

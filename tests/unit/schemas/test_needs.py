@@ -38,7 +38,7 @@ def test_a_payload_says_what_it_needs(task_type: str, payload: dict[str, Any], n
 @given(
     st.sampled_from(["command", "http_request", "python_call"]),
     st.dictionaries(
-        st.sampled_from(["command", "url", "function", "name", "digest"]),
+        st.sampled_from(["command", "url", "function", "name", "digest", "source", "call"]),
         st.none() | st.text() | st.integers() | st.lists(st.text() | st.integers()),
     ),
 )
@@ -96,4 +96,8 @@ def test_functions_of_one_name_are_told_apart_by_what_they_are() -> None:
     named = {"name": "f", "digest": "ab12", "function": "f"}
     assert needs.of("python_call", named) == "function f ab12"
     assert needs.of("python_call", {"name": 3, "digest": []}) == ""
+    sources = [{"function": "f", "source": text} for text in ("import a", "import b")]
+    assert len({needs.of("python_call", each) for each in sources}) == 2
+    # Without any name, what one lacks would be said of the whole type.
+    assert needs.of("python_call", {"call": "gAQ="}).startswith("function ")
     assert needs.in_words("function f\u202e") == "function f\\u202e"
