@@ -68,12 +68,14 @@ def read(text: object, *, scalar: bool) -> Any:
     except ImportError:
         raise NoNumpy("it holds an array, and NumPy is not installed here") from None
     try:
-        file = io.BytesIO(binascii.a2b_base64(text))
+        raw = binascii.a2b_base64(text)
+        file = io.BytesIO(raw)
         if numpy.lib.format.read_magic(file) != (1, 0):
             raise BadArray("an array of another version of .npy")
-        shape, fortran, dtype = numpy.lib.format.read_array_header_1_0(
-            file, max_header_size=_MAX_HEADER_BYTES
-        )
+        # An old NumPy, as 1.21, has no limit of its own.
+        if int.from_bytes(raw[8:10], "little") > _MAX_HEADER_BYTES:
+            raise BadArray("an array with a long description")
+        shape, fortran, dtype = numpy.lib.format.read_array_header_1_0(file)
         data = file.read()
         if dtype.hasobject:
             raise BadArray("an array of Python objects")

@@ -264,6 +264,17 @@ def test_members_and_keys_that_all_have_one_hash_are_not_compared_each_with_all(
     assert plain.decode(plain.encode(odd)) == odd
 
 
+def test_arrays_are_read_by_a_numpy_that_has_no_limit_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = np.lib.format.read_array_header_1_0
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", lambda file: read(file))
+    assert plain.decode(plain.encode(np.arange(3))).tolist() == [0, 1, 2]
+    long = "{'descr': '<f8', 'fortran_order': False, 'shape': (0,)}" + " " * 10_000
+    with pytest.raises(plain.BadPlain, match="a long description"):
+        plain.decode({"$py": "ndarray", "value": header(long)})
+
+
 def test_nesting_without_end_is_refused() -> None:
     document: Any = []
     for _ in range(500):
