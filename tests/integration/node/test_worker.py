@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -354,6 +355,14 @@ def test_test_reports_what_the_device_offers_and_that_it_is_welcome(bus: Bus, st
     assert process.returncode == 0
     assert hello.device_id in output
     assert "welcomes this device" in output
+
+
+def test_test_runs_a_function_where_its_owner_allows_them(bus: Bus, start: Start) -> None:
+    process = start("--test", "--allow", "python_call", "--allow-root")
+    bus.welcome()
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert re.search(r"python_call\b.* ran in \d", output), output
 
 
 def test_test_says_when_the_main_node_refuses_or_does_not_answer(bus: Bus, start: Start) -> None:
