@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -61,6 +61,7 @@ def test_a_built_in_type_is_described_offered_run_and_documented(name: str, root
 @pytest.mark.parametrize("name", sorted(VERBS))
 def test_every_verb_has_a_module_help_and_completion(name: str) -> None:
     verb = VERBS[name]
+    assert importlib.util.find_spec(verb.module), f"a module {verb.module}"
     call = getattr(importlib.import_module(verb.module), verb.function)
     assert list(inspect.signature(call).parameters)[:1] == ["argv"]
     assert verb.help
