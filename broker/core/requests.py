@@ -154,7 +154,7 @@ def retry(state: ClusterState, event: ev.RetryRequested, now: Now) -> None:
         state.emit(StoreAttempts((history,)))
     state.emit(ReviveTasks((event.task,)))
     if old.cause in ELSEWHERE:
-        passing_over.give_a_chance(state, state.kind_of(task.spec), now)
+        passing_over.give_a_chance(state, state.classes.kind_of(task.spec), now)
     state.move(task, "retry", now)
     state.enqueue(task, now)
     state.store_deviation(task, now)

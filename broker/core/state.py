@@ -24,7 +24,7 @@ from retire_cluster.broker.core.devices.type_registry import TypeRegistry
 from retire_cluster.broker.core.evidence import last_events
 from retire_cluster.broker.core.instructions import Instruction, PingOver, StoreLive, WaitOver
 from retire_cluster.broker.core.model import Device, Task, TaskSpec
-from retire_cluster.broker.core.placement.matching import Classes, ClassKey, Requirements, TaskClass
+from retire_cluster.broker.core.placement.matching import Classes, ClassKey, TaskClass
 from retire_cluster.broker.core.placement.notes import NoteIndex, Tally, TaskKind
 from retire_cluster.broker.core.placement.starvation import Share
 from retire_cluster.broker.core.records.audit import Denials
@@ -36,7 +36,6 @@ from retire_cluster.broker.core.rows import LiveRow, Mark, SubmissionRow
 from retire_cluster.broker.core.transitions import IllegalTransition, TaskEvent, after
 from retire_cluster.broker.core.waits import Waits
 from retire_cluster.conf.settings import Settings
-from retire_cluster.schemas import needs
 from retire_cluster.schemas.ids import TaskIds
 from retire_cluster.schemas.protocol.messages import HeartbeatConfig, Hello
 from retire_cluster.schemas.vocabulary import TERMINAL, TaskStatus
@@ -48,10 +47,6 @@ INLINE_BUDGET_BYTES = 256 * 1024 * 1024
 _WORD = {status: status.value for status in TaskStatus}
 _EVENT_TYPE = {status: f"task.{status.value}" for status in TaskStatus}
 _NONCE_BITS = 48
-#: Idle requirement classes kept for reuse.
-CLASSES_KEPT = 2_000
-#: Needs by which queues are told apart (passing_over.py), at most.
-MAX_APART = 256
 #: Devices that said a task cannot run there, as far as the store keeps them.
 DEVICES_KEPT = 64
 
@@ -160,8 +155,6 @@ class ClusterState:
         self.free: dict[str, Device] = {}
         #: How near the next placement is that may go before better-ranked work.
         self.share = Share(rng)
-        #: Kinds of task whose queue is told apart, because devices differ in them.
-        self.apart: set[TaskKind] = set()
         #: Ids of devices that told which programs their owner allows.
         self.restricting: set[str] = set()
         #: Which devices have notes on which kinds of task (passing_over.py).
@@ -170,8 +163,6 @@ class ClusterState:
         self.tallies: dict[TaskKind, Tally] = {}
         #: Where the sweep of unschedulable tasks goes on.
         self.unschedulable_turn = 0
-        #: What a task's stored document asks of a device, by that document; a cache.
-        self._requirements: dict[bytes, Requirements] = {}
 
         #: Parked `device.ping` calls by the nonce that was sent.
         self.pings: dict[int, ParkedPing] = {}
@@ -296,50 +287,20 @@ class ClusterState:
         cls.lanes.push(tasks)
         self.waiting[cls.key] = cls
 
-    def requirements_of(self, spec: TaskSpec) -> Requirements:
-        """Return what tasks of this form ask of a device."""
-        need = self._requirements.get(spec.document)
-        if need is None:
-            need = Requirements.of(spec.document)
-            if len(self._requirements) > CLASSES_KEPT:
-                self._requirements.clear()
-            self._requirements[spec.document] = need
-        return need
-
-    def kind_of(self, spec: TaskSpec) -> TaskKind:
-        """Return the kind of task by which devices are passed over, or do well."""
-        return TaskKind(spec.task_type, self.requirements_of(spec).needs)
-
-    def tell_apart(self, kind: TaskKind) -> bool:
-        """Give tasks of this need a class of their own, if there is room; whether they have one."""
-        if kind.needs in needs.ALWAYS_APART or kind in self.apart:
-            return True
-        if len(self.apart) >= MAX_APART:
-            noted, classes = self.note_index.kinds, self.classes
-            self.apart = {
-                kind
-                for kind in self.apart
-                if kind in noted or any(cls.lanes.size for cls in classes.of(kind))
-            }
-        if len(self.apart) >= MAX_APART:
-            return False
-        self.apart.add(kind)
-        return True
-
     def class_of(self, spec: TaskSpec) -> TaskClass:
         """Return the requirement class of a task, made if it is the first of its kind."""
-        need = self.requirements_of(spec)
+        need = self.classes.requirements_of(spec)
         if need.needs:
             kind = TaskKind(spec.task_type, need.needs)
             # A class for each program there is would make placing slow: only where it matters.
-            apart = kind in self.apart or kind.needs in needs.ALWAYS_APART
-            if not apart and not (self.restricting and self.tell_apart(kind)):
+            apart = self.classes.is_apart(kind)
+            if not apart and self.restricting:
+                apart = self.classes.tell_apart(kind, self.note_index.kinds)
+            if not apart:
                 need = need._replace(needs="")
         key = ClassKey(spec.task_type, need)
         cls = self.classes.get(key)
         if cls is None:
-            if len(self.classes) > CLASSES_KEPT:
-                self.classes.drop_idle()
             cls = self.classes.add(key)
             for device in self.devices.values():
                 if device.online:

@@ -158,7 +158,7 @@ def _believes_each() -> AbstractContextManager[None]:
     """What a device says of single tasks counts for their type, whoever else can run them."""
 
     def lacks(state: Any, device: Device, task: Task, cause: Any, message: str, now: Now) -> None:
-        passing_over.note(state, device, state.kind_of(task.spec), cause, message, now)
+        passing_over.note(state, device, state.classes.kind_of(task.spec), cause, message, now)
 
     return swapped(outliers, "record_refusal", lacks)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from retire_cluster.broker.core.model import Device
+from retire_cluster.broker.core.model import Device, TaskSpec
 from retire_cluster.broker.core.placement.backlog import Lanes
 from retire_cluster.broker.core.placement.notes import Note, TaskKind
 from retire_cluster.schemas import needs
@@ -17,6 +17,10 @@ from retire_cluster.schemas.text.json_text import JSONError, loads
 from retire_cluster.schemas.vocabulary import OFF_BY_DEFAULT
 
 NO_GB = 0.0
+#: Idle requirement classes kept for reuse.
+CLASSES_KEPT = 2_000
+#: Needs by which queues are told apart (passing_over.py), at most.
+MAX_APART = 256
 
 
 class Requirements(NamedTuple):
@@ -228,9 +232,15 @@ class Classes(dict[ClassKey, TaskClass]):
     def __init__(self) -> None:
         super().__init__()
         self._of: dict[TaskKind, list[TaskClass]] = {}
+        #: Kinds of task whose queue is told apart, because devices differ in them.
+        self.apart: set[TaskKind] = set()
+        #: What a task's stored document asks of a device, by that document; a cache.
+        self._requirements: dict[bytes, Requirements] = {}
 
     def add(self, key: ClassKey) -> TaskClass:
-        """Add a class."""
+        """Add a class; of many, those that nothing waits in go."""
+        if len(self) > CLASSES_KEPT:
+            self.drop_idle()
         cls = self[key] = TaskClass(key)
         for kind in key.kinds:
             self._of.setdefault(kind, []).append(cls)
@@ -239,6 +249,39 @@ class Classes(dict[ClassKey, TaskClass]):
     def of(self, kind: TaskKind) -> Sequence[TaskClass]:
         """Return the classes that a note on a kind is about."""
         return self._of.get(kind, ())
+
+    def requirements_of(self, spec: TaskSpec) -> Requirements:
+        """Return what tasks of this form ask of a device."""
+        need = self._requirements.get(spec.document)
+        if need is None:
+            need = Requirements.of(spec.document)
+            if len(self._requirements) > CLASSES_KEPT:
+                self._requirements.clear()
+            self._requirements[spec.document] = need
+        return need
+
+    def kind_of(self, spec: TaskSpec) -> TaskKind:
+        """Return the kind of task by which devices are passed over, or do well."""
+        return TaskKind(spec.task_type, self.requirements_of(spec).needs)
+
+    def is_apart(self, kind: TaskKind) -> bool:
+        """Return whether tasks of this kind have a class of their own."""
+        return kind in self.apart or kind.needs in needs.ALWAYS_APART
+
+    def tell_apart(self, kind: TaskKind, noted: Collection[TaskKind]) -> bool:
+        """Give tasks of this need a class of their own, if there is room; whether they have one."""
+        if self.is_apart(kind):
+            return True
+        if len(self.apart) >= MAX_APART:
+            self.apart = {
+                kind
+                for kind in self.apart
+                if kind in noted or any(cls.lanes.size for cls in self.of(kind))
+            }
+        if len(self.apart) >= MAX_APART:
+            return False
+        self.apart.add(kind)
+        return True
 
     def drop_idle(self) -> None:
         """Forget the classes that nothing waits in."""

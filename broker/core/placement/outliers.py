@@ -59,7 +59,7 @@ def is_evidence(task: Task, cause: str) -> bool:
 
 def record_failure(state: ClusterState, device: Device, task: Task, now: Now) -> None:
     """Record an attempt on a device that failed for a cause that `is_evidence`."""
-    kind = state.kind_of(task.spec)
+    kind = state.classes.kind_of(task.spec)
     row = _row(state, device, kind, task, now)
     if row < IN_A_ROW or not _others_can(state, device, task):
         return
@@ -81,7 +81,7 @@ def record_refusal(
     state: ClusterState, device: Device, task: Task, cause: Cause, message: str, now: Now
 ) -> None:
     """Record that a device says it cannot run a task, which may hold for all of the kind."""
-    kind = state.kind_of(task.spec)
+    kind = state.classes.kind_of(task.spec)
     info = device.types.get(kind.task_type)
     if kind.needs and not (
         cause == Cause.POLICY_DENIED and info is not None and needs.permits(kind.needs, info.allows)
@@ -109,7 +109,7 @@ def confirm_refusals(state: ClusterState, device: Device, tasks: Sequence[Task],
     for task in tasks:
         if not task.excluded:
             continue
-        kind = state.kind_of(task.spec)
+        kind = state.classes.kind_of(task.spec)
         for device_id in task.excluded:
             other = state.devices.get(device_id)
             record = None if other is None or other is device else other.records.get(kind)
@@ -129,7 +129,7 @@ def record_successes(state: ClusterState, device: Device, tasks: Sequence[Task],
     for task in tasks:
         if task.spec is not before:
             before = task.spec
-            kind = state.kind_of(before)
+            kind = state.classes.kind_of(before)
             tally = state.tallies.get(kind)
             device.records.pop(kind, None)
             lift(state, device, kind, now)

@@ -74,7 +74,7 @@ def note(
     device.notes[kind] = found
     state.note_index.add(device.device_id, kind, found.until_mono)
     if kind.needs:
-        state.tell_apart(kind)
+        state.classes.tell_apart(kind, state.note_index.kinds)
     _judge_again(state, device, kind)
     state.stats.passed_over[cause] += 1
     data = {
@@ -170,7 +170,7 @@ def remember(state: ClusterState, device: Device) -> None:
     for kind, found in device.notes.items():
         state.note_index.add(device.device_id, kind, found.until_mono)
         if kind.needs:
-            state.tell_apart(kind)
+            state.classes.tell_apart(kind, state.note_index.kinds)
 
 
 def leave(state: ClusterState, device: Device, now: Now) -> None:

@@ -101,7 +101,7 @@ def count_in_a_row(state: ClusterState, device: Device, task: Task, now: Now) ->
     others = state.class_of(task.spec).eligible.values()
     if any(other.ready for other in others if other is not device):
         note(
-            state, device, state.kind_of(task.spec), FAILING,
+            state, device, state.classes.kind_of(task.spec), FAILING,
             f"it gave back {device.given_back} tasks in a row that it had taken",
             now, first_seconds=PAUSE_SECONDS, longest_seconds=LONGEST_PAUSE_SECONDS,
         )  # fmt: skip

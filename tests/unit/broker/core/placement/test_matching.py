@@ -248,7 +248,7 @@ def test_devices_that_come_later_are_judged_by_every_class(cluster: Cluster) -> 
 def test_idle_classes_are_dropped_when_there_are_many(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retire_cluster.broker.core.state.CLASSES_KEPT", 5)
+    monkeypatch.setattr("retire_cluster.broker.core.placement.matching.CLASSES_KEPT", 5)
     kept = cluster.submit(required_tags=["wanted"])[0]
     for number in range(20):
         task = cluster.submit(required_tags=[f"t{number}"])[0]

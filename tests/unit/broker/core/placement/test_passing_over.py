@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retire_cluster.broker.core import state
+from retire_cluster.broker.core.placement import matching
 from retire_cluster.broker.core.placement.notes import LONGEST_SECONDS
 from retire_cluster.broker.core.placement.passing_over import FIRST_SECONDS
 from retire_cluster.schemas.task_types import BUILTIN
@@ -218,7 +218,7 @@ def test_more_programs_than_are_told_apart_keep_nobody_waiting(
 ) -> None:
     """All places taken, the 17th program more that a device lacked stopped it for good."""
     places = 20
-    monkeypatch.setattr(state, "MAX_APART", places)
+    monkeypatch.setattr(matching, "MAX_APART", places)
     members = [cluster.device(f"d{index}") for index in range(6)]
     cluster.device("other")
     cluster.call("device.drain", {"device_id": "other"})
@@ -229,7 +229,7 @@ def test_more_programs_than_are_told_apart_keep_nobody_waiting(
             cluster.place()
             for member in members:
                 lacks(member) if member.keys else None
-    assert len(cluster.state.apart) == places
+    assert len(cluster.state.classes.apart) == places
     (fine,) = program(cluster, "convert")
     for _ in range(count // 16 + 1):
         cluster.place()
