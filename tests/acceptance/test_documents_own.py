@@ -39,7 +39,7 @@ NOT_RUN = {
     "python3 bootstrap.py audit": "asks an index of vulnerabilities; test_supply_chain.py",
     "prometheus --config.file=": "tests/contract/test_monitoring.py, where promtool is installed",
     "# thumbnails/tasks.py": "run by test_the_task_type_of_the_readme_runs",
-    "# thumbnails/pyproject.toml": "run by test_the_task_type_of_the_readme_runs",
+    "# pyproject.toml, beside": "run by test_the_task_type_of_the_readme_runs",
     '{"id": ': "an event; compared by test_an_event_looks_like_the_one_that_is_shown",
     "GET /api/v1/events ": "requests in words; tests/contract/test_contract_answers.py",
     "websocat ": "clients of others; tests/integration/api/kit.py has one",
@@ -130,15 +130,19 @@ def test_the_worker_line_of_the_readme_joins(cluster: Cluster, tmp_path: Path) -
 
 def test_the_task_type_of_the_readme_runs(cluster: Cluster, tmp_path: Path) -> None:
     code, settings = (
-        next(b for b in BLOCKS if b.text.startswith(f"# thumbnails/{name}"))
-        for name in ("tasks.py", "pyproject.toml")
+        next(b for b in BLOCKS if b.text.startswith(f"# {name}"))
+        for name in ("thumbnails/tasks.py", "pyproject.toml, beside")
     )
     package = tmp_path / "thumbnails"
     package.mkdir()
     (package / "tasks.py").write_text(code.text, "utf-8")
-    metadata = tmp_path / "thumbnails-1.0.dist-info"
+    named = re.search(r'\[project\]\nname = "(.+)"\nversion = "(.+)"\n', settings.text)
+    assert named, "pip asks for a name and a version"
+    metadata = tmp_path / f"{named[1]}-{named[2]}.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: thumbnails\nVersion: 1.0\n")
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {named[1]}\nVersion: {named[2]}\n"
+    )
     group = re.search(r'\[project\.entry-points\."(.+)"\]\n(\w+) = "(.+)"', settings.text)
     assert group
     (metadata / "entry_points.txt").write_text(f"[{group[1]}]\n{group[2]} = {group[3]}\n")
