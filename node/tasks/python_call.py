@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from retire_cluster.node.system import resource_limits
@@ -97,6 +97,7 @@ def call(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
     pid = os.getpid()
     done: list[Any] = []
     answers = _Answers(payload)
+    loaded = False
     try:
         try:
             found = _load(payload)
@@ -104,49 +105,81 @@ def call(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
             raise
         except Exception as error:
             raise _Unloaded(exception_text.of(error)) from error
+        loaded = True
         if payload.get("each") is not True:
             return answers.of(_run(found.function, found.args, found.kwargs), {})
         began = time.perf_counter()
         # What is done stays in the list when the next one raises.
         done.extend(_run(found.function, args, found.kwargs) for args in found.args)
         return answers.of(done, {"seconds": time.perf_counter() - began})
-    except TaskFailed:
-        raise
-    except BaseException as error:  # a stranger's code: it may raise anything
+    except BaseException as error:  # a stranger's code: it may raise anything, ours too
         if os.getpid() != pid:
             raise  # in a process that the function forked: the caller ends it
+        if not loaded and issubclass(type(error), TaskFailed):
+            raise
         result = answers.failed(error, done)
-        raise Traced(_failure(error, payload, result), _trace(error)) from None
+        lacking = not loaded or _is_import(error)
+        raise Traced(_failure(error, payload, result, lacking=lacking), _trace(error)) from None
 
 
 class _Unloaded(Exception):
     """The function could not be made of what came."""
 
 
-def _failure(error: BaseException, payload: Mapping[str, Any], result: Any) -> TaskFailed:
+def _is_import(error: BaseException) -> bool:
+    """Tell whether an import statement led to it: that is the device's lack, for every argument.
+
+    What a function makes of its arguments, as `importlib.import_module(name)`, is its own failure:
+    the device must not be passed over for its other calls.
+    """
+    from opcode import opname
+
+    return any(
+        opname[frame.f_code.co_code[at]] in ("IMPORT_NAME", "IMPORT_FROM")
+        for frame, at in _steps(error)
+    )
+
+
+def _steps(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """The frames that an exception passed, each with the offset of its instruction."""
+    step = error.__traceback__
+    while step is not None:
+        yield step.tb_frame, step.tb_lasti
+        step = step.tb_next
+
+
+def _failure(
+    error: BaseException, payload: Mapping[str, Any], result: Any, *, lacking: bool
+) -> TaskFailed:
     from retire_cluster.schemas.plain import NotPlain
 
+    kind = type(error)  # what it says of its class may be anything
     message = exception_text.of(error)
-    if isinstance(error, _Unloaded):
+    if issubclass(kind, _Unloaded):
         message = f"the function cannot be loaded here: {error}"
-    elif isinstance(error, NotPlain):
+    elif issubclass(kind, NotPlain):
         message = f"ResultNotPlain: {error}"
-    elif isinstance(error, OSError):
+    elif issubclass(kind, OSError):
         message += enforcement.hint(message)
     message += resource_limits.hint(message)
-    if isinstance(error, ImportError):
-        name = str(error.name or "").partition(".")[0]
-        message += (
-            f". The device lacks it: install it there; a module of your own is sent along with"
-            f" Executor(modules=[{name}])"
-        )
+    if lacking and issubclass(kind, ImportError):
+        message += f". The device lacks it: install it there{_sending(error)}"
         failure: TaskFailed = NotHere(message)
-    elif isinstance(error, MemoryError) or payload.get("retry_errors") is True:
+    elif issubclass(kind, MemoryError) or payload.get("retry_errors") is True:
         failure = TaskFailed(message)
     else:
         failure = Hopeless(message)
     failure.result = result
     return failure
+
+
+def _sending(error: BaseException) -> str:
+    """How a module of the user's own comes along, where the error names one."""
+    name = ImportError.__dict__["name"].__get__(error)
+    top = name.partition(".")[0] if type(name) is str else ""
+    if not top.isidentifier():
+        return ""
+    return f"; a module of your own is sent along with Executor(modules=[{top}])"
 
 
 def _trace(error: BaseException) -> str:
@@ -285,7 +318,7 @@ class _Answers:
 
     def failed(self, error: BaseException, done: list[Any]) -> dict[str, Any]:
         """What is told of an exception, with the results that there were before it."""
-        if isinstance(error, _Unloaded) and error.__cause__ is not None:
+        if issubclass(type(error), _Unloaded) and error.__cause__ is not None:
             error = error.__cause__
         found: dict[str, Any] = {
             "error": {

@@ -146,9 +146,11 @@ class Calls:
     def _too_large(
         self, size: int, function: Any, args: Any, kwargs: Mapping[str, Any], *, each: bool
     ) -> str:
+        if each and len(args) == 1:
+            (args,) = args
+        elif each:
+            args = (args,)
         named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
-        if each:
-            named = [(f"item {number}", value) for number, value in enumerate(args)]
         named += [(f"argument {name}", value) for name, value in kwargs.items()]
         named.append(("the function with what it uses", function))
         sizes = [(self._pickler.size(value), name) for name, value in named]

@@ -61,6 +61,8 @@ class Chunks:
         self._news = threading.Event()
         self._seconds: float | None = None
         self._measured = 0
+        #: Calls that are submitted.
+        self._sent = 0
 
     def results(self, deadline: float | None) -> Iterator[Any]:
         """Yield None once, then the results in order; ending early cancels what is left."""
@@ -148,7 +150,7 @@ class Chunks:
             future = self._submit(chunk)
         except TooLarge as error:
             if len(chunk) == 1:
-                self._error = error
+                self._error = TooLarge(f"item {self._sent} of the input (from 0): {error}")
                 return
             middle = len(chunk) // 2
             self._error = None
@@ -160,6 +162,7 @@ class Chunks:
         except Exception as error:
             self._error = error
             return
+        self._sent += len(chunk)
         self._under_way.append(future)
         future.add_done_callback(self._hear)
 

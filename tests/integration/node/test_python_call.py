@@ -141,6 +141,38 @@ def test_a_device_that_lacks_a_module_says_so_with_the_cure(worker: Bus) -> None
         assert "modules=[no_such_module]" in (ended.item.error_message or "")
 
 
+def test_a_module_that_an_argument_named_is_the_functions_own_failure(worker: Bus) -> None:
+    text = "import importlib\ndef f(name):\n    return importlib.import_module(name).__name__\n"
+    ended = worker.run("python_call", source(text, "no_such_module"))
+    assert error(ended)["type"] == "ModuleNotFoundError"
+    assert value(worker.run("python_call", source(text, "json"))) == "json"
+    raised = "def f():\n    raise ImportError('no', name='math\\n:x')\n"
+    assert error(worker.run("python_call", source(raised)))["type"] == "ImportError"
+
+
+def test_errors_that_lie_about_themselves_or_are_our_own_are_told_and_not_tried_again(
+    worker: Bus,
+) -> None:
+    liar = (
+        "class Liar(ImportError):\n"
+        "    @property\n"
+        "    def __class__(self):\n"
+        "        raise ValueError\n"
+        "    @property\n"
+        "    def name(self):\n"
+        "        raise ValueError\n"
+        "def f():\n"
+        "    raise Liar('lies')\n"
+    )
+    assert error(worker.run("python_call", source(liar)))["type"] == "Liar"
+    ours = (
+        "from retire_cluster.node.tasks.base import Denied\n"
+        "def f():\n"
+        "    raise Denied('not mine to say')\n"
+    )
+    assert error(worker.run("python_call", source(ours)))["type"] == "Denied"
+
+
 def test_a_pickle_of_another_python_is_never_opened(worker: Bus, tmp_path: Path) -> None:
     mark = tmp_path / "opened"
 
