@@ -126,7 +126,7 @@ def test_a_run_that_is_under_way_is_not_gone_on_with(cluster: Cluster, tmp_path:
 
 @contextmanager
 def mapping(cluster: Cluster, tmp_path: Path, *flags: str) -> Iterator[Process]:
-    """A `map` of 300 long tasks, all of them submitted."""
+    """A `map` of 300 long tasks, all of them submitted, and known to it as such."""
     path = tmp_path / "long.jsonl"
     path.write_text("\n".join(LONG))
     before = count(cluster, task_type="sleep")
@@ -134,6 +134,8 @@ def mapping(cluster: Cluster, tmp_path: Path, *flags: str) -> Iterator[Process]:
     process = Process(tmp_path / "map.log", *words)
     try:
         until(lambda: count(cluster, task_type="sleep") == before + 300, "300 tasks")
+        notes = cluster.data_dir / "map"
+        until(lambda: not list(notes.glob("*.sending")), "the answer to the last submission")
         yield process
     finally:
         process.kill()
