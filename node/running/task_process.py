@@ -22,7 +22,6 @@ from retire_cluster.node.running.pipes import Pipes
 from retire_cluster.node.running.workplace import Workplace
 from retire_cluster.node.system import process_tree, shared_memory, task_folders
 from retire_cluster.node.system.resource_limits import Bounds
-from retire_cluster.node.walls import enforcement
 from retire_cluster.node.walls.confinement import Confinement
 from retire_cluster.node.walls.task_cgroups import Groups
 
@@ -72,7 +71,7 @@ class Plan:
         """Put other walls around tasks of processes that start from now on. From any thread."""
         self.confinement = confinement
         #: What each task process puts up around its tasks (enforcement.py).
-        self.walls = confinement.walls().write()
+        self.walls = confinement.walls().variables()
 
 
 class TaskProcess:
@@ -88,7 +87,7 @@ class TaskProcess:
             environment["RC_OWN_TYPES"] = "1"
         environment["RC_WORKER"] = plan.leftovers.mark
         environment["RC_MODULES"] = "\n".join(plan.modules)
-        environment[enforcement.VARIABLE] = plan.walls
+        environment.update(plan.walls)
         self._shared = f"{plan.leftovers.shared}{secrets.token_hex(4)}"
         environment["RC_BOUNDS"] = json.dumps(asdict(plan.bounds))
         self._leftovers = plan.leftovers

@@ -21,7 +21,7 @@ from typing import Any
 from retire_cluster.node.system import process_tree
 from retire_cluster.node.system.task_folders import START
 from retire_cluster.node.walls import landlock, reach
-from retire_cluster.node.walls.enforcement import VARIABLE, Walls
+from retire_cluster.node.walls.enforcement import Walls
 from retire_cluster.node.walls.landlock import Rule
 from retire_cluster.node.walls.paths import is_below
 from retire_cluster.node.walls.reach import Reach
@@ -149,7 +149,7 @@ class Confinement:
             "import zmq, retire_cluster.node.process.server, retire_cluster.node.process.perform"
         )
         arguments = [python, "-s", "-c", f"import sys; {code}", str(folder)]
-        environment = {**environment, VARIABLE: self.walls().write()}
+        environment = {**environment, **self.walls().variables()}
         try:
             done = subprocess.run(
                 self.command(arguments, (folder,)), cwd=START, env=environment,

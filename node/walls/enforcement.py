@@ -18,8 +18,10 @@ from retire_cluster.node.walls.landlock import Rule
 
 T = TypeVar("T")
 
-#: In the environment of a task process, as JSON.
+#: In the environment of a task process, as JSON, in as many parts as it takes: an owner may open a
+#: folder that has thousands of others in it, and Linux takes 128 KiB for a variable.
 VARIABLE = "RC_WALLS"
+_PART_CHARACTERS = 100_000
 _NOT_MOVED = "cross-device link"
 _CLOSED = (
     "; tasks reach system folders and their own only ({}): this device's owner opens others by"
@@ -46,6 +48,15 @@ class Walls:
         rules = [[rule.path, rule.allowed] for rule in self.rules]
         return json.dumps({**vars(self), "rules": rules})
 
+    def variables(self) -> dict[str, str]:
+        """These walls as variables of a task process's environment."""
+        text = self.write()
+        starts = range(0, len(text), _PART_CHARACTERS)
+        return {
+            _variable(number): text[start : start + _PART_CHARACTERS]
+            for number, start in enumerate(starts)
+        }
+
     @classmethod
     def read(cls, text: str) -> Walls:
         """The walls in a text of `write`; none in an empty one."""
@@ -68,7 +79,14 @@ def learn(scratch: str) -> None:
     :param scratch: the folder that the tasks of this process have theirs in
     """
     global current, _scratch
-    current, _scratch = Walls.read(os.environ.pop(VARIABLE, "")), scratch
+    parts: list[str] = []
+    while (part := os.environ.pop(_variable(len(parts)), None)) is not None:
+        parts.append(part)
+    current, _scratch = Walls.read("".join(parts)), scratch
+
+
+def _variable(number: int) -> str:
+    return f"{VARIABLE}_{number}" if number else VARIABLE
 
 
 def enter(folder: str = "") -> None:
