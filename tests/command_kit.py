@@ -17,7 +17,7 @@ TERMINAL = frozenset({"success", "failed", "timeout", "cancelled"})
 API = "/api/v1"
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = 30.0) -> Any:
     """Return the first true value of a condition. Raises `TimeoutError` when it does not come."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

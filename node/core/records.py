@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retire_cluster.schemas.ids import TaskIds
-from retire_cluster.schemas.protocol.messages import AttemptKey, TypeInfo
+from retire_cluster.schemas.protocol.messages import AttemptKey, Hello, TypeInfo
+from retire_cluster.schemas.protocol.wire import PROTOCOL
 
 
 class Attempt:
@@ -93,6 +95,24 @@ class Introduction:
     left_out: tuple[str, ...] = ()
     #: What tasks are kept from, and by what, each `what: which`.
     walls: tuple[str, ...] = ()
+
+    def hello(self, session: str, capabilities: Mapping[str, Any]) -> Hello:
+        """Return a HELLO that says this much, of a device without attempts and results."""
+        return Hello(
+            protocol=PROTOCOL,
+            device_id=self.device_id,
+            instance=self.instance,
+            session=session,
+            version=self.version,
+            role=self.role,
+            platform=self.platform,
+            hostname=self.hostname,
+            tags=self.tags,
+            slots=self.slots,
+            capabilities=dict(capabilities),
+            task_types=self.task_types,
+            walls=self.walls,
+        )
 
 
 # Why an attempt is ended before its own end.

@@ -211,25 +211,13 @@ class Session:
         self._work.start_over()
         me = self._introduction
         self._send(
-            messages.Hello(
-                protocol=PROTOCOL,
-                device_id=me.device_id,
-                instance=me.instance,
-                session=self.session,
-                version=me.version,
-                role=me.role,
-                platform=me.platform,
-                hostname=me.hostname,
-                tags=me.tags,
-                slots=me.slots,
-                capabilities=self._capabilities,
-                task_types=me.task_types,
+            replace(
+                me.hello(self.session, self._capabilities),
                 held=self._work.rows(now),
                 unsent=self.outbox.keys(),
                 accepting=self._takes_work(),
                 uptime_seconds=round(now - self._began_mono, 3),
                 left_out=me.left_out,
-                walls=me.walls,
             )
         )
 

@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -24,7 +25,6 @@ from retire_cluster.schemas.protocol import wire
 from retire_cluster.schemas.protocol.messages import (
     FromBroker,
     FromDevice,
-    Hello,
     Reject,
     Welcome,
     read_from_broker,
@@ -182,7 +182,8 @@ def _ask(
                 if news == REFUSED or (news == UP and only_knock):
                     return None, news
                 if news == UP:
-                    _send(link, _hello(me, capabilities, session))
+                    hello = me.hello(session, capabilities)
+                    _send(link, replace(hello, accepting=False, trial=True))
                 else:
                     trouble = news
             answer = _read(link)
@@ -195,26 +196,6 @@ def _ask(
         if link is not None:
             link.close(linger_ms=500)
         context.term()
-
-
-def _hello(me: Introduction, capabilities: Mapping[str, Any], session: str) -> Hello:
-    return Hello(
-        protocol=wire.PROTOCOL,
-        device_id=me.device_id,
-        instance=me.instance,
-        session=session,
-        version=me.version,
-        role=me.role,
-        platform=me.platform,
-        hostname=me.hostname,
-        tags=me.tags,
-        slots=me.slots,
-        capabilities=dict(capabilities),
-        task_types=me.task_types,
-        walls=me.walls,
-        accepting=False,
-        trial=True,
-    )
 
 
 def _send(link: Link, message: FromDevice) -> None:

@@ -19,8 +19,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, ModuleType
-from typing import Any, Final, NamedTuple
+from types import ModuleType
+from typing import Any, Final, NamedTuple, cast
 
 from retire_cluster.node.system import resource_limits
 from retire_cluster.node.tasks import exception_text
@@ -118,15 +118,14 @@ def call(payload: Mapping[str, Any], context: Context) -> dict[str, Any]:
         if not loaded and issubclass(type(error), TaskFailed):
             raise
         result = answers.failed(error, done)
-        lacking = not loaded or _is_import(error)
-        raise Traced(_failure(error, payload, result, lacking=lacking), _trace(error)) from None
+        raise Traced(_failure(error, payload, result, loaded=loaded), _trace(error)) from None
 
 
 class _Unloaded(Exception):
     """The function could not be made of what came."""
 
 
-def _is_import(error: BaseException) -> bool:
+def _by_statement(error: ImportError) -> bool:
     """Tell whether an import statement led to it: that is the device's lack, for every argument.
 
     What a function makes of its arguments, as `importlib.import_module(name)`, is its own failure:
@@ -134,22 +133,16 @@ def _is_import(error: BaseException) -> bool:
     """
     from opcode import opname
 
-    return any(
-        opname[frame.f_code.co_code[at]] in ("IMPORT_NAME", "IMPORT_FROM")
-        for frame, at in _steps(error)
-    )
-
-
-def _steps(error: BaseException) -> Iterator[tuple[FrameType, int]]:
-    """The frames that an exception passed, each with the offset of its instruction."""
     step = error.__traceback__
     while step is not None:
-        yield step.tb_frame, step.tb_lasti
+        if opname[step.tb_frame.f_code.co_code[step.tb_lasti]] in ("IMPORT_NAME", "IMPORT_FROM"):
+            return True
         step = step.tb_next
+    return False
 
 
 def _failure(
-    error: BaseException, payload: Mapping[str, Any], result: Any, *, lacking: bool
+    error: BaseException, payload: Mapping[str, Any], result: Any, *, loaded: bool
 ) -> TaskFailed:
     from retire_cluster.schemas.plain import NotPlain
 
@@ -162,7 +155,7 @@ def _failure(
     elif issubclass(kind, OSError):
         message += enforcement.hint(message)
     message += resource_limits.hint(message)
-    if lacking and issubclass(kind, ImportError):
+    if issubclass(kind, ImportError) and (not loaded or _by_statement(cast(ImportError, error))):
         message += f". The device lacks it: install it there{_sending(error)}"
         failure: TaskFailed = NotHere(message)
     elif issubclass(kind, MemoryError) or payload.get("retry_errors") is True:

@@ -103,7 +103,9 @@ class Calls:
         payload = {**written, **head}
         size = len(json.dumps(payload))
         if size > MAX_PAYLOAD_BYTES:
-            raise TooLarge(self._too_large(size, function, args, kwargs, each=each))
+            if each and len(args) > 1:  # whoever can halves them
+                raise TooLarge(f"{len(args)} calls of {_name(function)} have {size} bytes together")
+            raise TooLarge(self._too_large(size, function, args[0] if each else args, kwargs))
         return Sent(payload, size, own_python() if bound else "")
 
     def _named(self, function: Any) -> dict[str, Any]:
@@ -143,13 +145,7 @@ class Calls:
             raise found
         return found
 
-    def _too_large(
-        self, size: int, function: Any, args: Any, kwargs: Mapping[str, Any], *, each: bool
-    ) -> str:
-        if each and len(args) == 1:
-            (args,) = args
-        elif each:
-            args = (args,)
+    def _too_large(self, size: int, function: Any, args: Any, kwargs: Mapping[str, Any]) -> str:
         named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
         named += [(f"argument {name}", value) for name, value in kwargs.items()]
         named.append(("the function with what it uses", function))

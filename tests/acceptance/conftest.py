@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.kit import Process
+from tests.acceptance.kit import Cluster, Process, Rest
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +18,9 @@ def _what_a_failed_test_started_ends_with_it(request: pytest.FixtureRequest) -> 
         for process in reversed(Process.started[processes:]):
             process.stop()
         del Process.started[processes:]
+
+
+@pytest.fixture
+def rest(cluster: Cluster) -> Rest:
+    """The REST API of a module's own `cluster`."""
+    return cluster.rest

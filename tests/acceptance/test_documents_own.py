@@ -65,11 +65,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert found.close() == 0
 
 
-@pytest.fixture
-def rest(cluster: Cluster) -> Rest:
-    return cluster.rest
-
-
 @pytest.mark.parametrize("beginning", NOT_RUN)
 def test_what_is_not_run_is_there(beginning: str) -> None:
     assert [block.name for block in BLOCKS if block.text.startswith(beginning)]

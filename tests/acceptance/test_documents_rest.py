@@ -82,11 +82,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert found.close() == 0
 
 
-@pytest.fixture
-def rest(cluster: Cluster) -> Rest:
-    return cluster.rest
-
-
 class Facade:
     """One more facade of the cluster, started by a line of shell."""
 

@@ -41,11 +41,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert naming(found.folder) == []
 
 
-@pytest.fixture
-def rest(cluster: Cluster) -> Rest:
-    return cluster.rest
-
-
 def outcomes(rest: Rest, ids: list[str], since: int = 0) -> Counter[str]:
     """How often each of these tasks was recorded as ended, by the events this main node has."""
     wanted = set(ids)

@@ -60,11 +60,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, opened: Path) -> Iterator[
         assert found.close() == 0
 
 
-@pytest.fixture
-def rest(cluster: Cluster) -> Rest:
-    return cluster.rest
-
-
 def python(code: str, *args: str, **fields: Any) -> dict[str, Any]:
     """A payload of `command` that runs Python code."""
     return {"command": [sys.executable, "-c", code, *args], **fields}

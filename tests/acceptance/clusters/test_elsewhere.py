@@ -76,11 +76,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert naming(found.folder) == []
 
 
-@pytest.fixture
-def rest(cluster: Cluster) -> Rest:
-    return cluster.rest
-
-
 def run_all(rest: Rest, task_type: str, payloads: list[Any], retries: int) -> list[Any]:
     """Every task's details once all have ended."""
     limits = {"max_retries": retries, "timeout_seconds": 60}

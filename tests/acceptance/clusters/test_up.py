@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,11 @@ import pytest
 
 from retire_cluster.cli.endpoints import pid_alive
 from retire_cluster.node.system import process_tree
-from tests.command_kit import ANY_PORTS, COMMAND, plain_environment
+from tests.command_kit import ANY_PORTS, COMMAND, plain_environment, until
 
 pytestmark = pytest.mark.slow
 
 KEY = "a-key-that-no-command-line-shows"
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "") -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"did not happen in time: {what or condition}"
-        time.sleep(0.05)
 
 
 class Running:
@@ -361,7 +351,7 @@ def test_a_task_that_runs_when_everything_stops_is_given_back_and_runs_again(
     assert left_over(tmp_path / "data") == []
     again = Running(tmp_path / "data", "--slots", "2")
     try:
-        until(lambda: again.data("tasks", "show", task_id)["status"] == "running", 15)
+        until(lambda: again.data("tasks", "show", task_id)["status"] == "running", seconds=15)
         assert again.data("tasks", "show", task_id)["retry_count"] == 0
     finally:
         again.stop()

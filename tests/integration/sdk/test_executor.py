@@ -23,6 +23,7 @@ from retire_cluster.schemas.interpreter import own_python
 from retire_cluster.sdk import CannotSend, Executor, RemoteError, ResultNotPlain
 from retire_cluster.sdk import TaskFailed as EndedBadly
 from retire_cluster.sdk.functions.results import BadAnswer, Reader
+from tests.command_kit import until
 from tests.integration.node_kit import posix_only
 from tests.integration.sdk_kit import Facade, serving
 
@@ -87,13 +88,6 @@ def facade() -> Iterator[Calling]:
 def executor(facade: Calling) -> Iterator[Executor]:
     with Executor(facade.url) as found:
         yield found
-
-
-def until(condition: Any) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_call_is_a_future_of_concurrent_futures(executor: Executor) -> None:

@@ -11,31 +11,13 @@ from typing import Any
 import pytest
 
 from retire_cluster.broker.core import instructions as ins
-from retire_cluster.broker.core.rows import LiveRow, OutcomeRow, Snapshot, TaskRow
-from retire_cluster.broker.store.base import Store, StoreError, StoreFull
+from retire_cluster.broker.core.rows import LiveRow
+from retire_cluster.broker.store.base import StoreError, StoreFull
 from retire_cluster.broker.store.recent import RecentOutcomes
 from retire_cluster.broker.store.schema import MIGRATIONS
 from retire_cluster.broker.store.sqlite import SQLiteStore
-from tests.unit.broker.kit import WALL_MS, Cluster, MakeCluster
-
-
-def load(store: Store, inline_bytes: int = 100) -> Snapshot:
-    found = store.load(lambda newest: newest + 1, inline_bytes)
-    found.index = list(found.index)
-    return found
-
-
-def task(number: int, payload: bytes = b'{"a":1}') -> TaskRow:
-    return TaskRow(
-        number, WALL_MS, "echo", 1, 300, 3, b'{"requirements":{},"metadata":{}}', payload
-    )
-
-
-def outcome(number: int, **fields: Any) -> OutcomeRow:
-    row = OutcomeRow(
-        number, "failed", "box", 2, 1, 2, WALL_MS, 0.5, "error", "no", 1, b'{"x":1}', b"{}", 9
-    )
-    return row._replace(**fields)
+from tests.unit.broker.kit import Cluster, MakeCluster
+from tests.unit.broker.store.kit import load, outcome, task
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,16 +14,14 @@ from retire_cluster.broker.core.rows import (
     DispatchRow,
     LiveRow,
     Mark,
-    OutcomeRow,
-    Snapshot,
     SubmissionRow,
-    TaskRow,
 )
 from retire_cluster.broker.store.base import Store, StoreError
 from retire_cluster.broker.store.memory import MemoryStore
 from retire_cluster.broker.store.opening import open_store
 from retire_cluster.broker.store.sqlite import SQLiteStore
 from tests.unit.broker.kit import WALL_MS
+from tests.unit.broker.store.kit import load, outcome, task
 
 Reopen = Callable[[], Store]
 
@@ -46,25 +43,6 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
     yield open_again
     for store in opened:
         store.close()
-
-
-def load(store: Store, inline_bytes: int = 100) -> Snapshot:
-    found = store.load(lambda newest: newest + 1, inline_bytes)
-    found.index = list(found.index)
-    return found
-
-
-def task(number: int, payload: bytes = b'{"a":1}') -> TaskRow:
-    return TaskRow(
-        number, WALL_MS, "echo", 1, 300, 3, b'{"requirements":{},"metadata":{}}', payload
-    )
-
-
-def outcome(number: int, **fields: Any) -> OutcomeRow:
-    row = OutcomeRow(
-        number, "failed", "box", 2, 1, 2, WALL_MS, 0.5, "error", "no", 1, b'{"x":1}', b"{}", 9
-    )
-    return row._replace(**fields)
 
 
 def test_a_new_store_is_empty_and_numbers_begin_at_one(reopen: Reopen) -> None:
